@@ -1,1 +1,1 @@
-""""""
+"""Training: stages, the optimizer step, checkpoints, metrics."""

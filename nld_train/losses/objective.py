@@ -1,0 +1,133 @@
+"""The joint objective `L = L_AR + alpha * L_diff` and its four averagings (paper Eq. 3 to 5; reference section 1).
+
+Everything that decides *what* is optimised stands in this file. A negative log-likelihood of a row enters the loss
+through one number, its weight:
+
+    L = sum over rows of weight(row) * NLL(row)
+
+AR rows are the clean stream's next-token predictions. Diffusion rows are the masked positions of the noisy stream: they
+predict the clean token at the same position and carry the factor alpha / p. An averaging says what the sums are
+divided by. All counts run over the whole global batch, every data-parallel rank and every micro-batch of the optimizer
+step, so that gradients just add up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nld_train.config.schema import Averaging
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """Rows of one optimizer step, over the whole global batch.
+
+    Attributes:
+        ar_tokens: N_ar, supervised next-token rows.
+        maskable_tokens: N, positions that the noise could have masked.
+        masked_tokens: M, positions that it did mask.
+        sequences: number of samples.
+    """
+
+    ar_tokens: int
+    maskable_tokens: int
+    masked_tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """What the two sums are divided by; both are 1 under `sequence`, whose divisors differ from row to row."""
+
+    ar: float
+    diffusion: float
+
+
+def denominators(averaging: Averaging, counts: GlobalCounts) -> Denominators:
+    """The divisors of `sum CE_ar` and of `sum CE/p` (reference section 1, the table).
+
+    Raises:
+        ValueError: an unknown averaging.
+    """
+    if averaging == "global":
+        return Denominators(counts.ar_tokens, counts.maskable_tokens)
+    if averaging == "contributing":
+        contributing = counts.ar_tokens + counts.masked_tokens
+        return Denominators(contributing, contributing)
+    if averaging == "masked":
+        return Denominators(counts.ar_tokens, counts.masked_tokens)
+    if averaging == "sequence":
+        return Denominators(1.0, 1.0)
+    raise ValueError(f"averaging: {averaging!r} is not one of global, contributing, masked, sequence")
+
+
+def ar_row_weights(averaging: Averaging, counts: GlobalCounts, supervised: Tensor) -> Tensor:
+    """Weight of every AR row in the loss.
+
+    Args:
+        averaging: which mean.
+        counts: rows of the whole optimizer step.
+        supervised: bool `[b, L]`, rows whose next token is a target.
+
+    Returns:
+        float32 `[b, L]`, zero where nothing is supervised.
+    """
+    selected = supervised.float()
+    if averaging == "sequence":
+        return _divide(selected, selected.sum(dim=1, keepdim=True) * counts.sequences)
+    return _divide(selected, torch.tensor(float(denominators(averaging, counts).ar)))
+
+
+def diffusion_row_weights(averaging: Averaging, counts: GlobalCounts, masked: Tensor, probability: Tensor) -> Tensor:
+    """Weight of every noisy position in `L_diff`, without alpha: `1/p` at masked positions, divided by the averaging.
+
+    Args:
+        averaging: which mean.
+        counts: rows of the whole optimizer step.
+        masked: bool `[b, L]`.
+        probability: float32 `[b, L]`, the masking probability p of each position.
+
+    Returns:
+        float32 `[b, L]`, zero where nothing is masked.
+    """
+    selected = torch.where(masked, probability.float().reciprocal(), 0.0)
+    if averaging == "sequence":
+        return _divide(selected, masked.sum(dim=1, keepdim=True).float() * counts.sequences)
+    return _divide(selected, torch.tensor(float(denominators(averaging, counts).diffusion)))
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Quotient, with 0/0 = 0: an empty sum over a zero count is 0 (reference section 1)."""
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=1e-30), 0.0)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Both raw terms of the objective for some rows: scalars that add up over ranks and micro-batches."""
+
+    ar: Tensor
+    diffusion: Tensor | None
+
+    def loss(self, alpha: float) -> Tensor:
+        """`L_AR + alpha * L_diff`: the only place where the two terms meet."""
+        return self.ar if self.diffusion is None else self.ar + alpha * self.diffusion
+
+
+def objective_terms(
+    ar_nll: Tensor, ar_weights: Tensor, diffusion_nll: Tensor | None = None, diffusion_weights: Tensor | None = None
+) -> Terms:
+    """Weighted sums of negative log-likelihoods: this micro-batch's share of the globally averaged terms.
+
+    Args:
+        ar_nll: float32 `[n_ar]` of the supervised rows.
+        ar_weights: float32 `[n_ar]`, their weights.
+        diffusion_nll: float32 `[n_masked]`, or None in an AR stage.
+        diffusion_weights: float32 `[n_masked]`.
+    """
+    ar = (ar_nll * ar_weights).sum()
+    if diffusion_nll is None or diffusion_weights is None:
+        return Terms(ar=ar, diffusion=None)
+    return Terms(ar=ar, diffusion=(diffusion_nll * diffusion_weights).sum())

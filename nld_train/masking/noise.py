@@ -1,0 +1,117 @@
+"""The noise of the diffusion loss: a pure function of the seed, the stage and the sample's place in the stage.
+
+Nothing here has state. Parallel layout, micro-batch size, data workers and restarts cannot change a draw, because none of
+them is an argument. The bits come from Philox, a counter-based generator, on the CPU: the same on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nld_train.config.schema import DiffusionConfig
+
+# Independent streams of one place: the last word of Philox's counter.
+_LEVEL, _POSITIONS, _STRATUM = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The masked positions of one sample.
+
+    Attributes:
+        masked: bool `[L]`, True where the noisy stream shows the mask token.
+        probability: float32 `[L]`, the probability p with which each position was masked.
+    """
+
+    masked: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+
+
+def masking_probability(level: float | NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
+    """Masking probability `p = (1 - epsilon) * t + epsilon` of noise level t in [0, 1] (reference section 3).
+
+    Epsilon bounds the loss weight 1/p.
+    """
+    return np.asarray((1.0 - epsilon) * np.asarray(level, dtype=np.float64) + epsilon)
+
+
+def draw_noise(
+    settings: DiffusionConfig,
+    seed: int,
+    stage: str,
+    place: int,
+    global_size: int,
+    maskable: NDArray[np.bool_],
+    blocks: NDArray[np.int64],
+    level: float | None = None,
+) -> Noise:
+    """Draws the noise of one sample (reference section 3).
+
+    Args:
+        settings: epsilon, how levels relate within a step (`levels`), and what shares a level (`level_scope`).
+        seed: the run's seed.
+        stage: name of the stage; each stage has noise of its own.
+        place: the sample's place in the stage's training order, from 0, growing through epochs.
+        global_size: samples per optimizer step; stratified and shared levels belong to a step.
+        maskable: bool `[L]`, False for positions that must stay visible (prompts, padding).
+        blocks: int `[L]`, block index of each position, from `masking.layout.block_indices`.
+        level: a fixed noise level in [0, 1] instead of a drawn one, for validation.
+
+    Returns:
+        Which positions are masked, and with which probability each one was.
+    """
+    if level is not None:
+        levels = np.full(maskable.shape, level)
+    elif settings.level_scope == "block":
+        levels = uniform(seed, stage, place, _LEVEL, int(blocks[-1]) + 1)[blocks]
+    else:
+        levels = np.full(maskable.shape, sequence_level(settings.levels, seed, stage, place, global_size))
+    # The weight 1/p is taken from the float32 value, so the draw compares against that same value.
+    probability = masking_probability(levels, settings.epsilon).astype(np.float32)
+    masked = maskable & (uniform(seed, stage, place, _POSITIONS, len(maskable)) < probability)
+    return Noise(masked=masked, probability=probability)
+
+
+def sequence_level(
+    levels: Literal["independent", "stratified", "shared"], seed: int, stage: str, place: int, global_size: int
+) -> float:
+    """Noise level t ~ U(0, 1) of one sequence.
+
+    `independent` draws each sequence's level on its own ("DP-rank-varying mask ratio" in the paper's Table 1);
+    `shared` gives one level to all sequences of a step (that row's baseline); `stratified` gives each sequence of a step
+    its own one of `global_size` equal slices of [0, 1): every level stays uniform, their mean varies less.
+    """
+    step, slot = divmod(place, global_size)
+    if levels == "shared":
+        return float(uniform(seed, stage, step, _LEVEL, 1)[0])
+    own = float(uniform(seed, stage, place, _LEVEL, 1)[0])
+    if levels == "independent":
+        return own
+    return (int(_strata(seed, stage, step, global_size)[slot]) + own) / global_size
+
+
+@lru_cache(maxsize=8)
+def _strata(seed: int, stage: str, step: int, global_size: int) -> NDArray[np.int64]:
+    """A permutation of the step's slices, so that no slot (and so no rank) always gets the light or the heavy noise."""
+    return np.argsort(uniform(seed, stage, step, _STRATUM, global_size), kind="stable")
+
+
+def uniform(seed: int, stage: str, place: int, stream: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1) for one place: float64 `[count]`, the same bits on every machine and numpy version.
+
+    Only `random_raw` is used: numpy promises the bit stream of a BitGenerator, but not of its distributions.
+    """
+    generator = np.random.Philox(key=_key(seed, stage), counter=np.array([0, 0, place, stream], dtype=np.uint64))
+    return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, stage: str) -> NDArray[np.uint64]:
+    digest = hashlib.blake2b(f"{seed}/{stage}".encode(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype=np.uint64)

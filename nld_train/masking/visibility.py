@@ -1,0 +1,67 @@
+"""Who sees whom: the one rule from which every attention here takes its mask (reference section 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nld_train.masking.layout import StreamLayout
+
+
+class Coordinates(NamedTuple):
+    """What the rule needs to know of a token; tensors of any shapes that broadcast together.
+
+    Attributes:
+        noisy: bool, is it in the noisy stream.
+        index: int, its place in its stream, 0..L-1.
+        block: int, its block, growing through the sample.
+        document: int, its document.
+    """
+
+    noisy: Tensor
+    index: Tensor
+    block: Tensor
+    document: Tensor
+
+    def expand(self, dim: int) -> Coordinates:
+        """All four with a new dimension at `dim`, to pair queries with keys by broadcasting."""
+        return Coordinates(*(field.unsqueeze(dim) for field in self))
+
+
+def visible(query: Coordinates, key: Coordinates) -> Tensor:
+    """Whether `query` may attend to `key`: a bool tensor of the broadcast shape.
+
+    Inside one document: noisy sees the noisy tokens of its own block in both directions, and the clean tokens of
+    strictly earlier blocks; clean sees clean, causally; clean never sees noisy. So the clean stream is an ordinary
+    AR forward.
+    """
+    noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
+    noisy_to_clean = query.noisy & ~key.noisy & (key.block < query.block)
+    clean_to_clean = ~query.noisy & ~key.noisy & (key.index <= query.index)
+    return (query.document == key.document) & (noisy_to_noisy | noisy_to_clean | clean_to_clean)
+
+
+def coordinates(layout: StreamLayout) -> Coordinates:
+    """Coordinates of every token of a micro-batch: four tensors `[b, total_length]`, the noisy stream first."""
+    batch, length = layout.documents.shape
+    streams = 2 if layout.two_streams else 1
+    noisy = torch.zeros(batch, streams * length, dtype=torch.bool)
+    if layout.two_streams:
+        noisy[:, :length] = True
+    return Coordinates(
+        noisy=noisy,
+        index=torch.arange(length).repeat(streams).expand(batch, -1),
+        block=layout.blocks.repeat(1, streams),
+        document=layout.documents.repeat(1, streams),
+    )
+
+
+def dense_mask(layout: StreamLayout) -> Tensor:
+    """The whole visibility matrix: bool `[b, 1, S, S]` with S = total_length, True where attention is allowed.
+
+    Quadratic in memory: for tests and small inputs.
+    """
+    tokens = coordinates(layout)
+    return visible(tokens.expand(2), tokens.expand(1)).unsqueeze(1)

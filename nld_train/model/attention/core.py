@@ -1,0 +1,68 @@
+"""The attention modules that Megatron's layers are built from: self-attention with Ministral3's positions, and its core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+from torch import Tensor
+
+from nld_train.model.rotary import rotate
+from nld_train.model.streams import StreamContext, lookup
+
+Attend = Callable[[Tensor, Tensor, Tensor, StreamContext], Tensor]
+
+
+@cache
+def backend(name: str) -> Attend:
+    """The `attend` function of a backend: `dense`, `chunked` or `flex`."""
+    attend: Attend = import_module(f"nld_train.model.attention.{name}").attend
+    return attend
+
+
+class TwoStreamAttention(torch.nn.Module):
+    """Core attention: takes Megatron's tensors and its handle, and leaves the work to a backend.
+
+    Args:
+        attention_backend: name of the backend.
+        **_: what Megatron tells every core attention (config, layer number, mask type); nothing of it is needed.
+    """
+
+    def __init__(self, attention_backend: str, **_: Any) -> None:
+        super().__init__()
+        self.attend = backend(attention_backend)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
+        """`[S, b, heads, head_dim]`, twice `[S, b, groups, head_dim]` and a handle to `[S, b, heads * head_dim]`."""
+        query, key, value = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
+        output = self.attend(query, key, value, lookup(attention_mask))
+        return output.permute(2, 0, 1, 3).flatten(2)
+
+
+class Ministral3SelfAttention(SelfAttention):
+    """Self-attention with rotary embedding and query scale at the positions of the micro-batch's streams.
+
+    Replaces only Megatron's `forward`, whose positions run over the sequence as it travels; projections, tensor
+    parallelism and recomputation are Megatron's.
+    """
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+        """`[S, b, h]` (or its sequence-parallel part) and the handle, to `[S, b, h]` and the bias to add (none here)."""
+        context = lookup(attention_mask)
+        query, key, value = self.get_query_key_value_tensors(hidden_states, None)
+        query = rotate(query, context.cosine, context.sine)
+        key = rotate(key, context.cosine, context.sine)
+        if context.query_scale is not None:
+            query = query * context.query_scale
+        if self.checkpoint_core_attention and self.training:
+            output = self._checkpointed_attention_forward(
+                query, key, value, attention_mask, attn_mask_type=self.attn_mask_type
+            )
+        else:
+            output = self.core_attention(query, key, value, attention_mask)
+        projected: tuple[Tensor, Tensor | None] = self.linear_proj(output)
+        return projected

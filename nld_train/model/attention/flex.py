@@ -1,0 +1,48 @@
+"""Attention through PyTorch's FlexAttention: one block mask per micro-batch, shared by all layers, GQA without copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from nld_train.masking.layout import StreamLayout
+from nld_train.masking.visibility import Coordinates, coordinates, visible
+from nld_train.model.streams import StreamContext
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
+    """Same arguments and result as `dense.attend`."""
+    if "flex" not in context.masks:
+        context.masks["flex"] = block_mask(context.layout, query.device)
+    kernel = _compiled() if query.is_cuda else flex_attention
+    return kernel(query, key, value, block_mask=context.masks["flex"], enable_gqa=True)
+
+
+def block_mask(layout: StreamLayout, device: torch.device) -> BlockMask:
+    """The rule of visibility as a block-sparse mask; rows that are all alike share one.
+
+    Args:
+        layout: of one micro-batch.
+        device: where attention runs.
+    """
+    alike = bool((layout.documents == layout.documents[:1]).all())
+    rows = 1 if alike else len(layout.documents)
+    tokens = Coordinates(*(field[:rows].to(device) for field in coordinates(layout)))
+
+    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        row = batch * 0 if alike else batch
+        return visible(*(Coordinates(*(field[row, place] for field in tokens)) for place in (query, key)))
+
+    total = layout.total_length
+    return create_block_mask(allowed, None if alike else rows, None, total, total, device=str(device))
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    """The fused kernel. It exists only compiled; lengths are fixed in a run, so shapes are static."""
+    return torch.compile(flex_attention, dynamic=False)

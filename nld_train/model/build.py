@@ -1,0 +1,134 @@
+"""From the settings of a run to Megatron's configuration and to this rank's part of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nld_train.config.counts import padded_vocabulary
+from nld_train.config.schema import Config
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.model.spec import block_spec, resolve_attention, resolve_layers
+
+
+def resolve_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The type of weights and activations, for the key `execution.precision`: bfloat16 on CUDA, float32 on CPU."""
+    if config.execution.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[config.execution.precision]
+
+
+def transformer_config(config: Config, device: torch.device) -> TransformerConfig:
+    """Megatron's configuration of this model, layout and precision."""
+    dtype = resolve_dtype(config, device)
+    model = config.model
+    return TransformerConfig(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        # Weights are filled by `initialize` or from a checkpoint, and made on the CPU first.
+        perform_initialization=False,
+        use_cpu_initialization=True,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        # The loss that a micro-batch returns is already its share of the global mean: gradients are summed over
+        # micro-batches and ranks and divided by nothing. Parity tests hold this.
+        calculate_per_token_loss=True,
+        **_layout(config),
+        **_kernels(config, device),
+        **_recomputation(config),
+    )
+
+
+def _layout(config: Config) -> dict[str, Any]:
+    parallel = config.parallel
+    virtual = parallel.virtual_pipeline
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "virtual_pipeline_model_parallel_size": virtual,
+        "sequence_parallel": parallel.sequence,
+        # With two pipeline stages and virtual stages on gloo, batched messages between the same two peers cross
+        # silently; the overlapped, unbatched exchange does not.
+        "overlap_p2p_comm": virtual is not None,
+        "batch_p2p_comm": virtual is None,
+    }
+
+
+def _kernels(config: Config, device: torch.device) -> dict[str, Any]:
+    """Fused kernels that exist only on CUDA; what Apex brings is used where Apex is installed."""
+    fused = device.type == "cuda"
+    return {
+        "bias_activation_fusion": fused,
+        "bias_dropout_fusion": fused,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": fused and _apex_gradient_fusion(),
+    }
+
+
+def _apex_gradient_fusion() -> bool:
+    try:
+        import fused_weight_gradient_mlp_cuda  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _recomputation(config: Config) -> dict[str, Any]:
+    execution = config.execution
+    if execution.recompute == "none":
+        return {}
+    if execution.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": execution.recompute_layers,
+    }
+
+
+def build_model(config: Config, megatron: TransformerConfig, device: torch.device) -> list[Ministral3Model]:
+    """This rank's part of the model, one element per virtual pipeline stage, with weights not yet filled.
+
+    Args:
+        config: the run.
+        megatron: from `transformer_config`.
+        device: where the weights go. On `meta` nothing is allocated.
+    """
+    virtual = config.parallel.virtual_pipeline
+    chunks = [_build_chunk(config, megatron, device, stage) for stage in (range(virtual) if virtual else [None])]
+    return chunks if device.type == "meta" else [chunk.to(device) for chunk in chunks]
+
+
+def _build_chunk(
+    config: Config, megatron: TransformerConfig, device: torch.device, vp_stage: int | None
+) -> Ministral3Model:
+    layers = resolve_layers(config.execution.layers, device)
+    attention = resolve_attention(config.execution.attention, device)
+    with torch.device(device.type if device.type == "meta" else "cpu"):
+        return Ministral3Model(
+            config=megatron,
+            transformer_layer_spec=block_spec(megatron, layers, attention, vp_stage),
+            vocab_size=config.model.vocab_size,
+            padded_vocab_size=padded_vocabulary(config),
+            chunk_rows=config.execution.head_chunk_rows,
+            max_sequence_length=config.batch.sequence_length,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vp_stage=vp_stage,
+        )

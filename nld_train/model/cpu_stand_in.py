@@ -1,0 +1,108 @@
+"""Lets Megatron-Core run where there is no CUDA: the calls to `torch.cuda` that it makes unconditionally answer for the CPU.
+
+Functions are patched in place rather than through a `TorchFunctionMode`: a mode taxes every operation and does not
+reach other threads. Nothing is patched in a process that uses a CUDA device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+_FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like", "ones_like", "full_like")
+_installed = False
+
+
+def install() -> None:
+    """Makes the CPU answer for CUDA in this process, for good. Calling it again changes nothing."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    _patch_factories()
+    _patch_tensor_methods()
+    _patch_cuda_module()
+    _patch_megatron_random()
+
+
+def _redirect(device: Any) -> Any:
+    """The CPU for any way to name a CUDA device; everything else as it is."""
+    if isinstance(device, int) or (device is not None and str(device).startswith("cuda")):
+        return torch.device("cpu")
+    return device
+
+
+def _patch_factories() -> None:
+    for name in _FACTORIES:
+        factory = getattr(torch, name)
+
+        @functools.wraps(factory)
+        def on_cpu(*args: Any, _factory: Any = factory, **kwargs: Any) -> Any:
+            kwargs.pop("pin_memory", None)  # pinning needs an accelerator
+            if "device" in kwargs:
+                kwargs["device"] = _redirect(kwargs["device"])
+            return _factory(*args, **kwargs)
+
+        setattr(torch, name, on_cpu)
+
+
+def _patch_tensor_methods() -> None:
+    move, describe = torch.Tensor.to, torch.Tensor.type
+
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and isinstance(args[0], str | torch.device | int):
+            args = (_redirect(args[0]), *args[1:])
+        if "device" in kwargs:
+            kwargs["device"] = _redirect(kwargs["device"])
+        return move(self, *args, **kwargs)
+
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The distributed optimizer knows its parameters by the type names of CUDA tensors.
+        answer = describe(self, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) else answer
+
+    torch.Tensor.to = to  # type: ignore[assignment, method-assign]
+    torch.Tensor.type = type_  # type: ignore[method-assign]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
+
+
+class _NoStream:
+    """A CUDA stream on a device where everything happens in order."""
+
+    def wait_stream(self, *_: Any) -> None: ...
+    def wait_event(self, *_: Any) -> None: ...
+    def record_event(self, *_: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def __enter__(self) -> _NoStream:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def _patch_cuda_module() -> None:
+    answers: dict[str, Any] = {
+        "current_device": lambda: torch.device("cpu"),
+        "set_device": lambda *_: None,
+        "synchronize": lambda *_, **__: None,
+        "empty_cache": lambda: None,
+        "manual_seed": torch.manual_seed,
+        "Stream": lambda *_, **__: _NoStream(),
+        "current_stream": lambda *_, **__: _NoStream(),
+        "stream": lambda stream: stream if stream is not None else _NoStream(),
+        "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    torch.cuda.random.get_rng_state = answers["get_rng_state"]
+    torch.cuda.random.set_rng_state = answers["set_rng_state"]
+
+
+def _patch_megatron_random() -> None:
+    import megatron.core.tensor_parallel.random as megatron_random
+
+    megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    megatron_random._lazy_call = lambda call, **__: call()
+    megatron_random._lazy_init = lambda: None

@@ -1,0 +1,89 @@
+"""The model: Megatron-Core's GPT with two streams in, and negative log-likelihoods of selected rows out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+from torch import Tensor
+
+from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+
+
+class Ministral3Model(GPTModel):
+    """A Ministral3 decoder, or its part on one pipeline stage.
+
+    Embedding, layers, head, sharded state and pipeline inputs are Megatron's. Different are the forward pass, which takes
+    a handle to the micro-batch's streams and row selections, and the head, which only sees supervised rows.
+
+    Args:
+        vocab_size: size of the vocabulary before padding; `padded_vocab_size` is what the weights have.
+        padded_vocab_size: a multiple of the tensor-parallel size.
+        chunk_rows: rows of logits held at once, 0 for all.
+        **arguments: Megatron's, see `GPTModel`.
+    """
+
+    def __init__(self, *, vocab_size: int, padded_vocab_size: int, chunk_rows: int, **arguments: Any) -> None:
+        super().__init__(
+            vocab_size=padded_vocab_size,
+            position_embedding_type="none",  # positions enter in the attention
+            share_embeddings_and_output_weights=False,
+            **arguments,
+        )
+        self.real_vocab_size = vocab_size
+        self.chunk_rows = chunk_rows
+        if self.post_process:
+            self._silence_head()
+
+    def _silence_head(self) -> None:
+        """Takes the communication out of the head: it is done once for all row chunks, in `_rows`."""
+        self.output_layer.sequence_parallel = False
+        self.output_layer.allreduce_dgrad = False
+        self.output_layer.disable_grad_reduce = True
+
+    def forward(
+        self, tokens: Tensor, streams: Tensor, rows: Tensor | None = None, targets: Tensor | None = None
+    ) -> Tensor:
+        """One pass over the streams of a micro-batch.
+
+        Args:
+            tokens: int64 `[b, S]`, `[noisy | clean]` or clean alone; used by the first pipeline stage.
+            streams: handle of the micro-batch's `StreamContext`.
+            rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states of the rows to be scored or read.
+            targets: int64 `[n]`, their target tokens, or None for logits.
+
+        Returns:
+            On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]` without
+            targets; before it the hidden states `[S, b, h]`.
+        """
+        embedded = self.embedding(input_ids=tokens, position_ids=None) if self.pre_process else None
+        hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
+        if not self.post_process:
+            return hidden
+        selected = self._rows(hidden, rows)
+        if targets is None:
+            return gather_from_tensor_model_parallel_region(self._head(selected))[:, : self.real_vocab_size]
+        return chunked_nll(selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows)
+
+    def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
+        """Selected rows `[n, h]` of `[S, b, h]`, whole on every tensor-parallel rank.
+
+        The gradient that comes back from the ranks' parts of the vocabulary is added up here, once.
+        """
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+        elif parallel_state.get_tensor_model_parallel_world_size() > 1:
+            hidden = copy_to_tensor_model_parallel_region(hidden)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return flat if rows is None else flat.index_select(0, rows)
+
+    def _head(self, rows: Tensor) -> Tensor:
+        """This rank's logits `[n, padded_vocab_size / tensor]` of hidden rows `[n, h]`."""
+        logits: Tensor = self.output_layer(rows)[0]
+        return logits

@@ -1,0 +1,84 @@
+"""Ministral3's rotary embedding and query scale; the frequencies come from `transformers` (reference section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+
+
+def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
+    """What `transformers` computes for this model's `rope_parameters`.
+
+    Returns:
+        float32 `[head_dim / 2]` inverse frequencies, and the factor on cosine and sine.
+
+    Raises:
+        UserError: a rope_type that `transformers` does not have, or whose frequencies change with the input.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope_type = model.rope_parameters.rope_type
+    if rope_type not in (valid := ["default", "linear", "llama3", "yarn"]):
+        raise UserError(f"model.rope_parameters.rope_type: {rope_type!r} is not supported; use one of {', '.join(valid)}")
+    parameters = {k: v for k, v in dataclasses.asdict(model.rope_parameters).items() if v is not None}
+    if rope_type == "default":
+        # The plain frequencies are the linear ones, scaled by 1.
+        rope_type, parameters = "linear", {**parameters, "rope_type": "linear", "factor": 1.0}
+    frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](_transformers_config(model, parameters), torch.device("cpu"))
+    return frequencies.float(), float(factor)
+
+
+def _transformers_config(model: ModelConfig, rope_parameters: dict[str, object]) -> object:
+    from transformers import Ministral3Config
+
+    return Ministral3Config(
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.max_position_embeddings,
+        rope_parameters={"max_position_embeddings": model.max_position_embeddings, **rope_parameters},
+    )
+
+
+class RotaryEmbedding:
+    """Cosines, sines and query scales of any positions.
+
+    Args:
+        model: shapes and `rope_parameters`.
+        device: where results are put.
+    """
+
+    def __init__(self, model: ModelConfig, device: torch.device) -> None:
+        frequencies, self.factor = inverse_frequencies(model)
+        self.frequencies = frequencies.to(device)
+        self.scaling_beta = model.rope_parameters.llama_4_scaling_beta
+        self.original_length = model.rope_parameters.original_max_position_embeddings
+
+    def cosine_and_sine(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Two tensors `[..., head_dim]` for int positions `[...]`; angles are computed in float32."""
+        angles = positions.to(self.frequencies.device).float().unsqueeze(-1) * self.frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
+
+    def query_scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """`1 + beta * ln(1 + floor(position / original_length))` for int positions `[...]`, or None where it is 1.
+
+        Llama-4's temperature for long contexts (`llama_4_scaling_beta`).
+        """
+        if not self.scaling_beta or not self.original_length:
+            return None
+        beyond = torch.div(positions, self.original_length, rounding_mode="floor")
+        if not bool(beyond.any()):
+            return None
+        return (1 + self.scaling_beta * torch.log1p(beyond.float())).to(self.frequencies.device, dtype)
+
+
+def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotates `[..., head_dim]` by angles given as cosine and sine that broadcast to it (halves, not interleaved)."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat([-second, first], dim=-1) * sine

@@ -1,0 +1,80 @@
+"""One pass of Megatron's pipeline schedule over the micro-batches of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from torch import Tensor
+
+from nld_train.losses.objective import GlobalCounts, objective_terms
+from nld_train.training.micro_batch import MicroBatch, Samples, count_rows
+
+LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+
+def global_counts(samples: list[Samples], device: torch.device) -> GlobalCounts:
+    """Rows of the whole step: this rank's own, added up over the data-parallel ranks, before any forward pass."""
+    totals = torch.tensor(count_rows(samples), dtype=torch.int64, device=device)
+    dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
+    return GlobalCounts(*totals.tolist())
+
+
+def run_schedule(
+    model: list[Any], micro_batches: Sequence[MicroBatch], alpha: float, forward_only: bool = False
+) -> list[dict[str, Tensor]]:
+    """Runs forward (and backward) over all micro-batches under the layout's pipeline schedule.
+
+    Args:
+        model: the model's chunks on this rank.
+        micro_batches: the same number on every rank.
+        alpha: weight of the diffusion term.
+        forward_only: without gradients.
+
+    Returns:
+        One dict per micro-batch on the last pipeline stage, an empty list elsewhere, see `_loss_function`.
+    """
+    iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in model]
+    first = micro_batches[0].tokens
+    results: list[dict[str, Tensor]] = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, alpha=alpha),
+        data_iterator=iterators if len(model) > 1 else iterators[0],
+        model=model if len(model) > 1 else model[0],
+        num_microbatches=len(micro_batches),
+        seq_length=first.shape[1],  # what travels between stages: 2L with a noisy stream
+        micro_batch_size=first.shape[0],
+        forward_only=forward_only,
+    )
+    return results
+
+
+def _forward_step(
+    micro_batches: Iterator[MicroBatch], model: torch.nn.Module, alpha: float
+) -> tuple[Tensor, LossFunction]:
+    """What Megatron's schedules call per micro-batch: the forward pass, and how to make a loss of its output."""
+    batch = next(micro_batches)
+    output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
+    return output, partial(_loss_function, batch, alpha)
+
+
+def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """This micro-batch's share of the global loss.
+
+    The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`); the number of tokens
+    that Megatron expects in second place is therefore unused. What is kept is cloned, since schedules change the loss in
+    place.
+    """
+    ar_nll, diffusion_nll = nll[: batch.rows.ar_count], nll[batch.rows.ar_count :]
+    if batch.diffusion_weights is None:
+        terms = objective_terms(ar_nll, batch.ar_weights)
+    else:
+        terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
+    kept = {"ar": terms.ar.detach().clone(), "nll": nll.detach().clone()}
+    if terms.diffusion is not None:
+        kept["diffusion"] = terms.diffusion.detach().clone()
+    return terms.loss(alpha), torch.ones((), dtype=torch.int, device=nll.device), kept

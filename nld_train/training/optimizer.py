@@ -1,0 +1,108 @@
+"""AdamW through Megatron's distributed optimizer, and its warmup-stable-decay schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nld_train.config.schema import Config, ScheduleConfig, StageConfig
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.training.adam import provide_to_megatron
+
+
+def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Ministral3Model]) -> list[Any]:
+    """Wraps the model's chunks for mixed precision and data parallelism, and tells the schedule about them."""
+    parallel = config.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        # In every layout, data-parallel or not: one class of optimizer, whose state any other layout can load.
+        use_distributed_optimizer=True,
+    )
+    halves = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
+    wrapped = [
+        DistributedDataParallel(megatron, settings, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(halves)
+    ]
+    megatron.finalize_model_grads_func = _finalize_gradients
+    if parallel.overlap_grad_reduce:
+        hooks = [chunk.no_sync for chunk in wrapped]
+        megatron.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+    return wrapped
+
+
+def unwrap(chunk: Any) -> Ministral3Model:
+    """The model inside the wrappers of data parallelism and mixed precision."""
+    while not isinstance(chunk, Ministral3Model):
+        chunk = chunk.module
+    return chunk
+
+
+def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: Any) -> None:
+    """Megatron's reduction of gradients, without its division by a number of tokens: the loss is already a mean."""
+    del num_tokens
+    finalize_model_grads(model, None, **arguments)
+
+
+def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype: torch.dtype) -> Any:
+    """A fresh optimizer over the model's current weights. Norms are exempt from weight decay, as Megatron does."""
+    provide_to_megatron()
+    settings = config.optimizer
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=stage.schedule.learning_rate,
+            min_lr=stage.schedule.final_learning_rate,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.epsilon,
+            clip_grad=settings.clip_grad,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=True,
+            overlap_param_gather=config.parallel.overlap_param_gather,
+        ),
+        model,
+    )
+
+
+def build_scheduler(schedule: ScheduleConfig, optimizer: Any, steps: int, weight_decay: float) -> OptimizerParamScheduler:
+    """The learning rate of a stage of `steps` optimizer steps.
+
+    It is a function of the step alone. Advance it *before* each update: Megatron starts at the warmup's zero.
+    """
+    warmup = min(int(schedule.warmup_fraction * steps), steps - 1)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=schedule.learning_rate,
+        min_lr=schedule.final_learning_rate,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=steps,
+        lr_decay_style="WSD",
+        wsd_decay_steps=max(1, int(schedule.decay_fraction * steps)),
+        lr_wsd_decay_style=schedule.decay_style,
+        start_wd=weight_decay,
+        end_wd=weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )
+
+
+def clip_gradients(optimizer: Any, gradient_norm: float, limit: float) -> None:
+    """Scales all gradients so that their global norm is at most `limit`; 0 leaves them as they are."""
+    if limit <= 0:
+        return
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if parameters := part.get_parameters():
+            clip_grad_by_total_norm_fp32(parameters, max_norm=limit, total_norm=gradient_norm)

@@ -1,0 +1,88 @@
+"""Processes and devices: the process group, Megatron's parallel groups, and taking them down again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+from nld_train.model import cpu_stand_in
+
+
+def resolve_device(device: str) -> torch.device:
+    """This process's device, for the key `execution.device`.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("execution.device: cuda is asked for, but torch sees no CUDA device; use execution.device=cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def world_size() -> int:
+    """Number of processes that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def parallel_groups(config: Config) -> Iterator[torch.device]:
+    """Joins the process group and builds Megatron's groups; yields this process's device; leaves them all at the end."""
+    device = resolve_device(config.execution.device)
+    if device.type == "cpu":
+        cpu_stand_in.install()
+    else:
+        torch.cuda.set_device(device)
+    _join(device, timedelta(minutes=config.execution.timeout_minutes))
+    try:
+        _build_groups(config)
+        yield device
+    finally:
+        _leave()
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Initialises torch.distributed, alone where there is no torchrun."""
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def _build_groups(config: Config) -> None:
+    from megatron.core import parallel_state, tensor_parallel
+
+    parallel = config.parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        distributed_timeout_minutes=int(config.execution.timeout_minutes),
+    )
+    # Nothing here draws from these generators (the model has no dropout), but Megatron's recomputation saves them.
+    tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed, force_reset_rng=True)
+
+
+def _leave() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def sum_over_world(values: list[float], device: torch.device) -> list[float]:
+    """Sums each value over all processes, in float64."""
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
