@@ -1,1 +1,1 @@
-""""""
+"""Train language models that read both ways: autoregressive and block-diffusion in one set of weights."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nld_train.losses.objective import GlobalCounts, objective_terms
 from nld_train.training.micro_batch import MicroBatch, Samples, count_rows
+from nld_train.training.parallel import sum_over_world
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
@@ -53,6 +54,20 @@ def run_schedule(
     return results
 
 
+def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tuple[float, float]:
+    """Both raw terms, added up over micro-batches and ranks: the same two numbers on every rank.
+
+    Only the last pipeline stage has results, and its tensor-parallel ranks have equal ones.
+    """
+    counted = parallel_state.get_tensor_model_parallel_rank() == 0
+    local = [
+        sum((float(result[term]) for result in results if term in result), 0.0) if counted else 0.0
+        for term in ("ar", "diffusion")
+    ]
+    ar, diffusion = sum_over_world(local, device)
+    return ar, diffusion
+
+
 def _forward_step(
     micro_batches: Iterator[MicroBatch], model: torch.nn.Module, alpha: float
 ) -> tuple[Tensor, LossFunction]:
@@ -74,7 +89,7 @@ def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor
         terms = objective_terms(ar_nll, batch.ar_weights)
     else:
         terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
-    kept = {"ar": terms.ar.detach().clone(), "nll": nll.detach().clone()}
+    kept = {"ar": terms.ar.detach().clone()}
     if terms.diffusion is not None:
         kept["diffusion"] = terms.diffusion.detach().clone()
     return terms.loss(alpha), torch.ones((), dtype=torch.int, device=nll.device), kept

@@ -6,19 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nld_train.config.schema import StageConfig
 from nld_train.errors import UserError
-from nld_train.losses.objective import GlobalCounts
+from nld_train.losses.objective import Denominators, GlobalCounts, denominators
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.forward_backward import global_counts, run_schedule
+from nld_train.training.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.micro_batch import Samples, StreamSettings, prepare
 from nld_train.training.optimizer import clip_gradients
-from nld_train.training.parallel import sum_over_world
 
 
 class NonFiniteError(UserError):
@@ -34,6 +31,7 @@ class StepResult:
         ar_loss: raw AR term, averaged as the stage says.
         diffusion_loss: raw diffusion term without alpha, or None in an AR stage.
         counts: rows of the global batch.
+        denominators: what the two sums of cross-entropies were divided by.
         gradient_norm: before clipping.
     """
 
@@ -41,6 +39,7 @@ class StepResult:
     ar_loss: float
     diffusion_loss: float | None
     counts: GlobalCounts
+    denominators: Denominators
     gradient_norm: float
 
 
@@ -74,24 +73,15 @@ def train_step(
     micro_batches = [prepare(batch, counts, settings, rotary) for batch in samples]
     results = run_schedule(model, micro_batches, stage.alpha)
     streams.clear()
-    ar_loss, diffusion_loss = _global_terms(results, settings)
+    ar_loss, diffusion = global_terms(results, settings.device)
+    diffusion_loss = diffusion if settings.two_streams else None
     _refuse_non_finite(ar_loss=ar_loss, diffusion_loss=diffusion_loss)
     gradient_norm = _gradient_norm(optimizer)
     clip_gradients(optimizer, gradient_norm, clip_grad)
     optimizer.step_with_ready_grads()
     loss = ar_loss if diffusion_loss is None else ar_loss + stage.alpha * diffusion_loss
-    return StepResult(loss, ar_loss, diffusion_loss, counts, gradient_norm)
-
-
-def _global_terms(results: list[dict[str, torch.Tensor]], settings: StreamSettings) -> tuple[float, float | None]:
-    """Both terms on every rank. Only the last pipeline stage has them, equal on its tensor-parallel ranks."""
-    counted = bool(results) and parallel_state.get_tensor_model_parallel_rank() == 0
-    local = [
-        sum(float(result[term]) for result in results if term in result) if counted else 0.0
-        for term in ("ar", "diffusion")
-    ]
-    ar, diffusion = sum_over_world(local, settings.device)
-    return ar, diffusion if settings.two_streams else None
+    divisors = denominators(settings.averaging, counts)
+    return StepResult(loss, ar_loss, diffusion_loss, counts, divisors, gradient_norm)
 
 
 def _gradient_norm(optimizer: Any) -> float:

@@ -1,0 +1,45 @@
+"""The small refusals that the validation is made of: each one line naming a key, its value and what would be valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nld_train.errors import UserError
+
+
+def refuse_unless(fits: bool, key: str, value: Any, valid: str) -> None:
+    """Raise `UserError` as `key=value: valid` unless `fits`."""
+    if not fits:
+        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        raise UserError(f"{key}={shown}: {valid}")
+
+
+def at_least(key: str, value: float, minimum: float) -> None:
+    """Refuse a number below `minimum`."""
+    refuse_unless(value >= minimum, key, value, f"must be at least {minimum}")
+
+
+def positive(key: str, value: float | None) -> None:
+    """Refuse null, zero and negative numbers."""
+    refuse_unless(value is not None and value > 0, key, value, "must be a number above 0")
+
+
+def fraction(key: str, value: float) -> None:
+    """Refuse what does not lie in [0, 1]."""
+    refuse_unless(0 <= value <= 1, key, value, "must lie in [0, 1]")
+
+
+def below_one(key: str, value: float) -> None:
+    """Refuse what does not lie in [0, 1)."""
+    refuse_unless(0 <= value < 1, key, value, "must lie in [0, 1)")
+
+
+def divisors(number: int, smallest: int = 1, most: int = 12) -> list[int]:
+    """The first `most` divisors of `number` from `smallest` on."""
+    return [candidate for candidate in range(smallest, min(number, 4096) + 1) if number % candidate == 0][:most]
+
+
+def divides(divisor_key: str, divisor: int, key: str, value: int, valid: list[int] | None = None) -> None:
+    """Refuse a divisor that leaves a rest of `value`; `valid` are the ones to name instead."""
+    choices = ", ".join(str(number) for number in (divisors(value) if valid is None else valid))
+    refuse_unless(value % divisor == 0, divisor_key, divisor, f"must divide {key}={value}; valid: {choices or 'none'}")

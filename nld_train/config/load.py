@@ -1,0 +1,161 @@
+"""From composed YAML to the frozen dataclasses of `schema`, and back.
+
+The conversion follows the type hints, so that a key is added in `schema` and nowhere else. It takes nothing that is
+not asked for: an unknown or missing key and a value of another type are refused with the key's full dotted name.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+
+_SIMPLE_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
+
+
+def load_config(composed: DictConfig) -> Config:
+    """Turn what Hydra composed into a `Config`.
+
+    Raises `UserError` for an unknown or missing key, a value of a wrong type, and an interpolation that leads nowhere.
+    """
+    try:
+        settings = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    return config_from_dict(settings)
+
+
+def config_from_dict(settings: Any) -> Config:
+    """Turn nested dictionaries, as `config_to_dict` makes them, into a `Config`; raises `UserError`."""
+    return _convert(settings, Config, "")
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The settings as nested dictionaries and lists of plain values, ready for YAML or JSON."""
+    return _plain(asdict(config))
+
+
+def config_to_yaml(config: Config) -> str:
+    """The resolved settings as YAML text, in the order of `schema`, as they lie beside a checkpoint."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_from_yaml(text: str) -> Config:
+    """Read back what `config_to_yaml` wrote: an equal `Config`. Raises `UserError` for anything else."""
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration: not valid YAML: {' '.join(str(error).split())}") from error
+    return config_from_dict(settings)
+
+
+def unknown_key_message(key: str, valid_names: Sequence[str]) -> str:
+    """One line about a dotted key whose last part is none of `valid_names`, with the nearest of them."""
+    parent, _, name = key.rpartition(".")
+    close = get_close_matches(name, valid_names, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"{key}: unknown key;{hint} valid under {parent or 'the root'}: {', '.join(valid_names)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    """Return `value` as the type that `hint` asks for, or raise `UserError` with `key`."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, hint, key)
+    if is_dataclass(hint):
+        return _convert_dataclass(value, hint, key)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(item, get_args(hint)[0], f"{key}[{index}]") for index, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {name: _convert(item, get_args(hint)[1], f"{key}.{name}") for name, item in value.items()}
+    if origin is Literal and any(value == choice and type(value) is type(choice) for choice in get_args(hint)):
+        return value
+    if origin is None:
+        return _convert_simple(value, hint, key)
+    raise _wrong_type(value, hint, key)
+
+
+def _convert_union(value: Any, hint: Any, key: str) -> Any:
+    """Take the first alternative that fits; an error inside a nested one tells more than a list of types."""
+    alternatives = get_args(hint)
+    if value is None and types.NoneType in alternatives:
+        return None
+    others = [alternative for alternative in alternatives if alternative is not types.NoneType]
+    nested = [a for a in others if is_dataclass(a) or (get_origin(a) is tuple and isinstance(value, list | tuple))]
+    if nested:
+        return _convert(value, nested[0], key)
+    for alternative in others:
+        try:
+            return _convert(value, alternative, key)
+        except UserError:
+            continue
+    raise _wrong_type(value, hint, key)
+
+
+def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _wrong_type(value, hint, key)
+    prefix = f"{key}." if key else ""
+    hints = get_type_hints(hint)
+    names = [field.name for field in fields(hint)]
+    for name in value:
+        if name not in names:
+            raise UserError(unknown_key_message(f"{prefix}{name}", names))
+    for name in names:
+        if name not in value:
+            raise UserError(f"{prefix}{name}: missing; wanted: {_describe(hints[name])}")
+    return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in names})
+
+
+def _convert_simple(value: Any, hint: Any, key: str) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not math.isfinite(value):
+        raise _wrong_type(value, hint, key)
+    if hint is int and number and value == int(value):
+        return int(value)
+    if hint is float and number:
+        return float(value)
+    if hint in (bool, str) and isinstance(value, hint):
+        return value
+    raise _wrong_type(value, hint, key)
+
+
+def _wrong_type(value: Any, hint: Any, key: str) -> UserError:
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    quote = " (put it in quotes)" if hint is str and isinstance(value, int | float) else ""
+    return UserError(f"{key or 'configuration'}={shown}: wanted: {_describe(hint)}{quote}")
+
+
+def _describe(hint: Any) -> str:
+    """What a type hint asks for, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        choices = ", ".join(str(choice) for choice in arguments)
+        return choices if len(arguments) == 1 else f"one of {choices}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(alternative) for alternative in arguments)
+    if origin is tuple:
+        return f"a list, each item {_describe(arguments[0])}"
+    if origin is dict:
+        return f"names, under each of them {_describe(arguments[1])}"
+    if is_dataclass(hint):
+        return f"{{{', '.join(field.name for field in fields(hint))}}}"
+    return _SIMPLE_TYPES[hint]

@@ -1,0 +1,78 @@
+"""Refusing layouts that do not fit the model, the batch or the number of processes."""
+
+from __future__ import annotations
+
+from math import gcd
+
+from nld_train.config.checks import at_least, divides, divisors, refuse_unless
+from nld_train.config.plan import data_parallel_size, micro_batches
+from nld_train.config.schema import Config
+
+
+def validate_layout(config: Config, world_size: int) -> None:
+    """Raise `UserError` for a layout that is impossible for `world_size` processes."""
+    _check_tensor_parallel(config)
+    _check_pipeline_parallel(config)
+    _check_world(config, world_size)
+
+
+def _check_tensor_parallel(config: Config) -> None:
+    parallel, model = config.parallel, config.model
+    at_least("parallel.tensor", parallel.tensor, 1)
+    sizes = {name: getattr(model, name) for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+    valid_sizes = divisors(gcd(*sizes.values()))
+    for name, size in sizes.items():
+        divides("parallel.tensor", parallel.tensor, f"model.{name}", size, valid_sizes)
+    if parallel.sequence:
+        refuse_unless(parallel.tensor > 1, "parallel.sequence", True, "needs parallel.tensor > 1; set false")
+        _check_sequence_parallel_lengths(config)
+    if parallel.overlap_param_gather:
+        valid = "needs parallel.overlap_grad_reduce=true; set false"
+        refuse_unless(parallel.overlap_grad_reduce, "parallel.overlap_param_gather", True, valid)
+
+
+def _check_sequence_parallel_lengths(config: Config) -> None:
+    length, tensor = config.batch.sequence_length, config.parallel.tensor
+    for name in config.run.stages:
+        joint = config.stages[name].alpha > 0
+        travelling = 2 * length if joint else length
+        valid = (
+            f"stage {name!r} sends {travelling} positions{' (two streams)' if joint else ''} through the model, which "
+            f"parallel.sequence cuts into parallel.tensor={tensor} equal parts; take a multiple of {tensor}"
+        )
+        refuse_unless(travelling % tensor == 0, "batch.sequence_length", length, valid)
+
+
+def _check_pipeline_parallel(config: Config) -> None:
+    parallel, layers = config.parallel, config.model.num_hidden_layers
+    at_least("parallel.pipeline", parallel.pipeline, 1)
+    divides("parallel.pipeline", parallel.pipeline, "model.num_hidden_layers", layers)
+    virtual = parallel.virtual_pipeline
+    if virtual is None:
+        return
+    refuse_unless(virtual >= 2, "parallel.virtual_pipeline", virtual, "must be at least 2, or null")
+    refuse_unless(parallel.pipeline > 1, "parallel.virtual_pipeline", virtual, "needs parallel.pipeline > 1; set null")
+    per_rank = layers // parallel.pipeline
+    described = f"the layers of a pipeline rank, {layers} / {parallel.pipeline}"
+    divides("parallel.virtual_pipeline", virtual, described, per_rank, divisors(per_rank, smallest=2))
+
+
+def _check_world(config: Config, world_size: int) -> None:
+    parallel, batch = config.parallel, config.batch
+    copy_size = parallel.tensor * parallel.pipeline
+    valid = (
+        f"must be a multiple of {copy_size}, parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
+    )
+    key = "run.plan_world_size" if config.run.dry and world_size == config.run.plan_world_size else "world size"
+    refuse_unless(world_size >= 1 and world_size % copy_size == 0, key, world_size, valid)
+    copies = data_parallel_size(config, world_size)
+    pass_size = batch.micro_size * copies
+    valid = f"must be a multiple of {pass_size}, batch.micro_size={batch.micro_size} x data-parallel size {copies}"
+    refuse_unless(batch.global_size % pass_size == 0, "batch.global_size", batch.global_size, valid)
+    if parallel.virtual_pipeline is not None:
+        count = micro_batches(config, world_size)
+        valid = (
+            f"makes {count} micro-batches, but parallel.virtual_pipeline needs a multiple of "
+            f"parallel.pipeline={parallel.pipeline}; take a multiple of {pass_size * parallel.pipeline}"
+        )
+        refuse_unless(count % parallel.pipeline == 0, "batch.global_size", batch.global_size, valid)

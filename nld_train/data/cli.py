@@ -1,0 +1,155 @@
+"""`nld-data`: prepares token sets, and shows what they hold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from nld_train.errors import UserError
+
+_STDLIB_VALIDATION = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `nld-data`; returns the exit status. What a user can mend is one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except KeyboardInterrupt:
+        return _fail("interrupted: the same command goes on where this one stopped", status=130)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print("nld-data: error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nld-data", description="Prepares token sets, and shows what they hold.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prepare(commands.add_parser("prepare", help="turn text into NAME.bin and NAME.idx"))
+    _add_inspect(commands.add_parser("inspect", help="show a set, or one training sample of it"))
+    return parser
+
+
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Turns text into Megatron's NAME.bin and NAME.idx, with NAME.manifest.json beside them. Run again after an "
+        "interruption, it goes on where it stopped."
+    )
+    parser.set_defaults(run=_prepare)
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, datasets name, or `stdlib`")
+    parser.add_argument("--out", required=True, help="folder of the result")
+    parser.add_argument("--name", help="name of the set (default: that of the first source)")
+    parser.add_argument(
+        "--tokenizer", default="bytes", help="Hugging Face directory, `bytes` (default), or `train-bpe:VOCAB`"
+    )
+    formats = ["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
+    parser.add_argument("--format", choices=formats, default="auto", help="what the sources are (default: by name)")
+    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
+    parser.add_argument("--documents-per", choices=["file", "line", "paragraph"], default="file", help="in text files")
+    parser.add_argument("--glob", default="**/*", help="files of a folder to read (default: all)")
+    parser.add_argument("--split", default="train", help="split of a datasets source (default: train)")
+    parser.add_argument("--dataset-config", help="configuration of a datasets source")
+    parser.add_argument(
+        "--encoding-errors", choices=["strict", "replace", "ignore"], default="strict", help="what to do with non-UTF-8"
+    )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        help="share of documents to hold out into NAME-validation, beside NAME-train "
+        f"(default: 0, one set NAME; {_STDLIB_VALIDATION} for stdlib)",
+    )
+    parser.add_argument("--no-end-of-document", action="store_true", help="put no end token after documents")
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one per core)")
+    parser.add_argument("--shard-megabytes", type=float, default=8.0, help="input per unit of work (default: 8)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from nld_train.data.prepare import prepare
+    from nld_train.data.request import PrepareRequest
+    from nld_train.data.sources import STDLIB, SourceSettings
+
+    if options.shard_megabytes <= 0 or options.workers < 1:
+        raise UserError("--shard-megabytes must be positive and --workers at least 1")
+    settings = SourceSettings(
+        format=options.format,
+        text_key=options.text_key,
+        documents_per=options.documents_per,
+        glob=options.glob,
+        split=options.split,
+        dataset_config=options.dataset_config,
+        encoding_errors=options.encoding_errors,
+        shard_bytes=max(1, int(options.shard_megabytes * 2**20)),
+    )
+    first = os.path.basename(os.path.normpath(options.sources[0]))
+    held_out = options.validation
+    if held_out is None:
+        held_out = _STDLIB_VALIDATION if options.sources == [STDLIB] else 0.0
+    request = PrepareRequest(
+        sources=tuple(options.sources),
+        out=options.out,
+        name=options.name or first.split(".")[0],
+        tokenizer=options.tokenizer,
+        settings=settings,
+        validation=held_out,
+        append_end=not options.no_end_of_document,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    console = Console(highlight=False)
+    for name, manifest in prepare(request, console).items():
+        console.print(
+            f"{request.prefixes[name]}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+            f"vocabulary {manifest.vocabulary_size:,}",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows what a set holds; with --sample, one training sample with its document borders and masks."
+    )
+    parser.set_defaults(run=_inspect)
+    parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
+    parser.add_argument("--sample", type=int, metavar="N", help="show sample N, in file order")
+    parser.add_argument("--sequence-length", type=int, default=512, metavar="L", help="rows of a sample (default: 512)")
+    parser.add_argument("--block-size", type=int, default=64, metavar="B", help="tokens per block (default: 64)")
+    parser.add_argument("--level", type=float, metavar="T", help="noise level in [0, 1] (default: drawn)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: 0)")
+    parser.add_argument("--tokenizer", metavar="DIR", help="to show text (default: the one that the manifest names)")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from nld_train.data.inspect_set import InspectRequest, inspect_set
+
+    inspect_set(
+        InspectRequest(
+            prefix=options.prefix,
+            sample=options.sample,
+            sequence_length=options.sequence_length,
+            block_size=options.block_size,
+            level=options.level,
+            seed=options.seed,
+            tokenizer=options.tokenizer,
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

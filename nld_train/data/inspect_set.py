@@ -1,0 +1,160 @@
+"""`nld-data inspect`: what a set holds, and one training sample with its borders and masks visible."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nld_train.config.schema import DiffusionConfig
+from nld_train.data.manifest import Manifest, read_manifest
+from nld_train.data.packed import PackedSamples, check_files, indexed_dataset_module
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.errors import UserError
+
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_MASKED = "bold white on red"
+
+
+@dataclass(frozen=True)
+class InspectRequest:
+    """What to show: a set, and where `sample` is given that sample under noise.
+
+    Attributes:
+        prefix: path of the set without suffix.
+        sample: sample in file order, or None.
+        sequence_length: rows of a sample.
+        block_size: tokens per block.
+        level: noise level in [0, 1], or None to draw one.
+        seed: seed of the noise.
+        tokenizer: directory, or None for the one that the manifest names.
+    """
+
+    prefix: str
+    sample: int | None
+    sequence_length: int
+    block_size: int
+    level: float | None
+    seed: int
+    tokenizer: str | None
+
+
+def inspect_set(request: InspectRequest, console: Console | None = None) -> None:
+    """Prints what a request asks for.
+
+    Raises:
+        UserError: the set cannot be read, there is no such sample, or a setting is out of range.
+    """
+    console = console or Console(highlight=False)
+    _check(request)
+    manifest = read_manifest(request.prefix)
+    if request.sample is None:
+        _show_set(request.prefix, manifest, console)
+    else:
+        _show_sample(request, request.sample, _decoder(request, manifest), console)
+
+
+def _check(request: InspectRequest) -> None:
+    if request.sequence_length < 1 or request.block_size < 1:
+        raise UserError("--sequence-length and --block-size must be at least 1")
+    if request.level is not None and not 0 <= request.level <= 1:
+        raise UserError(f"--level {request.level} must lie in [0, 1]")
+
+
+def _show_set(prefix: str, manifest: Manifest | None, console: Console) -> None:
+    header = check_files(prefix)
+    indexed = indexed_dataset_module().IndexedDataset(prefix, mmap=True)
+    totals = np.concatenate([[0], np.cumsum(indexed.sequence_lengths, dtype=np.int64)])
+    borders = totals[np.array(indexed.document_indices)]
+    lengths = np.quantile(np.diff(borders), _QUANTILES)
+    table = Table(title=prefix, show_header=False, title_justify="left")
+    table.add_row("documents", f"{header.documents:,}")
+    table.add_row("tokens", f"{int(totals[-1]):,}")
+    table.add_row("token type", np.dtype(header.dtype).name)
+    quantiles = ", ".join(f"{share:.0%} {length:,.0f}" for share, length in zip(_QUANTILES, lengths, strict=True))
+    table.add_row("document lengths", quantiles)
+    for name, value in (asdict(manifest) if manifest else {"manifest": "none (made by other tools)"}).items():
+        if name not in ("documents", "tokens", "dtype"):
+            table.add_row(name, value if isinstance(value, str) else json.dumps(value))
+    console.print(table)
+
+
+def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, console: Console) -> None:
+    samples = PackedSamples(request.prefix, request.sequence_length)
+    if not 0 <= sample < len(samples):
+        raise UserError(f"--sample {sample}: {request.prefix} holds samples 0 to {len(samples) - 1} of this length")
+    tokens, documents = (array[:-1] for array in samples.read(sample))
+    masked, probability = _noise(request, sample, documents)
+    console.print(
+        f"sample {sample} of {len(samples):,}: {len(tokens)} tokens, {documents[-1] + 1} documents, "
+        f"{masked.sum()} masked (masking probability {probability[0]:.3f})",
+        soft_wrap=True,
+    )
+    for document in range(documents[-1] + 1):
+        rows = documents == document
+        console.rule(f"document {document}: {rows.sum()} tokens", style="cyan", align="left")
+        console.print(_render(tokens[rows], masked[rows], decoder, console.color_system is None), soft_wrap=True)
+
+
+def _noise(
+    request: InspectRequest, place: int, documents: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Masks as training draws them for a sample at this place: masked and probability, both `[L]`."""
+    from nld_train.masking.layout import block_indices
+    from nld_train.masking.noise import draw_noise
+
+    noise = draw_noise(
+        DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
+        request.seed,
+        "inspect",
+        place,
+        1,
+        np.ones(len(documents), dtype=bool),
+        block_indices(documents, request.block_size),
+        level=request.level,
+    )
+    return noise.masked, noise.probability
+
+
+def _render(tokens: NDArray[np.int64], masked: NDArray[np.bool_], decoder: _Decoder, plain: bool) -> Text:
+    """One document; masked runs on a red ground, or in brackets where there is no colour."""
+    text = Text()
+    borders = [0, *(np.flatnonzero(np.diff(masked)) + 1), len(tokens)]
+    for begin, end in pairwise(borders):
+        run = decoder.decode(tokens[begin:end].tolist())
+        if not masked[begin]:
+            text.append(run)
+        else:
+            text.append(f"⟦{run}⟧" if plain else run, style=_MASKED)
+    return text
+
+
+class _Decoder:
+    """Token ids as readable text; as numbers where no tokenizer is known."""
+
+    def __init__(self, tokenizer: Any | None) -> None:
+        self._tokenizer = tokenizer
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a run of tokens; control characters other than newline and tab as escapes."""
+        if self._tokenizer is None:
+            return " ".join(map(str, ids)) + " "
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def _decoder(request: InspectRequest, manifest: Manifest | None) -> _Decoder:
+    if request.tokenizer is not None:
+        return _Decoder(load_tokenizer(request.tokenizer))
+    if manifest is None:
+        return _Decoder(None)
+    directory = os.path.join(os.path.dirname(request.prefix), manifest.tokenizer)
+    return _Decoder(load_tokenizer(directory) if os.path.isdir(directory) else None)

@@ -1,0 +1,137 @@
+"""What a prepared set says of itself (`NAME.manifest.json`), and whether it suits a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nld_train.data.packed import check_files, quick_fingerprint
+from nld_train.data.tokenizer import tokenizer_hash
+from nld_train.errors import UserError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Origin and content of a prepared set.
+
+    Attributes:
+        format_version: version of this record.
+        sources: what was read.
+        arguments: how it was read and encoded.
+        request: hash of all that decides the content; equal requests need not be prepared again.
+        tokenizer: the tokenizer's directory, as a path relative to the manifest or absolute.
+        tokenizer_hash: `nld_train.data.tokenizer.tokenizer_hash` of that directory.
+        vocabulary_size: largest id of the tokenizer + 1.
+        end_of_document: id after each document, or null.
+        documents: number of documents.
+        tokens: number of tokens, end-of-document tokens included.
+        largest_id: largest id that occurs.
+        dtype: numpy type of the tokens in the `.bin`.
+        fingerprint: sha256 of the sha256 digests of `.bin` and `.idx`: every byte.
+        quick_fingerprint: `nld_train.data.packed.quick_fingerprint`, which is checked at each start.
+        versions: versions of what made the set.
+    """
+
+    format_version: int
+    sources: list[str]
+    arguments: dict[str, Any]
+    request: str
+    tokenizer: str
+    tokenizer_hash: str
+    vocabulary_size: int
+    end_of_document: int | None
+    documents: int
+    tokens: int
+    largest_id: int
+    dtype: str
+    fingerprint: str
+    quick_fingerprint: str
+    versions: dict[str, str]
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the record as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(prefix: str) -> Manifest | None:
+    """The manifest of a set, or None for a set that Megatron's own tools made.
+
+    Raises:
+        UserError: the manifest is damaged, or of a later version.
+    """
+    path = f"{prefix}.manifest.json"
+    if not os.path.exists(path):
+        return None
+    try:
+        manifest = Manifest(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): prepare the set again, or remove the file") from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise UserError(f"{path} has version {manifest.format_version}, this code reads {FORMAT_VERSION}")
+    return manifest
+
+
+def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokenizer_path: str | None) -> None:
+    """Refuses a set that a model cannot be trained on, before anything heavy starts.
+
+    A set without a manifest passes when its files are whole; its tokens are checked while they are read.
+
+    Args:
+        prefix: path of the set without `.bin` and `.idx`.
+        vocab_size: ids of the model.
+        mask_token_id: the model's mask token.
+        tokenizer_path: directory of the tokenizer that goes with the model, or None where none is named.
+
+    Raises:
+        UserError: files missing, truncated or changed since they were prepared; another tokenizer; a vocabulary larger
+            than the model's; the mask token in the data.
+    """
+    check_files(prefix)
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        return
+    if manifest.quick_fingerprint != quick_fingerprint(prefix):
+        raise UserError(
+            f"{prefix}.bin/.idx are not the files that {prefix}.manifest.json describes: prepare the set again"
+        )
+    if tokenizer_path is not None and (found := tokenizer_hash(tokenizer_path)) != manifest.tokenizer_hash:
+        raise UserError(
+            f"{prefix} was prepared with another tokenizer (hash {manifest.tokenizer_hash[:12]}) than {tokenizer_path} "
+            f"(hash {found[:12]}): prepare the data with it, or name the right one in data.tokenizer"
+        )
+    if manifest.vocabulary_size > vocab_size:
+        raise UserError(
+            f"the vocabulary of {prefix} has {manifest.vocabulary_size} ids and the model {vocab_size}: "
+            f"model.vocab_size must be at least {manifest.vocabulary_size}"
+        )
+    if occurrences := _occurrences(prefix, mask_token_id):
+        raise UserError(
+            f"the mask token {mask_token_id} occurs {occurrences} times in {prefix}.bin: model.mask_token_id must be "
+            "an id that text never becomes"
+        )
+
+
+def _occurrences(prefix: str, token: int) -> int:
+    path = f"{prefix}.counts.npy"
+    try:
+        counts = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}): prepare the set again") from error
+    return int(counts[token]) if 0 <= token < len(counts) else 0
+
+
+def full_fingerprint(prefix: str) -> str:
+    """Hash of every byte of a set's `.bin` and `.idx`."""
+    digest = hashlib.sha256()
+    for suffix in (".bin", ".idx"):
+        with open(prefix + suffix, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,235 @@
+"""Which sample stands at which place of a stage: pure functions of the configuration, without index files or state.
+
+Each epoch of a set is a keyed permutation of its samples. A blend interleaves sets in fixed proportions. A stage's
+order gives for place k (from 0, growing through epochs) the set and the sample in it. Nothing depends on the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from nld_train.config.schema import Config, SourceConfig
+from nld_train.data.packed import PackedSamples
+from nld_train.errors import UserError
+
+BLEND_PERIOD = 10_000
+_ROUNDS = 8
+_WORD = (1 << 64) - 1
+
+
+class StagePlan(Protocol):
+    """What the order needs to know of a planned stage (`nld_train.config.plan`)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+
+    @property
+    def samples(self) -> int:
+        """Samples that the stage consumes."""
+
+
+def permute(index: int, size: int, keys: Sequence[int]) -> int:
+    """Image of `index` under a permutation of `0..size-1` chosen by the round keys, in constant memory.
+
+    A balanced Feistel network permutes the next even power of two; an image outside the range is permuted again
+    until it falls inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), at most 4
+    times on average.
+
+    Args:
+        index: `0 <= index < size`.
+        size: number of elements, at least 1.
+        keys: 64-bit round keys, from `round_keys`.
+    """
+    if size == 1:
+        return 0
+    half = ((size - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = index >> half, index & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        index = left << half | right
+        if index < size:
+            return index
+
+
+def _mix(word: int) -> int:
+    """64-bit finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
+    word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ word >> 27) * 0x94D049BB133111EB) & _WORD
+    return word ^ word >> 31
+
+
+@lru_cache(maxsize=256)
+def round_keys(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
+    """Round keys of one epoch of one set."""
+    raw = hashlib.blake2b(f"{seed}/{fingerprint}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
+    return tuple(int.from_bytes(raw[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS))
+
+
+class Blend:
+    """Interleaves sets in fixed proportions: place k -> (set, running index in that set), a pure function of k.
+
+    Weights are normalised and rounded to whole places of a period of `BLEND_PERIOD` = 10,000 (largest remainder), so
+    proportions are exact to 0.01 %; every positive weight gets at least one place. Inside the period each place goes to
+    the set that is furthest behind its share, so any stretch of places is mixed as evenly as can be.
+
+    Args:
+        weights: one per set, not normalised, all positive.
+
+    Raises:
+        UserError: no set, a weight that is not positive and finite, or more sets than places in a period.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.counts = _quantise(weights)
+        self.period = sum(self.counts)
+        self._sets, self._ranks = _interleave(self.counts)
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """The set at a place, and how many places before it went to the same set."""
+        periods, within = divmod(place, self.period)
+        chosen = self._sets[within]
+        return chosen, periods * self.counts[chosen] + self._ranks[within]
+
+    def consumed(self, places: int) -> list[int]:
+        """How many of the first `places` places go to each set."""
+        periods, within = divmod(places, self.period)
+        begun = self._sets[:within]
+        return [periods * count + begun.count(chosen) for chosen, count in enumerate(self.counts)]
+
+
+def _quantise(weights: Sequence[float]) -> list[int]:
+    """Places of each set in one period, divided by their greatest common divisor."""
+    if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise UserError(f"a blend needs sets with positive weights, got {list(weights)}: leave out what has no weight")
+    if len(weights) > BLEND_PERIOD // 2:
+        raise UserError(f"a blend of {len(weights)} sets is too wide: at most {BLEND_PERIOD // 2} sets")
+    total = math.fsum(weights)
+    shares = [weight / total * BLEND_PERIOD for weight in weights]
+    counts = [max(1, int(share)) for share in shares]
+    by_need = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
+    while sum(counts) < BLEND_PERIOD:  # the rounded-down remainders
+        counts[by_need.pop(0)] += 1
+    while sum(counts) > BLEND_PERIOD:  # places lent to tiny weights come from the largest
+        counts[counts.index(max(counts))] -= 1
+    divisor = math.gcd(*counts)
+    return [count // divisor for count in counts]
+
+
+def _interleave(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The set at each place of a period, and its rank among that set's places.
+
+    Integers only: `(k + 1) * count - assigned * period` is how far a set is behind, scaled by the period.
+    """
+    share = np.array(counts, dtype=np.int64)
+    period = int(share.sum())
+    behind = np.zeros_like(share)
+    assigned = [0] * len(counts)
+    sets, ranks = [], []
+    for _ in range(period):
+        behind += share
+        chosen = int(np.argmax(behind))
+        behind[chosen] -= period
+        sets.append(chosen)
+        ranks.append(assigned[chosen])
+        assigned[chosen] += 1
+    return sets, ranks
+
+
+@dataclass(frozen=True)
+class StageOrder:
+    """The order of a stage's samples.
+
+    Attributes:
+        seed: the run's seed.
+        blend: the sets' interleaving.
+        sets: the blended sets.
+        starts: for each set, how many of its samples the stages before consumed.
+    """
+
+    seed: int
+    blend: Blend
+    sets: tuple[PackedSamples, ...]
+    starts: tuple[int, ...]
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """Place in the stage, from 0 -> (number of the set, sample in that set). Takes some ten microseconds."""
+        chosen, index = self.blend.locate(place)
+        samples = self.sets[chosen]
+        epoch, position = divmod(self.starts[chosen] + index, len(samples))
+        return chosen, permute(position, len(samples), round_keys(self.seed, samples.fingerprint, epoch))
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two orders that give the same samples at every place; saved in checkpoints, compared on resume."""
+        parts = [(samples.fingerprint, samples.sequence_length) for samples in self.sets]
+        return hashlib.sha256(repr((self.seed, self.blend.counts, self.starts, parts)).encode()).hexdigest()
+
+
+def open_sets(sources: Sequence[SourceConfig], sequence_length: int) -> dict[str, PackedSamples]:
+    """Opens every distinct set among `sources`, keyed by prefix. Raises `UserError` where one cannot be read."""
+    return {source.prefix: PackedSamples(source.prefix, sequence_length) for source in sources}
+
+
+def make_order(
+    seed: int,
+    sources: Sequence[SourceConfig],
+    sets: Mapping[str, PackedSamples],
+    starts: Mapping[str, int] | None = None,
+) -> StageOrder:
+    """Order over a blend; `starts` gives by prefix how many samples were consumed before (0 where it is silent).
+
+    Raises:
+        UserError: a set stands twice in the blend, or a weight is not positive.
+    """
+    prefixes = [source.prefix for source in sources]
+    for prefix in prefixes:
+        if prefixes.count(prefix) > 1:
+            raise UserError(f"{prefix} stands twice in one blend: give it once, with the sum of its weights")
+    return StageOrder(
+        seed=seed,
+        blend=Blend([source.weight for source in sources]),
+        sets=tuple(sets[prefix] for prefix in prefixes),
+        starts=tuple((starts or {}).get(prefix, 0) for prefix in prefixes),
+    )
+
+
+def stage_orders(
+    config: Config, plans: Sequence[StagePlan], sets: Mapping[str, PackedSamples] | None = None
+) -> dict[str, StageOrder]:
+    """The order of every planned stage, by name.
+
+    A stage with `data_start: continue` goes on in each set where the stages before it stopped; `beginning` starts its
+    sets anew. The result depends on nothing but the configuration and the sets.
+
+    Args:
+        config: the run.
+        plans: the run's stages in order, each with the samples that it consumes.
+        sets: open sets by prefix; opened here by default.
+
+    Raises:
+        UserError: a set cannot be read, or a blend is not valid.
+    """
+    sources = {plan.name: config.stages[plan.name].train or config.data.train for plan in plans}
+    if sets is None:
+        sets = open_sets([source for listed in sources.values() for source in listed], config.batch.sequence_length)
+    orders: dict[str, StageOrder] = {}
+    position: dict[str, int] = {}
+    for plan in plans:
+        if config.stages[plan.name].data_start == "beginning":
+            position.update({source.prefix: 0 for source in sources[plan.name]})
+        order = make_order(config.run.seed, sources[plan.name], sets, position)
+        used = order.blend.consumed(plan.samples)
+        for source, start, count in zip(sources[plan.name], order.starts, used, strict=True):
+            position[source.prefix] = start + count
+        orders[plan.name] = order
+    return orders

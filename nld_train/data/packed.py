@@ -1,0 +1,198 @@
+"""Samples of one length out of a prepared token set: slices of Megatron's `.bin`, with borders from its `.idx`.
+
+The documents of a set, in file order, form one long stream. Sample i of length L is the slice `[i*L, i*L + L + 1)`:
+L + 1 tokens, because every row needs its next token; neighbours share the border token, and a tail that is too short is
+dropped. Nothing is built and nothing is held per sample, so a set of 1e12 tokens opens at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import warnings
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nld_train.errors import UserError
+
+# What the head of an `.idx` holds: magic, version, dtype code, sequences, document borders.
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX\x00\x00"
+_TOKEN_TYPES: dict[int, type[np.integer[Any]]] = {
+    1: np.uint8,
+    2: np.int8,
+    3: np.int16,
+    4: np.int32,
+    5: np.int64,
+    8: np.uint16,
+}
+_PIECES, _PIECE_BYTES = 64, 4096
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """What the head of an `.idx` says: Megatron's dtype code, sequences, and documents."""
+
+    dtype: type[np.integer[Any]]
+    sequences: int
+    documents: int
+
+
+class PackedSamples:
+    """A prepared set read as samples of `sequence_length` + 1 tokens.
+
+    Args:
+        prefix: path of the set without `.bin` and `.idx`.
+        sequence_length: L, rows of a sample.
+
+    Raises:
+        UserError: a file is missing, truncated, not Megatron's, or the set is shorter than one sample.
+    """
+
+    def __init__(self, prefix: str, sequence_length: int) -> None:
+        self.prefix = prefix
+        self.sequence_length = sequence_length
+        self._open()
+
+    def _open(self) -> None:
+        header = check_files(self.prefix)
+        self._indexed = indexed_dataset_module().IndexedDataset(self.prefix, mmap=True)
+        self._itemsize = np.dtype(header.dtype).itemsize
+        self.documents: int = header.documents
+        self.tokens: int = os.path.getsize(f"{self.prefix}.bin") // self._itemsize
+        self.fingerprint: str = quick_fingerprint(self.prefix)
+        if len(self) < 1:
+            raise UserError(
+                f"{self.prefix}.bin holds {self.tokens} tokens, fewer than one sample of batch.sequence_length + 1 = "
+                f"{self.sequence_length + 1}: prepare more text or shorten batch.sequence_length"
+            )
+
+    def __getstate__(self) -> tuple[str, int]:
+        return self.prefix, self.sequence_length
+
+    def __setstate__(self, state: tuple[str, int]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        return max(0, (self.tokens - 1) // self.sequence_length)
+
+    def read(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Reads one sample.
+
+        Args:
+            index: which sample, `0 <= index < len(self)`, in file order.
+
+        Returns:
+            tokens int64 `[L+1]`, and documents int64 `[L+1]`: ordinals of the documents, counted from 0 in the sample.
+
+        Raises:
+            IndexError: no such sample.
+            UserError: the `.idx` contradicts itself.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in {self.prefix}")
+        start = index * self.sequence_length
+        # Megatron's reader goes on over the borders of its sequences, so this is the stream from its first token.
+        tokens = self._indexed.get(0, offset=start, length=self.sequence_length + 1)
+        return tokens.astype(np.int64), self._document_ordinals(start)
+
+    def _document_ordinals(self, start: int) -> NDArray[np.int64]:
+        """Ordinals int64 `[L+1]` of the documents in the stream slice that starts at token `start`."""
+        length = self.sequence_length + 1
+        # bisect instead of np.searchsorted: the pointers lie unaligned in the file, so numpy would copy all of them.
+        documents = range(self.documents)
+        first = bisect_right(documents, start, key=self._document_start)
+        last = bisect_left(documents, start + length, lo=first, key=self._document_start)
+        starts = np.array([self._document_start(document) for document in range(first, last)], dtype=np.int64) - start
+        if len(starts) and (starts.min() <= 0 or starts.max() >= length):
+            raise UserError(f"{self.prefix}.idx is damaged: its sequence pointers do not grow; prepare the set again")
+        ordinals = np.zeros(length, dtype=np.int64)
+        ordinals[starts] = 1
+        return np.cumsum(ordinals)
+
+    def _document_start(self, document: int) -> int:
+        """First token of a document in the stream. Megatron allows several sequences in a document."""
+        index = self._indexed.index
+        sequence = index.document_indices[document]
+        if sequence >= index.sequence_count:  # an empty document at the very end
+            return self.tokens
+        return int(index.sequence_pointers[sequence]) // self._itemsize
+
+
+def indexed_dataset_module() -> ModuleType:
+    """Megatron's `indexed_dataset`. It takes seconds to import, so what only checks sets must not wait for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of each accelerator package that is not installed
+        from megatron.core.datasets import indexed_dataset
+    return indexed_dataset
+
+
+def check_files(prefix: str) -> IndexHeader:
+    """Checks that `prefix` names a whole `.bin/.idx` pair, by their sizes and the head of the `.idx`.
+
+    Raises:
+        UserError: a file is missing, truncated, or not Megatron's; or the two do not belong together.
+    """
+    for suffix in (".bin", ".idx"):
+        if not os.path.isfile(prefix + suffix):
+            raise UserError(f"{prefix}{suffix} does not exist: a token set is NAME.bin and NAME.idx (nld-data prepare)")
+    try:
+        header, expected = _read_index(f"{prefix}.idx")
+        actual = os.path.getsize(f"{prefix}.bin")
+    except OSError as error:
+        raise UserError(f"{prefix}.bin/.idx cannot be read: {error.strerror}") from error
+    if actual != expected:
+        what = "is truncated" if actual < expected else "does not belong to its .idx"
+        raise UserError(f"{prefix}.bin {what}: it has {actual} bytes, and {prefix}.idx says {expected}")
+    return header
+
+
+def _read_index(path: str) -> tuple[IndexHeader, int]:
+    """Head of an `.idx`, and the bytes that its `.bin` must have."""
+    with open(path, "rb") as stream:
+        raw = stream.read(_HEADER.size)
+        if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
+            raise UserError(f"{path} is not an index of Megatron's (or is cut off in its first {_HEADER.size} bytes)")
+        _, version, code, sequences, borders = _HEADER.unpack(raw)
+        if version != 1 or code not in _TOKEN_TYPES:
+            raise UserError(f"{path}: version {version}, dtype code {code} is not a token index of version 1")
+        needed = _HEADER.size + 12 * sequences + 8 * borders
+        if os.path.getsize(path) < needed:
+            raise UserError(f"{path} is truncated: {os.path.getsize(path)} bytes of {needed}")
+        if sequences < 1 or borders < 2:
+            raise UserError(f"{path} lists no documents: the set is empty")
+        length = _integer(stream, _HEADER.size + 4 * (sequences - 1), 4)
+        pointer = _integer(stream, _HEADER.size + 4 * sequences + 8 * (sequences - 1), 8)
+        if _integer(stream, needed - 8, 8) != sequences:
+            raise UserError(f"{path} is damaged: its documents do not end with its last sequence")
+    dtype = _TOKEN_TYPES[code]
+    return IndexHeader(dtype, sequences, borders - 1), pointer + length * np.dtype(dtype).itemsize
+
+
+def _integer(stream: Any, offset: int, size: int) -> int:
+    stream.seek(offset)
+    return int.from_bytes(stream.read(size), "little", signed=True)
+
+
+def quick_fingerprint(prefix: str) -> str:
+    """Identity of a set in constant time: a hash of both sizes and of 64 pieces of 4 KiB spread over each file.
+
+    It keys the order of samples and tells on resume whether the data are the same. The manifest's fingerprint covers
+    every byte, which takes minutes for large sets.
+    """
+    digest = hashlib.sha256()
+    for suffix in (".bin", ".idx"):
+        size = os.path.getsize(prefix + suffix)
+        digest.update(size.to_bytes(8, "little"))
+        with open(prefix + suffix, "rb") as stream:
+            for piece in range(_PIECES):
+                stream.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                digest.update(stream.read(_PIECE_BYTES))
+    return digest.hexdigest()

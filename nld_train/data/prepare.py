@@ -1,0 +1,160 @@
+"""From text to a token set: the work behind `nld-data prepare`.
+
+The result is a function of the request: the number of workers and interruptions leave no trace in it. Final names
+appear only when everything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+
+from nld_train.data.assemble import SetContent, assemble
+from nld_train.data.manifest import FORMAT_VERSION, Manifest, full_fingerprint
+from nld_train.data.packed import quick_fingerprint
+from nld_train.data.readers import documents
+from nld_train.data.request import SUFFIXES, PrepareRequest, finished_before, request_hash, work_folder
+from nld_train.data.shards import ShardJob, encode_shards, is_held_out
+from nld_train.data.sources import Piece, plan_shards
+from nld_train.data.tokenizer import (
+    EncoderSpec,
+    bytes_tokenizer,
+    directory_spec,
+    own_spec,
+    save_tokenizer,
+    tokenizer_hash,
+    train_bpe,
+)
+from nld_train.errors import UserError
+
+_BPE_CHARACTERS = 256 << 20
+
+
+def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
+    """Prepares the sets of a request, or finds them prepared already.
+
+    Returns:
+        Manifest of each set, by `train` and `validation`.
+
+    Raises:
+        UserError: a source, the tokenizer or the destination does not do; nothing is left under the final names.
+    """
+    if not 0 <= request.validation < 1:
+        raise UserError(f"--validation {request.validation} must be a share from 0 up to, but not including, 1")
+    shards = plan_shards(request.sources, request.settings)
+    identity = request_hash(request, shards)
+    if (finished := finished_before(request, identity)) is not None:
+        console.print("already prepared: nothing to do")
+        return finished
+    os.makedirs(request.out, exist_ok=True)
+    work = work_folder(request, identity)
+    work.mkdir(exist_ok=True)
+    spec = _tokenizer(request, shards, work)
+    job = ShardJob(request.settings, spec, request.validation, work)
+    _encode(job, shards, request.workers, console)
+    finished_shards = [job.path(number) for number in range(len(shards))]
+    contents = {name: assemble(str(work / name), name, finished_shards, spec) for name in request.prefixes}
+    manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}
+    for name, prefix in request.prefixes.items():
+        manifests[name].write(work / f"{name}.manifest.json")
+        _publish(str(work / name), prefix)
+    shutil.rmtree(work)
+    return manifests
+
+
+def _tokenizer(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path) -> EncoderSpec:
+    """The encoder; a tokenizer made here is saved beside the sets."""
+    if not request.makes_tokenizer:
+        return directory_spec(request.tokenizer, request.append_end)
+    tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work)
+    save_tokenizer(tokenizer, request.tokenizer_directory)
+    return own_spec(tokenizer, request.append_end)
+
+
+def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path) -> Tokenizer:
+    """The BPE of a request, trained once: an interrupted run finds it in the work folder."""
+    saved = work / "tokenizer.json"
+    if not saved.exists():
+        try:
+            size = int(request.tokenizer.removeprefix("train-bpe:"))
+        except ValueError:
+            raise UserError(f"--tokenizer {request.tokenizer}: VOCAB must be a whole number (train-bpe:4096)") from None
+        temporary = saved.with_suffix(f".{os.getpid()}.tmp")
+        train_bpe(_training_texts(request, shards), size).save(str(temporary))
+        os.replace(temporary, saved)
+    return Tokenizer.from_file(str(saved))
+
+
+def _training_texts(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> Iterator[str]:
+    """The first 256 Mi characters of the documents that are not held out."""
+    characters = 0
+    for piece in (piece for pieces in shards for piece in pieces):
+        for document in documents(piece, request.settings):
+            if not is_held_out(document, request.validation):
+                yield document.text
+                characters += len(document.text)
+        if characters >= _BPE_CHARACTERS:
+            return
+
+
+def _encode(job: ShardJob, shards: Sequence[list[Piece]], workers: int, console: Console) -> None:
+    kept = sum(job.path(number).exists() for number in range(len(shards)))
+    if kept:
+        console.print(f"going on: {kept} of {len(shards)} shards were finished before")
+    columns = (TextColumn("encoding"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("encoding", total=len(shards))
+        for _ in encode_shards(job, shards, workers):
+            progress.advance(task)
+
+
+def _manifest(request: PrepareRequest, identity: str, spec: EncoderSpec, content: SetContent) -> Manifest:
+    directory = request.tokenizer_directory
+    packages = ("nld-train", "megatron-core", "tokenizers", "transformers", "datasets", "numpy")
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        sources=list(request.sources),
+        arguments={
+            "tokenizer": request.tokenizer,
+            "validation": request.validation,
+            "append_end": request.append_end,
+            **asdict(request.settings),
+        },
+        request=identity,
+        tokenizer=os.path.basename(directory) if request.makes_tokenizer else directory,
+        tokenizer_hash=tokenizer_hash(directory),
+        vocabulary_size=spec.vocabulary_size,
+        end_of_document=spec.end_of_document,
+        documents=content.documents,
+        tokens=content.tokens,
+        largest_id=content.largest_id,
+        dtype=content.dtype,
+        fingerprint=full_fingerprint(content.prefix),
+        quick_fingerprint=quick_fingerprint(content.prefix),
+        versions={"python": platform.python_version()} | {package: _version(package) for package in packages},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except ModuleNotFoundError:
+        return "not installed"
+
+
+def _publish(work_prefix: str, prefix: str) -> None:
+    """Gives finished files their final names. The old `.idx` goes first and the manifest comes last, so a crash in
+    between never leaves a pair that looks whole and is not."""
+    for suffix in reversed(SUFFIXES):
+        Path(prefix + suffix).unlink(missing_ok=True)
+    for suffix in SUFFIXES:
+        os.replace(work_prefix + suffix, prefix + suffix)

@@ -1,0 +1,125 @@
+"""What is asked of `nld-data prepare`, and whether it was done before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nld_train.data.manifest import FORMAT_VERSION, Manifest, read_manifest
+from nld_train.data.packed import check_files, quick_fingerprint
+from nld_train.data.sources import Piece, SourceSettings
+from nld_train.data.tokenizer import tokenizer_hash
+from nld_train.errors import UserError
+
+# In the order in which files get their final names.
+SUFFIXES = (".bin", ".idx", ".counts.npy", ".manifest.json")
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What is to be prepared.
+
+    Attributes:
+        sources: files, folders, `datasets` names, or `stdlib`.
+        out: folder of the result.
+        name: name of the set; with validation there are two, `NAME-train` and `NAME-validation`.
+        tokenizer: a Hugging Face directory, `bytes`, or `train-bpe:VOCAB`.
+        settings: how sources are read.
+        validation: share of documents that is held out, 0 for none.
+        append_end: whether each document ends with the tokenizer's end-of-sequence token.
+        workers: processes; they do not change the result.
+        overwrite: replace a set of the same name.
+    """
+
+    sources: tuple[str, ...]
+    out: str
+    name: str
+    tokenizer: str
+    settings: SourceSettings
+    validation: float = 0.0
+    append_end: bool = True
+    workers: int = 1
+    overwrite: bool = False
+
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """Prefix of each set, by `train` and `validation`."""
+        base = os.path.join(self.out, self.name)
+        if self.validation == 0:
+            return {"train": base}
+        return {"train": f"{base}-train", "validation": f"{base}-validation"}
+
+    @property
+    def makes_tokenizer(self) -> bool:
+        """Whether the tokenizer is made here (and saved as `OUT/tokenizer`) rather than given."""
+        return self.tokenizer == "bytes" or self.tokenizer.startswith("train-bpe:")
+
+    @property
+    def tokenizer_directory(self) -> str:
+        """Where the tokenizer lies in the end."""
+        return os.path.join(self.out, "tokenizer") if self.makes_tokenizer else os.path.abspath(self.tokenizer)
+
+
+def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> str:
+    """Hash of all that decides the content of the sets, input files by name, size and time of change."""
+    parts = [
+        FORMAT_VERSION,
+        asdict(request.settings),
+        request.validation,
+        request.append_end,
+        request.tokenizer if request.makes_tokenizer else tokenizer_hash(request.tokenizer),
+        [[(p.kind, p.path, p.name, p.begin, p.end, p.size, p.stamp) for p in pieces] for pieces in shards],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def work_folder(request: PrepareRequest, identity: str) -> Path:
+    """Where a request keeps what is finished until everything is; a request that changed has another one."""
+    return Path(request.out, f".{request.name}.work-{identity[:16]}")
+
+
+def finished_before(request: PrepareRequest, identity: str) -> dict[str, Manifest] | None:
+    """The manifests of the sets if the same request was finished before, else None.
+
+    Raises:
+        UserError: other files stand under the final names, and the request does not say to replace them.
+    """
+    intact = {name: manifest for name, prefix in request.prefixes.items() if (manifest := _intact(request, prefix))}
+    if len(intact) == len(request.prefixes) and all(manifest.request == identity for manifest in intact.values()):
+        return intact
+    if request.overwrite or work_folder(request, identity).exists():  # the latter: interrupted while giving names
+        return None
+    for prefix in request.prefixes.values():
+        _refuse_foreign(prefix, identity)
+    return None
+
+
+def _intact(request: PrepareRequest, prefix: str) -> Manifest | None:
+    """The manifest of a set that is whole, with its tokenizer where it should be."""
+    try:
+        check_files(prefix)
+        manifest = read_manifest(prefix)
+        if manifest is None or manifest.quick_fingerprint != quick_fingerprint(prefix):
+            return None
+        return manifest if tokenizer_hash(request.tokenizer_directory) == manifest.tokenizer_hash else None
+    except UserError:
+        return None
+
+
+def _refuse_foreign(prefix: str, identity: str) -> None:
+    existing = [prefix + suffix for suffix in SUFFIXES if os.path.exists(prefix + suffix)]
+    if not existing:
+        return
+    try:
+        manifest = read_manifest(prefix)
+    except UserError:
+        manifest = None
+    if manifest is None or manifest.request != identity:
+        raise UserError(
+            f"{existing[0]} exists and was not made by this very command from these very files: give another --name or "
+            "--out, or --overwrite"
+        )

@@ -1,0 +1,267 @@
+"""Training and validation samples, and the micro-batches of each optimizer step.
+
+A sample is a pure function of its place in a stage's order: data-parallel size, micro-batch size, worker count and
+restarts decide who reads it and when, never what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nld_train.config.schema import Config, DiffusionConfig, Documents
+from nld_train.data.order import StageOrder, make_order, open_sets
+from nld_train.errors import UserError
+from nld_train.masking.layout import block_indices
+from nld_train.masking.noise import draw_noise
+
+Sample = dict[str, Any]
+Batch = dict[str, Tensor]
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """What turns tokens into a training sample.
+
+    Attributes:
+        stage: name of the stage; it keys the noise.
+        seed: the run's seed.
+        joint: whether a noisy stream is built (alpha > 0).
+        documents: whether samples keep their document borders.
+        diffusion: blocks and noise.
+        global_size: samples per optimizer step.
+        vocab_size: ids of the model.
+        mask_token_id: the id that stands for "hidden" and so must not occur in the data.
+        level: a fixed noise level in [0, 1] instead of a drawn one.
+    """
+
+    stage: str
+    seed: int
+    joint: bool
+    documents: Documents
+    diffusion: DiffusionConfig
+    global_size: int
+    vocab_size: int
+    mask_token_id: int
+    level: float | None = None
+
+
+class TrainingSamples(Dataset[Sample]):
+    """The samples of one stage by place: a map-style dataset of unlimited length, for places 0, 1, 2, ....
+
+    Args:
+        order: which sample stands at which place.
+        settings: what is made of it.
+    """
+
+    def __init__(self, order: StageOrder, settings: SampleSettings) -> None:
+        self.order = order
+        self.settings = settings
+
+    def __getitem__(self, place: int) -> Sample:
+        """The sample at a place of the stage.
+
+        Returns:
+            `tokens` int64 `[L+1]`; `documents` int64 `[L+1]` (all 0 when borders are ignored); `supervised` bool `[L]`
+            (row i predicts token i+1; False where that token belongs to another document); `place` int; and for a joint
+            stage `masked` bool `[L]`, `probability` float32 `[L]`, `maskable` bool `[L]` for positions 0..L-1.
+
+        Raises:
+            UserError: the sample holds the mask token, or an id that the model does not have.
+        """
+        chosen, index = self.order.locate(place)
+        tokens, documents = self.order.sets[chosen].read(index)
+        self._check(tokens, f"sample {index} of {self.order.sets[chosen].prefix}.bin")
+        if self.settings.documents == "ignore":
+            documents = np.zeros_like(documents)
+        sample: dict[str, NDArray[Any]] = {
+            "tokens": tokens,
+            "documents": documents,
+            "supervised": documents[1:] == documents[:-1],
+        }
+        if self.settings.joint:
+            sample |= self._noise(place, documents[:-1])
+        return {name: torch.from_numpy(array) for name, array in sample.items()} | {"place": place}
+
+    def _noise(self, place: int, documents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        settings = self.settings
+        maskable = np.ones(len(documents), dtype=bool)  # every real token; fine-tuning will spare its prompts
+        blocks = block_indices(documents, settings.diffusion.block_size)
+        noise = draw_noise(
+            settings.diffusion,
+            settings.seed,
+            settings.stage,
+            place,
+            settings.global_size,
+            maskable,
+            blocks,
+            level=settings.level,
+        )
+        return {"masked": noise.masked, "probability": noise.probability, "maskable": maskable}
+
+    def _check(self, tokens: NDArray[np.int64], where: str) -> None:
+        largest, smallest = int(tokens.max()), int(tokens.min())
+        if largest >= self.settings.vocab_size or smallest < 0:
+            raise UserError(
+                f"{where} holds token id {largest if smallest >= 0 else smallest}, outside the model's "
+                f"0..{self.settings.vocab_size - 1}: prepare the data with the model's tokenizer, or raise "
+                "model.vocab_size"
+            )
+        if (tokens == self.settings.mask_token_id).any():
+            raise UserError(
+                f"{where} holds the mask token {self.settings.mask_token_id}, which must not occur in data: set "
+                "model.mask_token_id to a reserved id, or prepare the data again with nld-data prepare"
+            )
+
+
+def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
+    """The samples of a training stage of `config`."""
+    return TrainingSamples(order, _settings(config, stage, joint=config.stages[stage].alpha > 0, level=None))
+
+
+def validation_samples(config: Config, level: float | None) -> TrainingSamples:
+    """Held-out samples for places 0..n-1, the same at every validation.
+
+    Args:
+        config: the run; the sets are `data.validation`.
+        level: the fixed noise level, or None for the AR loss alone (no noisy stream).
+
+    Raises:
+        UserError: a set cannot be read.
+    """
+    sources = config.data.validation
+    order = make_order(config.run.seed, sources, open_sets(sources, config.batch.sequence_length))
+    return TrainingSamples(order, _settings(config, VALIDATION, joint=level is not None, level=level))
+
+
+def _settings(config: Config, stage: str, joint: bool, level: float | None) -> SampleSettings:
+    return SampleSettings(
+        stage=stage,
+        seed=config.run.seed,
+        joint=joint,
+        documents=config.data.documents,
+        diffusion=config.diffusion,
+        global_size=config.batch.global_size,
+        vocab_size=config.model.vocab_size,
+        mask_token_id=config.model.mask_token_id,
+        level=level,
+    )
+
+
+def places_of(step: int, global_size: int, micro_size: int, rank: int, size: int) -> list[list[int]]:
+    """The places of one data-parallel rank in one optimizer step, by micro-batch.
+
+    Micro-batch m of rank r holds places `step * global_size + m * micro_size * size + r * micro_size + j`.
+    """
+    begin = step * global_size
+    starts = range(begin + rank * micro_size, begin + global_size, micro_size * size)
+    return [list(range(start, start + micro_size)) for start in starts]
+
+
+class _MicroBatches(Dataset[Any]):
+    """Micro-batches by their lists of places. A user's error is an item, so that it leaves a worker process whole."""
+
+    def __init__(self, samples: Dataset[Sample]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, places: list[int]) -> Batch | UserError:
+        try:
+            return torch.utils.data.default_collate([self.samples[place] for place in places])
+        except UserError as error:
+            return error
+
+
+class _PlacesByStep:
+    """Sampler: lists of places, one per micro-batch, step after step."""
+
+    def __init__(self, steps: range, global_size: int, micro_size: int, rank: int, size: int) -> None:
+        self.steps = steps
+        self.layout = (global_size, micro_size, rank, size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield from places_of(step, *self.layout)
+
+
+def batches(
+    samples: Dataset[Sample],
+    *,
+    first_step: int,
+    last_step: int,
+    global_size: int,
+    micro_size: int,
+    rank: int = 0,
+    size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[Batch]]:
+    """The micro-batches of one data-parallel rank, step after step.
+
+    Args:
+        samples: the samples by place, e.g. `TrainingSamples`.
+        first_step: first optimizer step of the stage to yield, from 0.
+        last_step: where to stop (this step is not yielded).
+        global_size: samples per optimizer step, a multiple of `micro_size * size`.
+        micro_size: samples per micro-batch.
+        rank: data-parallel rank.
+        size: data-parallel size.
+        workers: reader processes; 0 reads in this process.
+        pin_memory: page-locked tensors for faster copies to a GPU; needs one.
+
+    Yields:
+        For each step a list of micro-batches: the samples' tensors stacked, `[micro_size, ...]`; `place` is int64
+        `[micro_size]`.
+
+    Raises:
+        UserError: a sample is refused, or a reader process died.
+    """
+    if global_size % (micro_size * size):
+        raise UserError(
+            f"batch.global_size = {global_size} must be a multiple of batch.micro_size x data-parallel size = "
+            f"{micro_size} x {size}"
+        )
+    per_step = global_size // (micro_size * size)
+    loader = DataLoader(
+        _MicroBatches(samples),
+        sampler=_PlacesByStep(range(first_step, last_step), global_size, micro_size, rank, size),
+        batch_size=None,  # an item is a whole micro-batch already
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=_worker_context() if workers else None,
+    )
+    micro_batches = _whole(loader)
+    for _ in range(first_step, last_step):
+        yield [next(micro_batches) for _ in range(per_step)]
+
+
+def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's micro-batches; what goes wrong in a worker becomes one line."""
+    try:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a data worker died (killed for memory?): give the job more memory, or lower data.workers (0 reads in the "
+            "training process)"
+        ) from error
+
+
+def _worker_context() -> Any:
+    """Workers start from a fork server: the training process holds CUDA and NCCL threads, which do not survive a fork,
+    and a spawned worker would import Megatron-Core anew for seconds, which the server does once for all of them."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "nld_train.data.preload"])
+    return context

@@ -1,0 +1,228 @@
+"""What `nld-data prepare` can read, cut into pieces that worker processes read on their own.
+
+The cut depends on the input and the shard size, never on the number of workers: the documents of all pieces, in order,
+are the documents of the set.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nld_train.errors import UserError
+
+Format = Literal["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
+PieceKind = Literal["python", "file", "lines", "paragraphs", "jsonl", "parquet", "dataset"]
+
+STDLIB = "stdlib"
+_COMPRESSED = (".gz", ".zst", ".bz2")
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_PARQUET = (".parquet", ".pq")
+_STDLIB_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+_DATASET_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """How sources are read.
+
+    Attributes:
+        format: what the sources are; `auto` tells by their names.
+        text_key: key or column that holds the text (JSONL, Parquet, datasets).
+        documents_per: what one document is in a text file.
+        glob: which files of a folder are read.
+        split: split of a `datasets` source.
+        dataset_config: configuration name of a `datasets` source.
+        encoding_errors: what happens to bytes that are no UTF-8: Python's `strict`, `replace` or `ignore`.
+        shard_bytes: about how much input makes a unit of work.
+    """
+
+    format: Format = "auto"
+    text_key: str = "text"
+    documents_per: Literal["file", "line", "paragraph"] = "file"
+    glob: str = "**/*"
+    split: str = "train"
+    dataset_config: str | None = None
+    encoding_errors: Literal["strict", "replace", "ignore"] = "strict"
+    shard_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a source that is read in one go.
+
+    Attributes:
+        kind: how it is read.
+        path: file, or name of the `datasets` source.
+        name: path relative to the source: the same on every machine.
+        begin: first byte (lines), row group (Parquet) or row (datasets).
+        end: where to stop; None for the end of the file.
+        size: input bytes (rows for `datasets`), for the progress bar and for cutting shards.
+        stamp: modification time of the file, so that changed input is not mistaken for finished work.
+        data: the open `datasets.Dataset`, pickled with the piece (it refers to files, and so is small).
+    """
+
+    kind: PieceKind
+    path: str
+    name: str
+    begin: int = 0
+    end: int | None = None
+    size: int = 0
+    stamp: int = 0
+    data: Any = field(default=None, compare=False, repr=False)
+
+
+def plan_shards(sources: Iterable[str], settings: SourceSettings) -> list[list[Piece]]:
+    """Cuts sources into shards of about `shard_bytes`, in a fixed order.
+
+    Raises:
+        UserError: a source does not exist, cannot be read or holds nothing.
+    """
+    shards: list[list[Piece]] = []
+    filled = settings.shard_bytes
+    for source in sources:
+        pieces = _pieces(source, settings)
+        if not pieces:
+            raise UserError(f"{source} holds no files to read (--glob {settings.glob!r})")
+        for piece in pieces:
+            if filled >= settings.shard_bytes or piece.kind == "dataset":
+                shards.append([])
+                filled = 0
+            shards[-1].append(piece)
+            filled += piece.size
+    return shards
+
+
+def _pieces(source: str, settings: SourceSettings) -> list[Piece]:
+    chosen = settings.format if settings.format != "auto" else _guess_format(source)
+    if chosen == "stdlib":
+        return stdlib_pieces()
+    if chosen == "dataset":
+        return _dataset_pieces(source, settings)
+    if chosen == "folder":
+        return _folder_pieces(source, settings)
+    if not os.path.isfile(source):
+        raise UserError(f"no such source: {source}")
+    return _file_pieces(source, os.path.basename(source), chosen, settings)
+
+
+def _guess_format(source: str) -> Format:
+    if source == STDLIB:
+        return "stdlib"
+    if os.path.isdir(source):
+        saved = {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(source))
+        return "dataset" if saved else "folder"
+    if os.path.isfile(source):
+        return _file_format(source)
+    raise UserError(f"no such source: {source} (for a name on the hub of `datasets` give --format dataset)")
+
+
+def _file_format(path: str) -> Format:
+    name = path.lower()
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    if name.endswith(_JSON_LINES):
+        return "jsonl"
+    return "parquet" if name.endswith(_PARQUET) else "text"
+
+
+def _folder_pieces(folder: str, settings: SourceSettings) -> list[Piece]:
+    if not os.path.isdir(folder):
+        raise UserError(f"no such folder: {folder}")
+    names = sorted(name for name in glob.iglob(settings.glob, root_dir=folder, recursive=True))
+    pieces: list[Piece] = []
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            pieces += _file_pieces(path, name.replace(os.sep, "/"), _file_format(path), settings)
+    return pieces
+
+
+def _file_pieces(path: str, name: str, chosen: Format, settings: SourceSettings) -> list[Piece]:
+    if chosen == "parquet":
+        return _parquet_pieces(path, name)
+    kinds: dict[str, PieceKind] = {"file": "file", "line": "lines", "paragraph": "paragraphs"}
+    kind = "jsonl" if chosen == "jsonl" else kinds[settings.documents_per]
+    if kind in ("jsonl", "lines") and not path.lower().endswith(_COMPRESSED):
+        return _byte_ranges(kind, path, name, settings.shard_bytes)
+    return [_whole_file(kind, path, name)]
+
+
+def _whole_file(kind: PieceKind, path: str, name: str) -> Piece:
+    status = os.stat(path)
+    return Piece(kind, path, name, size=status.st_size, stamp=status.st_mtime_ns)
+
+
+def _byte_ranges(kind: PieceKind, path: str, name: str, step: int) -> list[Piece]:
+    """A file of lines, cut at fixed bytes; each piece has the lines that begin in its range."""
+    status = os.stat(path)
+    starts = range(0, max(status.st_size, 1), step)
+    ends = [min(start + step, status.st_size) for start in starts]
+    return [
+        Piece(kind, path, name, start, end, end - start, status.st_mtime_ns)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _parquet_pieces(path: str, name: str) -> list[Piece]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        metadata = parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no Parquet file: {error}") from error
+    stamp = os.stat(path).st_mtime_ns
+    return [
+        Piece("parquet", path, name, group, group + 1, metadata.row_group(group).total_byte_size, stamp)
+        for group in range(metadata.num_row_groups)
+    ]
+
+
+def _dataset_pieces(source: str, settings: SourceSettings) -> list[Piece]:
+    data = load_dataset_source(source, settings)
+    if settings.text_key not in data.column_names:
+        columns = ", ".join(data.column_names)
+        raise UserError(f"{source} has no column {settings.text_key!r}: --text-key must be one of {columns}")
+    rows = len(data)
+    starts = range(0, rows, _DATASET_ROWS)
+    return [
+        Piece("dataset", source, data._fingerprint, start, min(start + _DATASET_ROWS, rows), _DATASET_ROWS, data=data)
+        for start in starts
+    ]
+
+
+def load_dataset_source(source: str, settings: SourceSettings) -> Any:
+    """Opens a `datasets` source: a directory of `save_to_disk`, or whatever `load_dataset` takes.
+
+    Raises:
+        UserError: `datasets` cannot open it, or it has no such split.
+    """
+    import datasets
+
+    try:
+        if os.path.isdir(source) and {"state.json", "dataset_dict.json"} & set(os.listdir(source)):
+            data = datasets.load_from_disk(source)
+        else:
+            data = datasets.load_dataset(source, settings.dataset_config, split=settings.split)
+        return data[settings.split] if isinstance(data, datasets.DatasetDict) else data
+    except Exception as error:  # the library raises many kinds for what is one thing to the user
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"datasets cannot open {source} (split {settings.split!r}): {reason}") from error
+
+
+def stdlib_pieces() -> list[Piece]:
+    """The running interpreter's own standard library, without its tests, sorted by path: real text on every machine."""
+    root = sysconfig.get_path("stdlib")
+    pieces = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in _STDLIB_SKIPPED and not name.startswith("config-")]
+        for file in files:
+            if file.endswith(".py") and not file.startswith("_sysconfigdata"):
+                path = os.path.join(folder, file)
+                pieces.append(_whole_file("python", path, os.path.relpath(path, root).replace(os.sep, "/")))
+    return sorted(pieces, key=lambda piece: piece.name)

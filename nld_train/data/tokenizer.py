@@ -1,0 +1,276 @@
+"""Tokenizers for prepared data: a Hugging Face directory, plain bytes, or a small byte-level BPE trained on the data.
+
+Text never becomes a special token here. A document that spells "<mask>" or "</s>" stays ordinary text, whatever the
+tokenizer: otherwise the data could hold the mask token, and end of document could stand inside a document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from nld_train.errors import UserError
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
+_BATCH_CHARACTERS = 1 << 20
+# What decides the ids of plain text; padding, truncation, templates and decoding do not.
+_HASHED_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+_VOCABULARY_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that a worker process needs to encode text.
+
+    Attributes:
+        definition: the tokenizer as JSON (the content of a `tokenizer.json`).
+        end_of_document: id put after each document, or None.
+        forbidden: special ids that text must never become.
+        vocabulary_size: largest id of the tokenizer + 1.
+    """
+
+    definition: str
+    end_of_document: int | None
+    forbidden: tuple[int, ...]
+    vocabulary_size: int
+
+    @property
+    def dtype(self) -> type[np.integer[Any]]:
+        """Smallest token type; the bound is that of Megatron's `DType.optimal_dtype`."""
+        return np.uint16 if self.vocabulary_size < 65500 else np.int32
+
+
+class Encoder:
+    """Turns texts into ids with special-token parsing off."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self.spec = spec
+        self._tokenizer = Tokenizer.from_str(spec.definition)
+        self._tokenizer.encode_special_tokens = True  # the library's name for: special strings are plain text
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A byte is its own token: 30 times faster without the library's bookkeeping for each token.
+        self._plain_bytes = definition_hash(spec.definition) == definition_hash(bytes_tokenizer().to_str())
+        self._forbidden = np.array(spec.forbidden, dtype=np.int64)
+
+    def encode(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
+        """Ids of each text, `[tokens]`, with the end-of-document token appended.
+
+        Raises:
+            UserError: the tokenizer turns some text into a special token whatever is tried.
+        """
+        well_formed = [_without_lone_surrogates(text) for text in texts]
+        encoded = [ids for batch in _batches(well_formed) for ids in self._encode_batch(batch)]
+        if self.spec.end_of_document is None:
+            return encoded
+        end = np.array([self.spec.end_of_document], dtype=self.spec.dtype)
+        return [np.concatenate([ids, end]) for ids in encoded]
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
+        if self._plain_bytes:
+            first = len(SPECIAL_TOKENS)
+            return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.spec.dtype) + first for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._checked(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def _checked(self, text: str, ids: list[int]) -> NDArray[np.integer[Any]]:
+        array = np.array(ids, dtype=self.spec.dtype)
+        if not np.isin(array, self._forbidden).any():
+            return array
+        # Some vocabularies hold special strings as ordinary entries: cut the strings apart, so that none can match.
+        cuts = [0, *(found.start() + 1 for found in self._special_strings.finditer(text)), len(text)]
+        pieces = [text[begin:end] for begin, end in pairwise(cuts)]
+        encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        array = np.array([token for encoding in encodings for token in encoding.ids], dtype=self.spec.dtype)
+        if np.isin(array, self._forbidden).any():
+            raise UserError(f"the tokenizer turns plain text into a special token: {text[:60]!r}")
+        return array
+
+    @cached_property
+    def _special_strings(self) -> re.Pattern[str]:
+        strings = [self._tokenizer.id_to_token(token) or "" for token in self.spec.forbidden]
+        return re.compile(
+            "|".join(re.escape(string) for string in sorted(filter(None, strings), key=len, reverse=True))
+        )
+
+
+def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
+    """Batches of about a million characters: the library holds some 100 bytes for each token of a batch."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _without_lone_surrogates(text: str) -> str:
+    """JSON may hold half a surrogate pair, which is no character: such halves become `?`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="replace").decode()
+    return text
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """A byte-level tokenizer without merges: 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<mask>`, then the 256 bytes in order."""
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *_byte_characters()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level tokenizers write for each byte (introduced with GPT-2).
+
+    Printable Latin-1 characters stand for themselves, the other bytes for the characters from 256 on, in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """Trains a byte-level BPE with the same four special tokens; ids 0 to 3 are theirs.
+
+    Raises:
+        UserError: the vocabulary is too small to hold the special tokens and the 256 bytes.
+    """
+    if vocabulary_size < 256 + len(SPECIAL_TOKENS):
+        raise UserError(f"train-bpe:{vocabulary_size} is too small: bytes and special tokens need 260 ids")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_without_lone_surrogates(text) for text in texts), trainer=trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: str) -> None:
+    """Saves a tokenizer of this module as a Hugging Face directory, atomically.
+
+    Raises:
+        UserError: `directory` holds another tokenizer.
+    """
+    if os.path.exists(directory):
+        if tokenizer_hash(directory) != definition_hash(tokenizer.to_str()):
+            raise UserError(f"{directory} holds another tokenizer: give another --out, or remove it")
+        return
+    from transformers import PreTrainedTokenizerFast
+
+    pad, begin, end, mask = SPECIAL_TOKENS
+    named = {"pad_token": pad, "bos_token": begin, "eos_token": end, "mask_token": mask}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+    parent = os.path.dirname(os.path.abspath(directory))
+    os.makedirs(parent, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".tokenizer-", dir=parent)
+    try:
+        wrapped.save_pretrained(temporary)
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def own_spec(tokenizer: Tokenizer, append_end: bool) -> EncoderSpec:
+    """Encoder of a tokenizer of this module."""
+    return EncoderSpec(
+        definition=tokenizer.to_str(),
+        end_of_document=SPECIAL_TOKENS.index("</s>") if append_end else None,
+        forbidden=tuple(range(len(SPECIAL_TOKENS))),
+        vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
+    )
+
+
+def directory_spec(directory: str, append_end: bool) -> EncoderSpec:
+    """Encoder of a Hugging Face tokenizer directory.
+
+    Raises:
+        UserError: no tokenizer there, one without a fast implementation, or one without an end-of-sequence token.
+    """
+    tokenizer = load_tokenizer(directory)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"the tokenizer in {directory} has no tokenizer.json that the tokenizers library can run")
+    if append_end and tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer in {directory} names no eos_token: set one, or give --no-end-of-document")
+    added = {index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+    return EncoderSpec(
+        definition=backend.to_str(),
+        end_of_document=tokenizer.eos_token_id if append_end else None,
+        forbidden=tuple(sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})),
+        vocabulary_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+    )
+
+
+def load_tokenizer(directory: str) -> Any:
+    """The `transformers` tokenizer of a local directory. Raises `UserError` where there is none."""
+    if not os.path.isdir(directory):
+        raise _no_directory(directory)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for what is one thing to the user
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{directory} is no tokenizer that transformers can load: {reason}") from error
+
+
+def _no_directory(directory: str) -> UserError:
+    return UserError(f"no tokenizer directory {directory}: give a Hugging Face directory, bytes, or train-bpe:VOCAB")
+
+
+def tokenizer_hash(directory: str) -> str:
+    """Identity of a tokenizer directory: equal for copies, whatever their templates. Imports no transformers.
+
+    Raises:
+        UserError: no tokenizer there.
+    """
+    if not os.path.isdir(directory):
+        raise _no_directory(directory)
+    definition = Path(directory, "tokenizer.json")
+    if definition.is_file():
+        try:
+            return definition_hash(definition.read_text(encoding="utf-8"))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{definition} is damaged: {error}") from error
+    files = [path for name in _VOCABULARY_FILES if (path := Path(directory, name)).is_file()]
+    if not files:
+        raise UserError(f"{directory} holds no tokenizer (no tokenizer.json and no vocabulary file)")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def definition_hash(definition: str) -> str:
+    """Hash of those parts of a `tokenizer.json` that decide the ids of plain text."""
+    parsed = json.loads(definition)
+    parts = {name: parsed.get(name) for name in _HASHED_PARTS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""`run.dry=build`: builds the model for real, on the meta device, as each rank of the full layout would, and counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from nld_train.config.counts import parameter_count, rank_parameter_counts
+from nld_train.config.schema import Config
+from nld_train.model import cpu_stand_in
+
+
+def build_plan(config: Config) -> int:
+    """Prints, per pipeline stage, the parameters of a rank as counted from the settings and as really built.
+
+    Returns:
+        0 if they agree, 1 otherwise.
+    """
+    built = built_parameter_counts(config, int(os.environ.get("WORLD_SIZE", config.run.plan_world_size)))
+    counted = rank_parameter_counts(config)
+    table = Table("pipeline stage", "parameters counted", "parameters built", title=f"{config.run.name}: one rank each")
+    for stage, (expected, found) in enumerate(zip(counted, built, strict=True)):
+        table.add_row(str(stage), f"{expected:,}", f"{found:,}")
+    console = Console(width=120)
+    console.print(table)
+    console.print(f"model: {parameter_count(config.model):,} parameters, padding and copies not counted")
+    return 0 if counted == built else 1
+
+
+def built_parameter_counts(config: Config, world_size: int) -> tuple[int, ...]:
+    """Parameters that one rank of each pipeline stage really holds, all its virtual stages together.
+
+    Args:
+        config: the run.
+        world_size: processes of the full layout; none of them is started.
+    """
+    cpu_stand_in.install()
+    data_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
+    first_ranks = [stage * config.parallel.tensor * data_size for stage in range(config.parallel.pipeline)]
+    return tuple(_count_on(config, rank, world_size) for rank in first_ranks)
+
+
+def _count_on(config: Config, rank: int, world_size: int) -> int:
+    from nld_train.model.build import build_model, transformer_config
+
+    device = torch.device("meta")
+    with _fake_groups(config, rank, world_size):
+        chunks = build_model(config, transformer_config(config, torch.device("cpu")), device)
+    return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+
+
+@contextmanager
+def _fake_groups(config: Config, rank: int, world_size: int) -> Iterator[None]:
+    """Megatron's groups as one rank of the full layout sees them, over a process group that sends nothing."""
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.parallel.tensor,
+            pipeline_model_parallel_size=config.parallel.pipeline,
+            virtual_pipeline_model_parallel_size=config.parallel.virtual_pipeline,
+            create_gloo_process_groups=False,
+        )
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

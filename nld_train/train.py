@@ -1,0 +1,155 @@
+"""The command `nld-train`, also `python -m nld_train.train`: compose the settings, check them, run or plan.
+
+Only the standard library is imported here at the top. A dry run never imports torch, and the worker processes that
+torch starts for saving import this module again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from nld_train.config.schema import Config
+
+USER_ERROR_STATUS = 2
+SECONDS_FOR_FIRST_RANK = 3
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
+    try:
+        jobs = _read_jobs()
+    except UserError as error:
+        # Every process reads the same settings and finds the same mistake.
+        return _report(str(error), every_rank=False)
+    # Outside Hydra, so that a failure's traceback is the program's own; a failed job does not stop a sweep.
+    return max((_run_job(config, world_size) for config, world_size in jobs), default=0)
+
+
+def _read_jobs() -> list[tuple[Config, int]]:
+    """The settings of every job of the command line, all checked before the first one starts."""
+    # Hydra else prints a mistake over many lines and exits by itself.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not {"-m", "--multirun"} & set(sys.argv):
+        return _compose_jobs()
+    arguments = sys.argv
+    # Hydra insists on a folder for its record of a sweep.
+    with tempfile.TemporaryDirectory(prefix="nld-train-") as scratch:
+        sys.argv = [*arguments, f"hydra.sweep.dir={scratch}"]
+        try:
+            jobs = _compose_jobs()
+        finally:
+            sys.argv = arguments
+    _refuse_shared_directories([config for config, _ in jobs])
+    return jobs
+
+
+def _compose_jobs() -> list[tuple[Config, int]]:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from nld_train.config.compose import ROOT_NAME, composition_message, config_directory
+
+    jobs: list[tuple[Config, int]] = []
+    mistakes: list[UserError] = []
+
+    def read(composed: DictConfig) -> None:
+        try:
+            jobs.append(_read(composed))
+        except UserError as error:  # Raised from here, Hydra would print a line of its own.
+            mistakes.append(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT_NAME)(read)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(composition_message(error)) from error
+    if mistakes:
+        raise mistakes[0]
+    return jobs
+
+
+def _refuse_shared_directories(configs: list[Config]) -> None:
+    directories = [config.run.dir for config in configs if not config.run.dry]
+    for directory in directories:
+        if directories.count(directory) > 1:
+            raise UserError(f"run.dir={directory}: several jobs of the sweep would write there; sweep over other keys")
+
+
+def _run_job(config: Config, world_size: int) -> int:
+    try:
+        return _start(config, world_size)
+    except UserError as error:
+        return _report(str(error), every_rank=True)
+
+
+def _read(composed: DictConfig) -> tuple[Config, int]:
+    """The checked settings and the number of processes they are for."""
+    from nld_train.config.load import load_config
+    from nld_train.config.validate import validate
+
+    config = load_config(composed)
+    config = replace(config, run=replace(config.run, dir=_run_directory(config)))
+    world_size = int(os.environ.get("WORLD_SIZE", config.run.plan_world_size if config.run.dry else 1))
+    validate(config, world_size)
+    return config, world_size
+
+
+def _run_directory(config: Config) -> str:
+    """The job's own folder below `run.dir` in a sweep, else `run.dir`."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return config.run.dir
+    # Only characters that need no quotes, in a shell or in a later override such as `init.checkpoint=...`.
+    name = re.sub(r"[^\w.+-]", "_", settings.job.override_dirname)
+    return os.path.join(config.run.dir, name)
+
+
+def _start(config: Config, world_size: int) -> int:
+    """Print the plan, build the model on the meta device, or train."""
+    if config.run.dry is True:
+        if _rank() == 0:
+            from nld_train.config.report import print_plan
+
+            print_plan(config, world_size)
+        return 0
+    if config.run.dry == "build":
+        from nld_train.model.dry_build import build_plan
+
+        return build_plan(config) or 0
+    from nld_train.training.run import train
+
+    return train(config) or 0
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _report(message: str, every_rank: bool) -> int:
+    """Print one line and return the status of a mistake; what all processes find alike is printed by the first only."""
+    if _rank() == 0:
+        print(f"error: {message}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    if every_rank:
+        print(f"error: rank {_rank()}: {message}", file=sys.stderr)
+    # torchrun ends all processes as soon as one has failed: let the first one speak before.
+    time.sleep(SECONDS_FOR_FIRST_RANK)
+    return USER_ERROR_STATUS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The end of a run: `summary.json` and the curves in `report.png`, both from `metrics.jsonl` alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from nld_train.files import write_atomically
+from nld_train.training.metrics import Record, read_records
+
+_PACKAGES = ("nld-train", "torch", "megatron-core", "transformers", "transformer-engine", "numpy")
+
+
+def write_summary(directory: Path) -> Record:
+    """Writes and returns `<directory>/summary.json`."""
+    records = read_records(directory / "metrics.jsonl")
+    stages = {name: _stage_summary([r for r in records if r["stage"] == name]) for name in _stages(records)}
+    summary = {"stages": stages, "versions": _versions(), "git_revision": git_revision()}
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _stages(records: list[Record]) -> list[str]:
+    return list(dict.fromkeys(record["stage"] for record in records))
+
+
+def _stage_summary(records: list[Record]) -> Record:
+    """Of one stage; first and last losses are means over (up to) 10 steps."""
+    validated = [record["validation"] | {"step": record["step"]} for record in records if "validation" in record]
+    return {
+        "steps": len(records),
+        "tokens": sum(record["step_tokens"] for record in records),
+        "seconds": sum(record["seconds"] for record in records),
+        "tokens_per_second": median(record["tokens_per_second"] for record in records),
+        **{f"{where}_{name}": _mean(records, where, name) for name in _LOSSES for where in ("first", "last")},
+        "validation": validated[-1] if validated else None,
+        "validations": validated,
+    }
+
+
+_LOSSES = ("ar_loss", "diffusion_loss")
+
+
+def _mean(records: list[Record], where: str, name: str) -> float | None:
+    chosen = records[:10] if where == "first" else records[-10:]
+    values = [record[name] for record in chosen if record[name] is not None]
+    return fmean(values) if values else None
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_revision() -> str | None:
+    """The commit that this code stands at, with `-dirty` where it was changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def write_report(directory: Path) -> Path:
+    """Draws `<directory>/report.png`: losses, held-out losses, learning rate, gradient norm and speed over tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = read_records(directory / "metrics.jsonl")
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    _draw_losses(axes[0, 0], records)
+    _draw_validation(axes[0, 1], records)
+    _draw_line(axes[1, 0], records, "learning_rate", "learning rate")
+    gradient = axes[1, 0].twinx()
+    _draw_line(gradient, records, "grad_norm", "gradient norm", color="tab:red", alpha=0.5)
+    _draw_line(axes[1, 1], records, "tokens_per_second", "tokens per second")
+    for axis in axes.flat:
+        axis.set_xlabel("tokens")
+        axis.grid(alpha=0.3)
+        _mark_stages(axis, records)
+    path = directory / "report.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _series(records: list[Record], name: str) -> tuple[list[float], list[float]]:
+    points = [(record["tokens"], record[name]) for record in records if record[name] is not None]
+    return [point[0] for point in points], [point[1] for point in points]
+
+
+def _draw_line(axis: Any, records: list[Record], name: str, label: str, **style: Any) -> None:
+    axis.plot(*_series(records, name), linewidth=1, **style)
+    axis.set_ylabel(label)
+
+
+def _draw_losses(axis: Any, records: list[Record]) -> None:
+    for name, label in (("ar_loss", "AR"), ("diffusion_loss", "diffusion"), ("loss", "total")):
+        axis.plot(*_series(records, name), linewidth=1, label=label, alpha=0.8)
+    axis.set_ylabel("training loss (nats)")
+    axis.legend()
+
+
+def _draw_validation(axis: Any, records: list[Record]) -> None:
+    validated = [record for record in records if "validation" in record]
+    axis.set_ylabel("held-out loss (nats per token)")
+    if not validated:
+        return
+    tokens = [record["tokens"] for record in validated]
+    axis.plot(tokens, [record["validation"]["ar_loss"] for record in validated], "k.-", label="AR")
+    for level in dict.fromkeys(level for record in validated for level in record["validation"]["diffusion_loss"]):
+        points = [
+            (record["tokens"], record["validation"]["diffusion_loss"][level])
+            for record in validated
+            if level in record["validation"]["diffusion_loss"]
+        ]
+        axis.plot(*zip(*points, strict=True), ".-", label=f"diffusion, t = {level}")
+    axis.legend()
+
+
+def _mark_stages(axis: Any, records: list[Record]) -> None:
+    for before, after in zip(records, records[1:], strict=False):
+        if before["stage"] != after["stage"]:
+            axis.axvline(before["tokens"], color="gray", linestyle=":")

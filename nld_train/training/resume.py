@@ -1,0 +1,69 @@
+"""Whether a run may go on from a checkpoint: what must be the same, and what may change."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nld_train.config.schema import Config
+from nld_train.data.order import StageOrder
+from nld_train.errors import UserError
+from nld_train.training.checkpoint import Progress
+
+# Keys that the samples, their noise and the meaning of a step depend on. Layout, micro-batch and workers may change.
+_FIXED = (
+    ("run", "seed"),
+    ("batch", "global_size"),
+    ("batch", "sequence_length"),
+    ("data", "documents"),
+)
+
+
+def refuse_other_model(directory: Path, saved: Config, config: Config) -> None:
+    """Refuses a checkpoint whose weights are of another shape or another meaning than the model asked for.
+
+    Raises:
+        UserError: names the first key that differs.
+    """
+    for field in fields(config.model):
+        if field.name != "name":
+            _same(directory, f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
+
+
+def refuse_other_run(
+    directory: Path, saved: Config, progress: Progress, config: Config, orders: dict[str, StageOrder]
+) -> None:
+    """Refuses to go on where the sample and noise stream would not continue.
+
+    Args:
+        directory: the checkpoint.
+        saved: the settings that wrote it.
+        progress: where it stands.
+        config: the settings of now.
+        orders: the data of now, by stage.
+
+    Raises:
+        UserError: names the key, or the data, that differs.
+    """
+    refuse_other_model(directory, saved, config)
+    for group, key in _FIXED:
+        _same(directory, f"{group}.{key}", getattr(getattr(saved, group), key), getattr(getattr(config, group), key))
+    _same(directory, "diffusion", saved.diffusion, config.diffusion)
+    done = saved.run.stages[: saved.run.stages.index(progress.stage) + 1]
+    _same(directory, "run.stages (those begun)", done, config.run.stages[: len(done)])
+    for stage in done:
+        _same(directory, f"stages.{stage}.tokens", saved.stages[stage].tokens, config.stages[stage].tokens)
+        if progress.data.get(stage) != orders[stage].fingerprint:
+            raise UserError(
+                f"data of stage {stage}: differs from what {directory} was trained on (other files, blend or order); "
+                "restore data.train, or start in a new run.dir with init.checkpoint"
+            )
+
+
+def _same(directory: Path, key: str, saved: Any, given: Any) -> None:
+    if saved != given:
+        raise UserError(
+            f"{key}: {given} does not continue {directory}, which was written with {saved}; "
+            "use that value, or start in a new run.dir"
+        )

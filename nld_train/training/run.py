@@ -1,0 +1,229 @@
+"""A run: its stages one after another, from where the last checkpoint stands to the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from nld_train.config.counts import step_flops
+from nld_train.config.plan import StagePlan, stage_plans, tokens_per_step, total_steps
+from nld_train.config.schema import Config
+from nld_train.data.manifest import check_against_model
+from nld_train.data.order import StageOrder, stage_orders
+from nld_train.data.samples import batches, training_samples
+from nld_train.errors import UserError
+from nld_train.model.build import build_model, resolve_dtype, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training import checkpoint, report
+from nld_train.training.checkpoint import Progress
+from nld_train.training.hardware import peak_flops
+from nld_train.training.metrics import Metrics, Record, require_writable
+from nld_train.training.micro_batch import StreamSettings
+from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from nld_train.training.parallel import parallel_groups
+from nld_train.training.resume import refuse_other_model, refuse_other_run
+from nld_train.training.step import StepResult, train_step
+from nld_train.training.validation import Validation
+
+
+def train(config: Config) -> None:
+    """Trains, or goes on training, as the settings say; called on every process.
+
+    Raises:
+        UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
+    """
+    _check_files(config)
+    with parallel_groups(config) as device:
+        Run(config, device).train()
+
+
+def _check_files(config: Config) -> None:
+    """What can be refused before processes join and models are built."""
+    try:
+        require_writable(Path(config.run.dir))
+    except OSError as error:
+        raise UserError(f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder") from error
+    stages = [config.stages[name] for name in config.run.stages]
+    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
+    for prefix in dict.fromkeys(source.prefix for source in sources):
+        check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
+
+
+class Run:
+    """The state of a run on one process.
+
+    Args:
+        config: the settings.
+        device: of this process.
+    """
+
+    def __init__(self, config: Config, device: Any) -> None:
+        self.config = config
+        self.device = device
+        self.plans = stage_plans(config)
+        self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
+        self.rank = dist.get_rank()
+        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.data_size = parallel_state.get_data_parallel_world_size()
+        self.rotary = RotaryEmbedding(config.model, device)
+        self.validation = Validation(config, self.data_rank, self.data_size)
+        self.dtype = resolve_dtype(config, device)
+        self.peak = peak_flops(device, config.logging.peak_tflops)
+        self.step_seconds: deque[float] = deque(maxlen=20)
+        self.model = self._build_model()
+
+    def _build_model(self) -> list[Any]:
+        megatron = transformer_config(self.config, self.device)
+        chunks = build_model(self.config, megatron, self.device)
+        initialize(chunks, self.config.model, self.config.run.seed)
+        return wrap_model(self.config, megatron, chunks)
+
+    def train(self) -> None:
+        """Walks the stages, skipping what the latest checkpoint has done."""
+        resumed = self._find_checkpoint()
+        done = resumed[1].step if resumed else 0
+        self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
+        self.metrics.say(self._opening(resumed))
+        if resumed is None:
+            self._load_starting_weights()
+        for plan in self.plans:
+            begun = resumed is not None and resumed[1].stage == plan.name and resumed[1].stage_step < plan.steps
+            if resumed is not None and done >= plan.first_step + plan.steps:
+                continue
+            if resumed is not None and not begun and done == plan.first_step:
+                checkpoint.load(resumed[0], self.model, None)  # the stage before is complete: its weights alone
+            if not self._train_stage(plan, resumed if begun else None):
+                self._close(f"stopped at run.max_steps={self.config.run.max_steps}, saved; the same command goes on")
+                return
+        self._close("finished")
+
+    def _find_checkpoint(self) -> tuple[Path, Progress] | None:
+        """The checkpoint to go on from, if there is one, checked against the settings."""
+        directory = checkpoint.latest(self.config)
+        if directory is None:
+            return None
+        progress = checkpoint.read_progress(directory)
+        refuse_other_run(directory, checkpoint.saved_config(directory), progress, self.config, self.orders)
+        return directory, progress
+
+    def _load_starting_weights(self) -> None:
+        """Weights of `init.checkpoint`, where there is one, instead of random ones."""
+        if self.config.init.checkpoint is None:
+            return
+        directory = checkpoint.resolve_checkpoint(self.config.init.checkpoint)
+        refuse_other_model(directory, checkpoint.saved_config(directory), self.config)
+        checkpoint.load(directory, self.model, None)
+
+    def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
+        parallel = self.config.parallel
+        layout = f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {self.data_size} on {self.device.type}"
+        origin = f"from {resumed[0]}" if resumed else f"from {self.config.init.checkpoint or 'random weights'}"
+        return f"{self.config.run.name}: {layout}, {origin}, into {self.config.run.dir}"
+
+    def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> bool:
+        """Trains a stage to its end, or to `run.max_steps`; returns whether the run goes on."""
+        stage = self.config.stages[plan.name]
+        optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
+        scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
+        first = 0
+        if resumed is not None:
+            checkpoint.load(resumed[0], self.model, optimizer)
+            first = resumed[1].stage_step
+            scheduler.step(first)
+        last = self._last_step(plan)
+        stream_settings = self._stream_settings(plan)
+        for step, samples in enumerate(self._batches(plan, first, last), start=first + 1):
+            begin = time.perf_counter()
+            scheduler.step(1)
+            clip = self.config.optimizer.clip_grad
+            result = train_step(self.model, optimizer, samples, stage, stream_settings, self.rotary, clip)
+            self.step_seconds.append(time.perf_counter() - begin)
+            record = self._record(plan, step, result, optimizer)
+            if self.validation.due(step, plan.steps):
+                record["validation"] = vars(self.validation.run(self.model, stream_settings, self.rotary))
+            self.metrics.write(record)
+            if step % self.config.checkpoint.every == 0 or step == last:
+                self._save(plan, step, optimizer)
+        return last == plan.steps and self.config.run.max_steps != plan.first_step + plan.steps
+
+    def _last_step(self, plan: StagePlan) -> int:
+        """The stage's last step of this start; `run.max_steps` counts over the whole run."""
+        if self.config.run.max_steps is None:
+            return plan.steps
+        return max(0, min(plan.steps, self.config.run.max_steps - plan.first_step))
+
+    def _batches(self, plan: StagePlan, first: int, last: int) -> Any:
+        """This rank's micro-batches of the stage's steps `first` to `last`, from 0, the last not included."""
+        return batches(
+            training_samples(self.config, plan.name, self.orders[plan.name]),
+            first_step=first,
+            last_step=last,
+            global_size=self.config.batch.global_size,
+            micro_size=self.config.batch.micro_size,
+            rank=self.data_rank,
+            size=self.data_size,
+            workers=self.config.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _stream_settings(self, plan: StagePlan) -> StreamSettings:
+        return StreamSettings(
+            two_streams=plan.alpha > 0,
+            block_size=self.config.diffusion.block_size,
+            mask_token_id=self.config.model.mask_token_id,
+            averaging=plan.averaging,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    def _record(self, plan: StagePlan, stage_step: int, result: StepResult, optimizer: Any) -> Record:
+        """One object of `metrics.jsonl`."""
+        step, seconds, tokens = plan.first_step + stage_step, self.step_seconds[-1], tokens_per_step(self.config)
+        flops = step_flops(self.config, plan.alpha) / (seconds * dist.get_world_size())
+        return {
+            "stage": plan.name,
+            "step": step,
+            "stage_step": stage_step,
+            "tokens": step * tokens,
+            "step_tokens": tokens,
+            "loss": result.loss,
+            "ar_loss": result.ar_loss,
+            "diffusion_loss": result.diffusion_loss,
+            "alpha": plan.alpha,
+            "ar_tokens": result.counts.ar_tokens,
+            "maskable_tokens": result.counts.maskable_tokens,
+            "masked_tokens": result.counts.masked_tokens,
+            "ar_denominator": result.denominators.ar,
+            "diffusion_denominator": result.denominators.diffusion,
+            "grad_norm": result.gradient_norm,
+            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "mfu": None if self.peak is None else flops / self.peak,
+            "seconds_left": (total_steps(self.config) - step) * median(self.step_seconds),
+        }
+
+    def _save(self, plan: StagePlan, stage_step: int, optimizer: Any) -> None:
+        progress = Progress(
+            step=plan.first_step + stage_step,
+            stage=plan.name,
+            stage_step=stage_step,
+            data={name: order.fingerprint for name, order in self.orders.items()},
+        )
+        checkpoint.save(self.config, self.model, optimizer, progress)
+
+    def _close(self, message: str) -> None:
+        """Writes the summary and the curves of everything done so far."""
+        summary, image = None, None
+        if self.rank == 0:
+            directory = Path(self.config.run.dir)
+            summary, image = report.write_summary(directory), report.write_report(directory)
+        self.metrics.say(f"{message}: {self.config.run.dir}/summary.json and report.png")
+        self.metrics.close(summary, image)

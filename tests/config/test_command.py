@@ -1,0 +1,102 @@
+"""The command `nld-train` as a user runs it, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "megatron", "transformers", "transformer_engine", "numpy", "wandb", "datasets", "matplotlib")
+# Runs the command, then says on the error stream which heavy packages it imported.
+PROBE = f"""
+import sys
+from nld_train.train import main
+status = main()
+print("imported:", [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def _run(directory: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=directory,
+        env={**variables, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _train(directory: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return _run(directory, "-m", "nld_train.train", *overrides, **environment)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "pieces"),
+    [
+        ("quickstart", ["1,674,432", "random weights"]),
+        ("paper_3b", ["3.83B", "476,838", "1,000,001,765,376", "143,052", "300,001,787,904", "tensor 1 ", "data 256"]),
+        ("paper_8b", ["8.49B", "2,097,152 tokens per step", "tensor 4 ", "data 64", "8 of 1 per process"]),
+        ("paper_14b", ["13.51B", "512 samples x 4,096 tokens", "tensor 8 ", "data 32", "sequence parallel on"]),
+        ("ablation_8b", ["8.49B", "11,921", "25,000,148,992"]),
+    ],
+)
+def test_dry_run_prints_the_plan_and_imports_nothing_heavy(tmp_path: Path, experiment: str, pieces: list[str]) -> None:
+    done = _run(tmp_path, "-c", PROBE, f"experiment={experiment}", "run.dry=true")
+    assert done.returncode == 0, done.stderr
+    for piece in pieces:
+        assert piece in done.stdout
+    assert done.stderr == "imported: []\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
+    done = _train(tmp_path, "--help")
+    assert done.returncode == 0
+    for piece in ("ablation_8b, paper_14b, paper_3b, paper_8b, quickstart", "global_size: 16", "run.dry=true"):
+        assert piece in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pieces"),
+    [
+        (["batch.global_sise=3"], ["batch.global_sise", "'global_size'"]),
+        (["experiment=paper_9b"], ["experiment=paper_9b", "paper_8b"]),
+        (["experiment=paper_8b"], ["data.train", "prefix"]),
+        (["parallel.pipeline=3"], ["parallel.pipeline=3", "valid: 1, 2, 4"]),
+        (["batch.micro_size=many"], ["batch.micro_size='many'", "an integer"]),
+        (["run.stages=[ar"], ["run.stages=[ar"]),
+        (["--multirun", "stages.joint.averaging=global,mean", "run.dry=true"], ["stages.joint.averaging='mean'"]),
+        (["--multirun", "run.max_steps=1,2"], ["run.dir"]),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, overrides: list[str], pieces: list[str]) -> None:
+    done = _train(tmp_path, *overrides)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for piece in pieces:
+        assert piece in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_of_many_speaks(tmp_path: Path) -> None:
+    first = _train(tmp_path, RANK="0", WORLD_SIZE="3")
+    other = _train(tmp_path, RANK="1", WORLD_SIZE="3")
+    assert (first.returncode, other.returncode) == (2, 2)
+    assert first.stderr.startswith("error: batch.global_size=16: ")
+    assert other.stderr == other.stdout == ""
+
+
+def test_sweep_plans_each_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    done = _train(tmp_path, "--multirun", "stages.joint.alpha=0.1,0.3", "run.dir=here", "run.dry=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Plan of quickstart") == 2
+    for alpha in ("0.1", "0.3"):
+        assert f" here/stages.joint.alpha-{alpha} " in done.stdout
+    assert list(tmp_path.iterdir()) == []

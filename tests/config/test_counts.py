@@ -1,0 +1,106 @@
+"""Counts by formula against counts by hand."""
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+
+from nld_train.config.compose import compose_config
+from nld_train.config.counts import (
+    causal_visible_pairs,
+    expected_head_rows,
+    joint_visible_pairs,
+    padded_vocabulary,
+    parameter_count,
+    rank_parameter_counts,
+    step_flops,
+    training_flops,
+)
+from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
+from nld_train.config.schema import Config
+
+
+def _pairs_one_by_one(length: int, block_size: int) -> int:
+    """The rule of reference section 2, asked for each pair of the (2L)^2 square."""
+    count = 0
+    for query, key in product(range(2 * length), repeat=2):
+        query_block, key_block = (query % length) // block_size, (key % length) // block_size
+        noisy_query, noisy_key = query < length, key < length
+        if noisy_query and noisy_key:
+            count += query_block == key_block
+        elif noisy_query:
+            count += key_block < query_block
+        elif not noisy_key:
+            count += key <= query
+    return count
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 12, 16])
+@pytest.mark.parametrize("block_size", [1, 2, 3, 4, 12, 16, 40])
+def test_visible_pairs_of_two_streams(length: int, block_size: int) -> None:
+    assert joint_visible_pairs(length, block_size) == _pairs_one_by_one(length, block_size)
+    if length % block_size == 0:
+        assert joint_visible_pairs(length, block_size) == length * (2 * length + block_size + 1) // 2
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_visible_pairs_of_a_causal_pass(length: int) -> None:
+    assert causal_visible_pairs(length) == sum(key <= query for query in range(length) for key in range(length))
+
+
+def test_flops_of_a_sample_by_hand(tiny: Config) -> None:
+    model = tiny.model
+    # Weights that each position passes: query and output, key and value, the three of the MLP.
+    layer = 192 * (6 * 32) * 2 + 192 * (2 * 32) * 2 + 3 * 192 * 512
+    pair = 4 * (6 * 32 + 6 * 32)
+    causal = 6 * (10 * 4 * layer + 10 * 260 * 192 + 55 * pair)
+    assert training_flops(model, 10, 4, joint=False, head_rows=10) == causal
+    joint = 6 * (20 * 4 * layer + 15 * 260 * 192 + _pairs_one_by_one(10, 4) * pair)
+    assert training_flops(model, 10, 4, joint=True, head_rows=15) == joint
+    fewer = training_flops(model, 10, 4, joint=True, head_rows=15, visible_pairs=0)
+    assert joint - fewer == 6 * _pairs_one_by_one(10, 4) * pair
+
+
+def test_joint_step_costs_about_twice_an_ar_step() -> None:
+    config = compose_config(["experiment=paper_8b"])
+    assert expected_head_rows(4096, 1e-3, joint=False) == 4096
+    assert expected_head_rows(4096, 1e-3, joint=True) == pytest.approx(4096 * 1.5005)
+    assert 1.9 < step_flops(config, 0.3) / step_flops(config, 0.0) < 2.1
+    # About 6 operations per parameter and token, and some more for attention.
+    assert 6.0 < step_flops(config, 0.0) / tokens_per_step(config) / parameter_count(config.model) < 6.6
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_ranks_hold_the_whole_model_between_them(change: Any, tensor: int, pipeline: int) -> None:
+    config = change({"parallel.tensor": tensor, "parallel.pipeline": pipeline, "model.vocab_size": 261})
+    model = config.model
+    norms = (2 * model.num_hidden_layers + 1) * model.hidden_size
+    padding = 2 * (padded_vocabulary(config) - 261) * model.hidden_size
+    repeated = norms * (tensor - 1)
+    counts = rank_parameter_counts(config)
+    assert len(counts) == pipeline
+    assert sum(counts) * tensor == parameter_count(model) + padding + repeated
+
+
+def test_vocabulary_is_padded_to_equal_shares(change: Any) -> None:
+    assert padded_vocabulary(change({"parallel.tensor": 8})) == 264
+    assert padded_vocabulary(change({"parallel.tensor": 2})) == 260
+
+
+def test_stages_are_whole_steps_one_after_another(change: Any) -> None:
+    config = change({"stages.ar.tokens": 4096 * 3, "stages.joint.tokens": 4096 * 2 + 1, "run.max_steps": 2})
+    ar, joint = stage_plans(config)
+    assert (ar.name, ar.first_step, ar.steps, ar.samples, ar.tokens) == ("ar", 0, 3, 48, 4096 * 3)
+    assert (joint.name, joint.first_step, joint.steps, joint.samples) == ("joint", 3, 3, 48)
+    assert joint.tokens == 4096 * 3 > config.stages["joint"].tokens
+    assert (ar.alpha, joint.alpha) == (0.0, 0.3)
+    assert total_steps(config) == 6
+    only = replace(config, run=replace(config.run, stages=("joint",)))
+    assert [plan.first_step for plan in stage_plans(only)] == [0]
+
+
+def test_the_world_is_shared_out(change: Any) -> None:
+    config = change({"parallel.tensor": 2, "parallel.pipeline": 2})
+    assert data_parallel_size(config, 8) == 2
+    assert micro_batches(config, 8) == 2

@@ -1,0 +1,102 @@
+"""Every YAML file that is shipped: it composes, fits its plan, and explains each of its keys."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nld_train.config.compose import compose_config, config_directory
+from nld_train.config.counts import parameter_count
+from nld_train.config.load import config_from_yaml, config_to_yaml
+from nld_train.config.validate import validate
+
+DIRECTORY = config_directory()
+EXPERIMENTS = sorted(path.stem for path in (DIRECTORY / "experiment").glob("*.yaml"))
+FILES = sorted(DIRECTORY.rglob("*.yaml"))
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}"
+    for path in FILES
+    if path.parent.parent == DIRECTORY and path.parent.name != "experiment"
+)
+
+
+def test_the_promised_experiments_are_there() -> None:
+    assert set(EXPERIMENTS) >= {"quickstart", "paper_3b", "paper_8b", "paper_14b", "ablation_8b"}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_fits_its_own_plan(experiment: str) -> None:
+    config = compose_config([f"experiment={experiment}", "run.dry=true"])
+    validate(config, config.run.plan_world_size)
+    assert config.run.name == experiment
+    assert config.run.dir == f"runs/{experiment}"
+    assert config_from_yaml(config_to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_file_of_a_group_composes(choice: str) -> None:
+    extra = ["run.stages=[joint]"] if choice == "stages=ablation" else []
+    config = compose_config([choice, *extra])
+    assert config_from_yaml(config_to_yaml(config)) == config
+
+
+def test_without_an_experiment_it_is_the_quickstart() -> None:
+    assert compose_config() == compose_config(["experiment=quickstart"])
+
+
+@pytest.mark.parametrize(("size", "billions"), [("3b", "3.83"), ("8b", "8.49"), ("14b", "13.51")])
+def test_paper_experiments_hold_the_papers_values(size: str, billions: str) -> None:
+    config = compose_config([f"experiment=paper_{size}"])
+    assert f"{parameter_count(config.model) / 1e9:.2f}" == billions
+    assert config.run.plan_world_size == 256
+    assert config.parallel.tensor == {"3b": 1, "8b": 4, "14b": 8}[size]
+    assert config.parallel.sequence == (config.parallel.tensor > 1)
+    assert (config.batch.global_size, config.batch.sequence_length) == (512, 4096)
+    assert (config.diffusion.block_size, config.diffusion.epsilon) == (64, 1e-3)
+    assert config.model.rope_parameters.rope_theta == (1e9 if size == "14b" else 1e6)
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_grad) == (0.9, 0.95, 0.1, 1.0)
+    for name, tokens, alpha in (("ar", 10**12, 0.0), ("joint", 3 * 10**11, 0.3)):
+        stage = config.stages[name]
+        assert (stage.tokens, stage.alpha, stage.averaging) == (tokens, alpha, "global")
+        schedule = stage.schedule
+        assert (schedule.learning_rate, schedule.final_learning_rate) == (1e-5, 3e-6)
+        assert (schedule.warmup_fraction, schedule.decay_fraction) == (0.01, 0.2)
+
+
+def test_ablation_trains_the_joint_stage_only() -> None:
+    config = compose_config(["experiment=ablation_8b", "stages.joint.averaging=sequence", "diffusion.levels=shared"])
+    assert config.run.stages == ("joint",)
+    assert config.stages["joint"].tokens == 25 * 10**9
+    assert config.stages["joint"].averaging == "sequence"
+
+
+def test_data_of_the_paper_experiments_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLD_DATA_TRAIN", "[{prefix: /corpus/a, weight: 2}, {prefix: /corpus/b, weight: 0.5}]")
+    monkeypatch.setenv("NLD_DATA_TOKENIZER", "/tokenizers/ministral3")
+    config = compose_config(["experiment=paper_8b", "validation.every=0"])
+    assert [(source.prefix, source.weight) for source in config.data.train] == [("/corpus/a", 2), ("/corpus/b", 0.5)]
+    assert config.data.tokenizer == "/tokenizers/ministral3"
+    validate(config, 256)
+
+
+def _leaf_lines(node: yaml.Node, skip: tuple[str, ...]) -> list[int]:
+    """Line numbers of keys whose value is no mapping and holds none."""
+    if isinstance(node, yaml.SequenceNode):
+        return [line for item in node.value for line in _leaf_lines(item, ())]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    lines = []
+    for key, value in node.value:
+        if key.value not in skip:
+            lines += _leaf_lines(value, ()) or ([] if isinstance(value, yaml.MappingNode) else [key.start_mark.line])
+    return lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DIRECTORY)))
+def test_every_key_is_explained_by_a_comment(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for number in _leaf_lines(yaml.compose(text), skip=("defaults",)):
+        explained = lines[number - 1].strip().startswith("#") or " # " in lines[number]
+        assert explained, f"{path.name}:{number + 1}: {lines[number].strip()}"

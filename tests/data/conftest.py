@@ -1,0 +1,60 @@
+"""Small real token sets on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nld_train.config.schema import DiffusionConfig
+from nld_train.data.packed import PackedSamples, indexed_dataset_module
+from nld_train.data.samples import SampleSettings
+
+WriteSet = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def write_set() -> WriteSet:
+    """Writes documents (sequences of ids) with Megatron's own builder; returns the prefix."""
+
+    def write(prefix: Path, documents: Sequence[Sequence[int]], dtype: type = np.uint16) -> str:
+        builder = indexed_dataset_module().IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+        for document in documents:
+            builder.add_document(np.array(document), [len(document)])
+        builder.finalize(f"{prefix}.idx")
+        return str(prefix)
+
+    return write
+
+
+def random_documents(seed: int, count: int, longest: int = 40) -> list[list[int]]:
+    """Documents of 1 to `longest` ids in 4..259, each ending with 2."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, longest, count)
+    return [[*generator.integers(4, 260, length - 1).tolist(), 2] for length in lengths]
+
+
+@pytest.fixture(scope="session")
+def two_sets(tmp_path_factory: pytest.TempPathFactory, write_set: WriteSet) -> tuple[PackedSamples, PackedSamples]:
+    """Two sets of samples of length 24."""
+    folder = tmp_path_factory.mktemp("sets")
+    first = write_set(folder / "first", random_documents(1, 120))
+    second = write_set(folder / "second", random_documents(2, 60))
+    return PackedSamples(first, 24), PackedSamples(second, 24)
+
+
+@pytest.fixture
+def settings() -> SampleSettings:
+    """Joint samples of a byte model."""
+    return SampleSettings(
+        stage="joint",
+        seed=7,
+        joint=True,
+        documents="isolate",
+        diffusion=DiffusionConfig(block_size=5, epsilon=1e-3, levels="stratified", level_scope="sequence"),
+        global_size=8,
+        vocab_size=260,
+        mask_token_id=3,
+    )
