@@ -2,6 +2,7 @@
 
     <run.dir>/checkpoints/step_00000120/    weights, optimizer state and progress, in Megatron's sharded format
                           step_00000120/config.yaml      the resolved settings that wrote it
+                          step_00000120/model.json       the model's shapes, under the names of `config.ModelConfig`
                           step_00000120/progress.json    where the run stood
                           latest                         name of the newest one
 
@@ -26,6 +27,7 @@ from nld_train.config.load import config_from_yaml, config_to_yaml
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.optimizer import unwrap
 
 _LATEST = "latest"
@@ -71,6 +73,7 @@ def save(config: Config, model: list[Any], optimizer: Any, progress: Progress) -
     dist.barrier()
     if dist.get_rank() == 0:
         (temporary / "config.yaml").write_text(config_to_yaml(config))
+        (temporary / "model.json").write_text(json.dumps(asdict(config.model), indent=1))
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
@@ -117,10 +120,19 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
 
 def _sharded_state(model: list[Any], optimizer: Any | None, loading: bool = False) -> dict[str, Any]:
     """Every tensor of this rank with its place in the whole; the names do not depend on the layout."""
-    state = {f"model{index}": unwrap(chunk).sharded_state_dict() for index, chunk in enumerate(model)}
+    state = {f"model{index}": model_state(unwrap(chunk)) for index, chunk in enumerate(model)}
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(_SHARDING))
     return state
+
+
+def model_state(chunk: Ministral3Model) -> dict[str, Any]:
+    """Sharded weights of a model's chunk, under names that every layout and both kinds of layers share.
+
+    Megatron's `_extra_state` entries are left out: they are empty without FP8, and hold amax histories with it, which
+    fill again within some steps. A checkpoint so holds weights and nothing that depends on who made them.
+    """
+    return {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}
 
 
 def resolve_checkpoint(path: str) -> Path:
@@ -134,9 +146,15 @@ def resolve_checkpoint(path: str) -> Path:
         if pointer.is_file():
             given = pointer.with_name(pointer.read_text().strip())
             break
-    if not (given / "progress.json").is_file() or not (given / "config.yaml").is_file():
+    if not (given / "model.json").is_file():
         raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
     return given
+
+
+def saved_model(directory: Path) -> dict[str, Any]:
+    """The model's shapes beside a checkpoint, as in `config.ModelConfig`."""
+    shapes: dict[str, Any] = json.loads((directory / "model.json").read_text())
+    return shapes
 
 
 def saved_config(directory: Path) -> Config:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.order import StageOrder
 from nld_train.errors import UserError
 from nld_train.training.checkpoint import Progress
@@ -20,15 +20,24 @@ _FIXED = (
 )
 
 
-def refuse_other_model(directory: Path, saved: Config, config: Config) -> None:
+# What a model is called and how new weights are drawn does not matter to those that are there.
+_NOT_OF_THE_WEIGHTS = ("name", "initializer_range")
+
+
+def refuse_other_model(directory: Path, saved: dict[str, Any], model: ModelConfig) -> None:
     """Refuses a checkpoint whose weights are of another shape or another meaning than the model asked for.
+
+    Args:
+        directory: the checkpoint.
+        saved: its `model.json`.
+        model: asked for.
 
     Raises:
         UserError: names the first key that differs.
     """
-    for field in fields(config.model):
-        if field.name != "name":
-            _same(directory, f"model.{field.name}", getattr(saved.model, field.name), getattr(config.model, field.name))
+    for key, value in asdict(model).items():
+        if key not in _NOT_OF_THE_WEIGHTS:
+            _same(directory, f"model.{key}", saved.get(key), value)
 
 
 def refuse_other_run(
@@ -46,7 +55,7 @@ def refuse_other_run(
     Raises:
         UserError: names the key, or the data, that differs.
     """
-    refuse_other_model(directory, saved, config)
+    refuse_other_model(directory, asdict(saved.model), config.model)
     for group, key in _FIXED:
         _same(directory, f"{group}.{key}", getattr(getattr(saved, group), key), getattr(getattr(config, group), key))
     _same(directory, "diffusion", saved.diffusion, config.diffusion)

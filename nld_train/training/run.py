@@ -118,7 +118,7 @@ class Run:
         if self.config.init.checkpoint is None:
             return
         directory = checkpoint.resolve_checkpoint(self.config.init.checkpoint)
-        refuse_other_model(directory, checkpoint.saved_config(directory), self.config)
+        refuse_other_model(directory, checkpoint.saved_model(directory), self.config.model)
         checkpoint.load(directory, self.model, None)
 
     def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
