@@ -1,0 +1,68 @@
+"""Keeping a measurement: its figures with command, revision, machine and library versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nld_train.files import write_atomically
+from nld_train.training.report import git_revision
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "triton", "numpy", "tokenizers", "datasets")
+
+
+def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
+    """Writes `<directory>/<name>.json` and returns its path.
+
+    Args:
+        name: of the benchmark.
+        figures: whatever was measured; JSON values.
+        directory: where results lie.
+    """
+    result = {
+        "benchmark": name,
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "git_revision": git_revision(),
+        "machine": machine(),
+        "versions": {package: found for package in _PACKAGES if (found := _version(package)) is not None},
+        "figures": figures,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{name}.json"
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and accelerator at hand."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

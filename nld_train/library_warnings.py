@@ -1,0 +1,24 @@
+"""Warnings of the libraries that say nothing to a user of this project, each with the reason why."""
+
+from __future__ import annotations
+
+import warnings
+
+_KNOWN: tuple[tuple[str, type[Warning]], ...] = (
+    # Transformer Engine and Apex are optional; what runs instead is said in docs/model.md.
+    ("Transformer Engine and Apex are not installed", UserWarning),
+    ("Apex is not installed. Falling back", UserWarning),
+    # Megatron's own defaults and its own use of torch, nothing that a setting here could change.
+    ("full scope is deprecated", UserWarning),
+    ("The .grad attribute of a Tensor that is not a leaf", UserWarning),
+    (r"`torch.distributed.\w+` is deprecated", FutureWarning),
+    ("Please use DTensor instead", FutureWarning),
+    ("`load_state_dict` is deprecated", FutureWarning),
+    ("TypedStorage is deprecated", UserWarning),
+)
+
+
+def ignore_known_warnings() -> None:
+    """Silences them in this process; every other warning is still shown. Call before Megatron is imported."""
+    for message, category in _KNOWN:
+        warnings.filterwarnings("ignore", message=message, category=category)
