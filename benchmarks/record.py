@@ -14,7 +14,16 @@ from nld_train.files import write_atomically
 from nld_train.training.report import git_revision
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("torch", "megatron-core", "transformers", "transformer-engine", "triton", "numpy", "tokenizers", "datasets")
+_PACKAGES = (
+    "torch",
+    "megatron-core",
+    "transformers",
+    "transformer-engine",
+    "triton",
+    "numpy",
+    "tokenizers",
+    "datasets",
+)
 
 
 def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:

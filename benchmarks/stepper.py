@@ -43,8 +43,13 @@ class Stepper:
         """Reads the micro-batches of a stage's step: those at the first places of the data, for either stage."""
         config = self.config
         order = stage_orders(config, stage_plans(config))[config.run.stages[0]]
-        size = {"global_size": config.batch.global_size, "micro_size": config.batch.micro_size}
-        step = batches(training_samples(config, stage, order), first_step=0, last_step=1, **size)
+        step = batches(
+            training_samples(config, stage, order),
+            first_step=0,
+            last_step=1,
+            global_size=config.batch.global_size,
+            micro_size=config.batch.micro_size,
+        )
         self.samples[stage] = next(iter(step))
         return self.samples[stage]
 

@@ -170,9 +170,12 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the state of a run is saved."""
+    """When the state of a run is saved, how, and which savings are kept."""
 
     every: int
+    asynchronous: bool
+    keep_last: int | None
+    keep_every: int | None
 
 
 @dataclass(frozen=True)

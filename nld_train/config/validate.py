@@ -175,6 +175,9 @@ def _check_execution(config: Config) -> None:
 def _check_intervals(config: Config) -> None:
     validation, logging = config.validation, config.logging
     at_least("checkpoint.every", config.checkpoint.every, 1)
+    for key in ("keep_last", "keep_every"):
+        if (number := getattr(config.checkpoint, key)) is not None:
+            at_least(f"checkpoint.{key}", number, 1)
     at_least("logging.every", logging.every, 1)
     if logging.peak_tflops is not None:
         positive("logging.peak_tflops", logging.peak_tflops)

@@ -95,7 +95,7 @@ def _prepare(options: argparse.Namespace) -> int:
         encoding_errors=options.encoding_errors,
         shard_bytes=max(1, int(options.shard_megabytes * 2**20)),
     )
-    first = os.path.basename(os.path.normpath(options.sources[0]))
+    first = os.path.basename(os.path.abspath(options.sources[0]))
     held_out = options.validation
     if held_out is None:
         held_out = _STDLIB_VALIDATION if options.sources == [STDLIB] else 0.0

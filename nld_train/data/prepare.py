@@ -48,6 +48,8 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     Raises:
         UserError: a source, the tokenizer or the destination does not do; nothing is left under the final names.
     """
+    if not request.name or os.path.basename(request.name) != request.name:
+        raise UserError(f"--name {request.name!r} must be a plain file name")
     if not 0 <= request.validation < 1:
         raise UserError(f"--validation {request.validation} must be a share from 0 up to, but not including, 1")
     shards = plan_shards(request.sources, request.settings)
@@ -62,7 +64,11 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     job = ShardJob(request.settings, spec, request.validation, work)
     _encode(job, shards, request.workers, console)
     finished_shards = [job.path(number) for number in range(len(shards))]
-    contents = {name: assemble(str(work / name), name, finished_shards, spec) for name in request.prefixes}
+    try:
+        contents = {name: assemble(str(work / name), name, finished_shards, spec) for name in request.prefixes}
+    except UserError:  # a set without documents: going on from these shards would find the same
+        shutil.rmtree(work)
+        raise
     manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}
     for name, prefix in request.prefixes.items():
         manifests[name].write(work / f"{name}.manifest.json")

@@ -1,7 +1,8 @@
 """The noise of the diffusion loss: a pure function of the seed, the stage and the sample's place in the stage.
 
-Nothing here has state. Parallel layout, micro-batch size, data workers and restarts cannot change a draw, because none of
-them is an argument. The bits come from Philox, a counter-based generator, on the CPU: the same on every machine.
+Nothing here has state. Parallel layout, micro-batch size, data workers and restarts cannot change a draw, because
+none of them is an argument. The bits come from Philox, a counter-based generator, on the CPU: the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def sequence_level(
     """Noise level t ~ U(0, 1) of one sequence.
 
     `independent` draws each sequence's level on its own ("DP-rank-varying mask ratio" in the paper's Table 1);
-    `shared` gives one level to all sequences of a step (that row's baseline); `stratified` gives each sequence of a step
-    its own one of `global_size` equal slices of [0, 1): every level stays uniform, their mean varies less.
+    `shared` gives one level to all sequences of a step (that row's baseline); `stratified` gives each sequence of a
+    step its own one of `global_size` equal slices of [0, 1): every level stays uniform, their mean varies less.
     """
     step, slot = divmod(place, global_size)
     if levels == "shared":
@@ -108,7 +109,7 @@ def uniform(seed: int, stage: str, place: int, stream: int, count: int) -> NDArr
     Only `random_raw` is used: numpy promises the bit stream of a BitGenerator, but not of its distributions.
     """
     generator = np.random.Philox(key=_key(seed, stage), counter=np.array([0, 0, place, stream], dtype=np.uint64))
-    return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
+    return np.multiply(generator.random_raw(count) >> np.uint64(11), 2.0**-53, dtype=np.float64)
 
 
 @lru_cache(maxsize=64)

@@ -15,13 +15,13 @@ class Coordinates(NamedTuple):
 
     Attributes:
         noisy: bool, is it in the noisy stream.
-        index: int, its place in its stream, 0..L-1.
+        place: int, where it stands in its stream, 0..L-1.
         block: int, its block, growing through the sample.
         document: int, its document.
     """
 
     noisy: Tensor
-    index: Tensor
+    place: Tensor
     block: Tensor
     document: Tensor
 
@@ -39,7 +39,7 @@ def visible(query: Coordinates, key: Coordinates) -> Tensor:
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
     noisy_to_clean = query.noisy & ~key.noisy & (key.block < query.block)
-    clean_to_clean = ~query.noisy & ~key.noisy & (key.index <= query.index)
+    clean_to_clean = ~query.noisy & ~key.noisy & (key.place <= query.place)
     return (query.document == key.document) & (noisy_to_noisy | noisy_to_clean | clean_to_clean)
 
 
@@ -52,7 +52,7 @@ def coordinates(layout: StreamLayout) -> Coordinates:
         noisy[:, :length] = True
     return Coordinates(
         noisy=noisy,
-        index=torch.arange(length).repeat(streams).expand(batch, -1),
+        place=torch.arange(length).repeat(streams).expand(batch, -1),
         block=layout.blocks.repeat(1, streams),
         document=layout.documents.repeat(1, streams),
     )

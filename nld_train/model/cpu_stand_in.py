@@ -1,4 +1,5 @@
-"""Lets Megatron-Core run where there is no CUDA: the calls to `torch.cuda` that it makes unconditionally answer for the CPU.
+"""Lets Megatron-Core run where there is no CUDA: the calls to `torch.cuda` that it makes unconditionally answer for
+the CPU.
 
 Functions are patched in place rather than through a `TorchFunctionMode`: a mode taxes every operation and does not
 reach other threads. Nothing is patched in a process that uses a CUDA device.
@@ -11,7 +12,18 @@ from typing import Any
 
 import torch
 
-_FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like", "ones_like", "full_like")
+_FACTORIES = (
+    "tensor",
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "arange",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+)
 _installed = False
 
 
@@ -64,8 +76,8 @@ def _patch_tensor_methods() -> None:
         return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) else answer
 
     torch.Tensor.to = to  # type: ignore[assignment, method-assign]
-    torch.Tensor.type = type_  # type: ignore[method-assign]
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
+    torch.Tensor.type = type_  # type: ignore[assignment, method-assign]
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
 
 
 class _NoStream:

@@ -1,7 +1,7 @@
 """Starting weights that do not depend on the parallel layout: each tensor is drawn whole, from its own name.
 
-Megatron's own initialisation gives each layout other weights. Here a tensor's values are a pure function of the seed and
-of its global name, so that one process, TP4 and PP2 all start from the same model.
+Megatron's own initialisation gives each layout other weights. Here a tensor's values are a pure function of the seed
+and of its global name, so that one process, TP4 and PP2 all start from the same model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
 def initialize(chunks: list[Ministral3Model], model: ModelConfig, seed: int) -> None:
     """Fills the weights of this rank's part of the model.
 
-    Matrices are normal with standard deviation `model.initializer_range`, divided by `sqrt(2 * layers)` where they write
-    to the residual stream; norms are 1; embedding and head rows that only pad the vocabulary are 0.
+    Matrices are normal with standard deviation `model.initializer_range`, divided by `sqrt(2 * layers)` where they
+    write to the residual stream; norms are 1; embedding and head rows that only pad the vocabulary are 0.
     """
     for chunk in chunks:
         for shard in _shards(chunk.sharded_state_dict()):

@@ -19,8 +19,8 @@ from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 class Ministral3Model(GPTModel):
     """A Ministral3 decoder, or its part on one pipeline stage.
 
-    Embedding, layers, head, sharded state and pipeline inputs are Megatron's. Different are the forward pass, which takes
-    a handle to the micro-batch's streams and row selections, and the head, which only sees supervised rows.
+    Embedding, layers, head, sharded state and pipeline inputs are Megatron's. Different are the forward pass, which
+    takes a handle to the micro-batch's streams and row selections, and the head, which only sees supervised rows.
 
     Args:
         vocab_size: size of the vocabulary before padding; `padded_vocab_size` is what the weights have.
@@ -59,8 +59,8 @@ class Ministral3Model(GPTModel):
             targets: int64 `[n]`, their target tokens, or None for logits.
 
         Returns:
-            On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]` without
-            targets; before it the hidden states `[S, b, h]`.
+            On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
+            without targets; before it the hidden states `[S, b, h]`.
         """
         embedded = self.embedding(input_ids=tokens, position_ids=None) if self.pre_process else None
         hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
@@ -69,7 +69,9 @@ class Ministral3Model(GPTModel):
         selected = self._rows(hidden, rows)
         if targets is None:
             return gather_from_tensor_model_parallel_region(self._head(selected))[:, : self.real_vocab_size]
-        return chunked_nll(selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows)
+        return chunked_nll(
+            selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
+        )
 
     def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Selected rows `[n, h]` of `[S, b, h]`, whole on every tensor-parallel rank.

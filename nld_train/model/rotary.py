@@ -24,7 +24,9 @@ def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
 
     rope_type = model.rope_parameters.rope_type
     if rope_type not in (valid := ["default", "linear", "llama3", "yarn"]):
-        raise UserError(f"model.rope_parameters.rope_type: {rope_type!r} is not supported; use one of {', '.join(valid)}")
+        raise UserError(
+            f"model.rope_parameters.rope_type: {rope_type!r} is not supported; use one of {', '.join(valid)}"
+        )
     parameters = {k: v for k, v in dataclasses.asdict(model.rope_parameters).items() if v is not None}
     if rope_type == "default":
         # The plain frequencies are the linear ones, scaled by 1.

@@ -22,13 +22,13 @@ from nld_train.model.attention.core import Ministral3SelfAttention, TwoStreamAtt
 class RMSNorm(torch.nn.RMSNorm):
     """Root-mean-square norm that works under sequence parallelism, where Megatron's wrapper of torch's norm refuses to.
 
-    Marking the weight makes Megatron add up its gradient over the tensor-parallel ranks, each of which sees only its part
-    of the sequence.
+    Marking the weight makes Megatron add up its gradient over the tensor-parallel ranks, each of which sees only its
+    part of the sequence.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[assignment]
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def resolve_layers(layers: Literal["auto", "transformer_engine", "local"], device: torch.device) -> str:

@@ -1,9 +1,9 @@
 """What all layers need to know of a micro-batch: its streams, rotary angles and masks, computed once.
 
 Megatron hands `attention_mask` from the model down to every layer, and its activation recomputation saves it among the
-inputs, so it has to be a tensor. Here it is a handle: a CPU tensor of no dimensions, whose number finds the micro-batch's
-`StreamContext`. A forward of one micro-batch and the recomputation of another can so interleave without confusion, and the
-block mask and the angles are made once per micro-batch instead of once per layer.
+inputs, so it has to be a tensor. Here it is a handle: a CPU tensor of no dimensions, whose number finds the
+micro-batch's `StreamContext`. A forward of one micro-batch and the recomputation of another can so interleave without
+confusion, and the block mask and the angles are made once per micro-batch instead of once per layer.
 """
 
 from __future__ import annotations

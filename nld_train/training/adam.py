@@ -1,7 +1,8 @@
-"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's kernels, for where neither is there.
+"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's kernels, for where neither is
+there.
 
-Megatron's distributed optimizer can move its state between layouts only if the number of steps is kept once per parameter
-group, as FusedAdam does, and not once per parameter, as torch does.
+Megatron's distributed optimizer can move its state between layouts only if the number of steps is kept once per
+parameter group, as FusedAdam does, and not once per parameter, as torch does.
 """
 
 from __future__ import annotations

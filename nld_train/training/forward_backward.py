@@ -80,9 +80,9 @@ def _forward_step(
 def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """This micro-batch's share of the global loss.
 
-    The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`); the number of tokens
-    that Megatron expects in second place is therefore unused. What is kept is cloned, since schedules change the loss in
-    place.
+    The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`); the number of
+    tokens that Megatron expects in second place is therefore unused. What is kept is cloned, since schedules change
+    the loss in place.
     """
     ar_nll, diffusion_nll = nll[: batch.rows.ar_count], nll[batch.rows.ar_count :]
     if batch.diffusion_weights is None:

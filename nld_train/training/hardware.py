@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 
 # Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets (without sparsity).
-_PEAKS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "GB200": 2500.0, "B200": 2250.0}
+_PEAKS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "GB200": 2500.0,
+    "B200": 2250.0,
+}
 
 
 def peak_flops(device: torch.device, given_tflops: float | None) -> float | None:

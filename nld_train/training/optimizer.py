@@ -76,7 +76,9 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
     )
 
 
-def build_scheduler(schedule: ScheduleConfig, optimizer: Any, steps: int, weight_decay: float) -> OptimizerParamScheduler:
+def build_scheduler(
+    schedule: ScheduleConfig, optimizer: Any, steps: int, weight_decay: float
+) -> OptimizerParamScheduler:
     """The learning rate of a stage of `steps` optimizer steps.
 
     It is a function of the step alone. Advance it *before* each update: Megatron starts at the warmup's zero.

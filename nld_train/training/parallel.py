@@ -37,7 +37,7 @@ def world_size() -> int:
 
 @contextmanager
 def parallel_groups(config: Config) -> Iterator[torch.device]:
-    """Joins the process group and builds Megatron's groups; yields this process's device; leaves them all at the end."""
+    """Joins the process group and builds Megatron's groups; yields this process's device; leaves at the end."""
     device = resolve_device(config.execution.device)
     if device.type == "cpu":
         cpu_stand_in.install()

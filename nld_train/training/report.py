@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -133,6 +134,6 @@ def _draw_validation(axis: Any, records: list[Record]) -> None:
 
 
 def _mark_stages(axis: Any, records: list[Record]) -> None:
-    for before, after in zip(records, records[1:], strict=False):
+    for before, after in pairwise(records):
         if before["stage"] != after["stage"]:
             axis.axvline(before["tokens"], color="gray", linestyle=":")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -24,24 +26,30 @@ from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training import checkpoint, report
 from nld_train.training.checkpoint import Progress
 from nld_train.training.hardware import peak_flops
+from nld_train.training.integrity import find_damage
 from nld_train.training.metrics import Metrics, Record, require_writable
 from nld_train.training.micro_batch import StreamSettings
 from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
 from nld_train.training.parallel import parallel_groups
 from nld_train.training.resume import refuse_other_model, refuse_other_run
+from nld_train.training.saving import CheckpointWriter
+from nld_train.training.signals import StopRequest, stop_requests
 from nld_train.training.step import StepResult, train_step
 from nld_train.training.validation import Validation
 
 
-def train(config: Config) -> None:
+def train(config: Config) -> int:
     """Trains, or goes on training, as the settings say; called on every process.
+
+    Returns:
+        The exit status: 0 at the end of the run or at `run.max_steps`, else that of `signals`.
 
     Raises:
         UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
     """
     _check_files(config)
-    with parallel_groups(config) as device:
-        Run(config, device).train()
+    with parallel_groups(config) as device, stop_requests() as stop:
+        return Run(config, device, stop).train()
 
 
 def _check_files(config: Config) -> None:
@@ -49,7 +57,9 @@ def _check_files(config: Config) -> None:
     try:
         require_writable(Path(config.run.dir))
     except OSError as error:
-        raise UserError(f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder") from error
+        raise UserError(
+            f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
+        ) from error
     stages = [config.stages[name] for name in config.run.stages]
     sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
     for prefix in dict.fromkeys(source.prefix for source in sources):
@@ -62,11 +72,13 @@ class Run:
     Args:
         config: the settings.
         device: of this process.
+        stop: whether this process was asked to stop.
     """
 
-    def __init__(self, config: Config, device: Any) -> None:
+    def __init__(self, config: Config, device: Any, stop: StopRequest) -> None:
         self.config = config
         self.device = device
+        self.stop = stop
         self.plans = stage_plans(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         self.rank = dist.get_rank()
@@ -78,6 +90,7 @@ class Run:
         self.peak = peak_flops(device, config.logging.peak_tflops)
         self.step_seconds: deque[float] = deque(maxlen=20)
         self.model = self._build_model()
+        self.writer = CheckpointWriter(config, device)
 
     def _build_model(self) -> list[Any]:
         megatron = transformer_config(self.config, self.device)
@@ -85,33 +98,44 @@ class Run:
         initialize(chunks, self.config.model, self.config.run.seed)
         return wrap_model(self.config, megatron, chunks)
 
-    def train(self) -> None:
-        """Walks the stages, skipping what the latest checkpoint has done."""
+    def train(self) -> int:
+        """Walks the stages, skipping what the latest sound checkpoint has done; returns the exit status."""
         resumed = self._find_checkpoint()
         done = resumed[1].step if resumed else 0
         self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
         self.metrics.say(self._opening(resumed))
         if resumed is None:
             self._load_starting_weights()
+        status = 0
         for plan in self.plans:
-            begun = resumed is not None and resumed[1].stage == plan.name and resumed[1].stage_step < plan.steps
-            if resumed is not None and done >= plan.first_step + plan.steps:
+            if done >= plan.first_step + plan.steps:
                 continue
+            begun = resumed is not None and resumed[1].stage == plan.name
             if resumed is not None and not begun and done == plan.first_step:
                 checkpoint.load(resumed[0], self.model, None)  # the stage before is complete: its weights alone
-            if not self._train_stage(plan, resumed if begun else None):
-                self._close(f"stopped at run.max_steps={self.config.run.max_steps}, saved; the same command goes on")
-                return
-        self._close("finished")
+            last, status = self._train_stage(plan, resumed if begun else None)
+            if status or plan.first_step + last == self.config.run.max_steps or last < plan.steps:
+                break
+        self.writer.finish()
+        self._close(status)
+        return status
 
     def _find_checkpoint(self) -> tuple[Path, Progress] | None:
-        """The checkpoint to go on from, if there is one, checked against the settings."""
-        directory = checkpoint.latest(self.config)
-        if directory is None:
-            return None
-        progress = checkpoint.read_progress(directory)
-        refuse_other_run(directory, checkpoint.saved_config(directory), progress, self.config, self.orders)
-        return directory, progress
+        """The newest sound checkpoint, if there is one, checked against the settings. Damaged ones are named."""
+        for directory in checkpoint.written_checkpoints(checkpoint.checkpoints_directory(self.config)):
+            if (damage := self._find_damage(directory)) is None:
+                progress = checkpoint.read_progress(directory)
+                refuse_other_run(directory, checkpoint.saved_config(directory), progress, self.config, self.orders)
+                return directory, progress
+            if self.rank == 0:
+                print(f"checkpoint {directory} is damaged and is passed over: {damage}", file=sys.stderr)
+        return None
+
+    def _find_damage(self, directory: Path) -> str | None:
+        """What any rank found; the files are shared out among the ranks."""
+        found: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, find_damage(directory, self.rank, dist.get_world_size()))
+        return next((damage for damage in found if damage is not None), None)
 
     def _load_starting_weights(self) -> None:
         """Weights of `init.checkpoint`, where there is one, instead of random ones."""
@@ -127,17 +151,16 @@ class Run:
         origin = f"from {resumed[0]}" if resumed else f"from {self.config.init.checkpoint or 'random weights'}"
         return f"{self.config.run.name}: {layout}, {origin}, into {self.config.run.dir}"
 
-    def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> bool:
-        """Trains a stage to its end, or to `run.max_steps`; returns whether the run goes on."""
+    def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
+        """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
         stage = self.config.stages[plan.name]
         optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
         scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
-        first = 0
+        first, last = 0, self._last_step(plan)
         if resumed is not None:
             checkpoint.load(resumed[0], self.model, optimizer)
             first = resumed[1].stage_step
             scheduler.step(first)
-        last = self._last_step(plan)
         stream_settings = self._stream_settings(plan)
         for step, samples in enumerate(self._batches(plan, first, last), start=first + 1):
             begin = time.perf_counter()
@@ -149,9 +172,19 @@ class Run:
             if self.validation.due(step, plan.steps):
                 record["validation"] = vars(self.validation.run(self.model, stream_settings, self.rotary))
             self.metrics.write(record)
-            if step % self.config.checkpoint.every == 0 or step == last:
+            status = self._agreed_status()
+            if step % self.config.checkpoint.every == 0 or step == last or status:
                 self._save(plan, step, optimizer)
-        return last == plan.steps and self.config.run.max_steps != plan.first_step + plan.steps
+            if status:
+                return step, status
+            self.writer.poll()
+        return last, 0
+
+    def _agreed_status(self) -> int:
+        """The exit status that any rank was asked for by a signal: all ranks leave after the same step."""
+        requested = torch.tensor(self.stop.status, device=self.device)
+        dist.all_reduce(requested, op=dist.ReduceOp.MAX)
+        return int(requested)
 
     def _last_step(self, plan: StagePlan) -> int:
         """The stage's last step of this start; `run.max_steps` counts over the whole run."""
@@ -215,15 +248,24 @@ class Run:
             step=plan.first_step + stage_step,
             stage=plan.name,
             stage_step=stage_step,
+            stage_steps=plan.steps,
             data={name: order.fingerprint for name, order in self.orders.items()},
         )
-        checkpoint.save(self.config, self.model, optimizer, progress)
+        self.writer.begin(self.model, optimizer, progress)
 
-    def _close(self, message: str) -> None:
+    def _close(self, status: int) -> None:
         """Writes the summary and the curves of everything done so far."""
         summary, image = None, None
         if self.rank == 0:
             directory = Path(self.config.run.dir)
             summary, image = report.write_summary(directory), report.write_report(directory)
+        if status:
+            message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
+        else:
+            message = "stopped at run.max_steps, saved; a larger one goes on" if self._stops_early() else "finished"
         self.metrics.say(f"{message}: {self.config.run.dir}/summary.json and report.png")
         self.metrics.close(summary, image)
+
+    def _stops_early(self) -> bool:
+        limit = self.config.run.max_steps
+        return limit is not None and limit < total_steps(self.config)

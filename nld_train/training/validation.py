@@ -40,7 +40,7 @@ class Validation:
 
     def __init__(self, config: Config, data_rank: int, data_size: int) -> None:
         self.config = config
-        self.share = {"rank": data_rank, "size": data_size}
+        self.data_rank, self.data_size = data_rank, data_size
         self._samples: dict[float | None, list[Samples]] = {}
 
     def due(self, stage_step: int, stage_steps: int) -> bool:
@@ -85,7 +85,8 @@ class Validation:
                 global_size=self.config.validation.samples,
                 micro_size=self.config.batch.micro_size,
                 workers=0,
-                **self.share,
+                rank=self.data_rank,
+                size=self.data_size,
             )
             micro_batches = next(iter(loaded))
             for batch in micro_batches:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from nld_train.model.streams import StreamContext
 
 @dataclass(frozen=True)
 class Span:
-    """A document's part in some rows: its tokens `start..stop` and the borders of its blocks, the first being `start`."""
+    """A document's part in some rows: tokens `start..stop`, and where its blocks begin, the first at `start`."""
 
     start: int
     stop: int
@@ -64,13 +65,11 @@ def _spans(documents: Tensor, blocks: Tensor) -> Iterator[Span]:
     """The documents of one row: `documents` and `blocks` are int `[L]`."""
     documents_at = [0, *(torch.nonzero(documents.diff()).flatten() + 1).tolist(), len(documents)]
     blocks_at = [0, *(torch.nonzero(blocks.diff()).flatten() + 1).tolist()]
-    for start, stop in zip(documents_at[:-1], documents_at[1:], strict=True):
+    for start, stop in pairwise(documents_at):
         yield Span(start, stop, tuple(border for border in blocks_at if start <= border < stop))
 
 
-def _attend_alike(
-    query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], layout: StreamLayout
-) -> Tensor:
+def _attend_alike(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], layout: StreamLayout) -> Tensor:
     """Rows whose documents lie alike."""
     offset = layout.length if layout.two_streams else 0
     clean = [_causal(query, key, value, offset + span.start, offset + span.stop) for span in spans]

@@ -1,4 +1,4 @@
-"""The attention modules that Megatron's layers are built from: self-attention with Ministral3's positions, and its core."""
+"""The attention modules of a layer: self-attention with Ministral3's positions, and its core."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Ministral3SelfAttention(SelfAttention):
     """
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
-        """`[S, b, h]` (or its sequence-parallel part) and the handle, to `[S, b, h]` and the bias to add (none here)."""
+        """`[S, b, h]` (or its sequence-parallel part) and the handle, to `[S, b, h]` and the bias to add (none)."""
         context = lookup(attention_mask)
         query, key, value = self.get_query_key_value_tensors(hidden_states, None)
         query = rotate(query, context.cosine, context.sine)

@@ -1,4 +1,4 @@
-"""Attention through PyTorch's FlexAttention: one block mask per micro-batch, shared by all layers, GQA without copies."""
+"""Attention through FlexAttention: one block mask per micro-batch, shared by all layers, GQA without copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     """Same arguments and result as `dense.attend`."""
     if "flex" not in context.masks:
         context.masks["flex"] = block_mask(context.layout, query.device)
-    kernel = _compiled() if query.is_cuda else flex_attention
+    kernel: Any = _compiled() if query.is_cuda else flex_attention
     return kernel(query, key, value, block_mask=context.masks["flex"], enable_gqa=True)
 
 
@@ -36,7 +36,8 @@ def block_mask(layout: StreamLayout, device: torch.device) -> BlockMask:
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row = batch * 0 if alike else batch
-        return visible(*(Coordinates(*(field[row, place] for field in tokens)) for place in (query, key)))
+        query_at, key_at = (Coordinates(*(field[row, place] for field in tokens)) for place in (query, key))
+        return visible(query_at, key_at)
 
     total = layout.total_length
     return create_block_mask(allowed, None if alike else rows, None, total, total, device=str(device))
