@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) ->
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _start_worker, (job,))
     try:
-        futures = {pool.submit(_work, number, shards[number]): number for number in missing}
+        with _interrupts_held():
+            futures = {pool.submit(_work, number, shards[number]): number for number in missing}
         for future in as_completed(futures):
             future.result()
             yield futures[future]
@@ -84,12 +86,22 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) ->
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal. Workers that start while it is held never see it, from their first
+    instruction on; the parent, which decides what it means, gets it afterwards."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 _worker: tuple[ShardJob, Encoder] | None = None
 
 
 def _start_worker(job: ShardJob) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _worker = (job, Encoder(job.spec))

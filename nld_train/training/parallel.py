@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -54,10 +56,24 @@ def parallel_groups(config: Config) -> Iterator[torch.device]:
 def _join(device: torch.device, timeout: timedelta) -> None:
     """Initialises torch.distributed, alone where there is no torchrun."""
     backend = "gloo" if device.type == "cpu" else "nccl"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
+    if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return
+    # The jobs of a sweep join one after another in the same processes. Under a name of its own, a job does not find what
+    # the one before has left in the store: with gloo that means to wait for ever.
+    store = dist.PrefixStore(f"job_{next(_jobs)}", _meeting_point(timeout))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+_jobs = itertools.count()
+
+
+@cache
+def _meeting_point(timeout: timedelta) -> dist.Store:
+    """The store that torchrun's environment names, opened once."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    return store
 
 
 def _build_groups(config: Config) -> None:
