@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from token_documents import random_documents
 
 from nld_train.config.schema import DiffusionConfig
 from nld_train.data.packed import PackedSamples, indexed_dataset_module
@@ -27,13 +28,6 @@ def write_set() -> WriteSet:
         return str(prefix)
 
     return write
-
-
-def random_documents(seed: int, count: int, longest: int = 40) -> list[list[int]]:
-    """Documents of 1 to `longest` ids in 4..259, each ending with 2."""
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, longest, count)
-    return [[*generator.integers(4, 260, length - 1).tolist(), 2] for length in lengths]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import random_documents
+from token_documents import random_documents
 
 from nld_train.data.packed import PackedSamples, indexed_dataset_module
 from nld_train.errors import UserError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import random_documents
+from token_documents import random_documents
 
 from nld_train.config.schema import SourceConfig
 from nld_train.data.order import make_order
@@ -138,6 +140,20 @@ def test_what_the_model_cannot_take_is_refused_in_one_line(
     samples = TrainingSamples(order, settings)
     reader = batches(samples, first_step=0, last_step=10, global_size=8, micro_size=2, workers=workers)
     with pytest.raises(UserError, match=rf"sample \d+ of .*bad\.bin {says}") as caught:
+        list(reader)
+    assert "\n" not in str(caught.value)
+
+
+class DyingSamples(torch.utils.data.Dataset[Any]):
+    """Its reader is killed, as by the kernel when memory is short."""
+
+    def __getitem__(self, place: int) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    reader = batches(DyingSamples(), first_step=0, last_step=1, global_size=2, micro_size=2, workers=1)
+    with pytest.raises(UserError, match="a data worker died") as caught:
         list(reader)
     assert "\n" not in str(caught.value)
 
