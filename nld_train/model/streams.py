@@ -9,8 +9,9 @@ confusion, and the block mask and the angles are made once per micro-batch inste
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,40 @@ from torch import Tensor
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.rotary import RotaryEmbedding
 
-_contexts: dict[int, StreamContext] = {}
+Attend = Callable[[Tensor, Tensor, Tensor, "StreamContext"], Tensor]
+
+
+class LayerContext(Protocol):
+    """What a layer's attention needs of the forward pass that it is part of."""
+
+    @property
+    def cosine(self) -> Tensor:
+        """`[S, b, 1, head_dim]`, S tokens per row."""
+
+    @property
+    def sine(self) -> Tensor:
+        """`[S, b, 1, head_dim]`."""
+
+    @property
+    def query_scale(self) -> Tensor | None:
+        """`[S, b, 1, 1]`, or None where it is 1 everywhere."""
+
+    def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of this layer.
+
+        Args:
+            attend: the backend for streams without a cache.
+            layer: number of the layer in the whole model, from 1.
+            query: `[b, heads, S, head_dim]`.
+            key: `[b, groups, S, head_dim]`.
+            value: `[b, groups, S, head_dim]`.
+
+        Returns:
+            `[b, heads, S, head_dim]`.
+        """
+
+
+_contexts: dict[int, LayerContext] = {}
 _handles = itertools.count()
 
 
@@ -53,17 +87,27 @@ class StreamContext:
             query_scale=None if scale is None else scale[..., None, None],
         )
 
+    def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention inside and between the streams; every layer's is the same. See `LayerContext`."""
+        del layer
+        return attend(query, key, value, self)
 
-def register(context: StreamContext) -> Tensor:
+
+def register(context: LayerContext) -> Tensor:
     """Keeps the context until `clear` and returns the handle that finds it: an int64 CPU tensor of no dimensions."""
     number = next(_handles)
     _contexts[number] = context
     return torch.tensor(number)
 
 
-def lookup(handle: Tensor) -> StreamContext:
+def lookup(handle: Tensor) -> LayerContext:
     """The context behind a handle."""
     return _contexts[int(handle)]
+
+
+def forget(handle: Tensor) -> None:
+    """Forgets one context."""
+    del _contexts[int(handle)]
 
 
 def clear() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -12,9 +11,7 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from nld_train.model.rotary import rotate
-from nld_train.model.streams import StreamContext, lookup
-
-Attend = Callable[[Tensor, Tensor, Tensor, StreamContext], Tensor]
+from nld_train.model.streams import Attend, lookup
 
 
 @cache
@@ -29,17 +26,19 @@ class TwoStreamAttention(torch.nn.Module):
 
     Args:
         attention_backend: name of the backend.
-        **_: what Megatron tells every core attention (config, layer number, mask type); nothing of it is needed.
+        layer_number: of the layer in the whole model, from 1.
+        **_: what else Megatron tells every core attention; nothing of it is needed.
     """
 
-    def __init__(self, attention_backend: str, **_: Any) -> None:
+    def __init__(self, attention_backend: str, layer_number: int, **_: Any) -> None:
         super().__init__()
         self.attend = backend(attention_backend)
+        self.layer_number = layer_number
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
         """`[S, b, heads, head_dim]`, twice `[S, b, groups, head_dim]` and a handle to `[S, b, heads * head_dim]`."""
         query, key, value = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
-        output = self.attend(query, key, value, lookup(attention_mask))
+        output = lookup(attention_mask).attend(self.attend, self.layer_number, query, key, value)
         return output.permute(2, 0, 1, 3).flatten(2)
 
 

@@ -1,0 +1,109 @@
+"""The rows of one call together: their session, their random streams and their outputs, and how finished rows leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .engine import Engine
+from .options import DecodeOptions
+from .outputs import DecodeResult, Observer, Progress, RowOutput
+from .sampling import Sampler
+from .session import Session
+
+
+class Batch:
+    """What every decode algorithm works on.
+
+    Args:
+        engine: the model.
+        prompts: ids of each row, checked by `check_request`.
+        options: settings of the call.
+        slack: entries of the cache that a step may need beyond a row's text.
+        observer: told of every row after each forward that changed it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        options: DecodeOptions,
+        slack: int,
+        observer: Observer | None = None,
+    ) -> None:
+        self.options = options
+        self.observer = observer
+        self.outputs = [
+            RowOutput(min(options.max_new_tokens, engine.context_length - len(prompt)), options) for prompt in prompts
+        ]
+        longest = max(len(prompt) + output.budget for prompt, output in zip(prompts, self.outputs, strict=True))
+        self.session = Session(engine, prompts, longest + slack)
+        self.sampler = Sampler(options, len(prompts))
+        self.mask_token_id = engine.mask_token_id
+
+    @property
+    def active(self) -> list[RowOutput]:
+        """Outputs of the rows at work, in the session's order."""
+        return [self.outputs[row] for row in self.session.rows]
+
+    def remaining(self) -> Tensor:
+        """int64 `[a]`: new tokens that still fit into each row at work."""
+        return torch.tensor([output.remaining for output in self.active])
+
+    def forwards_so_far(self, place: int) -> int:
+        """Decode forwards of the row at `place` until now."""
+        return self.session.row_forwards[self.session.rows[place]]
+
+    def commit_first(self, tokens: Tensor) -> list[int]:
+        """Gives each row the token that the prefill predicted, int64 `[a]`; returns the places that go on."""
+        for place, (output, token) in enumerate(zip(self.active, tokens.tolist(), strict=True)):
+            output.commit([token], [0], [False])
+            self.tell(place)
+        return self.leave()
+
+    def commit_cycle(self, drafts: Tensor, sizes: Tensor, accepted: Tensor, following: Tensor) -> list[int]:
+        """Gives each row what a verify pass brought; returns the places that go on.
+
+        Args:
+            drafts: int64 `[a, T]`, column 0 already committed.
+            sizes: int64 `[a]`, how many of them are real.
+            accepted: int64 `[a]`, drafts after column 0 that hold.
+            following: int64 `[a]`, the AR token after the accepted drafts.
+        """
+        for place, output in enumerate(self.active):
+            good, row = int(accepted[place]), drafts[place].tolist()
+            tokens = [*row[1 : 1 + good], int(following[place])]
+            passes = [self.forwards_so_far(place)] * len(tokens)
+            output.accepted.append(output.commit(tokens, passes, [True] * good + [False]))
+            self.tell(place, rejected=tuple(row[1 + good : int(sizes[place])]))
+        return self.leave()
+
+    def leave(self) -> list[int]:
+        """Lets finished rows leave the work; returns the places of those that stay."""
+        staying = [place for place, output in enumerate(self.active) if output.finish is None]
+        if len(staying) < len(self.session.rows):
+            self.session.keep(staying)
+            self.sampler.keep(staying)
+        return staying
+
+    def tell(self, place: int, block: tuple[int | None, ...] = (), rejected: tuple[int, ...] = ()) -> None:
+        """Tells the observer how the row at `place` stands."""
+        if self.observer is not None:
+            output = self.active[place]
+            finished = output.finish is not None
+            self.observer(Progress(self.session.rows[place], tuple(output.tokens), block, rejected, finished))
+
+    def result(self) -> DecodeResult:
+        """The outputs of all rows, once every row has finished."""
+        return DecodeResult(
+            token_ids=[output.tokens for output in self.outputs],
+            finish=[output.finish or "length" for output in self.outputs],
+            forwards=self.session.forwards,
+            prefill=self.session.prefills,
+            row_forwards=self.session.row_forwards,
+            accepted=[output.accepted for output in self.outputs],
+            committed_by=[output.committed_by for output in self.outputs],
+            drafted=[output.drafted for output in self.outputs],
+        )

@@ -1,0 +1,57 @@
+"""The one entrance to all ways of reading the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .autoregressive import decode_autoregressive
+from .batch import Batch
+from .diffusion import decode_diffusion
+from .engine import Engine
+from .linear import decode_linear
+from .options import DecodeOptions, Mode, check_request
+from .outputs import DecodeResult, Observer
+from .policies import CommitPolicy
+from .quadratic import decode_quadratic
+
+
+@torch.no_grad()
+def decode(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    mode: Mode,
+    options: DecodeOptions,
+    policy: CommitPolicy | None = None,
+    observer: Observer | None = None,
+) -> DecodeResult:
+    """Continues prompts of unequal length together (reference section 7).
+
+    Args:
+        engine: the model.
+        prompts: ids of each row, without padding.
+        mode: `ar`, `diffusion`, `linear` or `quadratic`.
+        options: settings of the call.
+        policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
+        observer: told of every row after each forward that changed it.
+
+    Raises:
+        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one.
+    """
+    check_request(engine, prompts, mode, options)
+    if (policy is not None) != (mode == "diffusion"):
+        raise ValueError(f"policy: mode {mode!r} {'needs one' if mode == 'diffusion' else 'takes none'}")
+    length = options.block_length
+    # Quadratic runs k drafts and k * k masks past the text, the others at most a block.
+    slack = length * (length + 1) if mode == "quadratic" else 0 if mode == "ar" else length
+    batch = Batch(engine, prompts, options, slack, observer)
+    if mode == "ar":
+        decode_autoregressive(batch)
+    elif mode == "linear":
+        decode_linear(batch)
+    elif mode == "quadratic":
+        decode_quadratic(batch)
+    elif policy is not None:
+        decode_diffusion(batch, policy)
+    return batch.result()

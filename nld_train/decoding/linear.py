@@ -1,0 +1,36 @@
+"""Linear self-speculation: draft a block in one bidirectional pass, verify it in one causal pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .verification import Drafts, verify
+
+
+def decode_linear(batch: Batch) -> None:
+    """Decodes all rows, 1 to B tokens per 2 forwards, as AR decoding would (reference section 7)."""
+    first = torch.ones(len(batch.outputs), 1, dtype=torch.bool)
+    seeds = batch.sampler.draw(batch.session.prefill(), first)[:, 0]
+    seeds = seeds[batch.commit_first(seeds)]
+    while batch.session.rows:
+        drafts = _draft(batch, seeds)
+        before = batch.session.lengths
+        verdicts = batch.session.append(drafts.tokens, drafts.sizes)
+        accepted, following = verify(batch.sampler, drafts, verdicts)
+        batch.session.crop(before + 1 + accepted)
+        seeds = following[batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)]
+
+
+def _draft(batch: Batch, seeds: Tensor) -> Drafts:
+    """Blocks `[seed, MASK x (size - 1)]` filled in one pass; a row with one token to go has nothing to draft."""
+    sizes = batch.remaining().clamp(max=batch.options.block_length)
+    tokens = torch.full((len(seeds), int(sizes.max())), batch.mask_token_id)
+    tokens[:, 0] = seeds
+    masked = torch.arange(tokens.shape[1]) < sizes[:, None]
+    masked[:, 0] = False
+    if not bool(masked.any()):
+        return Drafts(tokens, sizes, None)
+    logits = batch.session.look(tokens, sizes, adapter=batch.options.adapter, busy=sizes > 1)
+    return Drafts(torch.where(masked, batch.sampler.draw(logits, masked), tokens), sizes, logits)

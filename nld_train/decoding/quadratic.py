@@ -1,0 +1,80 @@
+"""Quadratic self-speculation: verify k drafts and prepare k drafts after each of them, in one forward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .verification import Blend, Drafts, verify
+
+
+def decode_quadratic(batch: Batch) -> None:
+    """Decodes all rows, 1 to k tokens per forward (reference section 7).
+
+    The tokens of a cycle travel as `[draft_0 .. draft_{k-1} | masks of group 0 | .. | masks of group k-1]`, the drafts
+    in front, so that what they leave in the cache lies there as text, and keeping the accepted ones is a crop.
+    """
+    drafts = _first_drafts(batch)
+    while batch.session.rows:
+        before = batch.session.lengths
+        verdicts, predictions = _cycle(batch, drafts.tokens)
+        accepted, following = verify(batch.sampler, drafts, verdicts, _blend(batch, predictions[:, :, 0]))
+        batch.session.crop(before + 1 + accepted)
+        chosen = predictions[torch.arange(len(accepted)), accepted]
+        staying = batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
+        drafts = _drafts_from(batch, chosen[staying], following[staying])
+
+
+def _first_drafts(batch: Batch) -> Drafts:
+    """Prefill `[prompt | MASK x k]`: the AR token, and drafts after it."""
+    logits = batch.session.prefill(masks=batch.options.block_length)
+    alone = Drafts(torch.zeros(len(logits), 1).long(), torch.ones(len(logits)).long(), logits[:, :1])
+    _, following = verify(batch.sampler, alone, logits[:, :1], _blend(batch, logits[:, 1:2]))
+    staying = batch.commit_first(following)
+    return _drafts_from(batch, logits[staying, 1:], following[staying])
+
+
+def _blend(batch: Batch, predictions: Tensor) -> Blend | None:
+    """The diffusion share of the token after the accepted drafts; None for the lossless w = 1."""
+    return Blend(batch.options.ar_weight, predictions) if batch.options.ar_weight < 1 else None
+
+
+def _drafts_from(batch: Batch, predictions: Tensor, first: Tensor) -> Drafts:
+    """Drafts from the mask predictions `[a, k, V]` of a group, the first one replaced by int64 `[a]` `first`.
+
+    Groups keep their k masks to the end, so that a row's drafts never depend on what its batch has left to do; drafts
+    beyond a row's budget are not drawn and not tested.
+    """
+    length = predictions.shape[1]
+    sizes = batch.remaining().clamp(max=length) if batch.session.rows else first
+    wanted = torch.arange(length) < sizes[:, None]
+    wanted[:, 0] = False
+    tokens = torch.where(wanted, batch.sampler.draw(predictions, wanted), 0)
+    tokens[:, 0] = first
+    return Drafts(tokens, sizes, predictions)
+
+
+def _cycle(batch: Batch, drafts: Tensor) -> tuple[Tensor, Tensor]:
+    """One forward: verdicts `[a, k, V]` after each draft, and predictions `[a, k, k, V]` of the masks of its group."""
+    rows, length = drafts.shape
+    group, offsets = groups(length)
+    masks = torch.full((rows, len(group) - length), batch.mask_token_id)
+    logits = batch.session.append_pattern(torch.cat([drafts, masks], 1), offsets, group_pattern(group, length), length)
+    return logits[:, :length], logits[:, length:].unflatten(1, (length, length))
+
+
+def groups(length: int) -> tuple[Tensor, Tensor]:
+    """Group of each token of a cycle and its offset from the row's length: two int64 `[k + k * k]`."""
+    draft = torch.arange(length)
+    group = torch.cat([draft, draft.repeat_interleave(length)])
+    offsets = torch.cat([draft, (draft[:, None] + 1 + torch.arange(length)).flatten()])
+    return group, offsets
+
+
+def group_pattern(group: Tensor, length: int) -> Tensor:
+    """Drafts see earlier drafts; masks of group j see drafts 0..j and their own group: bool `[T, T]` (query, key)."""
+    is_draft = torch.arange(len(group)) < length
+    earlier_draft = is_draft[None, :] & (group[None, :] <= group[:, None])
+    own_masks = ~is_draft[:, None] & ~is_draft[None, :] & (group[None, :] == group[:, None])
+    return earlier_draft | own_masks

@@ -1,0 +1,156 @@
+"""The cache of one batch as its decoders see it: prefill, look, append, crop, and the count of every forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .engine import Engine, Step
+
+
+class Session:
+    """Rows of unequal length on one engine. The cache holds causal keys and values of committed tokens only.
+
+    Args:
+        engine: the model.
+        prompts: ids of each row.
+        capacity: entries per row; must hold the text and the largest step beyond it.
+
+    Attributes:
+        rows: places in the batch of the rows still at work, in the order of every tensor here.
+        lengths: int64 `[a]`, committed tokens of each of them that are in the cache.
+        forwards: decode forwards of the batch.
+        prefills: prefill forwards of the batch.
+        row_forwards: decode forwards that each row of the whole batch took part in.
+    """
+
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], capacity: int) -> None:
+        self.engine = engine
+        self.rows = list(range(len(prompts)))
+        self.lengths = torch.zeros(len(prompts), dtype=torch.int64)
+        self.forwards = 0
+        self.prefills = 0
+        self.row_forwards = [0] * len(prompts)
+        self._prompts = prompts
+        engine.begin(len(prompts), capacity)
+
+    def prefill(self, masks: int = 0) -> Tensor:
+        """Runs the prompts causally and keeps them.
+
+        Args:
+            masks: so many mask tokens follow each prompt; they see the prompt and each other and are not kept.
+
+        Returns:
+            float32 `[b, 1 + masks, V]`: after the prompt's last token, then at each mask.
+        """
+        sizes = torch.tensor([len(prompt) for prompt in self._prompts])
+        width = int(sizes.max()) + masks
+        tokens = torch.full((len(sizes), width), self.engine.mask_token_id)
+        for row, prompt in enumerate(self._prompts):
+            tokens[row, : len(prompt)] = torch.as_tensor(prompt)
+        logits = self._run(
+            tokens,
+            sizes + masks,
+            pattern=_prompt_then_masks(sizes, width, masks) if masks else None,
+            outputs=(sizes - 1)[:, None] + torch.arange(1 + masks),
+        )
+        self.prefills += 1
+        self.lengths = sizes
+        return logits
+
+    def look(self, tokens: Tensor, counts: Tensor, adapter: bool = False, busy: Tensor | None = None) -> Tensor:
+        """Runs a block over the cache, seeing itself in both directions; the cache stays as it is.
+
+        Args:
+            tokens: int64 `[a, T]`.
+            counts: int64 `[a]`, real tokens of each row.
+            adapter: with the drafter adapter.
+            busy: bool `[a]`, rows for which this forward counts; None for all.
+
+        Returns:
+            float32 `[a, T, V]`.
+        """
+        return self._counted(tokens, counts, busy, causal=torch.zeros(len(tokens), dtype=torch.bool), adapter=adapter)
+
+    def append(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Runs tokens causally over the cache and keeps the first `counts` of each row: float32 `[a, T, V]`."""
+        logits = self._counted(tokens, counts)
+        self.lengths = self.lengths + counts
+        return logits
+
+    def look_or_append(self, tokens: Tensor, counts: Tensor, appended: Tensor) -> Tensor:
+        """One forward in which the rows of bool `[a]` `appended` append, and the others look: float32 `[a, T, V]`."""
+        logits = self._counted(tokens, counts, causal=appended)
+        self.lengths = self.lengths + torch.where(appended, counts, 0)
+        return logits
+
+    def peek(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """`look` for oracles: not counted."""
+        return self._run(tokens, counts, causal=torch.zeros(len(tokens), dtype=torch.bool))
+
+    def append_pattern(self, tokens: Tensor, offsets: Tensor, pattern: Tensor, appended: int) -> Tensor:
+        """Runs tokens in an order and a pattern of their own and keeps the first `appended` of each row.
+
+        Args:
+            tokens: int64 `[a, T]`.
+            offsets: int64 `[T]`, positions counted from each row's length; 0, 1, .. for the appended tokens.
+            pattern: bool `[T, T]` (query, key); causal among the appended tokens, which see no others.
+            appended: tokens to keep.
+        """
+        counts = torch.full((len(tokens),), tokens.shape[1])
+        logits = self._counted(tokens, counts, offsets=offsets, pattern=pattern)
+        self.lengths = self.lengths + appended
+        return logits
+
+    def crop(self, lengths: Tensor) -> None:
+        """Takes back committed tokens: int64 `[a]`, the length of each row from here on."""
+        if not bool((lengths <= self.lengths).all()):
+            raise ValueError("crop: a row cannot become longer")
+        self.lengths = lengths
+
+    def keep(self, rows: list[int]) -> None:
+        """Goes on with these rows only (indices into `rows`); the others leave the cache."""
+        self.engine.keep(torch.tensor(rows, dtype=torch.int64))
+        self.rows = [self.rows[row] for row in rows]
+        self.lengths = self.lengths[rows]
+
+    def _counted(self, tokens: Tensor, counts: Tensor, busy: Tensor | None = None, **kwargs: object) -> Tensor:
+        self.forwards += 1
+        for place, row in enumerate(self.rows):
+            self.row_forwards[row] += 1 if busy is None else int(busy[place])
+        return self._run(tokens, counts, **kwargs)  # type: ignore[arg-type]
+
+    def _run(
+        self,
+        tokens: Tensor,
+        counts: Tensor,
+        causal: Tensor | None = None,
+        offsets: Tensor | None = None,
+        pattern: Tensor | None = None,
+        outputs: Tensor | None = None,
+        adapter: bool = False,
+    ) -> Tensor:
+        offsets = torch.arange(tokens.shape[1]) if offsets is None else offsets
+        step = Step(
+            tokens=tokens,
+            positions=self.lengths[:, None] + offsets,
+            counts=counts,
+            cached=self.lengths,
+            causal=torch.ones(len(tokens), dtype=torch.bool) if causal is None else causal,
+            pattern=pattern,
+            outputs=outputs,
+            adapter=adapter,
+        )
+        logits = self.engine.forward(step).float()
+        # The mask is no text: it is never predicted, in no mode.
+        logits[..., self.engine.mask_token_id] = float("-inf")
+        return logits
+
+
+def _prompt_then_masks(sizes: Tensor, width: int, masks: int) -> Tensor:
+    """Prompt tokens see causally, the masks behind them see the prompt and all masks: bool `[b, width, width]`."""
+    index = torch.arange(width)
+    furthest = torch.where(index < sizes[:, None], index, (sizes + masks - 1)[:, None])
+    return index <= furthest[:, :, None]
