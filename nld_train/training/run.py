@@ -31,9 +31,10 @@ from nld_train.training.metrics import Metrics, Record, require_writable
 from nld_train.training.micro_batch import StreamSettings
 from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
 from nld_train.training.parallel import parallel_groups
-from nld_train.training.resume import refuse_other_model, refuse_other_run
+from nld_train.training.resume import refuse_other_run
 from nld_train.training.saving import CheckpointWriter
 from nld_train.training.signals import StopRequest, stop_requests
+from nld_train.training.starting_weights import find_starting_weights, load_starting_weights
 from nld_train.training.step import StepResult, train_step
 from nld_train.training.validation import Validation
 
@@ -48,8 +49,9 @@ def train(config: Config) -> int:
         UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
     """
     _check_files(config)
+    starting_weights = find_starting_weights(config)
     with parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop).train()
+        return Run(config, device, stop, starting_weights).train()
 
 
 def _check_files(config: Config) -> None:
@@ -73,12 +75,14 @@ class Run:
         config: the settings.
         device: of this process.
         stop: whether this process was asked to stop.
+        starting_weights: directory of `init.checkpoint`, or None for random weights.
     """
 
-    def __init__(self, config: Config, device: Any, stop: StopRequest) -> None:
+    def __init__(self, config: Config, device: Any, stop: StopRequest, starting_weights: Path | None) -> None:
         self.config = config
         self.device = device
         self.stop = stop
+        self.starting_weights = starting_weights
         self.plans = stage_plans(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         self.rank = dist.get_rank()
@@ -104,8 +108,8 @@ class Run:
         done = resumed[1].step if resumed else 0
         self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
         self.metrics.say(self._opening(resumed))
-        if resumed is None:
-            self._load_starting_weights()
+        if resumed is None and self.starting_weights is not None:
+            load_starting_weights(self.starting_weights, self.config, self.model)
         status = 0
         for plan in self.plans:
             if done >= plan.first_step + plan.steps:
@@ -136,14 +140,6 @@ class Run:
         found: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(found, find_damage(directory, self.rank, dist.get_world_size()))
         return next((damage for damage in found if damage is not None), None)
-
-    def _load_starting_weights(self) -> None:
-        """Weights of `init.checkpoint`, where there is one, instead of random ones."""
-        if self.config.init.checkpoint is None:
-            return
-        directory = checkpoint.resolve_checkpoint(self.config.init.checkpoint)
-        refuse_other_model(directory, checkpoint.saved_model(directory), self.config.model)
-        checkpoint.load(directory, self.model, None)
 
     def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
         parallel = self.config.parallel
