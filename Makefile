@@ -1,0 +1,49 @@
+# `make help` lists the targets. Each of them makes the environment in .venv first, if it is missing or out of date.
+
+PYTHON ?= $(firstword $(shell command -v python3.11) python3)
+VENV ?= .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python -m
+# More settings for `make quickstart`, e.g. OVERRIDES="stages.joint.alpha=0.5 run.dir=runs/half".
+OVERRIDES ?=
+# More arguments for pytest, e.g. ARGUMENTS="-k noise".
+ARGUMENTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help environment quickstart check format test test-all clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+environment: $(STAMP) ## make the environment in .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo 'Installing into $(VENV): about three minutes.'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@# On all cores, where pip would use one. Some packages ship templates that are no Python: that is no failure.
+	@$(RUN) compileall -q -j 0 $(VENV)/lib >/dev/null || true
+	@touch $@
+
+quickstart: $(STAMP) ## prepare a corpus and train both stages on the CPU, in about ten minutes
+	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/quickstart.sh $(OVERRIDES)
+
+check: $(STAMP) ## formatting, linter, type checker
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: $(STAMP) ## write the formatting, and what the linter can mend
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+test: $(STAMP) ## the tests that take seconds each
+	$(RUN) pytest -m "not long" $(ARGUMENTS)
+
+test-all: $(STAMP) ## every test
+	$(RUN) pytest $(ARGUMENTS)
+
+clean: ## remove the environment and everything built; data/ and runs/ stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""Finding out what a path means, and opening it: a Hugging Face directory, a Megatron checkpoint, a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint_convert.hugging_face import HuggingFaceWeights
+from checkpoint_convert.importing import SOURCE, TOKENIZER
+from checkpoint_convert.megatron import MegatronWeights
+from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
+from nld_train.config.load import config_from_yaml
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+
+_LATEST = "latest"
+# Runs that start from runs: more links than this is a circle.
+_MOST_LINKS = 16
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory is a Hugging Face model and not one of Megatron's checkpoints."""
+    return (directory / "config.json").is_file() and not (directory / "model.json").is_file()
+
+
+def megatron_directory(path: Path) -> Path | None:
+    """The Megatron checkpoint that a path means: one itself, or the latest of a run; None where there is none."""
+    for pointer in (path / _LATEST, path / "checkpoints" / _LATEST):
+        if pointer.is_file():
+            path = pointer.with_name(pointer.read_text().strip())
+            break
+    return path if (path / "model.json").is_file() else None
+
+
+def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:
+    """Weights of a checkpoint of either kind.
+
+    Raises:
+        UserError: it is neither, or damaged.
+    """
+    if is_hugging_face(path):
+        return HuggingFaceWeights(path, mask_token_id)
+    return MegatronWeights(require_megatron(path))
+
+
+def require_megatron(path: Path) -> Path:
+    """The Megatron checkpoint that a path means.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = megatron_directory(path)
+    if found is None:
+        raise UserError(
+            f"{path}: is neither a checkpoint, nor a run with checkpoints/latest, nor a Hugging Face directory"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of how a checkpoint came about.
+
+    Attributes:
+        directory: the checkpoint.
+        config: the settings of the run that wrote it; None for an imported checkpoint.
+        progress: where that run stood; empty for an imported checkpoint.
+        origin: the Hugging Face model that the first weights came from, through however many runs; None for random
+            weights, or where it is gone.
+        tokenizers: directories in which its tokenizer may lie, the best first.
+        imported: what the import noted, empty for a run's checkpoint.
+    """
+
+    directory: Path
+    config: Config | None
+    progress: dict[str, Any]
+    origin: SourceConfig | None
+    tokenizers: tuple[Path, ...]
+    imported: dict[str, Any]
+
+
+def read_record(directory: Path) -> Record:
+    """What lies beside a Megatron checkpoint, and beside what it started from.
+
+    Raises:
+        UserError: a file there is damaged.
+    """
+    config = _run_config(directory)
+    progress, note = directory / "progress.json", directory / SOURCE / "conversion.json"
+    origin = _origin(directory)
+    tokenizers = [directory / TOKENIZER]
+    if config is not None and config.data.tokenizer is not None:
+        tokenizers.append(Path(config.data.tokenizer))
+    if origin is not None:
+        imported = origin.directory.name == SOURCE
+        tokenizers.append(origin.directory.with_name(TOKENIZER) if imported else origin.directory)
+    return Record(
+        directory=directory,
+        config=config,
+        progress=read_json(progress) if progress.is_file() else {},
+        origin=origin,
+        tokenizers=tuple(tokenizers),
+        imported=read_json(note) if note.is_file() else {},
+    )
+
+
+def _run_config(directory: Path) -> Config | None:
+    path = directory / "config.yaml"
+    return config_from_yaml(path.read_text()) if path.is_file() else None
+
+
+def _origin(directory: Path) -> SourceConfig | None:
+    for _ in range(_MOST_LINKS):
+        for candidate in (directory / SOURCE, directory):
+            if is_hugging_face(candidate):
+                return read_source_config(candidate)
+        config = _run_config(directory)
+        if config is None or config.init.checkpoint is None:
+            return None
+        started = Path(config.init.checkpoint)
+        directory = megatron_directory(started) or started
+    return None

@@ -1,0 +1,73 @@
+"""Starting a run from a Hugging Face directory without converting it: each process reads its own shards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+from checkpoint_convert.checkpoints import is_hugging_face
+from checkpoint_convert.hugging_face import HuggingFaceWeights
+from checkpoint_convert.mapping import ENTRY_OF_KEY, entry_shape, sizes
+from checkpoint_convert.source_config import model_config, read_source_config
+from checkpoint_convert.weights import fill_rows
+from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.training.checkpoint import model_state
+
+__all__ = ["is_hugging_face", "load_hugging_face", "model_config_of"]
+
+
+def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[str, Any]:
+    """The model of a Hugging Face directory, in the form of a checkpoint's `model.json`.
+
+    Args:
+        directory: with a `config.json`.
+        mask_token_id: of the run, for a model that names none.
+
+    Raises:
+        UserError: the config cannot be read, or describes a model that a run cannot have.
+    """
+    return asdict(model_config(read_source_config(directory), mask_token_id))
+
+
+@torch.no_grad()
+def load_hugging_face(directory: Path, chunks: list[Ministral3Model], model: ModelConfig) -> None:
+    """Fills this process's part of the model, under any layout; rows that only pad the vocabulary become 0.
+
+    Args:
+        directory: with `config.json` and safetensors files.
+        chunks: this rank's chunks, not wrapped.
+        model: of the run; its mask token is taken where the directory names none.
+
+    Raises:
+        UserError: the directory cannot be read or holds a model of other shapes.
+    """
+    weights = HuggingFaceWeights(directory, model.mask_token_id)
+    if sizes(weights.model) != sizes(model) or weights.model.num_hidden_layers != model.num_hidden_layers:
+        raise UserError(f"init.checkpoint: {directory} holds a model of other shapes than the run's")
+    for chunk in chunks:
+        state = model_state(chunk)
+        apply_factories(state)
+        for shard in nested_values(state):
+            if isinstance(shard, ShardedTensor):
+                _fill(shard, weights)
+
+
+def _fill(shard: ShardedTensor, weights: HuggingFaceWeights) -> None:
+    """Fills one shard: a box of a Megatron tensor, in one layer where its first axis is that of the layers."""
+    entry, axes = ENTRY_OF_KEY[shard.key], shard.prepend_axis_num
+    layer = shard.global_offset[0] if axes else None
+    start, data = shard.global_offset[axes], shard.data
+    assert data is not None
+    rows = min(data.shape[0], entry_shape(entry, weights.model)[0] - start)
+    first = shard.global_offset[-1] if data.dim() > 1 else 0
+    columns = slice(first, first + data.shape[-1])
+    if rows > 0:
+        fill_rows(weights, entry, layer, start, data[:rows], columns)
+    data[max(0, rows) :].zero_()

@@ -1,0 +1,125 @@
+"""The `config.json` and `generation_config.json` of an export."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from checkpoint_convert.checkpoints import Record
+from checkpoint_convert.hf_package import AUTO_MAP
+from checkpoint_convert.source_config import rope_parameters
+from nld_train.config.schema import ModelConfig
+
+ALPHA = 0.3  # of every joint stage of the paper (reference section 1)
+BLOCK_SIZE = 32  # of the released models (reference section 3)
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The keys of a `Ministral3Config`, but for whether it is tied.
+
+    Args:
+        model: the model.
+        origin_rope: `rope_parameters` as the first checkpoint had them, if they still mean the same.
+    """
+    values = asdict(model)
+    for key in ("name", "mask_token_id", "rope_parameters"):
+        del values[key]
+    return {
+        **values,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "sliding_window": None,
+        "use_cache": True,
+        "rope_parameters": origin_rope or _rope(model),
+    }
+
+
+def _rope(model: ModelConfig) -> dict[str, Any]:
+    """`transformers` computes Ministral3's query scale unasked, so a model without one gets a scale of zero slope."""
+    rope = {key: value for key, value in asdict(model.rope_parameters).items() if value is not None}
+    rope.setdefault("llama_4_scaling_beta", 0.0)
+    rope.setdefault("original_max_position_embeddings", model.max_position_embeddings)
+    return rope
+
+
+def export_config(record: Record, model: ModelConfig, output_format: str, dtype: str, tied: bool) -> dict[str, Any]:
+    """`config.json` of an export.
+
+    Args:
+        record: how the checkpoint came about.
+        model: its model.
+        output_format: `nld` or `ministral3`.
+        dtype: name of the type of the weights.
+        tied: whether the head is left out because it is the embedding.
+    """
+    config = decoder_config(model, _origin_rope(record, model))
+    if record.origin is not None:
+        # A list of stop tokens is more than a `ModelConfig` holds.
+        ids = record.origin.text
+        config |= {key: ids[key] for key in _TOKEN_IDS if _begins_with(ids.get(key), config[key])}
+    shared = {"dtype": dtype, "tie_word_embeddings": tied, "transformers_version": _transformers_version()}
+    if output_format == "ministral3":
+        return {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", **config, **shared}
+    return {
+        "architectures": ["NemotronLabsDiffusionModel"],
+        "model_type": "nemotron_labs_diffusion",
+        "auto_map": AUTO_MAP,
+        **config,
+        **shared,
+        "mask_token_id": model.mask_token_id,
+        **_diffusion(record),
+    }
+
+
+def _begins_with(ids: Any, first: int) -> bool:
+    return isinstance(ids, list) and ids[:1] == [first]
+
+
+def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
+    """The origin's own words, where they mean what the model was trained with and `transformers` can use them."""
+    if record.origin is None:
+        return None
+    given = record.origin.text.get("rope_parameters")
+    if not given or given.get("llama_4_scaling_beta") is None or not given.get("original_max_position_embeddings"):
+        return None
+    same = rope_parameters(record.origin.directory, record.origin.text) == model.rope_parameters
+    return dict(given) if same else None
+
+
+def _diffusion(record: Record) -> dict[str, Any]:
+    """The objective: of the run's last joint stage, else of the first checkpoint, else the paper's."""
+    origin = record.origin.outer if record.origin is not None else {}
+    alpha, block_size = origin.get("dlm_loss_weight", ALPHA), origin.get("block_size", BLOCK_SIZE)
+    if record.config is not None:
+        alphas = [record.config.stages[name].alpha for name in stages_begun(record)]
+        alpha = next((value for value in reversed(alphas) if value > 0), alpha)
+        block_size = record.config.diffusion.block_size
+    return {
+        "block_size": block_size,
+        "dlm_paradigm": "bidirectional",
+        "dlm_loss_weight": alpha,
+        "ar_loss_weight": 1.0,
+    }
+
+
+def stages_begun(record: Record) -> tuple[str, ...]:
+    """Names of the stages of the run up to the one that wrote the checkpoint."""
+    if record.config is None:
+        return ()
+    stages = record.config.run.stages
+    return stages[: stages.index(record.progress["stage"]) + 1] if record.progress.get("stage") in stages else stages
+
+
+def generation_config(record: Record, model: ModelConfig) -> dict[str, Any]:
+    """`generation_config.json`: that of the first checkpoint, with its stop tokens, else the model's ids."""
+    if record.origin is not None and record.origin.generation:
+        return record.origin.generation
+    return {key: getattr(model, key) for key in _TOKEN_IDS} | {"transformers_version": _transformers_version()}
+
+
+def _transformers_version() -> str:
+    from importlib.metadata import version
+
+    return version("transformers")

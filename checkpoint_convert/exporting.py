@@ -1,0 +1,116 @@
+"""`nld-convert export`: from a Megatron checkpoint to a Hugging Face directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoint_convert.checkpoints import Record, is_hugging_face, read_record, require_megatron
+from checkpoint_convert.export_config import export_config, generation_config
+from checkpoint_convert.hf_package import package_files
+from checkpoint_convert.importing import copy_tokenizer
+from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, part_shape, tensors
+from checkpoint_convert.megatron import MegatronWeights
+from checkpoint_convert.model_card import model_card
+from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
+from checkpoint_convert.staging import progress_bar, staged
+from checkpoint_convert.weights import DTYPES, row_blocks
+from nld_train.errors import UserError
+
+
+def export_checkpoint(
+    source: Path,
+    destination: Path,
+    output_format: str,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Converts a Megatron checkpoint.
+
+    Args:
+        source: a checkpoint, or a run directory, whose latest checkpoint is taken.
+        destination: must not exist; what is written appears there whole.
+        output_format: `nld` or `ministral3`.
+        dtype: key of `DTYPES`; None keeps each tensor's.
+        tokenizer: directory whose tokenizer is taken, instead of the one that the checkpoint knows of.
+        shard_bytes: size of a shard.
+        say: is given lines for the user.
+
+    Raises:
+        UserError: the source cannot be converted, or the destination not be written; nothing is left behind.
+    """
+    if is_hugging_face(source):
+        raise UserError(
+            f"{source}: is a Hugging Face directory already; import it first to export it in another format"
+        )
+    directory = require_megatron(source)
+    weights, record = MegatronWeights(directory), read_record(directory)
+    # What was imported tied and not trained since goes out as it came, where the format has tied heads.
+    tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
+    outputs = list(_outputs(weights, output_format, DTYPES[dtype] if dtype else None, tied))
+    total = sum(output.bytes for output in outputs)
+    with staged(destination, total) as temporary:
+        with progress_bar(f"export {directory.name}", total) as written:
+            write_shards(temporary, outputs, written, shard_bytes)
+            weights.finish()
+        name = str(outputs[0].dtype).removeprefix("torch.")
+        _write_json(temporary / "config.json", export_config(record, weights.model, output_format, name, tied))
+        _write_json(temporary / "generation_config.json", generation_config(record, weights.model))
+        found = _copy_tokenizer(record, temporary, tokenizer)
+        if output_format == "nld":
+            _copy_package(temporary)
+        (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
+    if not found:
+        say("no tokenizer is known of this checkpoint: name one with --tokenizer to have it in the export")
+    say(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
+
+
+def _outputs(weights: MegatronWeights, output_format: str, dtype: torch.dtype | None, tied: bool) -> Iterator[Output]:
+    naming = NAMING_OF_FORMAT[output_format]
+    for tensor in tensors(weights.model):
+        if tensor.name == HEAD and tied:
+            continue
+        target = dtype or weights.dtype(tensor.name)
+        shape = part_shape(tensor.part, weights.model)
+        yield Output(naming.full(tensor.name), shape, target, _Blocks(weights, tensor.name, shape, target))
+
+
+class _Blocks:
+    """The rows of a tensor in the export's type, a few at a time."""
+
+    def __init__(self, weights: MegatronWeights, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.weights, self.name, self.shape, self.dtype = weights, name, shape, dtype
+
+    def __call__(self) -> Iterator[Tensor]:
+        row_bytes = 4 * torch.Size(self.shape[1:]).numel()
+        for start, stop in row_blocks(0, self.shape[0], row_bytes):
+            rows = self.weights.rows(self.name, start, stop)
+            converted = rows.to(self.dtype)
+            if self.dtype == torch.float16 and bool(torch.isinf(converted).any() and not torch.isinf(rows).any()):
+                raise UserError(f"{self.name}: has values beyond the range of fp16; export as bf16 or fp32")
+            yield converted
+
+
+def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:
+    if given is not None and not copy_tokenizer(given, temporary):
+        raise UserError(f"--tokenizer {given}: has no tokenizer files")
+    return given is not None or any(copy_tokenizer(path, temporary) for path in record.tokenizers)
+
+
+def _copy_package(temporary: Path) -> None:
+    for name, path in package_files().items():
+        target = temporary / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,118 @@
+"""What a user passes to the generate methods, turned into a request of the decoder, and its result into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .options import DecodeOptions  # type: ignore
+from .policies import CommitPolicy, EvenSteps, Threshold  # type: ignore
+
+DEFAULT_THRESHOLD = 0.9
+
+
+@dataclass(frozen=True)
+class CallSettings:
+    """Settings that all generate methods take by name.
+
+    Attributes:
+        attention_mask: `[b, P]`, 0 at padding on either side, for prompts of unequal length; None for no padding.
+        eos_token_id: id or ids that end a row; None for those of the generation config.
+        temperature: 0 decodes greedily.
+        top_k: sample among so many tokens; 0 among all.
+        top_p: sample among the most likely tokens that together reach this probability.
+        seed: one per row, or one for the batch; None draws one from torch's global generator.
+        stop_strings: texts that end a row; they need `tokenizer`.
+        tokenizer: of the model.
+    """
+
+    attention_mask: Tensor | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | Sequence[int] | None = None
+    stop_strings: str | Sequence[str] | None = None
+    tokenizer: Any = None
+
+    def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
+        """As the decoder wants them. `stop_tokens` hold where `eos_token_id` is None.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        stops = stop_tokens if self.eos_token_id is None else as_tuple(self.eos_token_id)
+        to_text = None if self.tokenizer is None else self.tokenizer.decode
+        return DecodeOptions(
+            max_new_tokens=max_new_tokens,
+            block_length=block_length,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seeds=_seeds(self.seed, self.temperature),
+            stop_tokens=tuple(stops),
+            stop_strings=as_tuple(self.stop_strings),
+            to_text=to_text,
+            **more,
+        )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """None, one value or several, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _seeds(seed: int | Sequence[int] | None, temperature: float) -> int | tuple[int, ...]:
+    if seed is None:
+        # A greedy call must not move the global generator.
+        return int(torch.randint(2**62, (1,))) if temperature > 0 else 0
+    return seed if isinstance(seed, int) else tuple(seed)
+
+
+def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """The rows of int64 `[b, P]` without their padding.
+
+    Raises:
+        ValueError: shapes that do not fit, or padding inside a prompt.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids: shape {tuple(input_ids.shape)} is not [rows, tokens]")
+    if attention_mask is None:
+        return input_ids.tolist()
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask: shape {tuple(attention_mask.shape)} is not that of input_ids {tuple(input_ids.shape)}"
+        )
+    real = attention_mask.bool().to(input_ids.device)
+    borders = (real[:, 1:] != real[:, :-1]).sum(1) + real[:, 0] + real[:, -1]
+    if bool((borders > 2).any()):
+        raise ValueError("attention_mask: padding inside a prompt; it may stand before or after one")
+    return [row[keep].tolist() for row, keep in zip(input_ids, real, strict=True)]
+
+
+def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tensor:
+    """The input as it came, followed by the new tokens, padded at the end: int64 `[b, P + longest]`."""
+    longest = max(map(len, new_tokens))
+    rows = [ids + [padding] * (longest - len(ids)) for ids in new_tokens]
+    return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], 1)
+
+
+def diffusion_policy(threshold: float | None, steps: int | None, blocks: int) -> CommitPolicy:
+    """By threshold, or by `steps` denoising passes spread evenly over `blocks` blocks; by threshold 0.9 without either.
+
+    Raises:
+        ValueError: both are given, or one is out of its range.
+    """
+    if steps is None:
+        return Threshold(DEFAULT_THRESHOLD if threshold is None else threshold)
+    if threshold is not None:
+        raise ValueError("steps: give either a threshold or a number of steps, not both")
+    if steps < 1:
+        raise ValueError(f"steps: {steps} is not 1 or more")
+    return EvenSteps(max(1, steps // blocks))

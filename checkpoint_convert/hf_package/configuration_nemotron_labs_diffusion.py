@@ -1,0 +1,49 @@
+"""Configuration of a language model that reads its weights autoregressively and by block diffusion."""
+
+from typing import Any
+
+from transformers.models.ministral3.configuration_ministral3 import Ministral3Config
+
+
+class NemotronLabsDiffusionConfig(Ministral3Config):
+    """Ministral3's configuration and what diffusion adds to it.
+
+    Attributes:
+        mask_token_id: the existing token that stands at masked positions.
+        block_size: tokens per block in training, and the default block length of decoding.
+        dlm_paradigm: how a block is denoised; "bidirectional" inside the block is the only way here.
+        dlm_loss_weight: alpha, the weight of the diffusion loss.
+        ar_loss_weight: the weight of the next-token loss.
+    """
+
+    model_type = "nemotron_labs_diffusion"
+
+    mask_token_id: int = 100
+    block_size: int = 32
+    dlm_paradigm: str = "bidirectional"
+    dlm_loss_weight: float | int = 0.3
+    ar_loss_weight: float | int = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses what the model cannot do.
+
+        Raises:
+            ValueError: naming the key and what would be valid.
+        """
+        if not 0 <= self.mask_token_id < self.vocab_size:
+            raise ValueError(f"mask_token_id: {self.mask_token_id} is not in the vocabulary of {self.vocab_size}")
+        if self.block_size < 1:
+            raise ValueError(f"block_size: {self.block_size} is not 1 or more")
+        if self.dlm_paradigm != "bidirectional":
+            raise ValueError(f"dlm_paradigm: {self.dlm_paradigm!r} is not supported; only 'bidirectional' is")
+        if self.sliding_window is not None:
+            raise ValueError("sliding_window: this model has full attention only; use null")
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings: the head of this model is always a tensor of its own; use false")
+
+
+__all__ = ["NemotronLabsDiffusionConfig"]

@@ -1,0 +1,85 @@
+"""The drafter adapter: LoRA layers on the attention's output projections, put in place for drafting only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .encoder import Encoder
+
+DIRECTORY = "linear_spec_lora"
+
+
+class Drafter:
+    """LoRA layers in PEFT layout around a model's own `o_proj` modules.
+
+    Outside of `installed` the model is as if there were no adapter: its state dict, training and saving know nothing
+    of it.
+
+    Args:
+        encoder: of the model.
+        directory: holds `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        ImportError: PEFT is not installed.
+        ValueError: the adapter is for other modules than `o_proj`, or does not fit the model.
+    """
+
+    def __init__(self, encoder: Encoder, directory: str | Path) -> None:
+        self._attentions: list[Any] = [layer.self_attn for layer in encoder.layers]
+        self._plain = [attention.o_proj for attention in self._attentions]
+        self._adapted = _adapted_projections(self._plain, str(directory))
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The model runs with the adapter inside this context."""
+        self._put(self._adapted)
+        try:
+            yield
+        finally:
+            self._put(self._plain)
+
+    def _put(self, projections: list[Any]) -> None:
+        for attention, projection in zip(self._attentions, projections, strict=True):
+            attention.o_proj = projection
+
+
+def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
+    """PEFT's layers around the plain ones, made by letting PEFT wrap a skeleton that holds nothing but these."""
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ImportError(f"the drafter adapter in {directory} needs the package peft") from error
+    skeleton = _skeleton(plain)
+    config = PeftConfig.from_pretrained(directory)
+    if config.peft_type != "LORA" or set(config.target_modules) != {"o_proj"}:
+        raise ValueError(f"{directory}: not a LoRA on o_proj alone, which is what drafts here")
+    # The task type would make PEFT look for methods of a whole language model.
+    config.task_type = None
+    trained = [projection.weight.requires_grad for projection in plain]
+    try:
+        peft_model: Any = PeftModel.from_pretrained(skeleton, directory, config=config)
+    except RuntimeError as error:
+        raise ValueError(f"{directory}: the adapter does not fit this model: {error}") from error
+    for projection, was_trained in zip(plain, trained, strict=True):
+        projection.weight.requires_grad_(was_trained)
+    peft_model.to(device=plain[0].weight.device, dtype=plain[0].weight.dtype)
+    return [layer.self_attn.o_proj.eval() for layer in peft_model.base_model.model.encoder.layers]
+
+
+def _skeleton(plain: list[Any]) -> nn.Module:
+    """`encoder.layers.{i}.self_attn.o_proj`, and nothing else."""
+    root, encoder = nn.Module(), nn.Module()
+    layers = nn.ModuleList()
+    for projection in plain:
+        layer, attention = nn.Module(), nn.Module()
+        attention.o_proj = projection
+        layer.self_attn = attention
+        layers.append(layer)
+    encoder.layers = layers
+    root.encoder = encoder
+    return root

@@ -1,0 +1,217 @@
+"""The methods that continue prompts. They hold no algorithm: the decoder is called with what the user asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils import cached_file
+
+from .cached_engine import CachedEngine
+from .calls import CallSettings, as_tuple, diffusion_policy, joined, prompts_of
+from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from .decode import decode  # type: ignore
+from .drafter import DIRECTORY, Drafter
+from .encoder import Encoder
+from .options import Mode  # type: ignore
+from .outputs import DecodeResult, Observer  # type: ignore
+from .policies import CommitPolicy  # type: ignore
+
+
+class GenerationMethods:
+    """AR, diffusion and self-speculation for a model with `config`, `encoder` and `diffusion_head`."""
+
+    config: NemotronLabsDiffusionConfig
+    encoder: Encoder
+    diffusion_head: nn.Linear
+    training: bool
+    eval: Any
+    train: Any
+    _drafter: Drafter | None = None
+    _stop_tokens: tuple[int, ...] | None = None
+
+    def ar_generate(
+        self, input_ids: Tensor, max_new_tokens: int = 128, eos_token_id: Any = None, **settings: Any
+    ) -> tuple[Tensor, int]:
+        """Continues prompts one token per forward.
+
+        Args:
+            input_ids: int64 `[b, P]`.
+            max_new_tokens: most new tokens of a row.
+            eos_token_id: id or ids that end a row; None for those of the generation config.
+            **settings: `calls.CallSettings` by name: `attention_mask`, `temperature`, `top_k`, `top_p`, `seed`,
+                `stop_strings`, `tokenizer`.
+
+        Returns:
+            int64 `[b, P + N]`, the input followed by new tokens and padding; and the forward calls of the batch
+            without its prefill.
+        """
+        result = self.decode(input_ids, "ar", max_new_tokens, eos_token_id=eos_token_id, **settings)
+        return self._joined(input_ids, result), result.forwards
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        threshold: float | None = None,
+        eos_token_id: Any = None,
+        steps: int | None = None,
+        **settings: Any,
+    ) -> tuple[Tensor, int]:
+        """Continues prompts by block diffusion.
+
+        Args:
+            input_ids: int64 `[b, P]`.
+            max_new_tokens: most new tokens of a row.
+            block_length: tokens per block; None for `config.block_size`.
+            threshold: a pass commits what is at least this confident, and always the best position. 0.9 if neither
+                this nor `steps` is given.
+            eos_token_id: id or ids that end a row; None for those of the generation config.
+            steps: instead of a threshold, denoising passes for all `max_new_tokens`, spread evenly.
+            **settings: as in `ar_generate`.
+
+        Returns:
+            As `ar_generate`.
+        """
+        length = self._block_length(block_length)
+        policy = diffusion_policy(threshold, steps, blocks=-(-max_new_tokens // length))
+        settings = {"block_length": length, "eos_token_id": eos_token_id, **settings}
+        result = self.decode(input_ids, "diffusion", max_new_tokens, policy=policy, **settings)
+        return self._joined(input_ids, result), result.forwards
+
+    def linear_spec_generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        eos_token_id: Any = None,
+        adapter: bool | None = None,
+        **settings: Any,
+    ) -> tuple[Tensor, int]:
+        """Continues prompts by linear self-speculation; greedy output equals `ar_generate`, token for token.
+
+        Args:
+            input_ids: int64 `[b, P]`.
+            max_new_tokens: most new tokens of a row.
+            block_length: tokens per block; None for `config.block_size`.
+            eos_token_id: id or ids that end a row; None for those of the generation config.
+            adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it where there is one.
+            **settings: as in `ar_generate`.
+
+        Returns:
+            As `ar_generate`, but the forward calls include the prefill.
+        """
+        adapter = self.drafter() is not None if adapter is None else adapter
+        settings = {"block_length": block_length, "eos_token_id": eos_token_id, "adapter": adapter, **settings}
+        result = self.decode(input_ids, "linear", max_new_tokens, **settings)
+        return self._joined(input_ids, result), result.forwards + result.prefill
+
+    def quadratic_spec_generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        eos_token_id: Any = None,
+        ar_weight: float = 1.0,
+        **settings: Any,
+    ) -> tuple[Tensor, int]:
+        """Continues prompts by quadratic self-speculation, one forward per cycle.
+
+        Args:
+            input_ids: int64 `[b, P]`.
+            max_new_tokens: most new tokens of a row.
+            block_length: drafts per cycle; None for `config.block_size`.
+            eos_token_id: id or ids that end a row; None for those of the generation config.
+            ar_weight: share of the AR prediction in the token after the accepted drafts; only 1 is lossless.
+            **settings: as in `ar_generate`.
+
+        Returns:
+            As `ar_generate`, but the forward calls include the prefill.
+        """
+        settings = {"block_length": block_length, "eos_token_id": eos_token_id, "ar_weight": ar_weight, **settings}
+        result = self.decode(input_ids, "quadratic", max_new_tokens, **settings)
+        return self._joined(input_ids, result), result.forwards + result.prefill
+
+    def decode(
+        self,
+        input_ids: Tensor,
+        mode: Mode,
+        max_new_tokens: int,
+        block_length: int | None = None,
+        policy: CommitPolicy | None = None,
+        observer: Observer | None = None,
+        adapter: bool = False,
+        ar_weight: float = 1.0,
+        **settings: Any,
+    ) -> DecodeResult:
+        """What the generate methods do, with every statistic and any commit policy.
+
+        Raises:
+            ValueError: a request that cannot be answered, in one line.
+        """
+        call = CallSettings(**settings)
+        options = call.options(
+            max_new_tokens,
+            self._block_length(block_length),
+            self.stop_tokens(),
+            adapter=adapter,
+            ar_weight=ar_weight,
+        )
+        prompts = prompts_of(input_ids, call.attention_mask)
+        engine = CachedEngine(self.encoder, self.diffusion_head, self.drafter() if adapter else None)
+        with self._evaluating():
+            return decode(engine, prompts, mode, options, policy, observer)
+
+    def drafter(self) -> Drafter | None:
+        """The adapter of `linear_spec_lora/` beside the weights, loaded when first asked for; None if there is none."""
+        if self._drafter is None and self.config.name_or_path:
+            try:
+                config_file = cached_file(self.config.name_or_path, f"{DIRECTORY}/adapter_config.json")
+                cached_file(self.config.name_or_path, f"{DIRECTORY}/adapter_model.safetensors")
+            except OSError:
+                return None
+            self.load_drafter(Path(config_file).parent)
+        return self._drafter
+
+    def load_drafter(self, directory: str | Path) -> None:
+        """Takes the drafter adapter from a directory in PEFT layout, in place of any other."""
+        self._drafter = Drafter(self.encoder, directory)
+
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Stop tokens of the generation config, or of the config where there is none."""
+        if self._stop_tokens is None:
+            generation = self._generation_config()
+            ids = self.config.eos_token_id if generation is None else generation.eos_token_id
+            self._stop_tokens = as_tuple(ids)
+        return self._stop_tokens
+
+    def _generation_config(self) -> GenerationConfig | None:
+        try:
+            return GenerationConfig.from_pretrained(self.config.name_or_path) if self.config.name_or_path else None
+        except OSError:
+            return None
+
+    def _block_length(self, block_length: int | None) -> int:
+        length = self.config.block_size if block_length is None else block_length
+        if length < 1:
+            raise ValueError(f"block_length: {length} is not 1 or more")
+        return length
+
+    def _joined(self, input_ids: Tensor, result: DecodeResult) -> Tensor:
+        padding = self.config.pad_token_id
+        return joined(input_ids, result.token_ids, next(iter(self.stop_tokens()), 0) if padding is None else padding)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout and no recomputation while decoding; training goes on as before."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)

@@ -1,0 +1,163 @@
+"""A Ministral3 decoder whose weights are read autoregressively, by block diffusion, and by both at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+
+from .attention import Rule, View, prepare
+from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from .encoder import Encoder
+from .generation import GenerationMethods
+from .two_streams import Text, Weights, causal_rule, draw_noise, joint_loss, last_block_rule, two_stream_rule
+
+
+class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
+    """The model: `encoder` (embedding, layers, norm) and `diffusion_head`, one head for both ways of reading."""
+
+    config_class = NemotronLabsDiffusionConfig
+    base_model_prefix = "encoder"
+    # Trainer then tells the tokens of the whole optimizer step, and gradient accumulation does not scale the loss.
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Layer"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embedding."""
+        self.encoder.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+        return self.diffusion_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the head."""
+        self.diffusion_head = new_embeddings
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the model as `transformers` does, and the generation config with its stop tokens."""
+        super().save_pretrained(save_directory, **kwargs)
+        generation = self._generation_config()
+        if generation is not None:
+            generation.save_pretrained(save_directory)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mode: Literal["causal", "block"] = "causal",
+        clean_input_ids: Tensor | None = None,
+        block_length: int | None = None,
+        generator: torch.Generator | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Logits of whole texts, and with labels the joint loss.
+
+        Args:
+            input_ids: int64 `[b, L]`. In mode `block` masked positions hold `config.mask_token_id`.
+            attention_mask: `[b, L]`, 0 at padding; None for none.
+            position_ids: int64 `[b, L]` or `[1, L]`; where they do not go on by one, another document starts, which
+                sees nothing of the one before it. None counts real tokens.
+            labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
+                padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
+                `input_ids`, and a second, noisy stream with fresh noise in the same forward. Mode `causal` only.
+            mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
+                token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
+                clean text before it, as in training. Without, the last `block_length` tokens of each row see
+                everything, and the tokens before them causally, as in a denoising pass of decoding; only the logits
+                of that block are of use.
+            clean_input_ids: int64 `[b, L]`, the clean stream of mode `block`.
+            block_length: tokens per block in mode `block`; None for `config.block_size`.
+            generator: CPU generator of the noise; None for torch's global one.
+            num_items_in_batch: labels other than -100 in the whole optimizer step, from `Trainer`.
+
+        Returns:
+            `logits` `[b, L, V]` and, with labels, `loss`. There is no cache: the generate methods have their own.
+
+        Raises:
+            ValueError: arguments that contradict each other, or an attention implementation that cannot do this.
+        """
+        if mode not in ("causal", "block"):
+            raise ValueError(f"mode: {mode!r} is neither 'causal' nor 'block'")
+        if mode == "block" and labels is not None:
+            raise ValueError("labels: the joint loss belongs to mode 'causal', which draws its own noise")
+        if mode == "causal" and clean_input_ids is not None:
+            raise ValueError("clean_input_ids: only mode 'block' has a second stream")
+        block_length = self.config.block_size if block_length is None else block_length
+        if block_length < 1:
+            raise ValueError(f"block_length: {block_length} is not 1 or more")
+        text = Text.of(attention_mask, position_ids, input_ids, block_length)
+        if labels is not None:
+            return self._with_loss(input_ids, labels, text, generator, num_items_in_batch)
+        if mode == "causal":
+            hidden = self._encode(input_ids, text.positions, self._causal_view(text))
+        elif clean_input_ids is None:
+            view = self._view(last_block_rule(text, block_length), text)
+            hidden = self._encode(input_ids, text.positions, view)
+        else:
+            hidden = self._two_streams(input_ids, clean_input_ids, text)[:, : input_ids.shape[1]]
+        return CausalLMOutputWithPast(logits=self.diffusion_head(hidden))
+
+    def _with_loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        text: Text,
+        generator: torch.Generator | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        weights = Weights(self.config.ar_loss_weight, self.config.dlm_loss_weight)
+        noise = draw_noise((labels != -100) & text.real, generator) if weights.diffusion else None
+        if noise is None:
+            hidden = self._encode(input_ids, text.positions, self._causal_view(text))
+        else:
+            noisy = torch.where(noise.masked, self.config.mask_token_id, input_ids)
+            hidden = self._two_streams(noisy, input_ids, text)
+        logits = self.diffusion_head(hidden[:, -input_ids.shape[1] :])
+        loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noise, weights, num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _two_streams(self, noisy: Tensor, clean: Tensor, text: Text) -> Tensor:
+        """Hidden states `[b, 2L, h]` of `[noisy | clean]`; both halves stand at the same positions."""
+        twice = text.stacked()
+        return self._encode(torch.cat([noisy, clean], 1), twice.positions, self._view(two_stream_rule(text), twice))
+
+    def _encode(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
+        return self.encoder(self.encoder.embed_tokens(tokens), positions, view)
+
+    def _causal_view(self, text: Text) -> View:
+        implementation = self.config._attn_implementation
+        if implementation.startswith("flash") and not bool(text.documents.any()):
+            return View(None if bool(text.real.all()) else text.real.long(), causal=True)
+        if implementation == "sdpa" and text.plain:
+            return View(None, causal=True)
+        return self._view(causal_rule(text), text)
+
+    def _view(self, rule: Rule, text: Text) -> View:
+        rows, length = text.real.shape
+        weight = self.encoder.embed_tokens.weight
+        return prepare(self.config._attn_implementation, rule, (rows, length, length), text.real.device, weight.dtype)
+
+
+__all__ = ["NemotronLabsDiffusionModel"]

@@ -1,0 +1,196 @@
+"""Weights of a Hugging Face directory: its safetensors files, checked against the table before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
+from checkpoint_convert.source_config import SourceConfig, model_config, read_json, read_source_config
+from nld_train.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_FP8 = "F8_E4M3"
+_NAMED = 3
+
+
+class HuggingFaceWeights:
+    """Weights of the text decoder in a Hugging Face directory (see `Weights`).
+
+    FP8 weights are `e4m3 x weight_scale_inv`, multiplied in float32 and rounded to the model's type, as `transformers`
+    does it. A missing head is a copy of the embedding: whether it is there decides, not `tie_word_embeddings`.
+
+    Args:
+        directory: with `config.json` and safetensors files.
+        mask_token_id: for a model that names none.
+
+    Raises:
+        UserError: the directory has no config or weights, pickled weights alone, a damaged shard, or missing, extra,
+            misshapen or duplicated tensors; names them.
+    """
+
+    def __init__(self, directory: Path, mask_token_id: int | None = None) -> None:
+        self.source: SourceConfig = read_source_config(directory)
+        self.model = model_config(self.source, mask_token_id)
+        self._files, self._shard_of = _open_shards(directory)
+        self.naming = self._find_naming()
+        self.head_is_copy = self.naming.head not in self._shard_of
+        self._fp8 = self._check_tensors()
+        self._fp8_target = _DTYPES[_safetensors_name(self.source)] if self._fp8 else None
+
+    @property
+    def aside(self) -> list[str]:
+        """Names of the tensors that do not belong to the text decoder."""
+        return [name for name in self._shard_of if name.startswith(self.naming.aside)] if self.naming.aside else []
+
+    @property
+    def activation_scales(self) -> list[str]:
+        """Names of the activation scales of FP8 weights, which mean nothing to weights in full precision."""
+        return [name for name in self._shard_of if self._is_activation_scale(name)]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, after dequantisation."""
+        full = self._full(name)
+        if full in self._fp8:
+            assert self._fp8_target is not None
+            return self._fp8_target
+        return _DTYPES[self._slice(full).get_dtype()]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor; a view of the file where it is not FP8."""
+        full = self._full(name)
+        rows: Tensor = self._slice(full)[start:stop]
+        if full not in self._fp8:
+            return rows
+        return (rows.float() * self._fp8[full]).to(self._fp8_target)
+
+    def _full(self, name: str) -> str:
+        return self.naming.full(EMBEDDING if name == HEAD and self.head_is_copy else name)
+
+    def _slice(self, full: str) -> Any:
+        return self._files[self._shard_of[full]].get_slice(full)
+
+    def _find_naming(self) -> Naming:
+        """The naming of this architecture under which the embedding is found."""
+        candidates = [naming for naming in NAMINGS if naming.architecture == self.source.architecture]
+        found = [naming for naming in candidates if naming.full(EMBEDDING) in self._shard_of]
+        return found[0] if found else candidates[0]
+
+    def _check_tensors(self) -> dict[str, float]:
+        """Refuses all that does not fit the table; returns the scales of FP8 weights by full name."""
+        expected = {self.naming.full(t.name): part_shape(t.part, self.model) for t in tensors(self.model)}
+        if self.head_is_copy and self._may_copy_head():
+            del expected[self.naming.head]
+        where = self.source.directory
+        _refuse(where, "missing tensor", [name for name in expected if name not in self._shard_of])
+        scales = {f"{name}_scale_inv" for name in expected if self._slice(name).get_dtype() == _FP8}
+        _refuse(where, "missing tensor", [name for name in scales if name not in self._shard_of])
+        aside = {*self.aside, *self.activation_scales}
+        extra = [name for name in self._shard_of if name not in expected and name not in scales and name not in aside]
+        _refuse(where, "extra tensor", extra)
+        for name, shape in expected.items():
+            self._check_shape_and_type(name, shape)
+        return {name.removesuffix("_scale_inv"): self._scale(name) for name in scales}
+
+    def _may_copy_head(self) -> bool:
+        """Our own architecture is untied: there a missing head is a loss, unless the directory says it is tied."""
+        own = self.source.architecture == "NemotronLabsDiffusionModel"
+        return not own or bool(self.source.outer.get("tie_word_embeddings"))
+
+    def _is_activation_scale(self, name: str) -> bool:
+        weight = f"{name.removesuffix('.activation_scale')}.weight"
+        return name.endswith(".activation_scale") and f"{weight}_scale_inv" in self._shard_of
+
+    def _check_shape_and_type(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self._slice(name)
+        if tuple(found.get_shape()) != shape:
+            raise UserError(
+                f"{self.source.directory}: tensor {name} has shape {found.get_shape()}, "
+                f"but config.json means {list(shape)}"
+            )
+        if found.get_dtype() not in (*_DTYPES, _FP8):
+            raise UserError(
+                f"{self.source.directory}: tensor {name} has type {found.get_dtype()}; "
+                f"supported: {', '.join([*_DTYPES, _FP8])}"
+            )
+
+    def _scale(self, name: str) -> float:
+        found = self._slice(name)
+        if found.get_dtype() not in _DTYPES or torch.Size(found.get_shape()).numel() != 1:
+            raise UserError(
+                f"{self.source.directory}: tensor {name} has type {found.get_dtype()} and shape {found.get_shape()}; "
+                "FP8 weights are supported with one bf16, fp16 or fp32 scale per tensor"
+            )
+        return float(self._files[self._shard_of[name]].get_tensor(name).float().item())
+
+
+def _safetensors_name(source: SourceConfig) -> str:
+    """Type that FP8 weights unfold to, as safetensors calls it."""
+    names = {str(dtype).removeprefix("torch."): name for name, dtype in _DTYPES.items()}
+    if source.dtype not in names:
+        raise UserError(f"{source.directory}/config.json: dtype {source.dtype!r} must be one of {', '.join(names)}")
+    return names[source.dtype]
+
+
+def _refuse(directory: Path, what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise UserError(f"{directory}: {what} {', '.join(sorted(names)[:_NAMED])}{more}")
+
+
+def _open_shards(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Opens all shards; returns them by file name, and the file name of every tensor."""
+    index = directory / INDEX
+    if not index.is_file():
+        if not (directory / SINGLE).is_file():
+            raise _no_weights(directory)
+        files = {SINGLE: _open(directory / SINGLE)}
+        return files, dict.fromkeys(files[SINGLE].keys(), SINGLE)
+    listed = _weight_map(index)
+    files = {name: _open(directory / name) for name in sorted(set(listed.values()))}
+    found: dict[str, str] = {}
+    for file_name, file in files.items():
+        for tensor in file.keys():  # noqa: SIM118 (not a dictionary)
+            if tensor in found:
+                raise UserError(f"{directory}: tensor {tensor} is duplicated, in {found[tensor]} and {file_name}")
+            found[tensor] = file_name
+    _refuse(directory, f"{INDEX} lists, but its shard lacks, tensor", [name for name in listed if name not in found])
+    _refuse(directory, f"extra tensor (not in {INDEX})", [name for name in found if name not in listed])
+    return files, found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise UserError(f"{index}: has no weight_map")
+    for tensor, name in listed.items():
+        # A file of this directory and no other: the index is not to be trusted with paths.
+        if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: tensor {tensor} lies in {name!r}, which is not a .safetensors file beside it")
+    return listed
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt").__enter__()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing, though {INDEX} lists it") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _no_weights(directory: Path) -> UserError:
+    pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        return UserError(
+            f"{directory}: has only pickled weights ({pickled[0]}), which are refused because reading them can run any "
+            "code; save the model as safetensors"
+        )
+    return UserError(f"{directory}: has no weights ({SINGLE} or {INDEX})")

@@ -1,0 +1,106 @@
+"""`nld-convert import`: from a Hugging Face directory to a Megatron checkpoint that any layout loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from checkpoint_convert.hugging_face import HuggingFaceWeights
+from checkpoint_convert.lazy_save import pieces, save
+from checkpoint_convert.staging import progress_bar, staged
+from nld_train.errors import UserError
+from nld_train.training.integrity import MANIFEST, checksums
+
+SOURCE = "source"
+TOKENIZER = "tokenizer"
+# Everything that a tokenizer may consist of; code is not among it.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_CONFIGS = ("config.json", "generation_config.json")
+
+
+def import_checkpoint(
+    source: Path, destination: Path, mask_token_id: int | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Converts a Hugging Face directory.
+
+    The destination holds Megatron's files, `model.json` (as a run's checkpoint does, so that `init.checkpoint` takes
+    it), `source/` (the original configuration), `tokenizer/`, and a manifest of all but the weights.
+
+    Args:
+        source: the directory.
+        destination: must not exist; what is written appears there whole.
+        mask_token_id: for a model that names none.
+        say: is given lines for the user.
+
+    Raises:
+        UserError: the source cannot be converted, or the destination not be written; nothing is left behind.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
+    weights = HuggingFaceWeights(source, mask_token_id)
+    total = sum(piece.bytes for piece in pieces(weights))
+    with staged(destination, total) as temporary:
+        with progress_bar(f"import {source.name}", total) as written:
+            save(weights, temporary, written)
+        (temporary / "model.json").write_text(json.dumps(asdict(weights.model), indent=1))
+        _copy_descriptions(weights, temporary)
+        _write_manifest(temporary)
+    for line in _remarks(weights, mask_token_id):
+        say(line)
+    say(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
+
+
+def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
+    directory = weights.source.directory
+    (temporary / SOURCE).mkdir()
+    for name in _CONFIGS:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, temporary / SOURCE / name)
+    record = {"architecture": weights.source.architecture, "head_is_copy": weights.head_is_copy}
+    (temporary / SOURCE / "conversion.json").write_text(json.dumps(record, indent=1))
+    copy_tokenizer(directory, temporary / TOKENIZER)
+
+
+def copy_tokenizer(source: Path, destination: Path) -> list[str]:
+    """Copies the files of a tokenizer, and nothing else; returns their names."""
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if names:
+        destination.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copyfile(source / name, destination / name)
+    return names
+
+
+def _write_manifest(temporary: Path) -> None:
+    """Checksums of all files but the weights, whose pieces carry a CRC-32 each."""
+    files = [path for path in temporary.iterdir() if path.is_file() and path.suffix != ".distcp"]
+    record = {"files": checksums(files)}
+    (temporary / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def _remarks(weights: HuggingFaceWeights, given: int | None) -> list[str]:
+    lines = []
+    if aside := weights.aside:
+        prefixes = ", ".join(f"{prefix}*" for prefix in weights.naming.aside)
+        lines.append(f"left aside: {len(aside)} tensors of the vision part ({prefixes})")
+    if scales := weights.activation_scales:
+        lines.append(f"left aside: {len(scales)} activation scales of FP8 weights, which are unfolded")
+    if "mask_token_id" not in weights.source.text and given is None:
+        lines.append(f"the model names no mask token: {weights.model.mask_token_id} is taken (--mask-token-id)")
+    if weights.head_is_copy:
+        lines.append("there is no head tensor: the head starts as a copy of the embedding")
+    return lines

@@ -1,0 +1,233 @@
+"""The tensors of a Ministral3 decoder under their Hugging Face and their Megatron names: the one table of this package.
+
+Both sides hold the same rows in another order: a Megatron tensor is its Hugging Face parts, whole and one after
+another, or, for attention, cut into one share per key-value group and laid out group by group. Layers of Megatron's are
+stacked along a first axis. Import, export, verification and direct loading all follow from this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nld_train.config.schema import ModelConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a Hugging Face checkpoint.
+
+    Attributes:
+        name: without the prefix that its architecture gives it; `{layer}` stands for the layer's number.
+        shape: names of its sizes, see `sizes`.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a Megatron checkpoint.
+
+    Attributes:
+        key: its name there.
+        parts: the Hugging Face tensors whose rows it holds.
+        by_group: rows are laid out per key-value group (the group's queries, its key, its value), not part after part.
+    """
+
+    key: str
+    parts: tuple[Part, ...]
+    by_group: bool = False
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one per layer, stacked along a first axis."""
+        return "{layer}" in self.parts[0].name
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of a part that lie together in a Megatron tensor.
+
+    Attributes:
+        part: the part.
+        part_start: first of its rows.
+        start: where that row lies in the Megatron tensor (of one layer).
+        rows: how many.
+    """
+
+    part: Part
+    part_start: int
+    start: int
+    rows: int
+
+
+EMBEDDING = "embed_tokens.weight"
+# The head has a name of its own in every architecture; here it has this one.
+HEAD = "head.weight"
+
+_LAYER = "layers.{layer}."
+_ATTENTION = "decoder.layers.self_attention."
+_MLP = "decoder.layers.mlp."
+
+ENTRIES = (
+    Entry("embedding.word_embeddings.weight", (Part(EMBEDDING, ("vocabulary", "hidden")),)),
+    Entry(
+        _ATTENTION + "linear_qkv.layer_norm_weight",
+        (Part(_LAYER + "input_layernorm.weight", ("hidden",)),),
+    ),
+    Entry(
+        _ATTENTION + "linear_qkv.weight",
+        (
+            Part(_LAYER + "self_attn.q_proj.weight", ("queries", "hidden")),
+            Part(_LAYER + "self_attn.k_proj.weight", ("keys", "hidden")),
+            Part(_LAYER + "self_attn.v_proj.weight", ("keys", "hidden")),
+        ),
+        by_group=True,
+    ),
+    Entry(
+        _ATTENTION + "linear_proj.weight",
+        (Part(_LAYER + "self_attn.o_proj.weight", ("hidden", "queries")),),
+    ),
+    Entry(
+        _MLP + "linear_fc1.layer_norm_weight",
+        (Part(_LAYER + "post_attention_layernorm.weight", ("hidden",)),),
+    ),
+    Entry(
+        _MLP + "linear_fc1.weight",
+        (
+            Part(_LAYER + "mlp.gate_proj.weight", ("intermediate", "hidden")),
+            Part(_LAYER + "mlp.up_proj.weight", ("intermediate", "hidden")),
+        ),
+    ),
+    Entry(
+        _MLP + "linear_fc2.weight",
+        (Part(_LAYER + "mlp.down_proj.weight", ("hidden", "intermediate")),),
+    ),
+    Entry("decoder.final_layernorm.weight", (Part("norm.weight", ("hidden",)),)),
+    Entry("output_layer.weight", (Part(HEAD, ("vocabulary", "hidden")),)),
+)
+
+ENTRY_OF_KEY = {entry.key: entry for entry in ENTRIES}
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How an architecture names the tensors of the table.
+
+    Attributes:
+        architecture: as in `config.json`.
+        prefix: of everything but the head.
+        head: name of the head.
+        aside: prefixes of tensors that do not belong to the text decoder.
+    """
+
+    architecture: str
+    prefix: str
+    head: str
+    aside: tuple[str, ...] = ()
+
+    def full(self, name: str) -> str:
+        """The name in a file of this architecture."""
+        return self.head if name == HEAD else self.prefix + name
+
+
+NAMINGS = (
+    Naming(
+        "Mistral3ForConditionalGeneration",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+        ("vision_tower.", "multi_modal_projector."),
+    ),
+    # What transformers 5 calls the same tensors in memory; some tools save them so.
+    Naming(
+        "Mistral3ForConditionalGeneration",
+        "model.language_model.",
+        "lm_head.weight",
+        ("model.vision_tower.", "model.multi_modal_projector."),
+    ),
+    Naming("Ministral3ForCausalLM", "model.", "lm_head.weight"),
+    Naming("NemotronLabsDiffusionModel", "encoder.", "diffusion_head.weight"),
+)
+NAMING_OF_FORMAT = {"ministral3": NAMINGS[2], "nld": NAMINGS[3]}
+
+
+def sizes(model: ModelConfig) -> dict[str, int]:
+    """The numbers behind the names in `Part.shape`."""
+    return {
+        "vocabulary": model.vocab_size,
+        "hidden": model.hidden_size,
+        "intermediate": model.intermediate_size,
+        "queries": model.num_attention_heads * model.head_dim,
+        "keys": model.num_key_value_heads * model.head_dim,
+    }
+
+
+def part_shape(part: Part, model: ModelConfig) -> tuple[int, ...]:
+    """Shape of a part in a model."""
+    return tuple(sizes(model)[name] for name in part.shape)
+
+
+def entry_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
+    """Shape of a Megatron tensor, of one layer where it is per layer, without vocabulary padding."""
+    shapes = [part_shape(part, model) for part in entry.parts]
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def global_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
+    """Shape of a Megatron tensor with its layers stacked."""
+    stacked = (model.num_hidden_layers,) if entry.per_layer else ()
+    return (*stacked, *entry_shape(entry, model))
+
+
+def entry_layers(entry: Entry, model: ModelConfig) -> list[int | None]:
+    """The layers in which there is such a tensor; `[None]` where it is not per layer."""
+    return list(range(model.num_hidden_layers)) if entry.per_layer else [None]
+
+
+def part_name(part: Part, layer: int | None) -> str:
+    """Name of a part in a layer, without the architecture's prefix."""
+    return part.name if layer is None else part.name.format(layer=layer)
+
+
+@lru_cache(maxsize=64)
+def segments(entry: Entry, model: ModelConfig) -> tuple[Segment, ...]:
+    """Rows of a Megatron tensor (of one layer), from first to last."""
+    groups = model.num_key_value_heads if entry.by_group else 1
+    found: list[Segment] = []
+    start = 0
+    for group in range(groups):
+        for part in entry.parts:
+            rows = part_shape(part, model)[0] // groups
+            found.append(Segment(part, group * rows, start, rows))
+            start += rows
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Named:
+    """One Hugging Face tensor of a model: its name without prefix, its part, and where Megatron has it."""
+
+    name: str
+    part: Part
+    entry: Entry
+    layer: int | None
+
+
+def tensors(model: ModelConfig) -> Iterator[Named]:
+    """All Hugging Face tensors of a model, in the order of the forward pass: embedding, layers, norm, head."""
+    for entry in [entry for entry in ENTRIES if not entry.per_layer][:1]:
+        yield from _of_entry(entry, None)
+    for layer in range(model.num_hidden_layers):
+        for entry in ENTRIES:
+            if entry.per_layer:
+                yield from _of_entry(entry, layer)
+    for entry in [entry for entry in ENTRIES if not entry.per_layer][1:]:
+        yield from _of_entry(entry, None)
+
+
+def _of_entry(entry: Entry, layer: int | None) -> Iterator[Named]:
+    for part in entry.parts:
+        yield Named(part_name(part, layer), part, entry, layer)

@@ -1,0 +1,261 @@
+"""Weights of a Megatron checkpoint, read in place from its files, under any layout that wrote it.
+
+`.metadata` is a pickle: such a checkpoint is trusted input. The weights themselves are mapped from the files without
+unpickling anything; each stored piece is an uncompressed zip, whose CRC-32 is compared when the piece is first used.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import warnings
+import zipfile
+import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
+
+from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
+from nld_train.config.schema import ModelConfig, RopeParameters
+from nld_train.errors import UserError
+from nld_train.training.integrity import MANIFEST, checksums
+
+_LOCAL_HEADER_BYTES = 30
+_MOST_CHECKS = 8
+_PICKLES = (".metadata", "common.pt")
+
+
+class MegatronWeights:
+    """Weights in a Megatron checkpoint (see `Weights`).
+
+    Args:
+        directory: a checkpoint of a run, or what `nld-convert import` wrote.
+
+    Raises:
+        UserError: it is incomplete or damaged, or does not hold the tensors of its `model.json`; names what.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.model = read_model(directory)
+        _check_pickles(directory)
+        self._sizes, self._chunks, self._dtypes, self._storage = self._read_metadata()
+        self._check_shapes()
+        self._named = {tensor.name: tensor for tensor in tensors(self.model)}
+        self._pieces: dict[Any, _Piece] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="crc")
+        self._checks: deque[Future[None]] = deque()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type that a tensor is stored in."""
+        return self._dtypes[self._named[name].entry.key]
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a Hugging Face tensor, put together from where Megatron has them; a view where they lie together."""
+        tensor = self._named[name]
+        found = []
+        for segment in segments(tensor.entry, self.model):
+            first, last = max(start, segment.part_start), min(stop, segment.part_start + segment.rows)
+            if segment.part is tensor.part and first < last:
+                shift = segment.start - segment.part_start
+                found.append(self._megatron_rows(tensor, first + shift, last + shift))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def finish(self) -> None:
+        """Waits for the comparison of checksums.
+
+        Raises:
+            UserError: a piece that was read is damaged.
+        """
+        while self._checks:
+            self._checks.popleft().result()
+
+    def _megatron_rows(self, tensor: Named, start: int, stop: int) -> Tensor:
+        """Rows of a Megatron tensor in a layer, from all stored chunks that have some of them."""
+        entry, layer = tensor.entry, tensor.layer
+        lead = 0 if layer is None else 1
+        wanted = (stop - start, *entry_shape(entry, self.model)[1:])
+        target = None
+        for chunk in self._chunks[entry.key]:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            if layer is not None and not offsets[0] <= layer < offsets[0] + sizes[0]:
+                continue
+            first, last = max(start, offsets[lead]), min(stop, offsets[lead] + sizes[lead])
+            if first >= last:
+                continue
+            data = self._chunk(entry, offsets, sizes)
+            data = (data if layer is None else data[layer - offsets[0]])[first - offsets[lead] : last - offsets[lead]]
+            if tuple(data.shape) == wanted:
+                return data
+            if target is None:
+                target = torch.empty(wanted, dtype=self._dtypes[entry.key])
+            columns = () if data.dim() == 1 else (slice(offsets[-1], offsets[-1] + sizes[-1]),)
+            target[(slice(first - start, last - start), *columns)].copy_(data)
+        assert target is not None  # the chunks cover the tensor: `_check_shapes`
+        return target
+
+    def _chunk(self, entry: Entry, offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        piece = self._pieces.get((entry.key, offsets))
+        if piece is None:
+            piece = self._pieces[entry.key, offsets] = self._locate(entry.key, offsets)
+            # Comparisons stay near what is being read, which the system then still has in memory.
+            if len(self._checks) == _MOST_CHECKS:
+                self._checks.popleft().result()
+            self._checks.append(self._checker.submit(piece.check))
+        return piece.tensor(self._dtypes[entry.key], sizes)
+
+    def _locate(self, key: str, offsets: tuple[int, ...]) -> _Piece:
+        info = self._storage[key, offsets]
+        path = self.directory / info.relative_path
+        try:
+            if info.relative_path not in self._maps:
+                with path.open("rb") as file:
+                    self._maps[info.relative_path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return _Piece(path, key, self._maps[info.relative_path], info.offset, info.length)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: damaged or truncated, {key} cannot be read ({error})") from error
+
+    def _read_metadata(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.dtype], dict[Any, Any]]:
+        try:
+            metadata = FileSystemReader(self.directory).read_metadata()
+        except FileNotFoundError as error:
+            raise UserError(f"{self.directory}/.metadata: missing; the checkpoint is incomplete") from error
+        except Exception as error:  # whatever a damaged pickle brings up
+            raise UserError(f"{self.directory}/.metadata: cannot be read ({error})") from error
+        found = {
+            key: value
+            for key, value in metadata.state_dict_metadata.items()
+            if isinstance(value, TensorStorageMetadata) and key in {entry.key for entry in ENTRIES}
+        }
+        if missing := [entry.key for entry in ENTRIES if entry.key not in found]:
+            raise UserError(f"{self.directory}: missing tensor {', '.join(missing)}")
+        storage = {
+            (index.fqn, tuple(index.offset)): info
+            for index, info in metadata.storage_data.items()
+            if index.fqn in found and index.offset is not None
+        }
+        return (
+            {key: tuple(value.size) for key, value in found.items()},
+            {key: sorted(value.chunks, key=lambda chunk: tuple(chunk.offsets)) for key, value in found.items()},
+            {key: value.properties.dtype for key, value in found.items()},
+            storage,
+        )
+
+    def _check_shapes(self) -> None:
+        for entry in ENTRIES:
+            expected, found = global_shape(entry, self.model), self._sizes[entry.key]
+            # The vocabulary may be padded, to a multiple of the tensor-parallel size that wrote it.
+            padded = entry.parts[0].shape[0] == "vocabulary" and found[:1] >= expected[:1] and found[1:] == expected[1:]
+            if found != expected and not padded:
+                raise UserError(
+                    f"{self.directory}: tensor {entry.key} has shape {list(found)}, "
+                    f"but model.json means {list(expected)}"
+                )
+            stored = sum(torch.Size(chunk.sizes).numel() for chunk in self._chunks[entry.key])
+            if stored != torch.Size(found).numel():
+                raise UserError(f"{self.directory}: tensor {entry.key} is not stored whole")
+
+
+class _Piece:
+    """A stored tensor inside a mapped file: a zip archive as `torch.save` writes it, with one uncompressed storage."""
+
+    def __init__(self, path: Path, key: str, mapping: mmap.mmap, offset: int, length: int) -> None:
+        self.path, self.key = path, key
+        archive = zipfile.ZipFile(_window(mapping, offset, length))
+        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
+        header = offset + record.header_offset
+        name, extra = (int.from_bytes(mapping[header + at : header + at + 2], "little") for at in (26, 28))
+        start = header + _LOCAL_HEADER_BYTES + name + extra
+        if start + record.file_size > offset + length or record.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("the stored tensor does not lie in its piece")
+        self.crc = record.CRC
+        self.data = memoryview(mapping)[start : start + record.file_size]
+
+    def tensor(self, dtype: torch.dtype, sizes: tuple[int, ...]) -> Tensor:
+        """The tensor as a view of the file."""
+        if torch.Size(sizes).numel() * dtype.itemsize != len(self.data):
+            raise UserError(
+                f"{self.path}: {self.key} has {len(self.data)} bytes, which is not {list(sizes)} of {dtype}"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor is it written to
+            return torch.frombuffer(self.data, dtype=dtype).view(sizes)
+
+    def check(self) -> None:
+        if zlib.crc32(self.data) != self.crc:
+            raise UserError(f"{self.path}: {self.key} does not have the content that was written (CRC-32)")
+
+
+class _Window(io.RawIOBase):
+    """A read-only file over a part of a mapped one."""
+
+    def __init__(self, mapping: mmap.mmap, offset: int, length: int) -> None:
+        self.mapping, self.offset, self.length, self.position = mapping, offset, length, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self.length, self.position + len(buffer))
+        data = self.mapping[self.offset + self.position : self.offset + stop]
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def _window(mapping: mmap.mmap, offset: int, length: int) -> BinaryIO:
+    if offset + length > len(mapping):
+        raise ValueError(f"the file has {len(mapping)} bytes instead of {offset + length} or more")
+    return _Window(mapping, offset, length)  # type: ignore[return-value]
+
+
+def _check_pickles(directory: Path) -> None:
+    """Compares what will be unpickled with the manifest, where there is one, before it is."""
+    if not (directory / MANIFEST).is_file():
+        return
+    try:
+        listed = json.loads((directory / MANIFEST).read_text())["files"]
+    except (ValueError, KeyError, OSError) as error:
+        raise UserError(f"{directory}/{MANIFEST}: cannot be read ({error}); the checkpoint is damaged") from error
+    for name, (size, _) in listed.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"{path}: is missing or does not have its {size} bytes; the checkpoint is damaged")
+    files = [directory / name for name in _PICKLES if name in listed]
+    for name, (_, checksum) in checksums(files).items():
+        if checksum != listed[name][1]:
+            raise UserError(f"{directory / name}: does not have the content that was written (checksum)")
+
+
+def read_model(directory: Path) -> ModelConfig:
+    """The model beside a checkpoint, from its `model.json`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = directory / "model.json"
+    try:
+        values = json.loads(path.read_text())
+        return ModelConfig(**{**values, "rope_parameters": RopeParameters(**values["rope_parameters"])})
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error

@@ -1,0 +1,130 @@
+"""The `README.md` of an export: what the run that made it says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from checkpoint_convert.checkpoints import Record
+from checkpoint_convert.export_config import stages_begun
+from nld_train.config.counts import parameter_count
+from nld_train.config.plan import stage_plans, tokens_per_step
+from nld_train.config.schema import Config, ModelConfig, SourceConfig
+
+_USE = {
+    "nld": """from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+ids = tokenizer("...", return_tensors="pt").input_ids
+text, nfe = model.generate(ids, max_new_tokens=64, block_length={block}, threshold=0.9)""",
+    "ministral3": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")""",
+}
+_WHAT = {
+    "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
+    "ministral3": "It is a plain Ministral3 decoder.",
+}
+
+
+def model_card(record: Record, model: ModelConfig, name: str, output_format: str, dtype: str) -> str:
+    """The model card as Markdown.
+
+    Args:
+        record: how the checkpoint came about.
+        model: its model.
+        name: of the export.
+        output_format: `nld` or `ministral3`.
+        dtype: name of the type of the weights.
+    """
+    block = record.config.diffusion.block_size if record.config else 32
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A language model of {parameter_count(model):,} parameters ({model.num_hidden_layers} layers, "
+        f"width {model.hidden_size}, {dtype}). {_WHAT[output_format]}",
+        "",
+        "```python",
+        _USE[output_format].format(name=name, block=block),
+        "```",
+        "",
+        *(_training(record, record.config) if record.config else _untrained(record)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _untrained(record: Record) -> list[str]:
+    origin = f", an import of a {record.imported['architecture']}" if record.imported else ""
+    return ["## Training", "", f"None here: the weights are those of {record.directory.name}{origin}."]
+
+
+def _training(record: Record, config: Config) -> list[str]:
+    return [
+        "## Training",
+        "",
+        *_stage_table(record, config),
+        "",
+        f"- Global batch: {config.batch.global_size} samples of {config.batch.sequence_length} tokens",
+        f"- Blocks of {config.diffusion.block_size}, noise levels {config.diffusion.levels}, "
+        f"documents {config.data.documents}, seed {config.run.seed}",
+        f"- Starting weights: {config.init.checkpoint or 'random'}",
+        f"- Checkpoint: step {record.progress.get('step', 'unknown')} of run `{config.run.name}`",
+        f"- Revision: {_revision(record)}",
+        "",
+        "## Data",
+        "",
+        *_data(record, config),
+    ]
+
+
+def _stage_table(record: Record, config: Config) -> list[str]:
+    begun, last = stages_begun(record), record.progress.get("stage")
+    rows = ["| Stage | Tokens | Steps | alpha | Averaging | Learning rate |", "|---|---|---|---|---|---|"]
+    for plan in stage_plans(config):
+        if plan.name in begun:
+            steps = record.progress["stage_step"] if plan.name == last else plan.steps
+            schedule = config.stages[plan.name].schedule
+            rate = f"{schedule.learning_rate:g} -> {schedule.final_learning_rate:g}"
+            tokens = f"{steps * tokens_per_step(config):,} of {plan.tokens:,}"
+            rows.append(f"| {plan.name} | {tokens} | {steps} | {plan.alpha:g} | {plan.averaging} | {rate} |")
+    return rows
+
+
+def _revision(record: Record) -> str:
+    """Of the code that trained, as the run's summary has it; a run that was stopped has none yet."""
+    from nld_train.training.report import git_revision
+
+    summary = record.directory.parent.parent / "summary.json"
+    if summary.is_file() and (found := json.loads(summary.read_text()).get("git_revision")):
+        return f"{found}"
+    return f"{git_revision() or 'unknown'} (of the code that exported)"
+
+
+def _data(record: Record, config: Config) -> list[str]:
+    lines = []
+    for stage in stages_begun(record):
+        fingerprint = record.progress.get("data", {}).get(stage)
+        for source in config.stages[stage].train or config.data.train:
+            lines.append(f"- {stage}: {_source(source)}")
+        lines.append(f"- {stage}: fingerprint of data and order `{fingerprint}`")
+    return lines
+
+
+def _source(source: SourceConfig) -> str:
+    from nld_train.data.manifest import read_manifest
+
+    manifest = read_manifest(source.prefix)
+    where = f"`{Path(source.prefix).name}` (weight {source.weight:g})"
+    if manifest is None:
+        return f"{where}, its manifest is not at hand"
+    return (
+        f"{where}, {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"tokenizer `{manifest.tokenizer_hash[:12]}`, fingerprint `{manifest.fingerprint[:12]}`"
+    )

@@ -1,0 +1,137 @@
+"""A destination that is either whole or not there, and what is shown while it is written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from nld_train.errors import UserError
+
+# Beside the weights: configuration, tokenizer, metadata and what the file system itself needs.
+_SLACK_BYTES = 64 << 20
+_FLUSH_SECONDS = 0.1
+
+
+@contextmanager
+def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
+    """Yields an empty directory beside `destination`, which takes its name when the block ends without an error.
+
+    What an interrupted conversion has left there is removed first. Its name is `destination` with `.tmp` behind.
+
+    Args:
+        destination: must not exist.
+        needed_bytes: of what will be written.
+
+    Raises:
+        UserError: the destination exists, its place cannot be written or has too little space, or another conversion
+            is writing there.
+    """
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; remove it, or name another destination")
+    temporary = destination.with_name(f"{destination.name}.tmp")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{destination}: cannot be written ({error.strerror})") from error
+    with _locked(temporary, destination):
+        _empty(temporary)
+        try:
+            _check_space(destination, needed_bytes)
+            with _written_behind(temporary):
+                yield temporary
+            _finish(temporary, destination)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise UserError(f"{destination}: cannot be written ({error.strerror or error})") from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(temporary: Path, destination: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however it ends."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{destination}: another conversion is writing there") from error
+    finally:
+        os.close(descriptor)
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _check_space(destination: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(destination.parent).free
+    needed = needed_bytes + _SLACK_BYTES
+    if free < needed:
+        raise UserError(
+            f"{destination}: needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there; "
+            "make room, or name another destination"
+        )
+
+
+@contextmanager
+def _written_behind(directory: Path) -> Iterator[None]:
+    """Sends files to the disk while more is being computed, so that the last synchronisation waits for little."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(_FLUSH_SECONDS):
+            for path in directory.iterdir():
+                with suppress(OSError):  # renamed meanwhile; `_finish` reports what cannot be written
+                    _synchronise(path)
+
+    thread = threading.Thread(target=work, name="write-behind", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _finish(temporary: Path, destination: Path) -> None:
+    """Everything on disk first, then the name."""
+    for path in sorted(temporary.rglob("*")):
+        _synchronise(path)
+    _synchronise(temporary)
+    if destination.exists():
+        raise UserError(f"{destination}: has appeared meanwhile; remove it and convert again")
+    os.rename(temporary, destination)
+    _synchronise(destination.parent)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def progress_bar(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on a terminal's standard error; yields a function that is told how many bytes are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total_bytes)
+        yield lambda count: progress.update(task, advance=count)

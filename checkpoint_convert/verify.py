@@ -1,0 +1,193 @@
+"""`nld-convert verify`: whether two checkpoints of either kind hold the same model."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoint_convert.checkpoints import open_weights
+from checkpoint_convert.logits import logit_blocks
+from checkpoint_convert.mapping import part_shape, tensors
+from checkpoint_convert.megatron import MegatronWeights
+from checkpoint_convert.weights import Weights, row_blocks, widest
+from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+
+LOGIT_TOLERANCE = 1e-5
+RANDOM = "random"
+_RANDOM_TOKENS = 32
+_SEED = 1234
+_SHOWN = 10
+_PRINTED_WIDTH = 120
+# What a model is called, and how it was or will be trained or filled up, is not the model.
+_NOT_COMPARED = ("name", "initializer_range", "mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two things of one name differ.
+
+    Attributes:
+        name: of the tensor, or of the tokens that logits were computed for.
+        largest: largest absolute difference; nan where only one of them is not finite.
+        scale: largest absolute value of the first.
+        unequal: how many values differ.
+        count: how many there are.
+        agrees: whether that is within what is allowed.
+    """
+
+    name: str
+    largest: float
+    scale: float
+    unequal: int
+    count: int
+    agrees: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the comparison found."""
+
+    settings: list[str]
+    tensors: list[Difference]
+    logits: list[Difference]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether settings, tensors and logits all do."""
+        return not self.settings and all(found.agrees for found in (*self.tensors, *self.logits))
+
+
+def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
+    """Compares two checkpoints: settings that mean something, every tensor, and logits.
+
+    Tensors agree when they are equal, after both are rounded to the less precise of their two types. Logits are
+    computed in float32 from those same values, and agree within 1e-5 of their largest; random tokens are placed at the
+    beginning and again where the query scale of long contexts changes.
+
+    Args:
+        first: a checkpoint of either kind, or a run directory.
+        second: another.
+        tokens: `random`, or a file of token ids, as JSON or separated by space.
+
+    Raises:
+        UserError: one of them cannot be read, or the shapes or tokens do not fit.
+    """
+    one = open_weights(first)
+    two = open_weights(second, one.model.mask_token_id)
+    _refuse_other_shapes(first, one.model, second, two.model)
+    compared = [
+        _compare_tensor(one, two, tensor.name, part_shape(tensor.part, one.model)) for tensor in tensors(one.model)
+    ]
+    logits = [_compare_logits(one, two, *given) for given in _tokens(tokens, one.model)]
+    for weights in (one, two):
+        if isinstance(weights, MegatronWeights):
+            weights.finish()
+    return Verification(_other_settings(one.model, two.model), compared, logits)
+
+
+def _refuse_other_shapes(first: Path, one: ModelConfig, second: Path, two: ModelConfig) -> None:
+    for key, value in asdict(one).items():
+        integer = isinstance(value, int) and key not in (*_NOT_COMPARED, "max_position_embeddings")
+        if integer and value != getattr(two, key):
+            raise UserError(
+                f"{key}: {value} in {first}, but {getattr(two, key)} in {second}; these are different models"
+            )
+
+
+def _other_settings(one: ModelConfig, two: ModelConfig) -> list[str]:
+    ones, twos = asdict(one), asdict(two)
+    return [
+        f"{key}: {ones[key]} and {twos[key]}" for key in ones if key not in _NOT_COMPARED and ones[key] != twos[key]
+    ]
+
+
+def _common(one: Weights, two: Weights, name: str) -> torch.dtype:
+    """The less precise of the types of a tensor; of bf16 and fp16, which round differently, the first's own."""
+    types = (one.dtype(name), two.dtype(name))
+    return types[0] if widest({*types}) not in types else min(types, key=lambda dtype: dtype.itemsize)
+
+
+def _compare_tensor(one: Weights, two: Weights, name: str, shape: tuple[int, ...]) -> Difference:
+    dtype, largest, scale, unequal = _common(one, two, name), 0.0, 0.0, 0
+    for start, stop in row_blocks(0, shape[0], 4 * math.prod(shape[1:])):
+        a, b = (weights.rows(name, start, stop).to(dtype).float() for weights in (one, two))
+        found = (a != b) & ~(a.isnan() & b.isnan())
+        unequal += int(found.sum())
+        largest = _maximum(largest, (a - b).where(found, 0.0))
+        scale = _maximum(scale, a)
+    return Difference(name, largest, scale, unequal, math.prod(shape), agrees=unequal == 0)
+
+
+def _maximum(so_far: float, values: Tensor) -> float:
+    return float(torch.maximum(torch.tensor(so_far), values.abs().max()))
+
+
+def _compare_logits(one: Weights, two: Weights, name: str, tokens: Tensor, positions: Tensor) -> Difference:
+    largest = scale = 0.0
+    unequal = count = 0
+    # Weights are rounded alike on both sides, so that only what is computed with them can differ.
+    rounding = partial(_common, one, two)
+    blocks = (logit_blocks(weights, tokens, positions, rounding) for weights in (one, two))
+    for a, b in zip(*blocks, strict=True):
+        largest, scale = _maximum(largest, a - b), _maximum(scale, a)
+        unequal += int((a != b).sum())
+        count += a.numel()
+    return Difference(name, largest, scale, unequal, count, agrees=largest <= LOGIT_TOLERANCE * max(1.0, scale))
+
+
+def _tokens(given: str, model: ModelConfig) -> list[tuple[str, Tensor, Tensor]]:
+    """Names, tokens `[1, L]` and positions `[1, L]` of the passes to compare."""
+    if given != RANDOM:
+        tokens = _read_tokens(Path(given), model.vocab_size)
+        return [(f"logits of {given}", tokens, torch.arange(tokens.shape[1])[None])]
+    generator = torch.Generator().manual_seed(_SEED)
+    tokens = torch.randint(model.vocab_size, (1, _RANDOM_TOKENS), generator=generator)
+    # Around where the query scale takes its first step, or the end of what positions are meant for.
+    beyond = model.rope_parameters.original_max_position_embeddings or model.max_position_embeddings
+    starts = (0, max(0, beyond - _RANDOM_TOKENS // 2))
+    return [(f"logits, positions from {s}", tokens, torch.arange(s, s + _RANDOM_TOKENS)[None]) for s in starts]
+
+
+def _read_tokens(path: Path, vocabulary: int) -> Tensor:
+    try:
+        text = path.read_text()
+        ids = json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
+    except OSError as error:
+        raise UserError(f"--tokens {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--tokens {path}: must hold token ids, as JSON or separated by space ({error})") from error
+    if not ids or not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
+        raise UserError(f"--tokens {path}: must hold at least one token id, all from 0 to {vocabulary - 1}")
+    return torch.tensor([ids])
+
+
+def print_verification(found: Verification) -> None:
+    """Prints a table of the largest differences and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Largest differences", box=None, title_justify="left")
+    table.add_column("name", no_wrap=True, overflow="fold")
+    for heading in ("difference", "largest value", "unequal values"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    ordered = sorted(found.tensors, key=lambda d: (d.agrees, -(math.inf if math.isnan(d.largest) else d.largest)))
+    for row in (*ordered[:_SHOWN], *found.logits):
+        verdict = "agrees" if row.agrees else "differs"
+        table.add_row(row.name, f"{row.largest:.3e}", f"{row.scale:.3e}", f"{row.unequal} of {row.count}", verdict)
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PRINTED_WIDTH
+    console.print(table)
+    for line in found.settings:
+        console.print(f"setting differs: {line}", markup=False)
+    differing = sum(not row.agrees for row in found.tensors)
+    console.print(f"{len(found.tensors)} tensors compared, {differing} differ; ", end="")
+    console.print("the checkpoints agree" if found.agrees else "the checkpoints do not agree")

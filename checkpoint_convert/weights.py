@@ -1,0 +1,87 @@
+"""What both kinds of checkpoint offer: rows of named tensors, without holding more than was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from checkpoint_convert.mapping import Entry, part_name, part_shape, segments, tensors
+from nld_train.config.schema import ModelConfig
+
+# Rows are copied and converted in blocks of about so many bytes.
+BLOCK_BYTES = 16 << 20
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Weights(Protocol):
+    """Weights of a checkpoint of either kind, under the names of `mapping`."""
+
+    model: ModelConfig
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, after dequantisation."""
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor, `[stop - start, ...]`; may be a view of a file, which must not be written to."""
+
+
+def row_blocks(start: int, stop: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Cuts rows `start` to `stop` into blocks of about `block_bytes`, at least one row each."""
+    step = max(1, block_bytes // max(1, row_bytes))
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def fill_rows(
+    weights: Weights, entry: Entry, layer: int | None, start: int, target: Tensor, columns: slice = slice(None)
+) -> None:
+    """Fills `target` with rows of a Megatron tensor from Hugging Face parts, converting to its type.
+
+    Args:
+        weights: where the parts are.
+        entry: the Megatron tensor.
+        layer: of a tensor that is there per layer.
+        start: row of the Megatron tensor (of this layer) that becomes `target[0]`.
+        target: `[rows]` or `[rows, columns]`.
+        columns: which columns of the parts; all of a tensor without columns.
+    """
+    stop = start + target.shape[0]
+    for segment in segments(entry, weights.model):
+        first, last = max(start, segment.start), min(stop, segment.start + segment.rows)
+        shift = segment.part_start - segment.start
+        name = part_name(segment.part, layer)
+        row_bytes = 4 * (part_shape(segment.part, weights.model)[1:] or (1,))[0]
+        for begin, end in row_blocks(first, last, row_bytes):
+            rows = weights.rows(name, begin + shift, end + shift)
+            target[begin - start : end - start].copy_(rows[:, columns] if rows.dim() > 1 else rows)
+
+
+def entry_dtype(weights: Weights, entry: Entry) -> torch.dtype:
+    """The type that holds all parts of a Megatron tensor in all layers without loss."""
+    found = {
+        weights.dtype(part_name(part, layer))
+        for part in entry.parts
+        for layer in (range(weights.model.num_hidden_layers) if entry.per_layer else [None])
+    }
+    return widest(found)
+
+
+def widest(dtypes: set[torch.dtype]) -> torch.dtype:
+    """The smallest type that holds values of all given ones without loss."""
+    result = next(iter(dtypes))
+    for dtype in dtypes:
+        result = torch.promote_types(result, dtype)
+    return result
+
+
+def largest_tensor_bytes(weights: Weights) -> int:
+    """Bytes of the largest Hugging Face tensor."""
+    model = weights.model
+    return max(
+        torch.Size(part_shape(tensor.part, model)).numel() * weights.dtype(tensor.name).itemsize
+        for tensor in tensors(model)
+    )

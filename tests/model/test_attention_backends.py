@@ -1,0 +1,159 @@
+"""All attention backends against a softmax in plain loops, over random layouts: outputs and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import naive
+import numpy as np
+import pytest
+import torch
+from oracle import tiny_config
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+
+from nld_train.masking.layout import StreamLayout
+from nld_train.masking.visibility import dense_mask
+from nld_train.model.attention.chunked import row_groups
+from nld_train.model.attention.core import backend
+from nld_train.model.attention.flex import block_mask
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.model.streams import StreamContext
+
+CPU = torch.device("cpu")
+WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A micro-batch's documents and the shape of its heads."""
+
+    documents: tuple[tuple[int, ...], ...]
+    block_size: int
+    two_streams: bool
+    heads: int
+    groups: int
+
+    def layout(self) -> StreamLayout:
+        return StreamLayout.of(torch.tensor(self.documents), self.block_size, self.two_streams)
+
+    def context(self, device: torch.device = CPU) -> StreamContext:
+        return StreamContext.of(self.layout(), RotaryEmbedding(tiny_config().model, device), torch.float32)
+
+    def inputs(self, device: torch.device = CPU) -> list[Tensor]:
+        """Query `[b, heads, S, WIDTH]`, key and value `[b, groups, S, WIDTH]`, with gradients."""
+        generator = torch.Generator().manual_seed(len(self.documents[0]))
+        shapes = [
+            (len(self.documents), count, self.layout().total_length, WIDTH) for count in (self.heads, self.groups)
+        ]
+        drawn = [2 * torch.randn(shape, generator=generator) for shape in (shapes[0], shapes[1], shapes[1])]
+        return [tensor.to(device).requires_grad_() for tensor in drawn]
+
+
+def random_cases(count: int) -> list[Case]:
+    """Rows alike and rows that differ; blocks longer than documents and not dividing them; one and two streams; GQA."""
+    generator = np.random.default_rng(11)
+    found = []
+    for number in range(count):
+        length, rows = int(generator.integers(1, 12)), int(generator.integers(1, 4))
+        border = generator.choice([0.0, 0.2, 0.5])
+        documents = [tuple(np.cumsum(generator.random(length) < border).tolist()) for _ in range(rows)]
+        if number % 3 == 0:
+            documents = [documents[0]] * rows
+        heads, groups = [(4, 2), (3, 3), (6, 1)][number % 3]
+        found.append(Case(tuple(documents), int(generator.integers(1, length + 3)), number % 4 != 0, heads, groups))
+    return found
+
+
+# Taking the first and the last row together and putting them back are different permutations.
+MIXED = Case(((0, 0, 0, 1), (0, 0, 0, 0), (0, 1, 1, 1), (0, 0, 0, 1)), 2, True, 4, 2)
+CASES = [*random_cases(18), MIXED]
+
+
+def naive_attention(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Query by query in float64: softmax over the keys that it may see, by name."""
+    output = torch.zeros(query.shape, dtype=torch.float64)
+    for row, documents in enumerate(case.documents):
+        sees = naive.visibility(documents, case.block_size, case.two_streams)
+        for head in range(case.heads):
+            group = head * case.groups // case.heads
+            for place, line in enumerate(sees):
+                keys = [other for other, on in enumerate(line) if on]
+                scores = key[row, group, keys].double() @ query[row, head, place].double() / WIDTH**0.5
+                output[row, head, place] = scores.softmax(0) @ value[row, group, keys].double()
+    return output
+
+
+def gradients(output: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """Of a fixed random direction of the output."""
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(5)).to(output)
+    return torch.autograd.grad((output * direction).sum(), inputs)
+
+
+@cache
+def expectation(case: Case) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Output and gradients of the loops."""
+    inputs = case.inputs()
+    output = naive_attention(case, *inputs)
+    return output.detach(), gradients(output, inputs)
+
+
+@pytest.mark.parametrize("name", ["dense", "chunked"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_outputs_and_gradients_are_the_naive_ones(case: Case, name: str) -> None:
+    inputs, (expected, expected_gradients) = case.inputs(), expectation(case)
+    output = backend(name)(*inputs, case.context())
+    assert output.shape == inputs[0].shape
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(gradients(output, inputs), expected_gradients, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_flex_gives_the_naive_outputs(case: Case) -> None:
+    """On a CPU FlexAttention has no backward pass; its mask is compared whole instead, below."""
+    inputs = [tensor.detach() for tensor in case.inputs()]
+    output = backend("flex")(*inputs, case.context())
+    torch.testing.assert_close(output.double(), expectation(case)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_flex_mask_is_the_rule(case: Case) -> None:
+    layout = case.layout()
+    total, rows = layout.total_length, len(case.documents)
+    mask = create_mask(block_mask(layout, CPU).mask_mod, rows, 1, total, total, device="cpu")
+    assert torch.equal(mask, dense_mask(layout))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES[:8], ids=str)
+def test_compiled_flex_gives_the_naive_gradients(case: Case) -> None:
+    """Run with `-m gpu` alone: other tests make the CPU stand in for CUDA in this process."""
+    device = torch.device("cuda")
+    inputs, (expected, expected_gradients) = case.inputs(device), expectation(case)
+    output = backend("flex")(*inputs, case.context(device))
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=1e-2, atol=1e-2)
+    for found, wanted in zip(gradients(output, inputs), expected_gradients, strict=True):
+        torch.testing.assert_close(found.cpu(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_rows_are_grouped_by_their_documents() -> None:
+    layout = StreamLayout.of(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [5, 5, 5, 6]]), 2, True)
+    groups = list(row_groups(layout))
+    assert [group.rows for group in groups] == [(0, 2), (1,)]
+    assert [(span.start, span.stop, span.block_borders) for span in groups[0].spans] == [(0, 3, (0, 2)), (3, 4, (3,))]
+
+
+def test_tiles_at_the_papers_length_are_as_counted() -> None:
+    """Reference section 2: at L = 4096 and tiles of 128, 26.6 % of the square, 2.06 times a causal pass."""
+    documents = torch.zeros(1, 4096, dtype=torch.int64)
+    tiles = []
+    for two_streams in (True, False):
+        mask = block_mask(StreamLayout.of(documents, 64, two_streams), CPU)
+        assert mask.BLOCK_SIZE == (128, 128)
+        full = 0 if mask.full_kv_num_blocks is None else int(mask.full_kv_num_blocks.sum())
+        tiles.append(int(mask.kv_num_blocks.sum()) + full)
+    assert tiles[0] / 64**2 == pytest.approx(0.266, abs=5e-4)
+    assert tiles[0] / tiles[1] == pytest.approx(2.06, abs=5e-3)

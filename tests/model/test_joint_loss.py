@@ -1,0 +1,151 @@
+"""From samples to loss and gradients through Megatron's schedule, against `transformers` and plain loops alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import naive
+import numpy as np
+import pytest
+import torch
+from oracle import in_megatron_layout, oracle_logits, pair, tiny_config
+from torch import Tensor
+
+from nld_train.config.schema import Config
+from nld_train.model import streams
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.forward_backward import global_counts, global_terms, run_schedule
+from nld_train.training.micro_batch import StreamSettings, prepare
+
+pytestmark = pytest.mark.usefixtures("groups")
+CPU = torch.device("cpu")
+MASK, ALPHA = 66, 0.3
+AVERAGINGS: tuple[Any, ...] = ("global", "contributing", "masked", "sequence")
+Samples = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def forget_contexts() -> Iterator[None]:
+    yield
+    streams.clear()
+
+
+def random_samples(seed: int, count: int, length: int, masking: str = "random") -> Samples:
+    """A global batch: documents of random lengths, prompts that are not maskable, masks that may hit nothing or all."""
+    generator = np.random.default_rng(seed)
+    documents = np.cumsum(generator.random((count, length + 1)) < generator.choice([0.0, 0.15, 0.6]), axis=1)
+    maskable = np.arange(length) >= generator.integers(0, length // 2 + 1, (count, 1))
+    probability = generator.uniform(1e-3, 1, (count, 1)).repeat(length, axis=1)
+    share = {"random": probability, "nothing": 0.0, "everything": 1.0}[masking]
+    return {
+        "tokens": torch.from_numpy(generator.integers(1, MASK, (count, length + 1))),
+        "documents": torch.from_numpy(documents),
+        "supervised": torch.from_numpy(documents[:, 1:] == documents[:, :-1]),
+        "maskable": torch.from_numpy(maskable),
+        "masked": torch.from_numpy(maskable & (generator.random((count, length)) < share)),
+        "probability": torch.from_numpy(probability.astype(np.float32)),
+    }
+
+
+def through_the_schedule(
+    config: Config, model: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
+) -> tuple[float, float]:
+    """Both raw terms of the global batch; gradients are left in the model's parameters."""
+    settings = StreamSettings(alpha > 0, config.diffusion.block_size, MASK, averaging, torch.float32, CPU)
+    cuts = range(0, len(samples["tokens"]), micro_size)
+    batches = [{name: tensor[cut : cut + micro_size] for name, tensor in samples.items()} for cut in cuts]
+    if alpha == 0:
+        batches = [{name: each[name] for name in ("tokens", "documents", "supervised")} for each in batches]
+    counts = global_counts(batches, CPU)
+    rotary = RotaryEmbedding(config.model, CPU)
+    return global_terms(
+        run_schedule([model], [prepare(each, counts, settings, rotary) for each in batches], alpha), CPU
+    )
+
+
+def through_loops(config: Config, oracle: Any, samples: Samples, averaging: str, alpha: float) -> tuple[Any, Any]:
+    """The same from the oracle's whole logits, as scalars that carry gradients."""
+    clean, masked = samples["tokens"][:, :-1], samples["masked"]
+    length, joint = clean.shape[1], alpha > 0
+    noisy = [
+        [MASK if hit else token for token, hit in zip(*row, strict=True)]
+        for row in zip(clean.tolist(), masked.tolist(), strict=True)
+    ]
+    tokens = torch.cat([torch.tensor(noisy), clean], dim=1) if joint else clean
+    documents = samples["documents"][:, :-1].tolist()
+    logits = oracle_logits(oracle, tokens, documents, config.diffusion.block_size, joint).double().log_softmax(-1)
+
+    def nll(sequence: int, row: int, target: int) -> Any:
+        return -logits[sequence, row, samples["tokens"][sequence, target]]
+
+    return naive.terms(
+        averaging,
+        samples["supervised"].tolist(),
+        samples["maskable"].tolist(),
+        masked.tolist() if joint else [[False] * length] * len(clean),
+        samples["probability"].tolist(),
+        ar_nll=lambda n, i: nll(n, i + (length if joint else 0), i + 1),
+        diffusion_nll=lambda n, i: nll(n, i, i),
+    )
+
+
+CASES = [
+    (seed, int(count), int(length), int(block), masking)
+    for seed, masking, count, length, block in (
+        (0, "random", 4, 11, 4),
+        (1, "random", 2, 24, 7),
+        (2, "random", 3, 6, 1),
+        (3, "random", 4, 20, 32),
+        (4, "nothing", 2, 9, 3),
+        (5, "everything", 4, 9, 5),
+        (6, "random", 6, 1, 2),
+    )
+]
+
+
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+@pytest.mark.parametrize(("seed", "count", "length", "block", "masking"), CASES)
+def test_the_joint_loss_and_its_gradients_are_the_naive_ones(
+    seed: int, count: int, length: int, block: int, masking: str, averaging: Any
+) -> None:
+    config = tiny_config(diffusion__block_size=block, model__num_hidden_layers=1, execution__head_chunk_rows=5)
+    ours, theirs = pair(config)
+    samples = random_samples(seed, count, length, masking)
+    check(config, ours, theirs, samples, averaging, ALPHA, micro_size=1 + seed % 2 if count % 2 == 0 else 1)
+
+
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+def test_the_ar_loss_and_its_gradients_are_the_naive_ones(averaging: Any) -> None:
+    config = tiny_config()
+    ours, theirs = pair(config)
+    check(config, ours, theirs, random_samples(8, 4, 22), averaging, 0.0, micro_size=2)
+
+
+@pytest.mark.parametrize("micro_size", [1, 2, 3, 6])
+def test_the_micro_batch_size_changes_nothing(micro_size: int) -> None:
+    config = tiny_config(diffusion__block_size=5, model__num_hidden_layers=1)
+    ours, theirs = pair(config)
+    check(config, ours, theirs, random_samples(9, 6, 13), "global", ALPHA, micro_size)
+
+
+def check(
+    config: Config, ours: Any, theirs: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
+) -> None:
+    ar, diffusion = through_the_schedule(config, ours, samples, averaging, alpha, micro_size)
+    naive_ar, naive_diffusion = through_loops(config, theirs, samples, averaging, alpha)
+    assert ar == pytest.approx(float(torch.as_tensor(naive_ar).detach()), rel=1e-5)
+    assert diffusion == pytest.approx(float(torch.as_tensor(naive_diffusion).detach()), rel=1e-5)
+    loss = naive_ar + alpha * naive_diffusion
+    if isinstance(loss, Tensor):
+        loss.backward()
+    gradients = {
+        name: torch.zeros_like(weight) if weight.grad is None else weight.grad
+        for name, weight in theirs.named_parameters()
+    }
+    expected = in_megatron_layout(config.model, gradients)
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert scale > 0 or (samples["supervised"].sum() == 0 and samples["masked"].sum() == 0)
+    for name, weight in ours.named_parameters():
+        found = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=2e-5 * scale)

@@ -1,0 +1,150 @@
+"""Rotary angles, query scale and RMSNorm against `transformers`, below and far beyond the original length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive
+import pytest
+import torch
+from oracle import hugging_face_config, tiny_config
+from transformers.models.ministral3.modeling_ministral3 import (
+    Ministral3RMSNorm,
+    Ministral3RotaryEmbedding,
+    apply_rotary_pos_emb,
+    get_llama_4_attn_scale,
+)
+
+from nld_train.config.compose import compose_config
+from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+from nld_train.masking.layout import StreamLayout
+from nld_train.model.build import transformer_config
+from nld_train.model.rotary import RotaryEmbedding, inverse_frequencies, rotate
+from nld_train.model.spec import RMSNorm
+from nld_train.model.streams import StreamContext
+
+CPU = torch.device("cpu")
+POSITIONS = [0, 1, 4095, 16383, 16384, 32768, 100000, 262143]
+ROPE = "model.rope_parameters"
+MODELS = {
+    "3b": ["model=3b"],
+    "8b": ["model=8b"],
+    "14b": ["model=14b"],
+    # One released checkpoint has these.
+    "factor 0.25, length 4096": ["model=8b", f"{ROPE}.factor=0.25", "model.max_position_embeddings=4096"],
+    "unequal mscales": ["model=8b", f"{ROPE}.mscale=0.7"],
+    "narrow ramp, odd heads": [
+        "model=8b",
+        f"{ROPE}.beta_fast=2.0",
+        "model.head_dim=50",
+        "model.num_attention_heads=24",
+    ],
+    "tiny, plain": ["model=tiny"],
+}
+
+
+def model_config(name: str) -> ModelConfig:
+    return compose_config(MODELS[name]).model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cosines_and_sines_are_transformers(name: str) -> None:
+    model = model_config(name)
+    positions = torch.tensor([POSITIONS])
+    expected = Ministral3RotaryEmbedding(hugging_face_config(model))(torch.zeros(1), positions)
+    found = RotaryEmbedding(model, CPU).cosine_and_sine(positions, torch.float32)
+    assert found[0].shape == (1, len(POSITIONS), model.head_dim)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_frequencies_are_the_formula(name: str) -> None:
+    model = model_config(name)
+    rope = model.rope_parameters
+    frequencies, _ = inverse_frequencies(model)
+    if rope.rope_type == "default":
+        expected = [rope.rope_theta ** (-2 * pair / model.head_dim) for pair in range(model.head_dim // 2)]
+    else:
+        settings: Any = (rope.factor, rope.original_max_position_embeddings, rope.beta_fast, rope.beta_slow)
+        expected = naive.yarn_frequencies(model.head_dim, rope.rope_theta, *settings)
+    assert frequencies.tolist() == pytest.approx(expected, rel=2e-6)
+
+
+def test_equal_mscales_leave_cosines_alone_and_unequal_ones_do_not() -> None:
+    assert inverse_frequencies(model_config("8b"))[1] == 1.0
+    assert inverse_frequencies(model_config("factor 0.25, length 4096"))[1] == 1.0
+    assert inverse_frequencies(model_config("unequal mscales"))[1] != 1.0
+
+
+def test_the_14b_has_its_own_base() -> None:
+    assert not torch.equal(inverse_frequencies(model_config("8b"))[0], inverse_frequencies(model_config("14b"))[0])
+
+
+@pytest.mark.parametrize("name", ["3b", "8b", "14b"])
+def test_the_query_scale_is_transformers(name: str) -> None:
+    model = model_config(name)
+    positions = torch.tensor([POSITIONS])
+    scale = RotaryEmbedding(model, CPU).query_scale(positions, torch.float32)
+    assert scale is not None
+    torch.testing.assert_close(scale, get_llama_4_attn_scale(positions, 0.1, 16384)[:, 0, :, 0])
+    assert scale[0].tolist() == pytest.approx([naive.query_scale(place, 0.1, 16384) for place in POSITIONS], rel=1e-6)
+    assert scale[0, :4].tolist() == [1.0] * 4
+    assert scale[0, 4] > 1.06
+
+
+def test_the_query_scale_is_left_out_where_it_is_one() -> None:
+    rotary = RotaryEmbedding(model_config("8b"), CPU)
+    assert rotary.query_scale(torch.arange(16384), torch.float32) is None
+    assert rotary.query_scale(torch.tensor([3, 16384]), torch.float32) is not None
+    assert RotaryEmbedding(model_config("tiny, plain"), CPU).query_scale(torch.tensor([10**6]), torch.float32) is None
+
+
+def test_both_streams_get_the_angles_and_scales_of_positions_from_zero() -> None:
+    """Defect 7: with an original length of 16, position 20 of either stream is beyond it and position 4 of none."""
+    model = tiny_config().model
+    layout = StreamLayout.of(torch.zeros(1, 20, dtype=torch.int64), 6, two_streams=True)
+    context = StreamContext.of(layout, RotaryEmbedding(model, CPU), torch.float32)
+    assert context.query_scale is not None
+    for tensor in (context.cosine, context.sine, context.query_scale):
+        assert tensor.shape[0] == 40
+        assert torch.equal(tensor[:20], tensor[20:])
+    expected = [naive.query_scale(place, 0.1, 16) for place in range(20)] * 2
+    assert context.query_scale.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    # So a sample of 2L = 40 positions must not reach the scale of position 32.
+    assert context.query_scale.max() < naive.query_scale(32, 0.1, 16)
+
+
+def test_rotation_is_transformers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 3, 5, 7, 24, generator=generator)  # [b, heads, S, head_dim]
+    angles = torch.rand(3, 7, 12, generator=generator) * 6
+    cosine, sine = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
+    expected = apply_rotary_pos_emb(query, key, cosine, sine)
+    for heads, want in zip((query, key), expected, strict=True):
+        torch.testing.assert_close(rotate(heads, cosine.unsqueeze(1), sine.unsqueeze(1)), want)
+
+
+def test_a_rope_type_that_changes_with_the_input_is_refused() -> None:
+    import dataclasses
+
+    model = model_config("8b")
+    other = dataclasses.replace(model, rope_parameters=dataclasses.replace(model.rope_parameters, rope_type="dynamic"))
+    with pytest.raises(UserError, match=r"model\.rope_parameters\.rope_type: 'dynamic' is not supported"):
+        inverse_frequencies(other)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.2])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+@pytest.mark.usefixtures("groups")
+def test_rms_norm_is_transformers(epsilon: float, size: float) -> None:
+    """Small inputs show the epsilon, large ones the order of operations."""
+    generator = torch.Generator().manual_seed(0)
+    ours = RMSNorm(transformer_config(tiny_config(), CPU), 40, eps=epsilon)
+    theirs = Ministral3RMSNorm(40, eps=epsilon)
+    with torch.no_grad():
+        ours.weight.copy_(torch.randn(40, generator=generator))
+        theirs.weight.copy_(ours.weight)
+    hidden = size * torch.randn(5, 3, 40, generator=generator)
+    torch.testing.assert_close(ours(hidden), theirs(hidden), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,117 @@
+"""The specification in plain loops, written from its words and formulas: slow, and independent of what is tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Documents = Sequence[int]
+
+
+def position_in_document(documents: Documents, place: int) -> int:
+    """Tokens of the same document directly before this one."""
+    position = 0
+    while place - position > 0 and documents[place - position - 1] == documents[place]:
+        position += 1
+    return position
+
+
+def block_of(documents: Documents, place: int, block_size: int) -> tuple[int, int]:
+    """A name for a token's block: where its document starts, and the block counted from there."""
+    position = position_in_document(documents, place)
+    return place - position, position // block_size
+
+
+def may_see(documents: Documents, block_size: int, two_streams: bool, query: int, key: int) -> bool:
+    """Whether the token at `query` of the stacked streams sees the one at `key`: the three cases, one after another."""
+    length = len(documents)
+    noisy_query, noisy_key = (two_streams and index < length for index in (query, key))
+    place, other = query % length, key % length
+    if documents[place] != documents[other]:
+        return False
+    document, block = block_of(documents, place, block_size)
+    other_document, other_block = block_of(documents, other, block_size)
+    assert document == other_document
+    if noisy_query and noisy_key:
+        return block == other_block
+    if noisy_query:
+        return other_block < block
+    if noisy_key:
+        return False
+    return other <= place
+
+
+def visibility(documents: Documents, block_size: int, two_streams: bool) -> list[list[bool]]:
+    """The whole matrix of one row of a batch, queries first."""
+    total = len(documents) * (2 if two_streams else 1)
+    return [[may_see(documents, block_size, two_streams, q, k) for k in range(total)] for q in range(total)]
+
+
+def visible_pairs(length: int, block_size: int) -> int:
+    """Ones in the matrix of one document in two streams."""
+    return sum(map(sum, visibility([0] * length, block_size, True)))
+
+
+Nll = Callable[[int, int], float]
+
+
+def terms(
+    averaging: str,
+    supervised: Sequence[Sequence[bool]],
+    maskable: Sequence[Sequence[bool]],
+    masked: Sequence[Sequence[bool]],
+    probability: Sequence[Sequence[float]],
+    ar_nll: Nll,
+    diffusion_nll: Nll,
+) -> tuple[float, float]:
+    """Both raw terms, before alpha, of a whole global batch, by the table of averagings.
+
+    `ar_nll(n, i)` and `diffusion_nll(n, i)` give the negative log-likelihood of row i of sequence n; whatever adds and
+    multiplies like a number will do. `probability[n][i]` is the masking probability.
+    """
+    ar_rows = [[ar_nll(n, i) for i, on in enumerate(row) if on] for n, row in enumerate(supervised)]
+    noisy_rows = [
+        [diffusion_nll(n, i) / float(probability[n][i]) for i, on in enumerate(row) if on]
+        for n, row in enumerate(masked)
+    ]
+    if averaging == "sequence":
+        return tuple(sum(_mean(row, len(row)) for row in rows) / len(rows) for rows in (ar_rows, noisy_rows))  # type: ignore[return-value]
+    count_ar, count_masked = sum(map(len, ar_rows)), sum(map(len, noisy_rows))
+    count_maskable = sum(map(sum, maskable))
+    below = {
+        "global": (count_ar, count_maskable),
+        "masked": (count_ar, count_masked),
+        "contributing": (count_ar + count_masked, count_ar + count_masked),
+    }[averaging]
+    return _mean([x for row in ar_rows for x in row], below[0]), _mean([x for row in noisy_rows for x in row], below[1])
+
+
+def _mean(values: Sequence[float], count: int) -> float:
+    """An empty sum over a zero count is 0."""
+    total = 0.0
+    for value in values:
+        total = total + value
+    return total / count if count else 0.0
+
+
+def yarn_frequencies(
+    head_dim: int, theta: float, factor: float, original: int, beta_fast: float, beta_slow: float
+) -> list[float]:
+    """Inverse frequencies of YaRN (Peng et al. 2023, section 3.2, with the ramp over dimensions of its public code)."""
+
+    def dimension(turns: float) -> float:
+        """Where a frequency makes so many turns within the original length."""
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = max(math.floor(dimension(beta_fast)), 0), min(math.ceil(dimension(beta_slow)), head_dim - 1)
+    found = []
+    for pair in range(head_dim // 2):
+        plain = theta ** (-2 * pair / head_dim)
+        stretched_share = min(max((pair - low) / (high - low or 0.001), 0.0), 1.0)
+        found.append(plain / factor * stretched_share + plain * (1 - stretched_share))
+    return found
+
+
+def query_scale(position: int, beta: float, original: int) -> float:
+    """Llama-4's temperature for long contexts."""
+    return 1 + beta * math.log(1 + position // original)

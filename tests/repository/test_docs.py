@@ -1,0 +1,84 @@
+"""What the pages say of files and keys is so."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from documented_commands import PAGES, ROOT
+
+from nld_train.config.schema import Config, StageConfig
+
+PAGES_WITH_CHANGELOG = [*PAGES, ROOT / "CHANGELOG.md"]
+_LINK = re.compile(r"\[[^\]]+\]\(([^)]+)\)")
+_PATH = re.compile(r"`((?:nld_train|configs|launch|tests|docs|benchmarks|checkpoint_convert)/[\w./-]+)`")
+_GROUPS = "|".join(field.name for field in fields(Config))
+_KEY = re.compile(rf"`(?:--multirun )?((?:{_GROUPS})\.[\w.<>]+)")
+
+
+def _anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CHANGELOG, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CHANGELOG, ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    for path in _PATH.findall(page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+@cache
+def _keys() -> frozenset[str]:
+    return frozenset(_walk(Config, ""))
+
+
+def _walk(kind: Any, prefix: str) -> list[str]:
+    hints = get_type_hints(kind)
+    keys = []
+    for field in fields(kind):
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        keys.append(key)
+        if is_dataclass(hint):
+            keys += _walk(hint, f"{key}.")
+        elif key == "stages":
+            keys += _walk(StageConfig, "stages.<name>.")
+    return keys
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CHANGELOG, ids=lambda page: page.name)
+def test_keys_exist(page: Path) -> None:
+    for found in _KEY.findall(page.read_text()):
+        key = re.sub(r"^stages\.(?:ar|joint)\.", "stages.<name>.", found.rstrip("."))
+        assert key in _keys() or key in ("config.ModelConfig",), found
+
+
+def test_every_page_is_listed_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in readme
+
+
+def test_metrics_page_names_every_key() -> None:
+    source = (ROOT / "nld_train/training/run.py").read_text()
+    record = source.partition("def _record")[2].partition("def ")[0]
+    written = re.findall(r'^ +"(\w+)":', record, re.MULTILINE)
+    assert len(written) > 15
+    page = (ROOT / "docs/training.md").read_text()
+    for key in written:
+        assert f"`{key}`" in page, key

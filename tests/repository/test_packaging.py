@@ -1,0 +1,128 @@
+"""The pinned environment, the wheel, and what starts from them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from documented_commands import ROOT, copy_checkout
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def _pins() -> dict[str, str]:
+    """Version of each package that `constraints.txt` has for this Python."""
+    pins: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{line}: not an exact version"
+        if pin.marker is None or pin.marker.evaluate():
+            assert canonicalize_name(pin.name) not in pins, line
+            pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+    return pins
+
+
+def _needed(requirements: list[str], extras: tuple[str, ...]) -> set[str]:
+    """Names of all packages that some requirements need here, direct and indirect."""
+    found: set[tuple[str, tuple[str, ...]]] = set()
+    waiting = [(requirement, extras) for requirement in requirements]
+    while waiting:
+        text, active = waiting.pop()
+        requirement = Requirement(text)
+        environments = [{"extra": extra} for extra in ("", *active)]
+        if requirement.marker is not None and not any(map(requirement.marker.evaluate, environments)):
+            continue
+        key = (canonicalize_name(requirement.name), tuple(sorted(requirement.extras)))
+        if key not in found:
+            found.add(key)
+            waiting += [(child, key[1]) for child in distribution(key[0]).requires or ()]
+    return {name for name, _ in found}
+
+
+def test_everything_that_is_needed_is_pinned() -> None:
+    requirements = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    try:
+        needed = _needed(requirements, ())
+    except PackageNotFoundError as error:
+        pytest.fail(f"{error} is not installed here: make environment")
+    cuda = re.compile(r"^(nvidia|cuda)-|^triton$")  # of torch's CUDA build, which pins them itself
+    assert {name for name in needed if not cuda.match(name)} <= set(_pins())
+
+
+def test_pins_are_what_is_installed() -> None:
+    pins = _pins()
+    installed = {
+        name: distribution(name).version.partition("+")[0] for name in ("torch", "megatron-core", "transformers")
+    }
+    assert installed == {name: pins[name] for name in installed}
+
+
+def test_apex_is_no_dependency() -> None:
+    """The package of that name on the public index is another project's."""
+    extras = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    listed = [*PROJECT["dependencies"], *extras, *_pins()]
+    assert "apex" not in {canonicalize_name(Requirement(line).name) for line in listed}
+
+
+def test_both_lines_of_megatron_are_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text()
+    assert 'megatron-core==0.16.1; python_version < "3.12"' in lines
+    assert 'megatron-core==0.19.2; python_version >= "3.12"' in lines
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, out = copy_checkout(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.mark.long
+def test_wheel_holds_every_setting_and_module(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        assert f"nld_train/{path.relative_to(ROOT)}" in names
+    for package in ("nld_train", "checkpoint_convert"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert str(path.relative_to(ROOT)) in names
+    assert not [name for name in names if name.startswith(("tests", "configs", "docs", "benchmarks"))]
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.long
+def test_commands_start_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "folder"
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for words in (
+        ["-c", "import nld_train; print(nld_train.__file__)"],
+        ["-m", "nld_train.train", "--help"],
+        ["-m", "nld_train.train", "experiment=paper_8b", "run.dry=true"],
+        ["-m", "nld_train.data.cli", "--help"],
+    ):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert str(site) in done.stdout or words[0] != "-c"
+    assert list(folder.iterdir()) == []
