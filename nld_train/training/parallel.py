@@ -59,8 +59,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
-    # The jobs of a sweep join one after another in the same processes. Under a name of its own, a job does not find what
-    # the one before has left in the store: with gloo that means to wait for ever.
+    # The jobs of a sweep join one after another in the same processes. Under a name of its own, a job does not find
+    # what the one before has left in the store: with gloo that means to wait for ever.
     store = dist.PrefixStore(f"job_{next(_jobs)}", _meeting_point(timeout))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
