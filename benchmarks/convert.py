@@ -49,7 +49,12 @@ def write_source(directory: Path, model: ModelConfig) -> int:
     """Writes the model with random bf16 weights; returns the bytes of its tensors."""
     naming, block = NAMING_OF_FORMAT["ministral3"], torch.randn(1 << 22).to(torch.bfloat16)
     outputs = [
-        Output(naming.full(t.name), shape, torch.bfloat16, lambda shape=shape: [block.repeat(math.prod(shape) // len(block) + 1)[: math.prod(shape)]])  # type: ignore[misc]  # noqa: E501
+        Output(
+            naming.full(t.name),
+            shape,
+            torch.bfloat16,
+            lambda shape=shape: [block.repeat(math.prod(shape) // len(block) + 1)[: math.prod(shape)]],
+        )  # type: ignore[misc]
         for t in tensors(model)
         for shape in [part_shape(t.part, model)]
     ]

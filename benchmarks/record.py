@@ -36,7 +36,7 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     """
     result = {
         "benchmark": name,
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "command": _command(),
         "git_revision": git_revision(),
         "machine": machine(),
         "versions": {package: found for package in _PACKAGES if (found := _version(package)) is not None},
@@ -46,6 +46,13 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     path = directory / f"{name}.json"
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _command() -> str:
+    """The command line as one would type it in the repository."""
+    program = Path(sys.argv[0]).resolve()
+    module = f"-m benchmarks.{program.stem}" if program.parent == Path(__file__).parent else program.name
+    return " ".join(["python", module, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:

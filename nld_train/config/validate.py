@@ -38,6 +38,7 @@ def validate(config: Config, world_size: int) -> None:
     _check_optimizer(config)
     _check_execution(config)
     _check_intervals(config)
+    _check_evaluation(config)
     validate_layout(config, world_size)
 
 
@@ -102,8 +103,9 @@ def _check_data(config: Config) -> None:
     # Stages that bring their own data do not need the common set.
     if any(config.stages[name].train is None for name in config.run.stages):
         refuse_unless(len(data.train) > 0, "data.train", "[]", example)
-    if config.validation.every > 0:
-        refuse_unless(len(data.validation) > 0, "data.validation", "[]", f"{example}, or set validation.every=0")
+    for group in ("validation", "evaluation"):
+        if getattr(config, group).every > 0:
+            refuse_unless(len(data.validation) > 0, "data.validation", "[]", f"{example}, or set {group}.every=0")
 
 
 def _check_sources(key: str, sources: Iterable[SourceConfig]) -> None:
@@ -116,6 +118,10 @@ def _check_sources(key: str, sources: Iterable[SourceConfig]) -> None:
 def _check_diffusion(config: Config) -> None:
     at_least("diffusion.block_size", config.diffusion.block_size, 1)
     below_one("diffusion.epsilon", config.diffusion.epsilon)
+    levels = config.diffusion.levels
+    by_block = config.diffusion.level_scope == "block"
+    valid = "must be independent with diffusion.level_scope=block: each block draws a level for itself"
+    refuse_unless(levels == "independent" or not by_block, "diffusion.levels", levels, valid)
 
 
 def _check_stage(key: str, stage: StageConfig, dry: bool) -> None:
@@ -167,6 +173,8 @@ def _check_execution(config: Config) -> None:
         refuse_unless(precision != "bf16", "execution.precision", precision, valid)
         valid = "must be local or auto with execution.device=cpu: Transformer Engine needs CUDA"
         refuse_unless(layers != "transformer_engine", "execution.layers", layers, valid)
+        valid = "must be chunked, dense or auto with execution.device=cpu: there flex has no backward pass"
+        refuse_unless(execution.attention != "flex", "execution.attention", execution.attention, valid)
     at_least("execution.head_chunk_rows", execution.head_chunk_rows, 1)
     at_least("execution.recompute_layers", execution.recompute_layers, 1)
     positive("execution.timeout_minutes", execution.timeout_minutes)
@@ -190,3 +198,23 @@ def _check_intervals(config: Config) -> None:
     joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
     if joint and validation.every > 0:
         refuse_unless(len(listed) > 0, "validation.levels", listed, "must name at least one level for a joint stage")
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.evaluation
+    at_least("evaluation.every", evaluation.every, 0)
+    for name in ("prompts", "prompt_tokens", "max_new_tokens", "block_length"):
+        at_least(f"evaluation.{name}", getattr(evaluation, name), 1)
+    fraction("evaluation.threshold", evaluation.threshold)
+    listed = f"[{','.join(evaluation.modes)}]"
+    refuse_unless(
+        "ar" in evaluation.modes, "evaluation.modes", listed, "must name ar: agreement is measured against it"
+    )
+    once = len(set(evaluation.modes)) == len(evaluation.modes)
+    refuse_unless(once, "evaluation.modes", listed, "must name each mode only once")
+    room = config.model.max_position_embeddings - evaluation.prompt_tokens
+    valid = (
+        f"with prompt_tokens={evaluation.prompt_tokens} must be at most {room}, within model.max_position_embeddings"
+    )
+    fits = evaluation.every == 0 or evaluation.max_new_tokens <= room
+    refuse_unless(fits, "evaluation.max_new_tokens", evaluation.max_new_tokens, valid)

@@ -81,8 +81,9 @@ def _patch_tensor_methods() -> None:
 
 
 class _NoStream:
-    """A CUDA stream on a device where everything happens in order."""
+    """A CUDA stream on a device where everything happens in order. A class, since libraries annotate with its name."""
 
+    def __init__(self, *_: Any, **__: Any) -> None: ...
     def wait_stream(self, *_: Any) -> None: ...
     def wait_event(self, *_: Any) -> None: ...
     def record_event(self, *_: Any) -> None: ...
@@ -100,7 +101,7 @@ def _patch_cuda_module() -> None:
         "synchronize": lambda *_, **__: None,
         "empty_cache": lambda: None,
         "manual_seed": torch.manual_seed,
-        "Stream": lambda *_, **__: _NoStream(),
+        "Stream": _NoStream,
         "current_stream": lambda *_, **__: _NoStream(),
         "stream": lambda stream: stream if stream is not None else _NoStream(),
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),

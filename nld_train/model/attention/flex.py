@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from nld_train.errors import UserError
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import Coordinates, coordinates, visible
 from nld_train.model.streams import StreamContext
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
-    """Same arguments and result as `dense.attend`."""
+    """Same arguments and result as `dense.attend`. Needs CUDA, but for a forward pass without gradients.
+
+    Raises:
+        UserError: gradients are asked for on a CPU.
+    """
+    if not query.is_cuda and query.requires_grad:
+        raise UserError("execution.attention: flex has no backward pass on a CPU; use chunked or dense")
     if "flex" not in context.masks:
         context.masks["flex"] = block_mask(context.layout, query.device)
     kernel: Any = _compiled() if query.is_cuda else flex_attention
