@@ -15,7 +15,7 @@ from checkpoint_convert.checkpoints import Record, is_hugging_face, read_record,
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
 from checkpoint_convert.importing import copy_tokenizer
-from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, part_shape, tensors
+from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.model_card import model_card
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
@@ -80,23 +80,30 @@ def _outputs(weights: MegatronWeights, output_format: str, dtype: torch.dtype | 
             continue
         target = dtype or weights.dtype(tensor.name)
         shape = part_shape(tensor.part, weights.model)
-        yield Output(naming.full(tensor.name), shape, target, _Blocks(weights, tensor.name, shape, target))
+        yield Output(naming.full(tensor.name), shape, target, _Blocks(weights, tensor, target))
 
 
 class _Blocks:
     """The rows of a tensor in the export's type, a few at a time."""
 
-    def __init__(self, weights: MegatronWeights, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.weights, self.name, self.shape, self.dtype = weights, name, shape, dtype
+    def __init__(self, weights: MegatronWeights, tensor: Named, dtype: torch.dtype) -> None:
+        self.weights, self.tensor, self.dtype = weights, tensor, dtype
 
     def __call__(self) -> Iterator[Tensor]:
-        row_bytes = 4 * torch.Size(self.shape[1:]).numel()
-        for start, stop in row_blocks(0, self.shape[0], row_bytes):
-            rows = self.weights.rows(self.name, start, stop)
-            converted = rows.to(self.dtype)
-            if self.dtype == torch.float16 and bool(torch.isinf(converted).any() and not torch.isinf(rows).any()):
-                raise UserError(f"{self.name}: has values beyond the range of fp16; export as bf16 or fp32")
-            yield converted
+        model, name = self.weights.model, self.tensor.name
+        row_bytes = 4 * torch.Size(part_shape(self.tensor.part, model)[1:]).numel()
+        # Along the segments, so that a block lies in one place and need not be put together.
+        for segment in segments(self.tensor.entry, model):
+            if segment.part is not self.tensor.part:
+                continue
+            for start, stop in row_blocks(segment.part_start, segment.part_start + segment.rows, row_bytes):
+                yield self._convert(self.weights.rows(name, start, stop))
+
+    def _convert(self, rows: Tensor) -> Tensor:
+        converted = rows.to(self.dtype)
+        if self.dtype == torch.float16 and bool(torch.isinf(converted).any() and not torch.isinf(rows).any()):
+            raise UserError(f"{self.tensor.name}: has values beyond the range of fp16; export as bf16 or fp32")
+        return converted
 
 
 def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:

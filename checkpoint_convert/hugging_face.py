@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
+from checkpoint_convert.safetensors_file import DTYPES, FP8, SafetensorsFile, Stored
 from checkpoint_convert.source_config import SourceConfig, model_config, read_json, read_source_config
 from nld_train.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_FP8 = "F8_E4M3"
 _NAMED = 3
 
 
@@ -43,7 +40,7 @@ class HuggingFaceWeights:
         self.naming = self._find_naming()
         self.head_is_copy = self.naming.head not in self._shard_of
         self._fp8 = self._check_tensors()
-        self._fp8_target = _DTYPES[_safetensors_name(self.source)] if self._fp8 else None
+        self._fp8_target = DTYPES[_safetensors_name(self.source)] if self._fp8 else None
 
     @property
     def aside(self) -> list[str]:
@@ -61,12 +58,12 @@ class HuggingFaceWeights:
         if full in self._fp8:
             assert self._fp8_target is not None
             return self._fp8_target
-        return _DTYPES[self._slice(full).get_dtype()]
+        return DTYPES[self._stored(full).dtype]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor; a view of the file where it is not FP8."""
         full = self._full(name)
-        rows: Tensor = self._slice(full)[start:stop]
+        rows = self._files[self._shard_of[full]].rows(full, start, stop)
         if full not in self._fp8:
             return rows
         return (rows.float() * self._fp8[full]).to(self._fp8_target)
@@ -74,8 +71,8 @@ class HuggingFaceWeights:
     def _full(self, name: str) -> str:
         return self.naming.full(EMBEDDING if name == HEAD and self.head_is_copy else name)
 
-    def _slice(self, full: str) -> Any:
-        return self._files[self._shard_of[full]].get_slice(full)
+    def _stored(self, full: str) -> Stored:
+        return self._files[self._shard_of[full]].tensors[full]
 
     def _find_naming(self) -> Naming:
         """The naming of this architecture under which the embedding is found."""
@@ -90,7 +87,7 @@ class HuggingFaceWeights:
             del expected[self.naming.head]
         where = self.source.directory
         _refuse(where, "missing tensor", [name for name in expected if name not in self._shard_of])
-        scales = {f"{name}_scale_inv" for name in expected if self._slice(name).get_dtype() == _FP8}
+        scales = {f"{name}_scale_inv" for name in expected if self._stored(name).dtype == FP8}
         _refuse(where, "missing tensor", [name for name in scales if name not in self._shard_of])
         aside = {*self.aside, *self.activation_scales}
         extra = [name for name in self._shard_of if name not in expected and name not in scales and name not in aside]
@@ -109,31 +106,30 @@ class HuggingFaceWeights:
         return name.endswith(".activation_scale") and f"{weight}_scale_inv" in self._shard_of
 
     def _check_shape_and_type(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self._slice(name)
-        if tuple(found.get_shape()) != shape:
+        found = self._stored(name)
+        if found.shape != shape:
             raise UserError(
-                f"{self.source.directory}: tensor {name} has shape {found.get_shape()}, "
+                f"{self.source.directory}: tensor {name} has shape {list(found.shape)}, "
                 f"but config.json means {list(shape)}"
             )
-        if found.get_dtype() not in (*_DTYPES, _FP8):
+        if found.dtype not in (*DTYPES, FP8):
             raise UserError(
-                f"{self.source.directory}: tensor {name} has type {found.get_dtype()}; "
-                f"supported: {', '.join([*_DTYPES, _FP8])}"
+                f"{self.source.directory}: tensor {name} has type {found.dtype}; supported: {', '.join([*DTYPES, FP8])}"
             )
 
     def _scale(self, name: str) -> float:
-        found = self._slice(name)
-        if found.get_dtype() not in _DTYPES or torch.Size(found.get_shape()).numel() != 1:
+        found = self._stored(name)
+        if found.dtype not in DTYPES or torch.Size(found.shape).numel() != 1:
             raise UserError(
-                f"{self.source.directory}: tensor {name} has type {found.get_dtype()} and shape {found.get_shape()}; "
+                f"{self.source.directory}: tensor {name} has type {found.dtype} and shape {list(found.shape)}; "
                 "FP8 weights are supported with one bf16, fp16 or fp32 scale per tensor"
             )
-        return float(self._files[self._shard_of[name]].get_tensor(name).float().item())
+        return self._files[self._shard_of[name]].number(name)
 
 
 def _safetensors_name(source: SourceConfig) -> str:
     """Type that FP8 weights unfold to, as safetensors calls it."""
-    names = {str(dtype).removeprefix("torch."): name for name, dtype in _DTYPES.items()}
+    names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     if source.dtype not in names:
         raise UserError(f"{source.directory}/config.json: dtype {source.dtype!r} must be one of {', '.join(names)}")
     return names[source.dtype]
@@ -145,19 +141,19 @@ def _refuse(directory: Path, what: str, names: list[str]) -> None:
         raise UserError(f"{directory}: {what} {', '.join(sorted(names)[:_NAMED])}{more}")
 
 
-def _open_shards(directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _open_shards(directory: Path) -> tuple[dict[str, SafetensorsFile], dict[str, str]]:
     """Opens all shards; returns them by file name, and the file name of every tensor."""
     index = directory / INDEX
     if not index.is_file():
         if not (directory / SINGLE).is_file():
             raise _no_weights(directory)
-        files = {SINGLE: _open(directory / SINGLE)}
-        return files, dict.fromkeys(files[SINGLE].keys(), SINGLE)
+        files = {SINGLE: SafetensorsFile(directory / SINGLE)}
+        return files, dict.fromkeys(files[SINGLE].tensors, SINGLE)
     listed = _weight_map(index)
-    files = {name: _open(directory / name) for name in sorted(set(listed.values()))}
+    files = {name: SafetensorsFile(directory / name) for name in sorted(set(listed.values()))}
     found: dict[str, str] = {}
     for file_name, file in files.items():
-        for tensor in file.keys():  # noqa: SIM118 (not a dictionary)
+        for tensor in file.tensors:
             if tensor in found:
                 raise UserError(f"{directory}: tensor {tensor} is duplicated, in {found[tensor]} and {file_name}")
             found[tensor] = file_name
@@ -175,15 +171,6 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".safetensors"):
             raise UserError(f"{index}: tensor {tensor} lies in {name!r}, which is not a .safetensors file beside it")
     return listed
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt").__enter__()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing, though {INDEX} lists it") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def _no_weights(directory: Path) -> UserError:

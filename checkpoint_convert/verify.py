@@ -149,9 +149,9 @@ def _tokens(given: str, model: ModelConfig) -> list[tuple[str, Tensor, Tensor]]:
         return [(f"logits of {given}", tokens, torch.arange(tokens.shape[1])[None])]
     generator = torch.Generator().manual_seed(_SEED)
     tokens = torch.randint(model.vocab_size, (1, _RANDOM_TOKENS), generator=generator)
-    # Around where the query scale takes its first step, or the end of what positions are meant for.
+    # Across the place where the query scale takes its first step, or the last position that the model is meant for.
     beyond = model.rope_parameters.original_max_position_embeddings or model.max_position_embeddings
-    starts = (0, max(0, beyond - _RANDOM_TOKENS // 2))
+    starts = (0, max(_RANDOM_TOKENS, beyond - _RANDOM_TOKENS // 2))
     return [(f"logits, positions from {s}", tokens, torch.arange(s, s + _RANDOM_TOKENS)[None]) for s in starts]
 
 

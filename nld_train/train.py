@@ -133,9 +133,10 @@ def _start(config: Config, world_size: int) -> int:
         from nld_train.model.dry_build import build_plan
 
         return build_plan(config) or 0
+    from nld_train.evaluation.decoding_hook import DecodingHook
     from nld_train.training.run import train
 
-    return train(config) or 0
+    return train(config, [DecodingHook]) or 0
 
 
 def _rank() -> int:

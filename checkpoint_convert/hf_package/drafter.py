@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +63,12 @@ def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
     config.task_type = None
     trained = [projection.weight.requires_grad for projection in plain]
     try:
-        peft_model: Any = PeftModel.from_pretrained(skeleton, directory, config=config)
-    except RuntimeError as error:
-        raise ValueError(f"{directory}: the adapter does not fit this model: {error}") from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            peft_model: Any = PeftModel.from_pretrained(skeleton, directory, config=config)
+    except (RuntimeError, UserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{directory}: the adapter does not fit this model: {reason}") from error
     for projection, was_trained in zip(plain, trained, strict=True):
         projection.weight.requires_grad_(was_trained)
     peft_model.to(device=plain[0].weight.device, dtype=plain[0].weight.dtype)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.ministral3.modeling_ministral3 import (
@@ -63,8 +64,12 @@ class Attention(nn.Module):
         return self.o_proj(output.flatten(2))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: object, causal: bool) -> Tensor:
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.config.attention_dropout if self.training else 0.0
+        if isinstance(mask, BlockMask) and query.device.type == "cpu" and not dropout:
+            # The fused kernel would be compiled anew, by a C++ compiler, for every shape; the plain one is exact.
+            output = flex_attention(query, key, value, block_mask=mask, scale=self.scaling, enable_gqa=True)
+            return output.transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         return attend(self, query, key, value, mask, dropout=dropout, scaling=self.scaling, is_causal=causal)[0]
 
 

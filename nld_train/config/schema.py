@@ -11,6 +11,7 @@ from typing import Literal
 
 Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
+DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,19 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """Decoding of held-out prompts during a joint stage."""
+
+    every: int
+    modes: tuple[DecodingMode, ...]
+    prompts: int
+    prompt_tokens: int
+    max_new_tokens: int
+    block_length: int
+    threshold: float
+
+
+@dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases."""
 
@@ -221,4 +235,5 @@ class Config:
     execution: ExecutionConfig
     checkpoint: CheckpointConfig
     validation: ValidationConfig
+    evaluation: EvaluationConfig
     logging: LoggingConfig

@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 _FACTORIES = (
     "tensor",
@@ -47,6 +48,8 @@ def _redirect(device: Any) -> Any:
 
 
 def _patch_factories() -> None:
+    # torch remembers, when first asked, which functions `with torch.device(...)` applies to: it must be these ones.
+    _device_constructors()
     for name in _FACTORIES:
         factory = getattr(torch, name)
 

@@ -66,11 +66,13 @@ class ConsoleLog:
         self.every = every
 
     def write(self, record: Record) -> None:
-        """Prints a step if its turn has come, and its validation whenever there was one."""
+        """Prints a step if its turn has come, and what was measured after it whenever there was something."""
         if record["step"] % self.every == 0 or record["step"] == self.total_steps:
             self.console.print(step_line(record, self.total_steps), markup=False)
         if "validation" in record:
             self.console.print(validation_line(record["validation"]), style="cyan", markup=False)
+        for line in decoding_lines(record["decoding"]) if "decoding" in record else ():
+            self.console.print(line, style="cyan", markup=False)
 
     def say(self, text: str) -> None:
         """Prints a line that belongs to no step."""
@@ -101,6 +103,17 @@ def validation_line(validation: Record) -> str:
     """Held-out losses: AR, and diffusion by noise level."""
     levels = "  ".join(f"t={level} {loss:.4f}" for level, loss in validation["diffusion_loss"].items())
     return f"       validation  ar {validation['ar_loss']:.4f}" + (f"  diffusion {levels}" if levels else "")
+
+
+def decoding_lines(decoding: Record) -> list[str]:
+    """A line per mode: tokens per forward, speed, agreement with AR; the first says what share of the time it takes."""
+    lines = [
+        f"       {mode:<10}  {figures['tokens_per_forward']:.2f} tokens/forward  "
+        f"{human(figures['tokens_per_second'])} tok/s  agreement with ar {figures['agreement']:.0%}"
+        for mode, figures in decoding["modes"].items()
+    ]
+    lines[0] += f"  ({decoding['seconds']:.1f} s, decoding is {decoding['share']:.1%} of the time so far)"
+    return lines
 
 
 def human(number: float) -> str:
@@ -136,8 +149,12 @@ class WandbLog:
 
     def write(self, record: Record) -> None:
         """Logs a step."""
-        if self._run is not None:
-            self._run.log(_flat(record), step=record["step"])
+        if self._run is None:
+            return
+        values = _flat(record)
+        if samples := values.pop("decoding/samples", []):
+            values["decoding/samples"] = _table(samples)
+        self._run.log(values, step=record["step"])
 
     def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
         """Ends the run, with its summary and the picture of its curves where it reached its end."""
@@ -157,6 +174,12 @@ def _wandb_identity(directory: Path) -> str:
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex[:8])
     return path.read_text().strip()
+
+
+def _table(rows: list[dict[str, str]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def _flat(record: Record, prefix: str = "") -> Record:

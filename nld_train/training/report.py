@@ -32,6 +32,7 @@ def _stages(records: list[Record]) -> list[str]:
 def _stage_summary(records: list[Record]) -> Record:
     """Of one stage; first and last losses are means over (up to) 10 steps."""
     validated = [record["validation"] | {"step": record["step"]} for record in records if "validation" in record]
+    decoded = [record["decoding"]["modes"] for record in records if "decoding" in record]
     return {
         "steps": len(records),
         "tokens": sum(record["step_tokens"] for record in records),
@@ -40,6 +41,7 @@ def _stage_summary(records: list[Record]) -> Record:
         **{f"{where}_{name}": _mean(records, where, name) for name in _LOSSES for where in ("first", "last")},
         "validation": validated[-1] if validated else None,
         "validations": validated,
+        "decoding": decoded[-1] if decoded else None,
     }
 
 
@@ -75,20 +77,28 @@ def git_revision() -> str | None:
 
 
 def write_report(directory: Path) -> Path:
-    """Draws `<directory>/report.png`: losses, held-out losses, learning rate, gradient norm and speed over tokens."""
+    """Draws `<directory>/report.png`: losses, held-out losses, learning rate, gradient norm and speed over tokens.
+
+    Where held-out prompts were decoded, tokens per forward and agreement with AR of each mode stand beside them.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     records = read_records(directory / "metrics.jsonl")
-    figure, axes = plt.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    decoded = [record for record in records if "decoding" in record]
+    columns = 3 if decoded else 2
+    figure, axes = plt.subplots(2, columns, figsize=(6 * columns, 8), constrained_layout=True)
     _draw_losses(axes[0, 0], records)
     _draw_validation(axes[0, 1], records)
     _draw_line(axes[1, 0], records, "learning_rate", "learning rate")
     gradient = axes[1, 0].twinx()
     _draw_line(gradient, records, "grad_norm", "gradient norm", color="tab:red", alpha=0.5)
     _draw_line(axes[1, 1], records, "tokens_per_second", "tokens per second")
+    if decoded:
+        _draw_decoding(axes[0, 2], decoded, "tokens_per_forward", "decoded tokens per forward")
+        _draw_decoding(axes[1, 2], decoded, "agreement", "share of tokens equal to AR's")
     for axis in axes.flat:
         axis.set_xlabel("tokens")
         axis.grid(alpha=0.3)
@@ -130,6 +140,19 @@ def _draw_validation(axis: Any, records: list[Record]) -> None:
             if level in record["validation"]["diffusion_loss"]
         ]
         axis.plot(*zip(*points, strict=True), ".-", label=f"diffusion, t = {level}")
+    axis.legend()
+
+
+def _draw_decoding(axis: Any, decoded: list[Record], name: str, label: str) -> None:
+    """One figure of each mode over tokens; a continued run may have had other modes before."""
+    for mode in dict.fromkeys(mode for record in decoded for mode in record["decoding"]["modes"]):
+        points = [
+            (record["tokens"], record["decoding"]["modes"][mode][name])
+            for record in decoded
+            if mode in record["decoding"]["modes"]
+        ]
+        axis.plot(*zip(*points, strict=True), ".-", label=mode)
+    axis.set_ylabel(label)
     axis.legend()
 
 

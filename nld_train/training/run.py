@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training import checkpoint, report
 from nld_train.training.checkpoint import Progress
 from nld_train.training.hardware import peak_flops
+from nld_train.training.hooks import MakeHook
 from nld_train.training.integrity import find_damage
 from nld_train.training.metrics import Metrics, Record, require_writable
 from nld_train.training.micro_batch import StreamSettings
@@ -39,8 +41,12 @@ from nld_train.training.step import StepResult, train_step
 from nld_train.training.validation import Validation
 
 
-def train(config: Config) -> int:
+def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
     """Trains, or goes on training, as the settings say; called on every process.
+
+    Args:
+        config: the settings.
+        hooks: what looks at the model between steps.
 
     Returns:
         The exit status: 0 at the end of the run or at `run.max_steps`, else that of `signals`.
@@ -51,7 +57,7 @@ def train(config: Config) -> int:
     _check_files(config)
     starting_weights = find_starting_weights(config)
     with parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop, starting_weights).train()
+        return Run(config, device, stop, starting_weights, hooks).train()
 
 
 def _check_files(config: Config) -> None:
@@ -76,9 +82,17 @@ class Run:
         device: of this process.
         stop: whether this process was asked to stop.
         starting_weights: directory of `init.checkpoint`, or None for random weights.
+        hooks: what looks at the model between steps.
     """
 
-    def __init__(self, config: Config, device: Any, stop: StopRequest, starting_weights: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: Any,
+        stop: StopRequest,
+        starting_weights: Path | None,
+        hooks: Sequence[MakeHook] = (),
+    ) -> None:
         self.config = config
         self.device = device
         self.stop = stop
@@ -90,6 +104,7 @@ class Run:
         self.data_size = parallel_state.get_data_parallel_world_size()
         self.rotary = RotaryEmbedding(config.model, device)
         self.validation = Validation(config, self.data_rank, self.data_size)
+        self.hooks = [make(config, self.rotary) for make in hooks]
         self.dtype = resolve_dtype(config, device)
         self.peak = peak_flops(device, config.logging.peak_tflops)
         self.step_seconds: deque[float] = deque(maxlen=20)
@@ -167,6 +182,9 @@ class Run:
             record = self._record(plan, step, result, optimizer)
             if self.validation.due(step, plan.steps):
                 record["validation"] = vars(self.validation.run(self.model, stream_settings, self.rotary))
+            for hook in self.hooks:
+                if hook.due(plan, step):
+                    record[hook.name] = hook.run(self.model)
             self.metrics.write(record)
             status = self._agreed_status()
             if step % self.config.checkpoint.every == 0 or step == last or status:

@@ -38,7 +38,7 @@ def _train(directory: Path, *overrides: str, **environment: str) -> subprocess.C
 @pytest.mark.parametrize(
     ("experiment", "pieces"),
     [
-        ("quickstart", ["1,674,432", "random weights"]),
+        ("quickstart", ["854,144", "random weights"]),
         ("paper_3b", ["3.83B", "476,838", "1,000,001,765,376", "143,052", "300,001,787,904", "tensor 1 ", "data 256"]),
         ("paper_8b", ["8.49B", "2,097,152 tokens per step", "tensor 4 ", "data 64", "8 of 1 per process"]),
         ("paper_14b", ["13.51B", "512 samples x 4,096 tokens", "tensor 8 ", "data 32", "sequence parallel on"]),

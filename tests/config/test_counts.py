@@ -52,11 +52,11 @@ def test_visible_pairs_of_a_causal_pass(length: int) -> None:
 def test_flops_of_a_sample_by_hand(tiny: Config) -> None:
     model = tiny.model
     # Weights that each position passes: query and output, key and value, the three of the MLP.
-    layer = 192 * (6 * 32) * 2 + 192 * (2 * 32) * 2 + 3 * 192 * 512
-    pair = 4 * (6 * 32 + 6 * 32)
-    causal = 6 * (10 * 4 * layer + 10 * 260 * 192 + 55 * pair)
+    layer = 128 * (4 * 32) * 2 + 128 * (2 * 32) * 2 + 3 * 128 * 384
+    pair = 4 * (4 * 32 + 4 * 32)
+    causal = 6 * (10 * 4 * layer + 10 * 260 * 128 + 55 * pair)
     assert training_flops(model, 10, 4, joint=False, head_rows=10) == causal
-    joint = 6 * (20 * 4 * layer + 15 * 260 * 192 + _pairs_one_by_one(10, 4) * pair)
+    joint = 6 * (20 * 4 * layer + 15 * 260 * 128 + _pairs_one_by_one(10, 4) * pair)
     assert training_flops(model, 10, 4, joint=True, head_rows=15) == joint
     fewer = training_flops(model, 10, 4, joint=True, head_rows=15, visible_pairs=0)
     assert joint - fewer == 6 * _pairs_one_by_one(10, 4) * pair
@@ -101,6 +101,6 @@ def test_stages_are_whole_steps_one_after_another(change: Any) -> None:
 
 
 def test_the_world_is_shared_out(change: Any) -> None:
-    config = change({"parallel.tensor": 2, "parallel.pipeline": 2})
+    config = change({"parallel.tensor": 2, "parallel.pipeline": 2, "batch.micro_size": 4})
     assert data_parallel_size(config, 8) == 2
     assert micro_batches(config, 8) == 2

@@ -74,7 +74,7 @@ def test_ablation_trains_the_joint_stage_only() -> None:
 def test_data_of_the_paper_experiments_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NLD_DATA_TRAIN", "[{prefix: /corpus/a, weight: 2}, {prefix: /corpus/b, weight: 0.5}]")
     monkeypatch.setenv("NLD_DATA_TOKENIZER", "/tokenizers/ministral3")
-    config = compose_config(["experiment=paper_8b", "validation.every=0"])
+    config = compose_config(["experiment=paper_8b", "validation.every=0", "evaluation.every=0"])
     assert [(source.prefix, source.weight) for source in config.data.train] == [("/corpus/a", 2), ("/corpus/b", 0.5)]
     assert config.data.tokenizer == "/tokenizers/ministral3"
     validate(config, 256)

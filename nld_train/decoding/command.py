@@ -1,0 +1,249 @@
+"""What `nld-decode` does: read prompts, open a checkpoint, decode batch after batch, show what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from nld_train.decoding.decode import decode
+from nld_train.decoding.engine import Engine
+from nld_train.decoding.load import Source, find_source
+from nld_train.decoding.options import DecodeOptions, Mode, check_request
+from nld_train.decoding.outputs import DecodeResult
+from nld_train.decoding.policies import Threshold
+from nld_train.decoding.statistics import agreement, tokens_per_forward
+from nld_train.decoding.terminal import Watcher, print_row, printable
+from nld_train.errors import UserError
+
+_START_CHARACTERS = 48
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode the prompts.
+
+    Attributes:
+        name: the mode, with a remark where it drafts with the adapter.
+        mode: of the decoder.
+        options: settings of the first batch; later ones go on with the seeds.
+        policy: what a denoising pass of diffusion commits.
+    """
+
+    name: str
+    mode: Mode
+    options: DecodeOptions
+    policy: Threshold | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A batch and how long it took.
+
+    Attributes:
+        first: number of its first prompt.
+        result: its tokens.
+        seconds: wall time, its prefill included.
+    """
+
+    first: int
+    result: DecodeResult
+    seconds: float
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.decode` has parsed.
+
+    Raises:
+        UserError: a request that cannot be answered, found before any weight is read.
+    """
+    texts = _read_prompts(arguments)
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size: {arguments.batch_size} is not 1 or more")
+    if arguments.mode is None and not arguments.compare:
+        raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
+    with _in_one_line():
+        ways = _ways(arguments)
+    source = find_source(Path(arguments.checkpoint), arguments.tokenizer)
+    job = Job(source, texts, [source.tokenizer.encode(text) for text in texts], arguments.batch_size)
+    for way in ways:
+        with _in_one_line():
+            check_request(source.description, job.prompts, way.mode, way.options)
+    show = job.compare if arguments.compare else job.show
+    with source.open() as engine:
+        show(engine, ways, arguments.json)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """What the decoder refuses is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _read_prompts(arguments: Namespace) -> list[str]:
+    if arguments.prompts is None:
+        return [arguments.prompt]
+    path = Path(arguments.prompts)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    texts = [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not texts:
+        raise UserError(f"--prompts {path}: holds no prompt")
+    return texts
+
+
+def _prompt_of(path: Path, number: int, line: str) -> str:
+    text: Any = line
+    if path.suffix == ".jsonl":
+        try:
+            text = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"') from error
+    if not isinstance(text, str) or not text:
+        raise UserError(f"--prompts {path}:{number}: the prompt is empty")
+    return text
+
+
+def _ways(arguments: Namespace) -> list[Way]:
+    """The ways that were asked for; a comparison has every mode, and linear with the adapter where one is wanted."""
+    if not arguments.compare:
+        return [_way(arguments, arguments.mode, arguments.adapter)]
+    ways = [_way(arguments, mode) for mode in get_args(Mode)]
+    return [*ways, _way(arguments, "linear", adapter=True)] if arguments.adapter else ways
+
+
+def _way(arguments: Namespace, mode: Mode, adapter: bool = False) -> Way:
+    options = DecodeOptions(
+        max_new_tokens=arguments.max_new_tokens,
+        block_length=arguments.block_length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seeds=arguments.seed,
+        adapter=adapter,
+    )
+    threshold = Threshold(arguments.threshold)
+    return Way(f"{mode} + adapter" if adapter else mode, mode, options, threshold if mode == "diffusion" else None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Prompts and the checkpoint that continues them.
+
+    Attributes:
+        source: the checkpoint.
+        texts: the prompts.
+        prompts: ids of each.
+        batch_size: how many are decoded together.
+    """
+
+    source: Source
+    texts: list[str]
+    prompts: list[list[int]]
+    batch_size: int
+
+    def show(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
+        """Decodes in one way; each batch is shown while it grows, or as JSON when it is done."""
+        console = Console(highlight=False, soft_wrap=True)
+        live = console.is_terminal and not as_json
+        for decoded in self._decoded(engine, ways[0], console if live else None):
+            for row in range(len(decoded.result.token_ids)):
+                if as_json:
+                    print(json.dumps(self._record(ways[0], decoded, row), ensure_ascii=False), flush=True)
+                else:
+                    text = self.texts[decoded.first + row]
+                    print_row(console, self.source.tokenizer, ways[0].mode, text, decoded.result, row)
+            if not as_json:
+                console.print(_summary(ways[0], [decoded]), style="dim")
+
+    def compare(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
+        """Decodes in every way, AR first, and shows them side by side."""
+        table = Table("mode", "text", *(_right(name) for name in ("tokens/forward", "tokens/s", "agreement with AR")))
+        reference: list[list[int]] = []
+        for way in ways:
+            batches = list(self._decoded(engine, way))
+            token_ids = [ids for decoded in batches for ids in decoded.result.token_ids]
+            reference = reference or token_ids
+            if as_json:
+                self._print_with_agreement(way, batches, reference)
+            table.add_row(way.name, self._start(token_ids[0]), *_figures(batches, agreement(token_ids, reference)))
+        if not as_json:
+            Console(highlight=False).print(table)
+
+    def _decoded(self, engine: Engine, way: Way, console: Console | None = None) -> Iterator[Decoded]:
+        """Batch after batch, watched on a terminal where one is given."""
+        for first in range(0, len(self.prompts), self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            options = replace(way.options, seeds=way.options.seed_of(first), stop_tokens=self.source.stop_tokens)
+            watcher = Watcher(console, self.source.tokenizer, way.mode, self.texts[batch]) if console else None
+            begin = time.perf_counter()
+            with watcher or nullcontext():
+                result = decode(engine, self.prompts[batch], way.mode, options, way.policy, watcher)
+            yield Decoded(first, result, time.perf_counter() - begin)
+
+    def _print_with_agreement(self, way: Way, batches: list[Decoded], reference: list[list[int]]) -> None:
+        for decoded in batches:
+            for row, ids in enumerate(decoded.result.token_ids):
+                record = self._record(way, decoded, row)
+                record["agreement"] = agreement([ids], [reference[decoded.first + row]])
+                print(json.dumps(record, ensure_ascii=False), flush=True)
+
+    def _record(self, way: Way, decoded: Decoded, row: int) -> dict[str, Any]:
+        """One prompt as JSON; `seconds` are those of its batch, all other numbers its own."""
+        result = decoded.result
+        return {
+            "mode": way.name,
+            "prompt": self.texts[decoded.first + row],
+            "text": self.source.tokenizer.decode(result.token_ids[row], skip_special_tokens=True),
+            "token_ids": result.token_ids[row],
+            "new_tokens": result.new_tokens[row],
+            "forwards": result.row_forwards[row],
+            "prefill": result.prefill,
+            "tokens_per_forward": result.tokens_per_forward[row],
+            "seconds": decoded.seconds,
+            "finish": result.finish[row],
+        }
+
+    def _start(self, token_ids: list[int]) -> str:
+        text = printable(self.source.tokenizer.decode(token_ids, skip_special_tokens=True)).replace("\n", "\u23ce")
+        return text if len(text) <= _START_CHARACTERS else f"{text[: _START_CHARACTERS - 1]}\u2026"
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _speed(batches: list[Decoded]) -> float:
+    """New tokens per second of all batches."""
+    return sum(sum(decoded.result.new_tokens) for decoded in batches) / sum(decoded.seconds for decoded in batches)
+
+
+def _per_forward(batches: list[Decoded]) -> float:
+    weights = [sum(decoded.result.row_forwards) for decoded in batches]
+    return sum(
+        weight * tokens_per_forward(decoded.result) for weight, decoded in zip(weights, batches, strict=True)
+    ) / max(1, sum(weights))
+
+
+def _figures(batches: list[Decoded], agrees: float) -> tuple[str, str, str]:
+    return f"{_per_forward(batches):.2f}", f"{_speed(batches):,.0f}", f"{agrees:.1%}"
+
+
+def _summary(way: Way, batches: list[Decoded]) -> str:
+    new = sum(sum(decoded.result.new_tokens) for decoded in batches)
+    seconds = sum(decoded.seconds for decoded in batches)
+    figures = f"{_per_forward(batches):.2f} tokens per forward, {_speed(batches):,.0f} tokens/s"
+    return f"{way.name}: {new} tokens in {seconds:.2f} s, {figures}"

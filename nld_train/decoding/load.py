@@ -1,0 +1,219 @@
+"""From a path to an engine: what a checkpoint is, how it is tokenized, and its weights in this one process.
+
+Describing comes first and is cheap, so that a request that cannot be answered is refused before any weight is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nld_train.config.schema import ModelConfig, ParallelConfig
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.decoding.engine import Engine, Step
+from nld_train.errors import UserError
+
+EXPORT_TYPE = "nemotron_labs_diffusion"
+_ADAPTER = Path("linear_spec_lora", "adapter_config.json")
+_ONE_PROCESS = ParallelConfig(
+    tensor=1,
+    pipeline=1,
+    virtual_pipeline=None,
+    sequence=False,
+    overlap_grad_reduce=False,
+    overlap_param_gather=False,
+)
+
+
+@dataclass
+class Description:
+    """An engine without weights: enough to check a request against (see `engine.Engine` for the attributes)."""
+
+    vocabulary_size: int
+    mask_token_id: int
+    context_length: int
+    has_adapter: bool
+
+    def begin(self, rows: int, capacity: int) -> None:
+        """There is nothing to decode with."""
+        raise NotImplementedError
+
+    def forward(self, step: Step) -> Tensor:
+        """There is nothing to decode with."""
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor) -> None:
+        """There is nothing to decode with."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was found and described.
+
+    Attributes:
+        directory: where it lies.
+        description: what a request is checked against.
+        tokenizer: of `transformers`.
+        stop_tokens: ids that end a text.
+        open: reads the weights; a context that yields the engine.
+    """
+
+    directory: Path
+    description: Description
+    tokenizer: Any
+    stop_tokens: tuple[int, ...]
+    open: Callable[[], AbstractContextManager[Engine]]
+
+
+def find_source(path: Path, tokenizer: str | None = None) -> Source:
+    """Finds out what a path means.
+
+    Args:
+        path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
+        tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
+
+    Raises:
+        UserError: it is none of them, it is damaged, or no tokenizer is known of it.
+    """
+    from checkpoint_convert.checkpoints import is_hugging_face, megatron_directory
+
+    if is_hugging_face(path):
+        return _find_export(path, tokenizer)
+    directory = megatron_directory(path)
+    if directory is None:
+        what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
+        raise UserError(f"{path}: {what}")
+    return _find_megatron(directory, tokenizer)
+
+
+def _find_megatron(directory: Path, tokenizer: str | None) -> Source:
+    from checkpoint_convert.checkpoints import read_record
+    from checkpoint_convert.megatron import read_model
+    from nld_train.training.integrity import find_damage
+
+    if damage := find_damage(directory):
+        raise UserError(f"{directory} is damaged: {damage}")
+    model, record = read_model(directory), read_record(directory)
+    generation = record.origin.generation if record.origin is not None else {}
+    return Source(
+        directory=directory,
+        description=Description(
+            vocabulary_size=model.vocab_size,
+            mask_token_id=model.mask_token_id,
+            context_length=model.max_position_embeddings,
+            has_adapter=False,
+        ),
+        tokenizer=_tokenizer(directory, tokenizer, record.tokenizers),
+        stop_tokens=_ids(generation.get("eos_token_id")) or (model.eos_token_id,),
+        open=partial(_open_megatron, directory, model),
+    )
+
+
+@contextmanager
+def _open_megatron(directory: Path, model: ModelConfig) -> Iterator[Engine]:
+    """Megatron's model with the weights of any layout, in a group of this process alone."""
+    from nld_train.library_warnings import ignore_known_warnings
+
+    ignore_known_warnings()
+    from nld_train.config.compose import compose_config
+    from nld_train.decoding.megatron_engine import MegatronEngine
+    from nld_train.model.build import build_model, transformer_config
+    from nld_train.model.rotary import RotaryEmbedding
+    from nld_train.training import checkpoint
+    from nld_train.training.parallel import parallel_groups
+
+    config = replace(compose_config(), model=model, parallel=_ONE_PROCESS)
+    with parallel_groups(config) as device:
+        chunks = build_model(config, transformer_config(config, device), device)
+        checkpoint.load(directory, chunks, None)
+        with MegatronEngine(chunks, model, RotaryEmbedding(model, device)).decoding() as engine:
+            yield engine
+
+
+def _find_export(directory: Path, tokenizer: str | None) -> Source:
+    from checkpoint_convert.source_config import read_json
+
+    config = read_json(directory / "config.json")
+    if config.get("model_type") != EXPORT_TYPE:
+        raise UserError(
+            f"{directory}: a Hugging Face model of type {config.get('model_type')!r} is not decoded here; "
+            "nld-convert import makes a checkpoint of it"
+        )
+    generation = directory / "generation_config.json"
+    stops = _ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
+    for key in ("vocab_size", "mask_token_id", "max_position_embeddings"):
+        if not isinstance(config.get(key), int):
+            raise UserError(f"{directory}/config.json: {key} is missing or not an integer")
+    return Source(
+        directory=directory,
+        description=Description(
+            vocabulary_size=config["vocab_size"],
+            mask_token_id=config["mask_token_id"],
+            context_length=config["max_position_embeddings"],
+            has_adapter=(directory / _ADAPTER).is_file(),
+        ),
+        tokenizer=_tokenizer(directory, tokenizer, (directory,)),
+        stop_tokens=stops or _ids(config.get("eos_token_id")),
+        open=partial(_open_export, directory),
+    )
+
+
+@contextmanager
+def _open_export(directory: Path) -> Iterator[Engine]:
+    """The export package's own model and engine, from this checkout: no code of the directory is run."""
+    from checkpoint_convert.hf_package.cached_engine import CachedEngine
+    from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Matrix products in bf16 are hundreds of times slower than in fp32 on CPUs.
+    dtype = "auto" if device.type == "cuda" else torch.float32
+    try:
+        model, loading = NemotronLabsDiffusionModel.from_pretrained(
+            directory, local_files_only=True, output_loading_info=True, dtype=dtype
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{directory}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    if loading["missing_keys"]:
+        raise UserError(f"{directory}: tensor {min(loading['missing_keys'])} is missing")
+    model = model.to(device).eval()
+    with torch.no_grad():
+        yield CachedEngine(model.encoder, model.diffusion_head, model.drafter())
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """None, one id or several, as a tuple."""
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _tokenizer(directory: Path, given: str | None, candidates: Sequence[Path]) -> Any:
+    """The given tokenizer, else the first that is there."""
+    from checkpoint_convert.importing import TOKENIZER_FILES
+
+    if given is not None:
+        return _load_tokenizer(Path(given))
+    for candidate in candidates:
+        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+            return _load_tokenizer(candidate)
+    places = ", ".join(map(str, dict.fromkeys(candidates)))
+    raise UserError(f"{directory}: no tokenizer is known of it (looked in {places}); name one with --tokenizer")
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a directory; of an export without its model, for which `transformers` would run its code."""
+    from checkpoint_convert.importing import copy_tokenizer
+
+    config = directory / "config.json"
+    if not config.is_file() or "auto_map" not in config.read_text():
+        return load_tokenizer(str(directory))
+    with TemporaryDirectory() as alone:
+        copy_tokenizer(directory, Path(alone))
+        return load_tokenizer(alone)

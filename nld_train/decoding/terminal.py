@@ -1,0 +1,154 @@
+"""Decoded text on a terminal: coloured by what committed each token, and while it grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from nld_train.decoding.options import Mode
+from nld_train.decoding.outputs import DecodeResult, Progress
+
+# Tokens of one denoising pass have one colour; neighbouring passes differ.
+_PASSES = ("cyan", "green", "yellow", "magenta", "blue", "red")
+_DRAFTED, _PREDICTED, _REJECTED, _PROMPT = "green", "", "red strike", "dim"
+_MASKED = "\u2591"
+_REFRESH_SECONDS = 0.08
+# No character takes more tokens than it has bytes.
+_LONGEST_CHARACTER = 4
+
+Decode = Callable[[list[int]], str]
+
+
+def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, result: DecodeResult, row: int) -> None:
+    """Prints a prompt and its continuation in the colours of what committed it."""
+    styles = [
+        _style(mode, number, drafted)
+        for number, drafted in zip(result.committed_by[row], result.drafted[row], strict=True)
+    ]
+    console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), result.token_ids[row], styles))
+
+
+def _style(mode: Mode, number: int, drafted: bool) -> str:
+    if mode == "diffusion":
+        return _PASSES[number % len(_PASSES)] if drafted else _PREDICTED
+    return _DRAFTED if drafted else _PREDICTED
+
+
+def _prompt(text: str) -> Text:
+    # As a span: the style of a whole text would hold for what is appended to it.
+    return Text().append(printable(text), _PROMPT)
+
+
+def _decode_of(tokenizer: Any) -> Decode:
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could command the terminal; tabs and line breaks stay."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
+
+
+def coloured(decode: Decode, token_ids: Sequence[int], styles: Sequence[str]) -> Text:
+    """Text of some tokens, each in its style."""
+    text = Text()
+    for piece, style in zip(pieces(decode, token_ids), styles, strict=True):
+        text.append(printable(piece), style)
+    return text
+
+
+def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text; a character of several tokens goes to the one that completes it.
+
+    A token is decoded together with the piece before it, since some tokenizers drop a space at the beginning of a text.
+    """
+    found: list[str] = []
+    before = start = 0
+    for end in range(1, len(token_ids) + 1):
+        known = decode(list(token_ids[before:start]))
+        piece = decode(list(token_ids[before:end]))[len(known) :]
+        if piece.endswith("\ufffd") and end - start < _LONGEST_CHARACTER and end < len(token_ids):
+            found.append("")
+            continue
+        found.append(piece)
+        before, start = start, end
+    return found
+
+
+class RowView:
+    """One row as far as it has come: its tokens, masks among them, and their styles."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.tokens: list[int | None] = []
+        self.styles: list[str] = []
+        self.rejected: tuple[int, ...] = ()
+        self._forwards = 0
+
+    def update(self, progress: Progress) -> None:
+        """Takes in what a forward has changed."""
+        before, self._forwards = self.tokens, self._forwards + 1
+        self.tokens = [*progress.tokens, *progress.block]
+        self.rejected = progress.rejected
+        self.styles = self.styles[: len(self.tokens)] + [""] * (len(self.tokens) - len(self.styles))
+        known = [place < len(before) and before[place] is not None for place in range(len(self.tokens))]
+        fresh = [place for place, token in enumerate(self.tokens) if token is not None and not known[place]]
+        # A cycle of speculation ends with an AR token, a block of diffusion begins with one.
+        predicted = len(progress.tokens) if self.mode == "diffusion" else max(fresh, default=0)
+        for place in fresh:
+            self.styles[place] = _style(self.mode, self._forwards, drafted=place != predicted)
+
+    def render(self, decode: Decode) -> Text:
+        """The row as text, refused drafts behind it."""
+        text = Text()
+        run: list[int] = []
+        styles: list[str] = []
+        for token, style in zip(self.tokens, self.styles, strict=True):
+            if token is not None:
+                run.append(token)
+                styles.append(style)
+                continue
+            text.append_text(coloured(decode, run, styles))
+            run, styles = [], []
+            text.append(_MASKED, _PROMPT)
+        text.append_text(coloured(decode, run, styles))
+        return text.append_text(coloured(decode, self.rejected, [_REJECTED] * len(self.rejected)))
+
+
+class Watcher:
+    """An observer of a batch that shows its rows while they grow; what it showed is gone at the end.
+
+    Args:
+        console: a terminal.
+        tokenizer: of `transformers`.
+        mode: of the decoder.
+        prompts: texts of the rows.
+    """
+
+    def __init__(self, console: Console, tokenizer: Any, mode: Mode, prompts: Sequence[str]) -> None:
+        self._decode = _decode_of(tokenizer)
+        self._prompts = prompts
+        self._rows = [RowView(mode) for _ in prompts]
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._shown = 0.0
+
+    def __enter__(self) -> Watcher:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """See `outputs.Observer`."""
+        self._rows[progress.row].update(progress)
+        if time.perf_counter() - self._shown > _REFRESH_SECONDS:
+            rows = [
+                _prompt(text) + row.render(self._decode) for text, row in zip(self._prompts, self._rows, strict=True)
+            ]
+            self._live.update(Group(*rows), refresh=True)
+            self._shown = time.perf_counter()

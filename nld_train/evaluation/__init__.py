@@ -1,0 +1,1 @@
+"""Whether the weights are getting better, in all the ways to read them."""

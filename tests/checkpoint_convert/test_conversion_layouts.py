@@ -1,0 +1,69 @@
+"""Import, load under TP2 x PP2, save there, export: the same bits; and load under another layout what that one saved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hugging_face_sources import SOURCES, Source, read_tensors, write_source
+from test_conversion_round_trip import assert_same_bits, expected_tensors
+from torch import Tensor
+
+from checkpoint_convert.exporting import export_checkpoint
+from checkpoint_convert.importing import import_checkpoint
+from checkpoint_convert.megatron import MegatronWeights
+
+pytestmark = pytest.mark.long
+WORKER = Path(__file__).with_name("conversion_worker.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All sources, imported, and saved by one group of four processes."""
+    folder = tmp_path_factory.mktemp("layouts")
+    for source in SOURCES:
+        write_source(folder / source.name / "source", source)
+        import_checkpoint(folder / source.name / "source", folder / source.name / "imported")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=4",
+        str(WORKER),
+        str(folder),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    names = [source.name for source in SOURCES]
+    done = subprocess.run([*launch, *names], capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder
+
+
+def _meaning(source: Source, tmp_path: Path) -> dict[str, Tensor]:
+    return write_source(tmp_path / "again", source)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_a_save_under_tp2_pp2_returns_every_tensor(source: Source, folder: Path, tmp_path: Path) -> None:
+    saved = folder / source.name / "saved"
+    # The save pads 67 ids to 68; the export does not.
+    assert MegatronWeights(saved)._sizes["output_layer.weight"] == (68, 40)
+    dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: None}[source.dtype]
+    export_checkpoint(saved, tmp_path / "out", "nld", dtype=dtype)
+    expected = expected_tensors(_meaning(source, tmp_path), source, "nld")
+    assert_same_bits(read_tensors(tmp_path / "out"), expected)
+
+
+@pytest.mark.usefixtures("groups")
+def test_one_process_loads_what_four_saved(folder: Path) -> None:
+    from converted_models import config_of, load_model
+
+    config = config_of(folder / "untied" / "imported")
+    four, one = (load_model(config, folder / "untied" / kind)[0] for kind in ("saved", "imported"))
+    for (name, a), b in zip(four.named_parameters(), one.parameters(), strict=True):
+        assert torch.equal(a, b), name

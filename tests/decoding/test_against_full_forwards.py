@@ -1,0 +1,94 @@
+"""Decoding with a cache equals decoding by full forwards without one, in each mode; a batch equals its rows."""
+
+from __future__ import annotations
+
+import pytest
+from naive_decoding import Chooser, Naive, Reader, at_least, diffusion, linear, lowest_entropy, quadratic
+from tiny_models import CountingEngine
+
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.decoding import (
+    CommitPolicy,
+    DecodeOptions,
+    DecodeResult,
+    Entropy,
+    EvenSteps,
+    FixedNumber,
+    Mode,
+    Threshold,
+    decode,
+)
+
+Models = dict[str, NemotronLabsDiffusionModel]
+Readers = dict[str, Reader]
+PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17, 59, 58], list(range(10, 40))]
+LIMIT = 21
+# Ids that both models write now and then, so that rows stop at different places.
+STOPS = (3, 49)
+POLICIES: dict[str, tuple[CommitPolicy, Chooser]] = {
+    "threshold 0": (Threshold(0.0), at_least(0.0)),
+    "threshold 0.3": (Threshold(0.3), at_least(0.3)),
+    "threshold 1": (Threshold(1.0), at_least(1.0)),
+    "one per pass": (FixedNumber(1), at_least(2.0)),
+    "entropy": (Entropy(1.0), lowest_entropy(1.0)),
+}
+
+
+def check(result: DecodeResult, expected: list[Naive]) -> None:
+    assert result.token_ids == [row.tokens for row in expected]
+    assert result.accepted == [row.accepted for row in expected]
+    assert result.row_forwards == [row.forwards for row in expected]
+    assert result.forwards == max(row.forwards for row in expected)
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_linear(models: Models, readers: Readers, weights: str, length: int) -> None:
+    options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
+    result = decode(CountingEngine(models[weights]), PROMPTS, "linear", options)
+    check(result, [linear(readers[weights], prompt, LIMIT, length, STOPS) for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_quadratic(models: Models, readers: Readers, weights: str, length: int) -> None:
+    options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
+    result = decode(CountingEngine(models[weights]), PROMPTS, "quadratic", options)
+    check(result, [quadratic(readers[weights], prompt, LIMIT, length, STOPS) for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_diffusion(models: Models, readers: Readers, weights: str, length: int, name: str) -> None:
+    policy, chooser = POLICIES[name]
+    options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
+    result = decode(CountingEngine(models[weights]), PROMPTS, "diffusion", options, policy)
+    check(result, [diffusion(readers[weights], prompt, LIMIT, length, chooser, STOPS) for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize(
+    ("mode", "policy"),
+    [("ar", None), ("linear", None), ("quadratic", None), ("diffusion", Threshold(0.4)), ("diffusion", EvenSteps(3))],
+)
+def test_a_batch_equals_its_rows(
+    models: Models, mode: Mode, policy: CommitPolicy | None, weights: str, temperature: float
+) -> None:
+    prompts = [*PROMPTS, [11, 12], [11, 12]]
+
+    def decoded(prompts: list[list[int]], seeds: tuple[int, ...]) -> DecodeResult:
+        options = DecodeOptions(
+            LIMIT, block_length=4, temperature=temperature, top_k=20, top_p=0.95, seeds=seeds, stop_tokens=STOPS
+        )
+        return decode(CountingEngine(models[weights]), prompts, mode, options, policy)
+
+    seeds = tuple(range(100, 100 + len(prompts)))
+    together = decoded(prompts, seeds)
+    alone = [decoded([prompt], (seed,)) for prompt, seed in zip(prompts, seeds, strict=True)]
+    for name in ("token_ids", "finish", "row_forwards", "accepted", "committed_by", "drafted"):
+        assert getattr(together, name) == [getattr(row, name)[0] for row in alone], name
+    assert together.forwards == max(row.forwards for row in alone)
+    assert len(set(map(len, together.token_ids))) > 1, "rows of unequal progress are the point"
+    assert (together.token_ids[-1] == together.token_ids[-2]) == (temperature == 0)

@@ -1,0 +1,141 @@
+"""What a denoising pass commits."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from naive_decoding import Reader
+from tiny_models import CountingEngine
+from torch import Tensor
+
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.decoding import (
+    BlockView,
+    DecodeOptions,
+    DecodeResult,
+    Entropy,
+    EvenSteps,
+    FixedNumber,
+    Threshold,
+    decode,
+)
+from nld_train.decoding.policies import chosen_positions
+
+Models = dict[str, NemotronLabsDiffusionModel]
+PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17]]
+
+
+@dataclass
+class Recorder:
+    """Commits one position per pass and keeps what it saw."""
+
+    views: list[BlockView] = field(default_factory=list)
+
+    def choose(self, view: BlockView) -> Tensor:
+        self.views.append(view)
+        return FixedNumber(1).choose(view)
+
+
+def recorded(model: NemotronLabsDiffusionModel) -> list[BlockView]:
+    recorder = Recorder()
+    decode(CountingEngine(model), PROMPTS, "diffusion", DecodeOptions(20, block_length=8), recorder)
+    return recorder.views
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_a_lower_threshold_commits_a_superset(models: Models, weights: str) -> None:
+    grown = 0
+    for view in recorded(models[weights]):
+        chosen = [chosen_positions(Threshold(threshold), view) for threshold in (1.0, 0.9, 0.6, 0.3, 0.1, 0.0)]
+        for higher, lower in itertools.pairwise(chosen):
+            assert bool((lower | ~higher).all())
+            grown += int((lower & ~higher).sum())
+        assert torch.equal(chosen[-1], view.masked)
+        assert bool((chosen[0].sum(1) >= 1).all())
+    assert grown > 0
+
+
+def test_threshold_zero_takes_one_pass_per_block(models: Models) -> None:
+    result = decode(
+        CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(24, block_length=8), Threshold(0.0)
+    )
+    # Three blocks: three passes, and two forwards that write the blocks before the last one.
+    assert result.accepted == [[7, 7, 7]] * 3
+    assert result.row_forwards == [5] * 3
+    assert result.tokens_per_forward == [24 / 5] * 3
+
+
+def test_one_token_per_pass(models: Models) -> None:
+    result = decode(
+        CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(16, block_length=8), FixedNumber(1)
+    )
+    assert result.accepted == [[1] * 14] * 3
+    for committed_by in result.committed_by:
+        assert sorted(committed_by[:8]) == list(range(8))
+        assert sorted(committed_by[8:]) == list(range(8, 16))
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(1, [7]), (3, [3, 2, 2]), (7, [1] * 7), (20, [1] * 7)])
+def test_even_steps(models: Models, passes: int, expected: list[int]) -> None:
+    options = DecodeOptions(8, block_length=8)
+    result = decode(CountingEngine(models["random"]), PROMPTS, "diffusion", options, EvenSteps(passes))
+    assert result.accepted == [expected] * 3
+
+
+def test_entropy_zero_commits_one_and_infinity_all(models: Models) -> None:
+    for bound, expected in ((0.0, [1] * 7), (float("inf"), [7])):
+        options = DecodeOptions(8, block_length=8)
+        result = decode(CountingEngine(models["random"]), PROMPTS, "diffusion", options, Entropy(bound))
+        assert result.accepted == [expected] * 3
+
+
+def test_a_policy_that_hesitates_gets_the_most_confident_position(models: Models) -> None:
+    class Hesitant:
+        def choose(self, view: BlockView) -> Tensor:
+            return torch.zeros_like(view.masked)
+
+    def run(policy: object) -> DecodeResult:
+        return decode(CountingEngine(models["random"]), PROMPTS, "diffusion", DecodeOptions(20, 8), policy)
+
+    assert run(Hesitant()) == run(FixedNumber(1))
+
+
+def test_an_oracle_may_look_ahead_without_being_counted(models: Models, readers: dict[str, Reader]) -> None:
+    """Its view of another state of the block is what a forward over that state gives."""
+    looks = []
+
+    class Oracle:
+        def choose(self, view: BlockView) -> Tensor:
+            chosen = FixedNumber(1).choose(view)
+            looks.append((view, chosen, view.look(torch.where(chosen, view.proposals, view.tokens))))
+            return chosen
+
+    engine = CountingEngine(models["trained"])
+    result = decode(engine, PROMPTS, "diffusion", DecodeOptions(12, block_length=6), Oracle())
+    plain = decode(CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(12, 6), FixedNumber(1))
+    assert result == plain
+    assert len(engine.steps) == result.forwards + result.prefill + len(looks)
+    for view, chosen, logits in looks:
+        state = torch.where(chosen, view.proposals, view.tokens)
+        for place, row in enumerate(view.rows):
+            text = PROMPTS[row] + result.token_ids[row]
+            whole = text[: int(view.starts[place])] + state[place].tolist()
+            expected = readers["trained"].logits(whole, block=6)[-6:]
+            torch.testing.assert_close(logits[place], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_among_equals_the_first_position_wins() -> None:
+    view = BlockView(
+        tokens=torch.zeros(1, 4).long(),
+        masked=torch.tensor([[False, True, True, True]]),
+        proposals=torch.zeros(1, 4).long(),
+        logits=torch.zeros(1, 4, 3),
+        passes=torch.zeros(1).long(),
+        rows=[0],
+        starts=torch.zeros(1).long(),
+        look=lambda tokens: tokens,
+    )
+    assert FixedNumber(2).choose(view).tolist() == [[False, True, True, False]]

@@ -1,0 +1,114 @@
+"""Greedy self-speculation returns the AR tokens exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from naive_decoding import Reader, ar
+from tiny_models import CountingEngine, random_model, trained_model
+
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.decoding import DecodeOptions, decode
+
+Models = dict[str, NemotronLabsDiffusionModel]
+PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17, 59, 58], list(range(10, 40))]
+LIMIT = 45
+
+
+@pytest.fixture(scope="module")
+def ar_texts(readers: dict[str, Reader]) -> dict[str, list[list[int]]]:
+    return {name: [ar(reader, prompt, LIMIT).tokens for prompt in PROMPTS] for name, reader in readers.items()}
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_ar_decoding_is_the_stock_models_argmax(models: Models, ar_texts: dict, weights: str) -> None:
+    result = decode(CountingEngine(models[weights]), PROMPTS, "ar", DecodeOptions(LIMIT))
+    assert result.token_ids == ar_texts[weights]
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("mode", ["linear", "quadratic"])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
+def test_greedy_output_is_the_ar_output(models: Models, ar_texts: dict, weights: str, mode: str, length: int) -> None:
+    # A quadratic cycle of 32 drafts runs 1056 tokens.
+    limit = LIMIT if length < 32 or mode == "linear" else 20
+    result = decode(CountingEngine(models[weights]), PROMPTS, mode, DecodeOptions(limit, block_length=length))
+    assert result.token_ids == [text[:limit] for text in ar_texts[weights]]
+    assert all(sum(accepted) == limit - 1 for accepted in result.accepted)
+    assert all(max(accepted) <= length for accepted in result.accepted)
+
+
+@pytest.mark.parametrize("mode", ["linear", "quadratic"])
+def test_drafts_of_trained_weights_hold(models: Models, mode: str) -> None:
+    """Otherwise the tests above would only ever see refused drafts."""
+    result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(LIMIT, block_length=7))
+    accepted = [count for row in result.accepted for count in row]
+    assert max(accepted) >= 5
+    assert min(accepted) < 4
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("mode", ["linear", "quadratic"])
+def test_stops_anywhere(models: Models, ar_texts: dict, weights: str, mode: str) -> None:
+    for place in (0, 1, 2, 5, 11, 20):
+        stops = tuple({texts[place] for texts in ar_texts[weights]})
+        expected = [first_stop(text, stops) for text in ar_texts[weights]]
+        options = DecodeOptions(LIMIT, block_length=7, stop_tokens=stops)
+        result = decode(CountingEngine(models[weights]), PROMPTS, mode, options)
+        assert result.token_ids == expected
+        assert result.finish == ["stop"] * len(PROMPTS)
+
+
+def first_stop(text: list[int], stops: tuple[int, ...]) -> list[int]:
+    return text[: next(place for place, token in enumerate(text) if token in stops) + 1]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("mode", ["linear", "quadratic"])
+def test_never_more_than_asked(models: Models, ar_texts: dict, mode: str, limit: int) -> None:
+    result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(limit, block_length=8))
+    assert result.token_ids == [text[:limit] for text in ar_texts["trained"]]
+    assert result.finish == ["length"] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("build", [random_model, trained_model])
+def test_any_adapter_leaves_the_text_alone(adapter: Path, ar_texts: dict, length: int, build: object) -> None:
+    model = build() if build is random_model else trained_model(steps=20)
+    options = DecodeOptions(LIMIT, block_length=length)
+    expected = decode(CountingEngine(model), PROMPTS, "ar", options).token_ids
+    without = decode(CountingEngine(model), PROMPTS, "linear", options)
+    model.load_drafter(adapter)
+    engine = CountingEngine(model)
+    result = decode(engine, PROMPTS, "linear", DecodeOptions(LIMIT, block_length=length, adapter=True))
+    assert result.token_ids == expected
+    drafted = [step.adapter for step in engine.steps]
+    assert any(drafted) == (length > 1)
+    assert not any(step.adapter and bool(step.causal.any()) for step in engine.steps)
+    assert length == 1 or result.accepted != without.accepted
+
+
+def test_the_context_ends_a_row(models: Models) -> None:
+    model = random_model(max_position_embeddings=32)
+    expected = decode(CountingEngine(model), [[9] * 30, [8] * 10], "ar", DecodeOptions(40)).token_ids
+    assert [len(tokens) for tokens in expected] == [2, 22]
+    for mode in ("linear", "quadratic"):
+        result = decode(CountingEngine(model), [[9] * 30, [8] * 10], mode, DecodeOptions(40, block_length=8))
+        assert result.token_ids == expected
+
+
+def test_a_blend_of_both_heads_is_another_text(models: Models, ar_texts: dict) -> None:
+    texts = [
+        decode(CountingEngine(models["random"]), PROMPTS, "quadratic", DecodeOptions(LIMIT, 4, ar_weight=weight))
+        for weight in (1.0, 1.0 - 1e-6, 0.0)
+    ]
+    assert texts[0].token_ids == texts[1].token_ids == ar_texts["random"]
+    assert texts[2].token_ids != ar_texts["random"]
+
+
+def test_a_random_model_predicts_many_tokens(ar_texts: dict) -> None:
+    """A degenerate text would make every comparison here easy."""
+    assert all(len(set(text)) > 10 for text in ar_texts["random"])
+    assert torch.tensor(ar_texts["random"]).unique(dim=0).shape[0] == len(PROMPTS)

@@ -1,0 +1,21 @@
+"""The token set and the process groups of the parity tests."""
+
+from __future__ import annotations
+
+import pytest
+from parity_cases import Case
+from process_groups import Outcomes
+from tiny_runs import write_token_set
+
+
+@pytest.fixture(scope="session")
+def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
+
+
+@pytest.fixture(scope="session")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Outcomes:
+    chosen = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
+    cases = [case for case in chosen if isinstance(case, Case)]
+    needed = [other for case in cases for other in (case, *case.references())]
+    return Outcomes(needed, tmp_path_factory.mktemp("groups"), token_set)

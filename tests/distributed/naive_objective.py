@@ -1,0 +1,96 @@
+"""The objective written out by hand: whole logits, one sample at a time, Python loops over rows.
+
+Nothing here comes from `nld_train.losses` or from the selection of rows in `nld_train.training.micro_batch`: the
+formulas are those of `tests/naive.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from naive import terms
+from torch import Tensor
+
+from nld_train.config.schema import Config
+from nld_train.data.order import stage_orders
+from nld_train.data.samples import Sample, training_samples
+from nld_train.masking.layout import StreamLayout
+from nld_train.model import streams
+from nld_train.model.build import build_model, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
+
+
+def naive_step(config: Config, device: torch.device) -> dict[str, Any]:
+    """Losses and gradient norm of the first optimizer step of the run's only stage, on one process."""
+    (name,) = config.run.stages
+    stage, model = config.stages[name], _model(config, device)
+    joint = stage.alpha > 0
+    samples = training_samples(config, name, stage_orders(config, [_Plan(name)])[name])
+    chosen = [samples[place] for place in range(config.batch.global_size)]
+    scored = [ScoredSample(model, config, sample, joint) for sample in chosen]
+    nothing = [[False] * len(sample.clean) for sample in scored]
+    ar, diffusion = terms(
+        stage.averaging,
+        supervised=[sample.supervised for sample in scored],
+        maskable=[sample["maskable"].tolist() for sample in chosen] if joint else nothing,
+        masked=[sample.masked for sample in scored] if joint else nothing,
+        probability=[sample["probability"].tolist() for sample in chosen] if joint else [],
+        ar_nll=lambda n, i: scored[n].ar_nll(i),
+        diffusion_nll=lambda n, i: scored[n].diffusion_nll(i),
+    )
+    loss = ar + stage.alpha * diffusion
+    loss.backward()
+    squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
+    return {
+        "loss": float(loss),
+        "ar_loss": float(ar),
+        "diffusion_loss": float(diffusion) if joint else None,
+        "grad_norm": math.sqrt(sum(squares)),
+    }
+
+
+class _Plan:
+    def __init__(self, name: str) -> None:
+        self.name, self.samples = name, 0
+
+
+def _model(config: Config, device: torch.device) -> Any:
+    chunks = build_model(config, transformer_config(config, device), device)
+    initialize(chunks, config.model, config.run.seed)
+    return chunks[0]
+
+
+class ScoredSample:
+    """One sample with its whole logits `[S, vocab]`, the noisy half first."""
+
+    def __init__(self, model: Any, config: Config, sample: Sample, joint: bool) -> None:
+        self.tokens, documents = sample["tokens"].tolist(), sample["documents"].tolist()
+        length = len(self.tokens) - 1
+        self.clean = self.tokens[:length]
+        self.supervised = [documents[i] == documents[i + 1] for i in range(length)]
+        self.masked = sample["masked"].tolist() if joint else []
+        mask = config.model.mask_token_id
+        noisy = [mask if hidden else token for hidden, token in zip(self.masked, self.clean, strict=False)]
+        self.first_clean = len(noisy)
+        self.logits = _logits(model, config, noisy + self.clean, documents[:length], joint)
+
+    def ar_nll(self, place: int) -> Tensor:
+        return _nll(self.logits[self.first_clean + place], self.tokens[place + 1])
+
+    def diffusion_nll(self, place: int) -> Tensor:
+        return _nll(self.logits[place], self.clean[place])
+
+
+def _nll(logits: Tensor, target: int) -> Tensor:
+    return torch.logsumexp(logits.double(), dim=0) - logits.double()[target]
+
+
+def _logits(model: Any, config: Config, tokens: list[int], documents: list[int], joint: bool) -> Tensor:
+    layout = StreamLayout.of(torch.tensor([documents]), config.diffusion.block_size, joint)
+    rotary = RotaryEmbedding(config.model, torch.device("cpu"))
+    handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32))
+    logits: Tensor = model(torch.tensor([tokens]), handle)
+    return logits

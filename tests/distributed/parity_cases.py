@@ -1,0 +1,125 @@
+"""The cases of the parity tests: a layout, an objective and a way to compute, over one tiny model and one token set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
+
+from nld_train.config.compose import compose_config
+from nld_train.config.schema import Config
+
+STEPS = 3
+Kind = Literal["train", "naive", "validation", "nan weight", "infinite gradient"]
+AVERAGINGS = ("global", "contributing", "masked", "sequence")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a group of `world` processes shares the model."""
+
+    name: str
+    world: int
+    overrides: tuple[str, ...] = ()
+
+
+SINGLE = Layout("single", 1)
+TP2 = Layout("tp2", 2, ("parallel.tensor=2",))
+PP2 = Layout("pp2", 2, ("parallel.pipeline=2",))
+PP2_VIRTUAL = Layout("pp2-virtual2", 2, ("parallel.pipeline=2", "parallel.virtual_pipeline=2"))
+DP2 = Layout("dp2", 2)
+TP2_SEQUENCE = Layout("tp2-sequence", 2, ("parallel.tensor=2", "parallel.sequence=true"))
+TP4 = Layout("tp4", 4, ("parallel.tensor=4",))
+PP4 = Layout("pp4", 4, ("parallel.pipeline=4",))
+DP4 = Layout("dp4", 4)
+TP2_PP2 = Layout("tp2-pp2", 4, ("parallel.tensor=2", "parallel.pipeline=2"))
+TP2_DP2 = Layout("tp2-dp2", 4, ("parallel.tensor=2",))
+PP2_DP2 = Layout("pp2-dp2", 4, ("parallel.pipeline=2",))
+LAYOUTS = (TP2, PP2, PP2_VIRTUAL, DP2, TP2_SEQUENCE, TP4, PP4, DP4, TP2_PP2, TP2_DP2, PP2_DP2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A few optimizer steps from one set of starting weights.
+
+    Attributes:
+        layout: of the group.
+        stage: `ar` or `joint`.
+        averaging: of the losses.
+        micro_size: samples of a micro-batch.
+        extra: overrides that must not change the result.
+        kind: `train`; `naive`, the naive computation of the first step; `validation`, before any step; or one of the
+            poisons, after which the last process has a NaN among its weights or an infinity among its gradients.
+        key_value_heads: 2, or 4 where four tensor-parallel processes share them.
+    """
+
+    layout: Layout
+    stage: str
+    averaging: str = "global"
+    micro_size: int = 2
+    extra: tuple[str, ...] = ()
+    kind: Kind = "train"
+    key_value_heads: int = 2
+
+    @property
+    def name(self) -> str:
+        """Names the case in test ids and results."""
+        parts = [self.layout.name, self.stage, self.averaging, f"micro{self.micro_size}"]
+        parts += [override.rpartition(".")[2] for override in self.extra]
+        parts += ["heads4"] * (self.key_value_heads == 4) + [self.kind] * (self.kind != "train")
+        return "-".join(parts)
+
+    def single(self) -> Case:
+        """The same steps on one process, computed the plain way."""
+        return replace(self, layout=SINGLE, micro_size=2, extra=())
+
+    def by_hand(self) -> Case:
+        """The same first step by the naive computation."""
+        return replace(self.single(), kind="naive")
+
+    def references(self) -> tuple[Case, ...]:
+        """What the case is compared with."""
+        return {"train": (self.single(), self.by_hand()), "validation": (self.single(),)}.get(self.kind, ())
+
+    def config(self, prefix: str) -> Config:
+        """The settings, over the token set at `prefix`."""
+        stage = f"stages.{self.stage}"
+        return compose_config(
+            [
+                *TINY_MODEL,
+                *data_overrides(prefix),
+                f"model.num_key_value_heads={self.key_value_heads}",
+                f"run.stages=[{self.stage}]",
+                f"{stage}.tokens={STEPS * STEP_TOKENS}",
+                f"{stage}.averaging={self.averaging}",
+                f"{stage}.schedule.warmup_fraction=0",
+                f"batch.micro_size={self.micro_size}",
+                f"execution.attention={'dense' if self.kind == 'naive' else 'auto'}",
+                *self.layout.overrides,
+                *self.extra,
+            ]
+        )
+
+
+def possible(layout: Layout, micro_size: int) -> bool:
+    """Whether the global batch of 8 can be cut so."""
+    data_size = 1
+    if layout in (DP2, TP2_DP2, PP2_DP2):
+        data_size = 2
+    if layout is DP4:
+        data_size = 4
+    return 8 % (micro_size * data_size) == 0
+
+
+def layout_cases(averagings: Sequence[str], micro_sizes: Sequence[int]) -> list[Case]:
+    """Every layout with AR and joint steps."""
+    return [
+        Case(layout, stage, averaging, micro_size, key_value_heads=4 if layout is TP4 else 2)
+        for layout in LAYOUTS
+        for stage in ("ar", "joint")
+        for averaging in averagings
+        for micro_size in micro_sizes
+        if possible(layout, micro_size)
+    ]

@@ -1,0 +1,162 @@
+"""One process of a group that trains many cases, one after another (started by torchrun).
+
+    parity_worker.py CASES.json RESULTS.jsonl
+
+A case is `{"name", "kind", "config"}`. Rank 0 appends a line per finished case, so that a crash costs only the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from naive_objective import naive_step
+
+from nld_train.config.load import config_from_dict
+from nld_train.config.plan import stage_plans
+from nld_train.config.schema import Config
+from nld_train.config.validate import validate
+from nld_train.data.order import stage_orders
+from nld_train.data.samples import batches, training_samples
+from nld_train.model.build import build_model, resolve_dtype, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.micro_batch import StreamSettings
+from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from nld_train.training.parallel import parallel_groups, world_size
+from nld_train.training.step import NonFiniteError, train_step
+from nld_train.training.validation import Validation
+
+Record = dict[str, Any]
+
+
+class Trainee:
+    """This process's part of one case, built as a run builds it."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        (self.plan,) = stage_plans(config)
+        self.stage = config.stages[self.plan.name]
+        self.rotary = RotaryEmbedding(config.model, device)
+        self.settings = StreamSettings(
+            two_streams=self.stage.alpha > 0,
+            block_size=config.diffusion.block_size,
+            mask_token_id=config.model.mask_token_id,
+            averaging=self.stage.averaging,
+            dtype=resolve_dtype(config, device),
+            device=device,
+        )
+        self.share = {
+            "rank": parallel_state.get_data_parallel_rank(),
+            "size": parallel_state.get_data_parallel_world_size(),
+        }
+        megatron = transformer_config(config, device)
+        chunks = build_model(config, megatron, device)
+        initialize(chunks, config.model, config.run.seed)
+        self.model = wrap_model(config, megatron, chunks)
+
+    def train(self) -> Iterator[Record]:
+        """A record per optimizer step."""
+        plan, weight_decay = self.plan, self.config.optimizer.weight_decay
+        optimizer = build_optimizer(self.config, self.stage, self.model, self.settings.dtype)
+        scheduler = build_scheduler(self.stage.schedule, optimizer, plan.steps, weight_decay)
+        for samples in self._batches():
+            scheduler.step(1)
+            clip = self.config.optimizer.clip_grad
+            result = train_step(self.model, optimizer, samples, self.stage, self.settings, self.rotary, clip)
+            yield {**asdict(result), "grad_norm": result.gradient_norm}
+
+    def _batches(self) -> Any:
+        order = stage_orders(self.config, [self.plan])[self.plan.name]
+        return batches(
+            training_samples(self.config, self.plan.name, order),
+            first_step=0,
+            last_step=self.plan.steps,
+            global_size=self.config.batch.global_size,
+            micro_size=self.config.batch.micro_size,
+            **self.share,
+        )
+
+    def poisoned_step(self, poison: Poison) -> Record:
+        """What every process says, and whether its weights are what they were, after one process went astray."""
+        if dist.get_rank() == dist.get_world_size() - 1:
+            poison(next(self.model[0].parameters()))
+        before = [parameter.clone() for chunk in self.model for parameter in chunk.parameters()]
+        try:
+            message = f"trained: {list(self.train())}"
+        except NonFiniteError as error:
+            message = str(error)
+        after = [parameter for chunk in self.model for parameter in chunk.parameters()]
+        kept = all(_same_bits(old, new) for old, new in zip(before, after, strict=True))
+        told: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(told, (message, kept))
+        return {"messages": [message for message, _ in told], "kept": [kept for _, kept in told]}
+
+    def validate(self) -> Record:
+        """The losses of the starting weights on held-out samples."""
+        validation = Validation(self.config, self.share["rank"], self.share["size"])
+        result = validation.run(self.model, self.settings, self.rotary)
+        levels = {f"diffusion_loss at {level}": loss for level, loss in result.diffusion_loss.items()}
+        return {"ar_loss": result.ar_loss, **levels}
+
+
+Poison = Callable[[torch.nn.Parameter], Any]
+
+
+def _poison_weight(parameter: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        parameter.fill_(math.nan)
+
+
+def _poison_gradient(parameter: torch.nn.Parameter) -> None:
+    parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), math.inf))
+
+
+POISONS: dict[str, Poison] = {"nan weight": _poison_weight, "infinite gradient": _poison_gradient}
+
+
+def _same_bits(old: torch.Tensor, new: torch.Tensor) -> bool:
+    """Also where a NaN stands, which equals nothing."""
+    return torch.equal(old.view(torch.int32), new.view(torch.int32))
+
+
+def run_case(config: Config, kind: str, device: torch.device) -> list[Record]:
+    """The records of a few optimizer steps, or of what else the kind of the case asks for (see `parity_cases`)."""
+    if kind == "naive":
+        return [naive_step(config, device)]
+    trainee = Trainee(config, device)
+    if kind == "train":
+        return list(trainee.train())
+    return [trainee.validate() if kind == "validation" else trainee.poisoned_step(POISONS[kind])]
+
+
+def main(cases_path: str, results_path: str) -> None:
+    cases = json.loads(Path(cases_path).read_text())
+    with Path(results_path).open("a") as results:
+        for _, alike in groupby(cases, key=lambda case: case["config"]["parallel"]):
+            _run_alike(list(alike), results)
+
+
+def _run_alike(cases: list[dict[str, Any]], results: Any) -> None:
+    """Cases of one layout, in one set of groups."""
+    with parallel_groups(config_from_dict(cases[0]["config"])) as device:
+        for case in cases:
+            config = config_from_dict(case["config"])
+            validate(config, world_size())
+            records = run_case(config, case["kind"], device)
+            if dist.get_rank() == 0:
+                results.write(json.dumps({"name": case["name"], "records": records}) + "\n")
+                results.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Every layout computes the same steps as one process, and the first one as the naive computation does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from parity_cases import (
+    AVERAGINGS,
+    DP2,
+    PP2_VIRTUAL,
+    SINGLE,
+    STEPS,
+    TP2,
+    TP2_PP2,
+    TP2_SEQUENCE,
+    Case,
+    layout_cases,
+)
+from process_groups import Outcomes
+
+TOLERANCE = 1e-5
+MEASURES = ("loss", "ar_loss", "diffusion_loss", "grad_norm")
+
+QUICK = [
+    *layout_cases(["global"], [2]),
+    *(Case(layout, "joint", averaging) for layout in (SINGLE, DP2, TP2_PP2) for averaging in AVERAGINGS[1:]),
+    *(Case(layout, "joint", micro_size=size) for layout in (SINGLE, DP2, PP2_VIRTUAL) for size in (1, 4)),
+    *(Case(SINGLE, "ar", averaging) for averaging in AVERAGINGS),
+]
+EXECUTIONS = [
+    *(
+        Case(layout, "joint", extra=(f"execution.{override}",))
+        for layout in (SINGLE, TP2_SEQUENCE)
+        for override in ("recompute=full", "recompute=selective", "head_chunk_rows=7", "attention=dense")
+    ),
+    Case(SINGLE, "joint", extra=("execution.recompute=full", "execution.recompute_layers=2")),
+    Case(SINGLE, "ar", extra=("execution.attention=dense",)),
+    Case(PP2_VIRTUAL, "joint", extra=("execution.recompute=full",)),
+    Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true",)),
+    Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")),
+    Case(TP2, "joint", extra=("execution.head_chunk_rows=7",)),
+]
+SHORT = list(dict.fromkeys([*QUICK, *EXECUTIONS]))
+SINGLES = [
+    Case(SINGLE, stage, averaging, size) for stage in ("ar", "joint") for averaging in AVERAGINGS for size in (1, 2, 4)
+]
+REST = [case for case in [*SINGLES, *layout_cases(AVERAGINGS, (1, 2, 4))] if case not in SHORT]
+CASES = [
+    *(pytest.param(case, id=case.name) for case in SHORT),
+    *(pytest.param(case, id=case.name, marks=[pytest.mark.long, pytest.mark.timeout(3000)]) for case in REST),
+]
+
+
+# FlexAttention has no backward pass on a CPU: forward passes alone compare it with the others.
+VALIDATIONS = [
+    *(replace(case, kind="validation") for case in layout_cases(["global"], [2])),
+    *(
+        Case(SINGLE, stage, extra=(f"execution.attention={attention}",), kind="validation")
+        for attention in ("dense", "flex")
+        for stage in ("ar", "joint")
+    ),
+]
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any], names: Iterable[str] = MEASURES) -> None:
+    differences = {}
+    for name in names:
+        if expected[name] is None:
+            assert found[name] is None
+        else:
+            differences[name] = abs(found[name] - expected[name]) / abs(expected[name])
+    assert max(differences.values()) < TOLERANCE, (differences, found, expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_equals_that_of_one_process(case: Case, outcomes: Outcomes) -> None:
+    found, expected = outcomes.records(case), outcomes.records(case.single())
+    assert len(found) == len(expected) == STEPS
+    for step in range(STEPS):
+        assert_equal(found[step], expected[step])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_step_equals_the_naive_computation(case: Case, outcomes: Outcomes) -> None:
+    assert_equal(outcomes.records(case)[0], outcomes.records(case.by_hand())[0])
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in VALIDATIONS])
+def test_validation_equals_that_of_one_process(case: Case, outcomes: Outcomes) -> None:
+    (found,), (expected,) = outcomes.records(case), outcomes.records(case.single())
+    assert found.keys() == expected.keys()
+    assert len(expected) == (5 if case.stage == "joint" else 1)
+    assert_equal(found, expected, expected)

@@ -1,0 +1,27 @@
+"""One process of a group that makes runs with decoding, one after another: `layout_worker.py RUNS.json`.
+
+The file holds a list of lists of overrides. Started by torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from nld_train.config.compose import compose_config
+from nld_train.config.validate import validate
+from nld_train.evaluation.decoding_hook import DecodingHook
+from nld_train.training.parallel import world_size
+from nld_train.training.run import train
+
+
+def main(path: str) -> None:
+    for overrides in json.loads(Path(path).read_text()):
+        config = compose_config(overrides)
+        validate(config, world_size())
+        assert train(config, [DecodingHook]) == 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

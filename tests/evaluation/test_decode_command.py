@@ -1,0 +1,234 @@
+"""`nld-decode`: every kind of checkpoint, every mode, and one line for every mistake."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_runs import newest_checkpoint, run_command
+
+from nld_train.decode import main
+
+MODES = ("ar", "diffusion", "linear", "quadratic")
+SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--threshold", "0.3")
+PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here")
+
+
+@pytest.fixture(scope="module")
+def export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from checkpoint_convert.exporting import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("exports") / "export"
+    export_checkpoint(trained, folder, "nld")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(export: Path) -> Path:
+    from checkpoint_convert.importing import import_checkpoint
+
+    folder = export.with_name("imported")
+    import_checkpoint(export, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    return path
+
+
+@pytest.fixture
+def records(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line with --json; returns its objects without the time."""
+
+    def run(*words: object) -> list[dict[str, Any]]:
+        assert main([*map(str, words), *SHORT, "--json"]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert all(record.pop("seconds") > 0 for record in found)
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_object_per_prompt(records: Any, trained: Path, prompts_file: Path, mode: str) -> None:
+    found = records(trained, "--prompts", prompts_file, "--mode", mode)
+    assert [record["prompt"] for record in found] == list(PROMPTS)
+    for record in found:
+        assert record["new_tokens"] == len(record["token_ids"]) <= 20
+        assert record["tokens_per_forward"] == record["new_tokens"] / record["forwards"]
+        assert record["prefill"] == 1
+        assert record["text"] == bytes(token - 4 for token in record["token_ids"] if token > 3).decode(errors="replace")
+    alone = [records(trained, "--prompt", text, "--mode", mode)[0] for text in PROMPTS]
+    assert alone == found
+    assert records(trained, "--prompts", prompts_file, "--mode", mode, "--batch-size", 2) == found
+
+
+def test_a_comparison_has_every_mode(records: Any, trained: Path, prompts_file: Path) -> None:
+    found = records(trained, "--prompts", prompts_file, "--compare")
+    assert [record["mode"] for record in found] == [mode for mode in MODES for _ in PROMPTS]
+    for mode in MODES:
+        agreements = [record.pop("agreement") for record in found if record["mode"] == mode]
+        assert mode == "diffusion" or agreements == [1.0] * len(PROMPTS)
+        assert [record for record in found if record["mode"] == mode] == records(
+            trained, "--prompts", prompts_file, "--mode", mode
+        )
+
+
+def test_runs_checkpoints_exports_and_imports_say_the_same(
+    records: Any, trained: Path, export: Path, imported: Path, prompts_file: Path
+) -> None:
+    found = [
+        records(path, "--prompts", prompts_file, "--compare")
+        for path in (trained, newest_checkpoint(trained), export, imported)
+    ]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert any(record["new_tokens"] > 10 for record in found[0])
+
+
+def test_seeds_are_those_of_the_prompts(records: Any, trained: Path, prompts_file: Path) -> None:
+    sampled = ("--mode", "linear", "--temperature", 1, "--top-k", 50, "--top-p", 0.9)
+    found = records(trained, "--prompts", prompts_file, *sampled, "--seed", 3)
+    assert records(trained, "--prompts", prompts_file, *sampled, "--seed", 3, "--batch-size", 1) == found
+    assert records(trained, "--prompt", PROMPTS[2], *sampled, "--seed", 5) == found[2:]
+    assert records(trained, "--prompts", prompts_file, *sampled, "--seed", 9) != found
+
+
+def test_the_table_shows_the_modes_side_by_side(
+    trained: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(trained), "--prompts", str(prompts_file), "--compare", *SHORT]) == 0
+    printed = capsys.readouterr().out
+    assert all(f" {mode} " in printed for mode in MODES)
+    assert printed.count("100.0%") >= 3
+
+
+def test_plain_output_is_prompt_text_and_figures(
+    records: Any, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (record,) = records(trained, "--prompt", "seven times", "--mode", "ar")
+    assert main([str(trained), "--prompt", "seven times", "--mode", "ar", *SHORT]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("seven times")
+    assert f"ar: {record['new_tokens']} tokens in " in printed
+    assert "\x1b" not in printed
+
+
+def test_a_terminal_sees_colours_and_growth(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every refresh, on a console that takes itself for a terminal."""
+    from nld_train.decoding import command, terminal
+
+    terminal_text = io.StringIO()
+    console = Console(file=terminal_text, force_terminal=True, color_system="standard", width=80)
+    monkeypatch.setattr(command, "Console", lambda **_: console)
+    monkeypatch.setattr(terminal, "_REFRESH_SECONDS", 0.0)
+    for mode in MODES:
+        assert main([str(trained), "--prompt", "seven times", "--mode", mode, *SHORT]) == 0
+        shown = terminal_text.getvalue()
+        terminal_text.seek(0)
+        terminal_text.truncate()
+        assert "seven times" in shown
+        assert "\x1b[2mseven times" in shown
+        assert ("\u2591" in shown) == (mode == "diffusion")
+        assert ("\x1b[9;31m" in shown) == (mode in ("linear", "quadratic"))
+
+
+BAD = [
+    (["--prompt", "seven", "--mode", "ar", "--block-length", "0"], "block_length: 0 is not 1 or more"),
+    (["--prompt", "seven", "--mode", "diffusion", "--threshold", "1.5"], "threshold: 1.5 is not in [0, 1]"),
+    (["--prompt", "seven", "--mode", "ar", "--threshold", "-1"], "threshold: -1.0 is not in [0, 1]"),
+    (["--prompt", "seven", "--mode", "ar", "--temperature", "-1"], "temperature"),
+    (["--prompt", "seven", "--mode", "ar", "--top-p", "0"], "top_p"),
+    (["--prompt", "seven", "--mode", "ar", "--max-new-tokens", "0"], "max_new_tokens"),
+    (["--prompt", "seven", "--mode", "ar", "--batch-size", "0"], "--batch-size"),
+    (["--prompt", "", "--mode", "ar"], "prompt 0 is empty"),
+    (["--prompt", "x" * 96, "--mode", "ar"], "prompt 0 has 96 tokens, which leaves no room in the context of 96"),
+    (["--prompt", "one <mask> two", "--mode", "ar"], "prompt 0 contains the mask token (id 3)"),
+    (["--prompt", "seven", "--mode", "linear", "--adapter"], "this model has no drafter adapter"),
+    (["--prompt", "seven", "--mode", "ar", "--adapter"], "only linear does"),
+    (["--prompt", "seven"], "--mode: say how to decode"),
+    (["--prompts", "nowhere.txt", "--mode", "ar"], "--prompts nowhere.txt: cannot be read"),
+    (["--prompt", "seven", "--mode", "ar", "--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
+]
+
+
+@pytest.mark.parametrize("kind", ["trained", "export"])
+@pytest.mark.parametrize(("words", "said"), BAD, ids=[said[:30] for _, said in BAD])
+def test_mistakes_are_one_line(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], kind: str, words: list[str], said: str
+) -> None:
+    path = request.getfixturevalue(kind)
+    capsys.readouterr()
+    assert refusal(capsys, str(path), *words).find(said) >= 0
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a refused command."""
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [("", "holds no prompt"), ("seven\n\neight\n", ":2: the prompt is empty")],
+)
+def test_prompts_without_text_are_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, said: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text(lines)
+    assert said in refusal(capsys, str(trained), "--mode", "ar", "--prompts", str(tmp_path / "prompts.txt"))
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--mode", "ar", "--prompt", "seven")
+    assert "holds no checkpoint" in refusal(capsys, str(tmp_path), *asked)
+    assert "does not exist" in refusal(capsys, str(tmp_path / "nowhere"), *asked)
+    (tmp_path / "config.json").write_text('{"model_type": "ministral3"}')
+    assert "nld-convert import" in refusal(capsys, str(tmp_path), *asked)
+
+
+def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(newest_checkpoint(trained), tmp_path / "step")
+    weights = max(copy.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+    assert f"is damaged: {weights.name} does not have the content" in said
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(
+    imported: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], records: Any
+) -> None:
+    for path in (imported, export):
+        copy = shutil.copytree(path, tmp_path / path.name)
+        kept = shutil.copytree(path, tmp_path / f"kept-{path.name}")
+        for file in [*copy.rglob("tokenizer*.json"), *copy.rglob("special_tokens_map.json")]:
+            file.unlink()
+        capsys.readouterr()
+        said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+        assert "no tokenizer is known of it" in said
+        tokenizer = kept / "tokenizer" if (kept / "tokenizer").is_dir() else kept
+        assert records(copy, "--mode", "ar", "--prompt", "seven", "--tokenizer", tokenizer)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys, nld_train.decode as d\ntry: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = run_command(["-c", program], timeout=60)
+    assert "--block-length" in done.output
+    assert not {"torch", "rich", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())
+    assert "torch" in sys.modules

@@ -1,0 +1,183 @@
+"""The joint loss of `forward` with labels, against a naive computation; and `Trainer` on top of it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_exports import MASK
+from torch import Tensor
+
+from checkpoint_convert.hf_package.two_streams import draw_noise
+
+
+@pytest.fixture
+def texts() -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask, and labels that leave out padding and the first three tokens of a prompt."""
+    ids = torch.randint(6, 60, (4, 19), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 15:], mask[2, :4] = 0, 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[3, :3] = -100
+    return ids, mask, labels
+
+
+def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int) -> Tensor:
+    """Row by row, without padding, block by block: each masked token from a forward that holds nothing else."""
+    noise = draw_noise((labels != -100) & mask.bool(), torch.Generator().manual_seed(seed))
+    ar, diffusion = [], []
+    for row in range(len(ids)):
+        real = mask[row].bool()
+        text, target, masked = ids[row, real], labels[row, real], noise.masked[row, real]
+        logs = model(text[None]).logits[0].log_softmax(-1)
+        ar += [-logs[place - 1, target[place]] for place in range(1, len(text)) if target[place] != -100]
+        for start in range(0, len(text), block_size):
+            end = min(start + block_size, len(text))
+            noisy = torch.where(masked[start:end], MASK, text[start:end])
+            whole = torch.cat([text[:start], noisy])[None]
+            logs = model(whole, mode="block", block_length=end - start).logits[0].log_softmax(-1)
+            diffusion += [
+                -logs[place, target[place]] / noise.probability[row, 0] for place in range(start, end) if masked[place]
+            ]
+    return torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / (labels != -100).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int) -> None:
+    """Its gradients too, for every parameter."""
+    ids, mask, labels = texts
+    model = load()
+    loss = model(ids, mask, labels=labels, generator=torch.Generator().manual_seed(seed)).loss
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    expected_loss = naive_loss(model, ids, mask, labels, seed, block_size=8)
+    torch.testing.assert_close(loss, expected_loss, atol=1e-5, rtol=1e-5)
+    expected = torch.autograd.grad(expected_loss, list(model.parameters()))
+    for (name, _), one, other in zip(model.named_parameters(), found, expected, strict=True):
+        assert bool(one.any()), name
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_its_logits_are_the_clean_streams(model: Any, texts: Any) -> None:
+    ids, mask, labels = texts
+    logits = model(ids, mask, labels=labels).logits
+    real = mask.bool()
+    torch.testing.assert_close(logits[real], model(ids, mask).logits[real], atol=1e-5, rtol=1e-5)
+
+
+def test_packed_documents_are_separate_texts(model: Any) -> None:
+    ids = torch.randint(6, 60, (1, 20), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
+    changed = ids.clone()
+    changed[0, 0] = 7
+    noise = [torch.Generator().manual_seed(2) for _ in range(2)]
+    labels = ids.clone()
+    labels[0, :9] = -100
+    losses = [
+        model(one, position_ids=positions, labels=labels, generator=generator).loss
+        for one, generator in zip((ids, changed), noise, strict=True)
+    ]
+    assert torch.equal(*losses)
+
+
+def test_noise_is_fresh_and_within_its_law() -> None:
+    maskable = torch.ones(4000, 50, dtype=torch.bool)
+    maskable[:, :10] = False
+    torch.manual_seed(0)
+    first, second = draw_noise(maskable, None), draw_noise(maskable, None)
+    assert not torch.equal(first.masked, second.masked)
+    assert not bool(first.masked[:, :10].any())
+    assert float(first.probability.min()) >= 1e-3
+    assert math.isclose(float(first.probability.mean()), 0.5, abs_tol=0.02)
+    share = first.masked[:, 10:].float().mean(1)
+    assert float((share - first.probability[:, 0]).abs().mean()) < 0.07
+    assert float((share - first.probability[:, 0]).mean().abs()) < 0.005
+
+
+def test_without_the_diffusion_term_there_is_no_second_stream(load: Any, texts: Any) -> None:
+    ids, mask, labels = texts
+    model = load()
+    model.config.dlm_loss_weight = 0.0
+    lengths = []
+    model.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    loss = model(ids, mask, labels=labels).loss
+    logs = model(ids, mask).logits.log_softmax(-1)[:, :-1]
+    wanted = (labels[:, 1:] != -100) & mask[:, :-1].bool()
+    expected = -logs.gather(-1, ids[:, 1:, None])[..., 0][wanted].mean()
+    torch.testing.assert_close(loss, expected)
+    assert lengths == [19, 19]
+
+
+def test_nothing_to_learn_is_a_loss_of_zero(model: Any, texts: Any) -> None:
+    ids, mask, labels = texts
+    loss = model(ids, mask, labels=torch.full_like(labels, -100)).loss
+    assert float(loss) == 0.0
+
+
+def test_accumulated_micro_batches_are_one_batch(load: Any) -> None:
+    """`Trainer` tells the labels of the whole step; the sum over micro-batches is then the mean over all tokens."""
+    model = load()
+    ids = torch.randint(6, 60, (4, 16))
+    ids[2:, 10:] = 0
+    mask = torch.ones_like(ids)
+    labels = ids.clone()
+    labels[2:, 10:] = -100
+    model.config.dlm_loss_weight = 0.0
+    whole = model(ids, mask, labels=labels).loss
+    count = (labels != -100).sum()
+    parts = [
+        model(ids[i], mask[i], labels=labels[i], num_items_in_batch=count).loss for i in (slice(0, 2), slice(2, 4))
+    ]
+    # Rows of 16 and of 10 tokens have slightly different shares of next-token rows (15/16 and 9/10).
+    torch.testing.assert_close(sum(parts), whole, atol=0.0, rtol=0.02)
+    assert float(abs(sum(parts) - whole)) < 0.2 * float(abs(parts[0] + parts[1] - 2 * whole))
+
+
+def test_gradient_checkpointing_changes_nothing(load: Any, texts: Any) -> None:
+    ids, mask, labels = texts
+    gradients = []
+    for checkpointing in (False, True):
+        model = load().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(ids, mask, labels=labels, generator=torch.Generator().manual_seed(0)).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.allclose(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_trainer_fine_tunes_it(load: Any, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = load()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(6, 60, (8, 16), generator=generator)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    # Random weights: the loss of a step is near that of one batch, not of two, whatever the accumulation.
+    plain = float(
+        model(torch.stack([row["input_ids"] for row in rows]), labels=torch.stack([r["labels"] for r in rows])).loss
+    )
+    assert all(0.6 * plain < loss < 1.5 * plain for loss in losses)
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    trainer.save_model(str(tmp_path / "tuned"))
+    again = load(tmp_path / "tuned")
+    assert torch.equal(again.diffusion_head.weight, model.diffusion_head.weight)

@@ -1,0 +1,114 @@
+"""The export works where this project is not: a process that cannot import it, and cannot reach any network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_exports import MASK, STOP, random_weights
+
+from checkpoint_convert.hf_package import ENTRY_FILES, package_files
+
+SCRIPT = """
+import importlib.abc, json, socket, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("nld_train", "checkpoint_convert", "megatron", "hydra", "datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+
+def refuse(*_):
+    raise OSError("no network in this test")
+
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+torch.set_num_threads(1)
+directory = sys.argv[1]
+ids, mask = (torch.tensor(rows) for rows in json.loads(sys.argv[2]))
+config = AutoConfig.from_pretrained(directory, trust_remote_code=True)
+answers = {"block_size": config.block_size}
+for name, auto in {"model": AutoModel, "causal": AutoModelForCausalLM}.items():
+    model = auto.from_pretrained(directory, trust_remote_code=True)
+    assert model.training is False
+    calls = {
+        "ar": model.ar_generate(ids, 10, attention_mask=mask),
+        "diffusion": model.generate(ids, 10, 4, 0.5, attention_mask=mask),
+        "plain": model.linear_spec_generate(ids, 10, 4, adapter=False, attention_mask=mask),
+        "drafted": model.linear_spec_generate(ids, 10, 4, attention_mask=mask),
+    }
+    answers[name] = {call: [out.tolist(), nfe] for call, (out, nfe) in calls.items()}
+    answers[name]["logits"] = model(ids, attention_mask=mask).logits.sum().item()
+print(json.dumps(answers))
+"""
+
+
+def test_a_process_without_this_project(export: Path, model: Any, prompts: Any, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", SCRIPT, str(export), json.dumps([rows.tolist() for rows in prompts])]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    ids, mask = prompts
+    expected = {
+        "ar": model.ar_generate(ids, 10, attention_mask=mask),
+        "diffusion": model.generate(ids, 10, 4, 0.5, attention_mask=mask),
+        "plain": model.linear_spec_generate(ids, 10, 4, adapter=False, attention_mask=mask),
+        "drafted": model.linear_spec_generate(ids, 10, 4, attention_mask=mask),
+    }
+    for name in ("model", "causal"):
+        for call, (out, nfe) in expected.items():
+            assert answers[name][call] == [out.tolist(), nfe], call
+        assert answers[name]["ar"][0] == answers[name]["plain"][0] == answers[name]["drafted"][0]
+    assert answers["block_size"] == 8
+
+
+def test_the_package_is_flat_and_self_contained() -> None:
+    files = package_files()
+    assert set(ENTRY_FILES) <= set(files)
+    for name, path in files.items():
+        assert "/" not in name
+        source = path.read_text()
+        for forbidden in ("nld_train.", "megatron", "checkpoint_convert."):
+            assert f"import {forbidden}" not in source, name
+            assert f"from {forbidden}" not in source, name
+
+
+def test_every_tensor_has_its_name(model: Any) -> None:
+    expected = random_weights()
+    state = model.state_dict()
+    assert set(state) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_a_saved_model_loads_again(load: Any, model: Any, prompts: Any, tmp_path: Path) -> None:
+    """Saved after drafting with the adapter, of which the saved weights know nothing."""
+    ids, mask = prompts
+    first = load()
+    first.linear_spec_generate(ids, 6, 4, attention_mask=mask)
+    first.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("adapter*"))
+    again = load(tmp_path / "again")
+    assert torch.equal(again(ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+    assert again.stop_tokens() == (STOP,)
+    assert again.config.mask_token_id == MASK
+    assert torch.equal(again.ar_generate(ids, 6)[0], model.ar_generate(ids, 6)[0])
+
+
+def test_half_precision_loads(load: Any, prompts: Any) -> None:
+    ids, mask = prompts
+    half = load(dtype=torch.bfloat16)
+    assert half(ids, attention_mask=mask).logits.dtype == torch.bfloat16
+    assert half.ar_generate(ids, 3, attention_mask=mask)[0].shape == (3, 15)

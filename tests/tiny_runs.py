@@ -1,0 +1,144 @@
+"""A tiny model, a small token set, and runs over them: what the tests of training share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+TESTS = Path(__file__).parent
+# Large starting weights: with small ones every logit is near 0, and a wrong model would score like a right one.
+TINY_MODEL = (
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_hidden_layers=4",
+    "model.num_attention_heads=4",
+    "model.num_key_value_heads=2",
+    "model.head_dim=8",
+    "model.vocab_size=67",
+    "model.initializer_range=0.2",
+    "diffusion.block_size=5",
+    "batch.global_size=8",
+    "batch.micro_size=2",
+    "batch.sequence_length=24",
+    # Adam divides a gradient by its own size: with a smaller epsilon it makes steps of rounding errors.
+    "optimizer.epsilon=1e-5",
+)
+STEP_TOKENS = 8 * 24
+
+
+def write_token_set(prefix: Path, seed: int) -> str:
+    """A token set with ids 4..66 and documents of 1 to 30 tokens, some shorter than a block; returns its prefix."""
+    from nld_train.data.packed import indexed_dataset_module
+
+    generator = np.random.default_rng(seed)
+    builder = indexed_dataset_module().IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for length in generator.integers(0, 30, 120):
+        builder.add_document(np.append(generator.integers(4, 67, length), 2), [length + 1])
+    builder.finalize(f"{prefix}.idx")
+    return str(prefix)
+
+
+def data_overrides(prefix: str) -> tuple[str, ...]:
+    """A run over one token set, without tokenizer, validation, decoding and Weights & Biases."""
+    return (
+        f"data.train=[{{prefix: {prefix}, weight: 1}}]",
+        f"data.validation=[{{prefix: {prefix}, weight: 1}}]",
+        "data.tokenizer=null",
+        "data.workers=0",
+        "validation.every=0",
+        "validation.samples=16",
+        "evaluation.every=0",
+        "logging.wandb.mode=disabled",
+        "execution.device=cpu",
+        "execution.timeout_minutes=5",
+    )
+
+
+def two_stages(ar_steps: int, joint_steps: int) -> tuple[str, ...]:
+    """Two short stages whose learning rates change at every step."""
+    overrides = [f"stages.ar.tokens={ar_steps * STEP_TOKENS}", f"stages.joint.tokens={joint_steps * STEP_TOKENS}"]
+    for stage in ("ar", "joint"):
+        overrides += [f"stages.{stage}.schedule.warmup_fraction=0.5", f"stages.{stage}.schedule.decay_fraction=0.5"]
+    return tuple(overrides)
+
+
+def train_here(directory: Path, *overrides: str) -> Path:
+    """Trains in this process, through the settings of the command line; returns the directory."""
+    from nld_train.config.compose import compose_config
+    from nld_train.config.validate import validate
+    from nld_train.training import run
+
+    config = compose_config([f"run.dir={directory}", *overrides])
+    validate(config, world_size=1)
+    assert run.train(config) == 0
+    return directory
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    status: int
+    output: str
+
+
+def run_command(words: Sequence[str], timeout: float) -> Finished:
+    """Runs Python with some words and keeps both output streams in one; fails where it takes too long."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run(
+        [sys.executable, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        env=environment,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout)
+
+
+def torchrun(processes: int, words: Sequence[str], timeout: float) -> Finished:
+    """Runs a script or `-m module` in so many processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = run_command([*launcher, *words], timeout)
+    # What follows is the launcher's own account of a failure.
+    spoken = done.output.partition('\nTraceback (most recent call last):\n  File "<frozen runpy>"')[0]
+    return Finished(done.status, spoken)
+
+
+def records_of(directory: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest_checkpoint(directory: Path) -> Path:
+    """What `latest` names."""
+    checkpoints = directory / "checkpoints"
+    return checkpoints / (checkpoints / "latest").read_text().strip()
+
+
+def saved_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, weights and optimizer state, whole and by name, through torch's own reader."""
+    from torch.distributed import checkpoint as torch_checkpoint
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    metadata = torch_checkpoint.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it reads in one process, as it is told to
+        torch_checkpoint.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+    return tensors

@@ -1,0 +1,51 @@
+"""A run in this process, through the settings of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, write_token_set
+
+AR_STEPS, JOINT_STEPS = 4, 4
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
+
+
+@pytest.fixture(scope="session")
+def settings(token_set: str) -> tuple[str, ...]:
+    """Overrides of a run of 4 AR and 4 joint steps."""
+    return (*TINY_MODEL, *data_overrides(token_set), *two_stages(AR_STEPS, JOINT_STEPS))
+
+
+@pytest.fixture(scope="session")
+def train(settings: tuple[str, ...]) -> Train:
+    """Trains into a directory, with more overrides; returns the directory."""
+    return lambda directory, *overrides: train_here(directory, *settings, *overrides)
+
+
+@pytest.fixture(scope="session")
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    return train(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def command(
+    settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """`nld-train` with the settings and more overrides, in this process; returns its status and error stream."""
+
+    def run(*overrides: str) -> tuple[int, str]:
+        from nld_train.train import main
+
+        monkeypatch.setattr("sys.argv", ["nld-train", *settings, *overrides])
+        capfd.readouterr()
+        return main(), capfd.readouterr().err
+
+    return run

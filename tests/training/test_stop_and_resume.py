@@ -1,0 +1,98 @@
+"""A run that was stopped and started again is the run that never stopped, to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import AR_STEPS, JOINT_STEPS, Train
+from tiny_runs import newest_checkpoint, records_of, saved_tensors
+
+STEPS = AR_STEPS + JOINT_STEPS
+# What a clock decides.
+TIMED = ("seconds", "tokens_per_second", "mfu", "seconds_left")
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Equal weights, equal optimizer state, and each step once with equal values."""
+    assert newest_checkpoint(found).name == newest_checkpoint(expected).name
+    tensors, others = saved_tensors(newest_checkpoint(found)), saved_tensors(newest_checkpoint(expected))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert [untimed(record) for record in records_of(found)] == [untimed(record) for record in records_of(expected)]
+
+
+def untimed(record: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in record.items() if name not in TIMED}
+
+
+def test_a_checkpoint_holds_weights_and_optimizer_state(whole: Path) -> None:
+    tensors = saved_tensors(newest_checkpoint(whole))
+    assert tensors["embedding.word_embeddings.weight"].shape == (67, 32)
+    averages = [name for name in tensors if "exp_avg" in name]
+    assert averages
+    assert all(tensors[name].any() for name in averages)
+    assert [record["step"] for record in records_of(whole)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("stop", [2, AR_STEPS, AR_STEPS + 1])
+def test_stopping_changes_nothing(train: Train, whole: Path, tmp_path: Path, stop: int) -> None:
+    train(tmp_path, f"run.max_steps={stop}")
+    assert len(records_of(tmp_path)) == stop
+    assert newest_checkpoint(tmp_path).name == f"step_{stop:08d}"
+    assert_same_run(train(tmp_path), whole)
+
+
+def test_stopping_after_every_step_changes_nothing(train: Train, whole: Path, tmp_path: Path) -> None:
+    for step in range(1, STEPS + 1):
+        train(tmp_path, f"run.max_steps={step}")
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_limit_that_is_reached_trains_nothing(train: Train, tmp_path: Path) -> None:
+    train(tmp_path, "run.max_steps=3")
+    before = saved_tensors(newest_checkpoint(tmp_path))
+    for limit in (3, 2):
+        train(tmp_path, f"run.max_steps={limit}")
+        assert [record["step"] for record in records_of(tmp_path)] == [1, 2, 3]
+        after = saved_tensors(newest_checkpoint(tmp_path))
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_finished_run_stays_as_it_is(train: Train, whole: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    train(whole)
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_steps_beyond_the_checkpoint_are_made_again(train: Train, whole: Path, tmp_path: Path) -> None:
+    """What a kill between two checkpoints leaves: steps that no checkpoint knows, and half a line."""
+    train(tmp_path, "run.max_steps=3")
+    lost = [record | {"step": step, "loss": 99.0} for step, record in zip((4, 5), records_of(tmp_path), strict=False)]
+    with (tmp_path / "metrics.jsonl").open("a") as metrics:
+        metrics.write("".join(json.dumps(record) + "\n" for record in lost) + '{"stage": "joi')
+    assert_same_run(train(tmp_path), whole)
+
+
+def test_an_unfinished_checkpoint_is_not_taken(train: Train, whole: Path, tmp_path: Path) -> None:
+    """What a kill while saving leaves."""
+    train(tmp_path, "run.max_steps=5")
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "step_00000007.tmp").mkdir()
+    (checkpoints / "step_00000007.tmp" / "__0_0.distcp").write_bytes(b"half")
+    assert_same_run(train(tmp_path), whole)
+
+
+def test_saving_often_or_behind_the_steps_changes_nothing(train: Train, whole: Path, tmp_path: Path) -> None:
+    assert_same_run(train(tmp_path / "often", "checkpoint.every=1"), whole)
+    assert_same_run(train(tmp_path / "waiting", "checkpoint.every=1", "checkpoint.asynchronous=false"), whole)
+
+
+def test_other_micro_batches_go_on(train: Train, whole: Path, tmp_path: Path) -> None:
+    train(tmp_path, "run.max_steps=3")
+    train(tmp_path, "batch.micro_size=4", "data.workers=1")
+    for found, expected in zip(records_of(tmp_path), records_of(whole), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)

@@ -1,0 +1,54 @@
+"""Held-out losses: fixed noise, no influence on training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import AR_STEPS, Train
+from tiny_runs import newest_checkpoint, records_of, saved_tensors
+
+
+@pytest.fixture(scope="module")
+def validated(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("validated"), "validation.every=2")
+
+
+def test_validation_changes_no_weight(validated: Path, whole: Path) -> None:
+    tensors, others = saved_tensors(newest_checkpoint(validated)), saved_tensors(newest_checkpoint(whole))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+def test_validation_comes_at_its_interval(validated: Path, whole: Path) -> None:
+    assert [record["step"] for record in records_of(validated) if "validation" in record] == [2, 4, 6, 8]
+    assert not any("validation" in record for record in records_of(whole))
+
+
+def test_the_diffusion_loss_is_told_by_noise_level(validated: Path) -> None:
+    found = {record["step"]: record["validation"] for record in records_of(validated) if "validation" in record}
+    assert found[AR_STEPS]["diffusion_loss"] == {}
+    assert list(found[AR_STEPS + 2]["diffusion_loss"]) == ["0.25", "0.5", "0.75", "1"]
+
+
+def test_the_same_weights_have_the_same_losses(train: Train, validated: Path, tmp_path: Path) -> None:
+    """Also in a run that was stopped in between, validates more often and reads other micro-batches."""
+    train(tmp_path, "run.max_steps=5", "validation.every=2")
+    train(tmp_path, "validation.every=1")
+    again = {record["step"]: record.get("validation") for record in records_of(tmp_path)}
+    for record in records_of(validated):
+        if "validation" in record:
+            assert again[record["step"]] == record["validation"]
+
+
+def test_a_stage_that_trains_nothing_validates_alike(train: Train, tmp_path: Path) -> None:
+    """With no learning rate to speak of, the curve is flat: its noise is the same at every step."""
+    still = [f"stages.{stage}.schedule.{rate}=1e-30" for stage in ("ar", "joint") for rate in RATES]
+    train(tmp_path, "validation.every=1", *still)
+    curve = [record["validation"] for record in records_of(tmp_path)][AR_STEPS:]
+    assert all(point == curve[0] for point in curve)
+
+
+RATES = ("learning_rate", "final_learning_rate")
