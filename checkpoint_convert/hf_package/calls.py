@@ -28,6 +28,7 @@ class CallSettings:
         seed: one per row, or one for the batch; None draws one from torch's global generator.
         stop_strings: texts that end a row; they need `tokenizer`.
         tokenizer: of the model.
+        token_type_ids: ignored; tokenizers return them unasked.
     """
 
     attention_mask: Tensor | None = None
@@ -38,6 +39,7 @@ class CallSettings:
     seed: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
     tokenizer: Any = None
+    token_type_ids: Tensor | None = None
 
     def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
         """As the decoder wants them. `stop_tokens` hold where `eos_token_id` is None.

@@ -71,6 +71,7 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         block_length: int | None = None,
         generator: torch.Generator | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits of whole texts, and with labels the joint loss.
 
@@ -91,6 +92,7 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
             block_length: tokens per block in mode `block`; None for `config.block_size`.
             generator: CPU generator of the noise; None for torch's global one.
             num_items_in_batch: labels other than -100 in the whole optimizer step, from `Trainer`.
+            token_type_ids: ignored; tokenizers return them unasked.
 
         Returns:
             `logits` `[b, L, V]` and, with labels, `loss`. There is no cache: the generate methods have their own.

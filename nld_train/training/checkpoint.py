@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
@@ -80,7 +80,9 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
         model: this rank's chunks, wrapped.
         optimizer: None to take the weights alone.
     """
-    strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(directory)))
+    # Copies of one part of the model share out the reading. In a wider group every tensor would go to every process.
+    copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(directory)), copies)
     state = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(directory), strategy)
     for index, chunk in enumerate(model):
         unwrap(chunk).load_state_dict(state[f"model{index}"])

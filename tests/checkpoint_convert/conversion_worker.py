@@ -2,8 +2,8 @@
 
     conversion_worker.py FOLDER NAME...
 
-Each FOLDER/NAME has `source` and `imported`; `saved` is written. What was loaded straight from the source must equal what
-was loaded from the import, or the process fails.
+Each FOLDER/NAME has `source` and `imported`; `saved` is written. What was loaded straight from the source must equal
+what was loaded from the import, or the process fails.
 """
 
 from __future__ import annotations

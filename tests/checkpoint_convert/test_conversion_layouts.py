@@ -1,4 +1,4 @@
-"""Import, load under TP2 x PP2, save there, export: the same bits; and load under another layout what that one saved."""
+"""Import, load under TP2 x PP2, save there, export: the same bits. One process loads what that layout saved."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     names = [source.name for source in SOURCES]
     done = subprocess.run([*launch, *names], capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     return folder
 
 

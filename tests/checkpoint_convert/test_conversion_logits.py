@@ -13,10 +13,10 @@ from test_conversion_round_trip import assert_same_bits, expected_tensors
 from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
 
+from checkpoint_convert.checkpoints import open_weights
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
 from checkpoint_convert.logits import logit_blocks
-from checkpoint_convert.checkpoints import open_weights
 
 pytestmark = pytest.mark.usefixtures("groups")
 # The original length of the rotary embedding is 16: three quarters lie beyond.
@@ -36,7 +36,7 @@ ROPES = {
 @torch.no_grad()
 def transformers_logits(directory: Path) -> Tensor:
     model, info = Ministral3ForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()(TOKENS).logits[0]
 
 

@@ -113,7 +113,7 @@ def test_without_the_diffusion_term_there_is_no_second_stream(load: Any, texts: 
 def test_nothing_to_learn_is_a_loss_of_zero(model: Any, texts: Any) -> None:
     ids, mask, labels = texts
     loss = model(ids, mask, labels=torch.full_like(labels, -100)).loss
-    assert float(loss) == 0.0
+    assert float(loss.detach()) == 0.0
 
 
 def test_accumulated_micro_batches_are_one_batch(load: Any) -> None:
@@ -145,6 +145,17 @@ def test_gradient_checkpointing_changes_nothing(load: Any, texts: Any) -> None:
         model(ids, mask, labels=labels, generator=torch.Generator().manual_seed(0)).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert all(torch.allclose(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_lora_fine_tunes_it(load: Any, texts: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ids, mask, labels = texts
+    wrapped = get_peft_model(load(), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    wrapped(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+    touched = {name for name, parameter in wrapped.named_parameters() if parameter.grad is not None}
+    assert touched
+    assert all("lora_" in name for name in touched)
 
 
 def test_trainer_fine_tunes_it(load: Any, tmp_path: Path) -> None:

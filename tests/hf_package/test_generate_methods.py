@@ -20,6 +20,16 @@ def test_new_tokens_follow_the_input_as_it_came(model: Any, prompts: Any) -> Non
         assert torch.equal(out[row, 12:], alone[0, -9:])
 
 
+def test_what_a_tokenizer_returns_can_be_passed_on(model: Any, prompts: Any) -> None:
+    ids, mask = prompts
+    batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    assert torch.equal(model(**batch).logits, model(ids, mask).logits)
+    for call in (model.ar_generate, model.generate, model.linear_spec_generate):
+        assert torch.equal(call(**batch, max_new_tokens=3)[0], call(ids, 3, attention_mask=mask)[0])
+    with pytest.raises(TypeError, match="num_beams"):
+        model.ar_generate(ids, 3, num_beams=4)
+
+
 def test_rows_that_stop_are_padded(model: Any, prompts: Any) -> None:
     ids, mask = prompts
     whole, _ = model.ar_generate(ids, 12, attention_mask=mask, eos_token_id=())
