@@ -59,27 +59,27 @@ def records(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_object_per_prompt(records: Any, trained: Path, prompts_file: Path, mode: str) -> None:
-    found = records(trained, "--prompts", prompts_file, "--mode", mode)
+def test_an_object_per_prompt(records: Any, export: Path, prompts_file: Path, mode: str) -> None:
+    found = records(export, "--prompts", prompts_file, "--mode", mode)
     assert [record["prompt"] for record in found] == list(PROMPTS)
     for record in found:
         assert record["new_tokens"] == len(record["token_ids"]) <= 20
         assert record["tokens_per_forward"] == record["new_tokens"] / record["forwards"]
         assert record["prefill"] == 1
         assert record["text"] == bytes(token - 4 for token in record["token_ids"] if token > 3).decode(errors="replace")
-    alone = [records(trained, "--prompt", text, "--mode", mode)[0] for text in PROMPTS]
+    alone = [records(export, "--prompt", text, "--mode", mode)[0] for text in PROMPTS]
     assert alone == found
-    assert records(trained, "--prompts", prompts_file, "--mode", mode, "--batch-size", 2) == found
+    assert records(export, "--prompts", prompts_file, "--mode", mode, "--batch-size", 2) == found
 
 
-def test_a_comparison_has_every_mode(records: Any, trained: Path, prompts_file: Path) -> None:
-    found = records(trained, "--prompts", prompts_file, "--compare")
+def test_a_comparison_has_every_mode(records: Any, export: Path, prompts_file: Path) -> None:
+    found = records(export, "--prompts", prompts_file, "--compare")
     assert [record["mode"] for record in found] == [mode for mode in MODES for _ in PROMPTS]
     for mode in MODES:
         agreements = [record.pop("agreement") for record in found if record["mode"] == mode]
         assert mode == "diffusion" or agreements == [1.0] * len(PROMPTS)
         assert [record for record in found if record["mode"] == mode] == records(
-            trained, "--prompts", prompts_file, "--mode", mode
+            export, "--prompts", prompts_file, "--mode", mode
         )
 
 
@@ -94,12 +94,12 @@ def test_runs_checkpoints_exports_and_imports_say_the_same(
     assert any(record["new_tokens"] > 10 for record in found[0])
 
 
-def test_seeds_are_those_of_the_prompts(records: Any, trained: Path, prompts_file: Path) -> None:
+def test_seeds_are_those_of_the_prompts(records: Any, export: Path, prompts_file: Path) -> None:
     sampled = ("--mode", "linear", "--temperature", 1, "--top-k", 50, "--top-p", 0.9)
-    found = records(trained, "--prompts", prompts_file, *sampled, "--seed", 3)
-    assert records(trained, "--prompts", prompts_file, *sampled, "--seed", 3, "--batch-size", 1) == found
-    assert records(trained, "--prompt", PROMPTS[2], *sampled, "--seed", 5) == found[2:]
-    assert records(trained, "--prompts", prompts_file, *sampled, "--seed", 9) != found
+    found = records(export, "--prompts", prompts_file, *sampled, "--seed", 3)
+    assert records(export, "--prompts", prompts_file, *sampled, "--seed", 3, "--batch-size", 1) == found
+    assert records(export, "--prompt", PROMPTS[2], *sampled, "--seed", 5) == found[2:]
+    assert records(export, "--prompts", prompts_file, *sampled, "--seed", 9) != found
 
 
 def test_the_table_shows_the_modes_side_by_side(
