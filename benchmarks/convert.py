@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -45,6 +46,11 @@ def model_of(gigabytes: float) -> ModelConfig:
     return compose_config([*overrides, f"model.num_hidden_layers={layers}"]).model
 
 
+def _filled(block: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """`count` values of no meaning, in one piece."""
+    return [block.repeat(count // len(block) + 1)[:count]]
+
+
 def write_source(directory: Path, model: ModelConfig) -> int:
     """Writes the model with random bf16 weights; returns the bytes of its tensors."""
     naming, block = NAMING_OF_FORMAT["ministral3"], torch.randn(1 << 22).to(torch.bfloat16)
@@ -53,8 +59,8 @@ def write_source(directory: Path, model: ModelConfig) -> int:
             naming.full(t.name),
             shape,
             torch.bfloat16,
-            lambda shape=shape: [block.repeat(math.prod(shape) // len(block) + 1)[: math.prod(shape)]],
-        )  # type: ignore[misc]
+            partial(_filled, block, math.prod(shape)),
+        )
         for t in tensors(model)
         for shape in [part_shape(t.part, model)]
     ]

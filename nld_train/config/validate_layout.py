@@ -69,6 +69,8 @@ def _check_world(config: Config, world_size: int) -> None:
     pass_size = batch.micro_size * copies
     valid = f"must be a multiple of {pass_size}, batch.micro_size={batch.micro_size} x data-parallel size {copies}"
     refuse_unless(batch.global_size % pass_size == 0, "batch.global_size", batch.global_size, valid)
+    if config.validation.every > 0:
+        _check_validation_samples(config, pass_size)
     if parallel.virtual_pipeline is not None:
         count = micro_batches(config, world_size)
         valid = (
@@ -76,3 +78,10 @@ def _check_world(config: Config, world_size: int) -> None:
             f"parallel.pipeline={parallel.pipeline}; take a multiple of {pass_size * parallel.pipeline}"
         )
         refuse_unless(count % parallel.pipeline == 0, "batch.global_size", batch.global_size, valid)
+
+
+def _check_validation_samples(config: Config, pass_size: int) -> None:
+    """Held-out samples go through the same schedule as a training step."""
+    multiple = pass_size * (config.parallel.pipeline if config.parallel.virtual_pipeline is not None else 1)
+    valid = f"must be a multiple of {multiple}, what batch.micro_size and the layout need"
+    refuse_unless(config.validation.samples % multiple == 0, "validation.samples", config.validation.samples, valid)

@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nld_train.config.counts import padded_vocabulary
@@ -121,7 +127,7 @@ def _build_chunk(
     layers = resolve_layers(config.execution.layers, device)
     attention = resolve_attention(config.execution.attention, device)
     with torch.device(device.type if device.type == "meta" else "cpu"):
-        return Ministral3Model(
+        chunk = Ministral3Model(
             config=megatron,
             transformer_layer_spec=block_spec(megatron, layers, attention, vp_stage),
             vocab_size=config.model.vocab_size,
@@ -132,3 +138,18 @@ def _build_chunk(
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
         )
+    _mark_shards(chunk)
+    return chunk
+
+
+def _mark_shards(chunk: Ministral3Model) -> None:
+    """Marks the weights that are cut over tensor-parallel ranks.
+
+    Megatron 0.16 does so only while it draws weights, which is left out here. Without the mark its gradient norm takes
+    every rank's part for a copy of the first one's and counts that one alone.
+    """
+    for module in chunk.modules():
+        cut = isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding)
+        if cut and not hasattr(module.weight, "tensor_model_parallel"):
+            dimension = 1 if isinstance(module, RowParallelLinear) else 0
+            set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dimension, stride=1)

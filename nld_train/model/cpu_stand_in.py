@@ -38,6 +38,7 @@ def install() -> None:
     _patch_tensor_methods()
     _patch_cuda_module()
     _patch_megatron_random()
+    _patch_megatron_checkpointing()
 
 
 def _redirect(device: Any) -> Any:
@@ -122,3 +123,10 @@ def _patch_megatron_random() -> None:
     megatron_random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     megatron_random._lazy_call = lambda call, **__: call()
     megatron_random._lazy_init = lambda: None
+
+
+def _patch_megatron_checkpointing() -> None:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+    # Its default argument is torch's own `empty`, taken when the module was imported.
+    ShardedTensor.init_data.__defaults__ = (torch.empty,)

@@ -20,8 +20,8 @@ _FIXED = (
 )
 
 
-# What a model is called and how new weights are drawn does not matter to those that are there.
-_NOT_OF_THE_WEIGHTS = ("name", "initializer_range")
+# Neither names nor special ids of the text nor how new weights are drawn matter to the weights that are there.
+_NOT_OF_THE_WEIGHTS = ("name", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def refuse_other_model(directory: Path, saved: dict[str, Any], model: ModelConfig) -> None:

@@ -37,7 +37,7 @@ from nld_train.training.resume import refuse_other_run
 from nld_train.training.saving import CheckpointWriter
 from nld_train.training.signals import StopRequest, stop_requests
 from nld_train.training.starting_weights import find_starting_weights, load_starting_weights
-from nld_train.training.step import StepResult, train_step
+from nld_train.training.step import NonFiniteError, StepResult, train_step
 from nld_train.training.validation import Validation
 
 
@@ -125,6 +125,19 @@ class Run:
         self.metrics.say(self._opening(resumed))
         if resumed is None and self.starting_weights is not None:
             load_starting_weights(self.starting_weights, self.config, self.model)
+        try:
+            status = self._train_stages(resumed)
+        except NonFiniteError:
+            # Raised on every rank together: the checkpoint under way is of a good step.
+            self.writer.finish()
+            raise
+        self.writer.finish()
+        self._close(status)
+        return status
+
+    def _train_stages(self, resumed: tuple[Path, Progress] | None) -> int:
+        """Trains what is left of the stages; returns the exit status."""
+        done = resumed[1].step if resumed else 0
         status = 0
         for plan in self.plans:
             if done >= plan.first_step + plan.steps:
@@ -135,8 +148,6 @@ class Run:
             last, status = self._train_stage(plan, resumed if begun else None)
             if status or plan.first_step + last == self.config.run.max_steps or last < plan.steps:
                 break
-        self.writer.finish()
-        self._close(status)
         return status
 
     def _find_checkpoint(self) -> tuple[Path, Progress] | None:

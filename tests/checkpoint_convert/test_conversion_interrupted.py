@@ -1,0 +1,80 @@
+"""A conversion that is killed leaves no destination, and can be run again; two at once do not mix."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hugging_face_sources import TEXT, Source, larger, named, read_tensors, write_source
+from test_conversion_round_trip import assert_same_bits, expected_tensors
+
+from checkpoint_convert.cli import main
+from checkpoint_convert.staging import staged
+
+# Large enough that there is time to interrupt it.
+LARGE = larger(TEXT, vocab_size=16384, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4)
+SOURCE = Source("interrupted", tied=True)
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "checkpoint_convert.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_bytes(process: subprocess.Popen[str], temporary: Path, pattern: str, count: int) -> None:
+    """Until so many bytes have been written."""
+    deadline = time.monotonic() + 120
+    while sum(path.stat().st_size for path in temporary.glob(pattern)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_conversion_runs_again(number: int, tmp_path: Path) -> None:
+    meaning = write_source(tmp_path / "source", SOURCE, LARGE)
+    steps = (
+        ("*.distcp", ["import", str(tmp_path / "source"), str(tmp_path / "imported")]),
+        ("*.safetensors", ["export", str(tmp_path / "imported"), str(tmp_path / "out"), "--format", "nld"]),
+    )
+    for pattern, arguments in steps:
+        destination = Path(arguments[2])
+        temporary = destination.with_name(f"{destination.name}.tmp")
+        process = start(*arguments)
+        wait_for_bytes(process, temporary, pattern, 8 << 20)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+        assert not destination.exists()
+        assert temporary.exists() is (number == signal.SIGKILL)
+
+        assert main(arguments) == 0
+        assert not temporary.exists()
+    assert_same_bits(read_tensors(tmp_path / "out"), expected_tensors(meaning, SOURCE, "nld"))
+
+
+def test_what_was_left_behind_does_not_get_in(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", named("untied"))
+    left = tmp_path / "imported.tmp"
+    (left / "deep").mkdir(parents=True)
+    (left / "__0_7.distcp").write_text("left behind")
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "imported")]) == 0
+    assert not left.exists()
+    assert not (tmp_path / "imported" / "__0_7.distcp").exists()
+    assert not (tmp_path / "imported" / "deep").exists()
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "source", named("untied"))
+    arguments = ["import", str(tmp_path / "source"), str(tmp_path / "imported")]
+    with staged(tmp_path / "imported", 0) as temporary:
+        (temporary / "mine").write_text("kept")
+        assert main(arguments) == 2
+        assert "another conversion" in capsys.readouterr().err
+        assert (temporary / "mine").read_text() == "kept"
+    assert (tmp_path / "imported" / "mine").exists()
