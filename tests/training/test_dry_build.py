@@ -37,6 +37,7 @@ def test_counted_and_built_parameters_agree(experiment: str, tensor: int, pipeli
             f"parallel.virtual_pipeline={virtual}",
             f"batch.global_size={8 * pipeline}",
             "batch.micro_size=1",
+            "validation.every=0",
         ]
     )
     validate(config, world_size)

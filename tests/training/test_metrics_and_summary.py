@@ -56,9 +56,9 @@ def test_both_terms_both_denominators_and_alpha_make_the_loss(whole: Path) -> No
 
 
 def test_each_stage_has_a_schedule_of_its_own(whole: Path) -> None:
-    """Two steps of warmup, then two of linear decay from 1e-3 to 1e-4."""
+    """Two steps of warmup, then two of linear decay from 2e-3 to 2e-4."""
     rates = [record["learning_rate"] for record in records_of(whole)]
-    assert rates == pytest.approx([0.5e-3, 1e-3, 0.55e-3, 0.1e-3] * 2)
+    assert rates == pytest.approx([1e-3, 2e-3, 1.1e-3, 0.2e-3] * 2)
 
 
 def test_the_summary_has_what_is_promised(whole: Path) -> None:
