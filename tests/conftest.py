@@ -8,6 +8,15 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread here and in every process that a test starts: sums over more threads round differently."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
 def groups() -> Iterator[torch.device]:
     """Megatron's groups with this process alone, on the CPU. One module long: some tests start groups of their own."""

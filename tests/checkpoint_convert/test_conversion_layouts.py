@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(WORKER),
         str(folder),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     names = [source.name for source in SOURCES]
     done = subprocess.run([*launch, *names], capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-20000:]

@@ -12,11 +12,6 @@ from torch import nn
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def models() -> dict[str, NemotronLabsDiffusionModel]:
     return {"random": random_model(), "trained": trained_model()}

@@ -16,7 +16,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is fetched, and code that `transformers` copies goes to a place of its own."""
     import transformers.dynamic_module_utils as dynamic
 
-    torch.set_num_threads(1)
     patch = pytest.MonkeyPatch()
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))

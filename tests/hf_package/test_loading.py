@@ -55,7 +55,7 @@ print(json.dumps(answers))
 
 def test_a_process_without_this_project(export: Path, model: Any, prompts: Any, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     arguments = [sys.executable, "-c", SCRIPT, str(export), json.dumps([rows.tolist() for rows in prompts])]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
