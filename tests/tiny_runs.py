@@ -34,6 +34,9 @@ TINY_MODEL = (
     "optimizer.epsilon=1e-5",
 )
 STEP_TOKENS = 8 * 24
+# Over it: half the layers and half the batch, for what starts many runs.
+SHORT = ("model.num_hidden_layers=2", "batch.global_size=4", "batch.micro_size=4")
+SHORT_STEP_TOKENS = 4 * 24
 
 
 def write_token_set(prefix: Path, seed: int) -> str:
@@ -64,12 +67,17 @@ def data_overrides(prefix: str) -> tuple[str, ...]:
     )
 
 
-def two_stages(ar_steps: int, joint_steps: int) -> tuple[str, ...]:
+def two_stages(ar_steps: int, joint_steps: int, step_tokens: int = STEP_TOKENS) -> tuple[str, ...]:
     """Two short stages whose learning rates change at every step."""
-    overrides = [f"stages.ar.tokens={ar_steps * STEP_TOKENS}", f"stages.joint.tokens={joint_steps * STEP_TOKENS}"]
+    overrides = [f"stages.ar.tokens={ar_steps * step_tokens}", f"stages.joint.tokens={joint_steps * step_tokens}"]
     for stage in ("ar", "joint"):
         overrides += [f"stages.{stage}.schedule.warmup_fraction=0.5", f"stages.{stage}.schedule.decay_fraction=0.5"]
     return tuple(overrides)
+
+
+def short_stages(ar_steps: int, joint_steps: int) -> tuple[str, ...]:
+    """The same, of a run with `SHORT`."""
+    return two_stages(ar_steps, joint_steps, SHORT_STEP_TOKENS)
 
 
 def train_here(directory: Path, *overrides: str) -> Path:

@@ -4,6 +4,7 @@
                           step_00000120/config.yaml      the resolved settings that wrote it
                           step_00000120/model.json       the model's shapes, under the names of `config.ModelConfig`
                           step_00000120/progress.json    where the run stood
+                          step_00000120/software.json    version and commit of the code that wrote it
                           step_00000120/manifest.json    size and checksum of every file, written last
                           latest                         name of the newest one
 
@@ -14,7 +15,7 @@ Nothing random is saved, because nothing random has a state here: order and nois
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
-from nld_train.config.load import config_from_yaml
+from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.optimizer import unwrap
 
 LATEST = "latest"
+# End of the name of a directory that is being written, or deleted.
+UNFINISHED = ".tmp"
 # Optimizer state as ordinary sharded tensors in the shape of the weights: any layout can load it.
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -64,12 +67,18 @@ def checkpoints_directory(config: Config) -> Path:
 
 def written_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints under `<run.dir>/checkpoints` that were written to their end, the newest first."""
-    return sorted((path for path in directory.glob("step_*") if not path.name.endswith(".tmp")), reverse=True)
+    return sorted((path for path in directory.glob("step_*") if not path.name.endswith(UNFINISHED)), reverse=True)
+
+
+def unfinished_checkpoints(directory: Path) -> list[Path]:
+    """What a kill left while a checkpoint was written or deleted."""
+    return sorted(directory.glob(f"step_*{UNFINISHED}"))
 
 
 def read_progress(directory: Path) -> Progress:
-    """Where the run stood that wrote a checkpoint."""
-    return Progress(**json.loads((directory / "progress.json").read_text()))
+    """Where the run stood that wrote a checkpoint; what another version noted besides is left out."""
+    noted = json.loads((directory / "progress.json").read_text())
+    return Progress(**{field.name: noted[field.name] for field in fields(Progress)})
 
 
 def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
@@ -117,6 +126,10 @@ def resolve_checkpoint(path: str) -> Path:
     for pointer in (given / LATEST, given / "checkpoints" / LATEST):
         if pointer.is_file():
             given = pointer.with_name(pointer.read_text().strip())
+            if not given.is_dir():
+                raise UserError(
+                    f"init.checkpoint: {pointer} names {given.name}, which does not exist; name another one"
+                )
             break
     if not (given / "model.json").is_file():
         raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
@@ -129,13 +142,20 @@ def saved_model(directory: Path) -> dict[str, Any]:
     return shapes
 
 
-def saved_config(directory: Path) -> Config:
-    """The settings beside a checkpoint.
+def saved_config(directory: Path, now: Config) -> Config:
+    """The settings beside a checkpoint, which another version may have written.
+
+    Args:
+        directory: of the checkpoint.
+        now: a key that the writer did not know has the value of now: nothing is known that would speak against it.
 
     Raises:
         UserError: they cannot be read.
     """
+    path = directory / "config.yaml"
     try:
-        return config_from_yaml((directory / "config.yaml").read_text())
+        return read_saved_config(path.read_text(), now)
     except OSError as error:
-        raise UserError(f"{directory}/config.yaml: {error.strerror}; the checkpoint is incomplete") from error
+        raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}; go on with the version that wrote it") from error

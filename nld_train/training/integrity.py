@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from nld_train.files import write_atomically
+from nld_train.model.adapter_files import DIRECTORY
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 22
 
-# File name -> [size in bytes, checksum].
+# File name -> [size in bytes, checksum]: BLAKE2, or where it begins with "crc32:", CRC-32.
 Checksums = dict[str, tuple[int, str]]
 
 
@@ -21,8 +23,29 @@ def checksums(files: Iterable[Path]) -> Checksums:
     return {file.name: (file.stat().st_size, _checksum(file)) for file in files}
 
 
-def _checksum(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+class Crc32:
+    """CRC-32 with the methods of `hashlib`: finds damage as well, four times as fast, and says what it is.
+
+    A conversion that computed BLAKE2 would take half as long again.
+    """
+
+    PREFIX = "crc32:"
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Goes on over more of the content."""
+        self._value = zlib.crc32(data, self._value)
+
+    def hexdigest(self) -> str:
+        """As it stands in a manifest."""
+        return f"{self.PREFIX}{self._value:08x}"
+
+
+def _checksum(file: Path, like: str = "") -> str:
+    """Checksum of a file, of the kind of another one."""
+    digest = Crc32() if like.startswith(Crc32.PREFIX) else hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
@@ -32,7 +55,8 @@ def _checksum(file: Path) -> str:
 def write_manifest(directory: Path, known: Checksums) -> None:
     """Writes the manifest over every file of a checkpoint; `known` are checksums that need not be computed again."""
     others = [path for path in directory.iterdir() if path.is_file() and path.name not in known]
-    files = {**known, **checksums(others)}
+    adapter = checksums((directory / DIRECTORY).glob("*"))
+    files = {**known, **checksums(others), **{f"{DIRECTORY}/{name}": entry for name, entry in adapter.items()}}
     write_atomically(directory / MANIFEST, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
@@ -46,17 +70,30 @@ def find_damage(directory: Path, share: int = 0, shares: int = 1) -> str | None:
         shares: number of processes among which the checksums are divided.
     """
     try:
-        listed: Checksums = json.loads((directory / MANIFEST).read_text())["files"]
+        listed = _read_manifest(directory / MANIFEST)
+        for name, (size, _) in sorted(listed.items()):
+            if not (directory / name).is_file():
+                return f"{name} is missing"
+            if (found := (directory / name).stat().st_size) != size:
+                return f"{name} has {found} bytes instead of {size}"
+        for name, (_, checksum) in sorted(listed.items())[share::shares]:
+            if _checksum(directory / name, checksum) != checksum:
+                return f"{name} does not have the content that was written (checksum)"
     except FileNotFoundError:
         return f"{MANIFEST} is missing: the directory was not written to its end"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for name, (size, _) in sorted(listed.items()):
-        if not (directory / name).is_file():
-            return f"{name} is missing"
-        if (found := (directory / name).stat().st_size) != size:
-            return f"{name} has {found} bytes instead of {size}"
-    for name, (_, checksum) in sorted(listed.items())[share::shares]:
-        if _checksum(directory / name) != checksum:
-            return f"{name} does not have the content that was written (checksum)"
+    except OSError as error:
+        return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
+
+
+def _read_manifest(path: Path) -> Checksums:
+    """The manifest's entries.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, KeyError, TypeError, AttributeError: it is damaged.
+    """
+    listed = json.loads(path.read_text())["files"]
+    return {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}

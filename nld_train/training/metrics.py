@@ -80,15 +80,17 @@ class ConsoleLog:
 
 
 def step_line(record: Record, total_steps: int) -> str:
-    """Stage, step, tokens, loss, both raw losses, gradient norm, learning rate, speed, time left."""
+    """Stage, step, tokens, loss, raw terms or accepted length, gradient norm, learning rate, speed, time left."""
     parts = [
         f"{record['stage']:<6} step {record['step']:>{len(str(total_steps))}}/{total_steps}",
         f"tokens {human(record['tokens'])}",
         f"loss {record['loss']:.4f}",
-        f"ar {record['ar_loss']:.4f}",
     ]
-    if record["diffusion_loss"] is not None:
-        parts.append(f"diffusion {record['diffusion_loss']:.4f}")
+    for name, loss in (("ar", "ar_loss"), ("diffusion", "diffusion_loss")):
+        if record[loss] is not None:
+            parts.append(f"{name} {record[loss]:.4f}")
+    if "drafter" in record:
+        parts.append(f"accepted length {record['drafter']['accepted_length']:.3f}")
     parts += [
         f"grad {record['grad_norm']:.3f}",
         f"lr {record['learning_rate']:.2e}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from nld_train.files import write_atomically
+from nld_train.revision import git_revision
 from nld_train.training.metrics import Record, read_records
 
 _PACKAGES = ("nld-train", "torch", "megatron-core", "transformers", "transformer-engine", "numpy")
@@ -42,7 +42,16 @@ def _stage_summary(records: list[Record]) -> Record:
         "validation": validated[-1] if validated else None,
         "validations": validated,
         "decoding": decoded[-1] if decoded else None,
+        "drafter": _drafter_summary([record["drafter"] for record in records if "drafter" in record]),
     }
+
+
+def _drafter_summary(figures: list[Record]) -> Record | None:
+    """Means over (up to) the last 10 steps of a stage that trains a drafter adapter."""
+    last = figures[-10:]
+    names = [name for name in last[-1] if name != "blocks"] if last else []
+    means = {name: [figure[name] for figure in last if figure[name] is not None] for name in names}
+    return {name: fmean(values) if values else None for name, values in means.items()} or None
 
 
 _LOSSES = ("ar_loss", "diffusion_loss")
@@ -64,18 +73,6 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def git_revision() -> str | None:
-    """The commit that this code stands at, with `-dirty` where it was changed since; None outside a repository."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
 def write_report(directory: Path) -> Path:
     """Draws `<directory>/report.png`: losses, held-out losses, learning rate, gradient norm and speed over tokens.
 
@@ -91,6 +88,7 @@ def write_report(directory: Path) -> Path:
     columns = 3 if decoded else 2
     figure, axes = plt.subplots(2, columns, figsize=(6 * columns, 8), constrained_layout=True)
     _draw_losses(axes[0, 0], records)
+    _draw_accepted_length(axes[0, 0], [record for record in records if "drafter" in record])
     _draw_validation(axes[0, 1], records)
     _draw_line(axes[1, 0], records, "learning_rate", "learning rate")
     gradient = axes[1, 0].twinx()
@@ -124,6 +122,15 @@ def _draw_losses(axis: Any, records: list[Record]) -> None:
         axis.plot(*_series(records, name), linewidth=1, label=label, alpha=0.8)
     axis.set_ylabel("training loss (nats)")
     axis.legend()
+
+
+def _draw_accepted_length(losses: Any, drafted: list[Record]) -> None:
+    """Beside the losses, where a drafter adapter was trained."""
+    if drafted:
+        axis = losses.twinx()
+        lengths = [record["drafter"]["accepted_length"] for record in drafted]
+        axis.plot([record["tokens"] for record in drafted], lengths, "tab:green", linewidth=1)
+        axis.set_ylabel("accepted length of drafts", color="tab:green")
 
 
 def _draw_validation(axis: Any, records: list[Record]) -> None:

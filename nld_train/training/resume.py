@@ -29,15 +29,15 @@ def refuse_other_model(directory: Path, saved: dict[str, Any], model: ModelConfi
 
     Args:
         directory: the checkpoint.
-        saved: its `model.json`.
+        saved: its `model.json`. Of a key that its writer did not know, nothing is known that would speak against it.
         model: asked for.
 
     Raises:
         UserError: names the first key that differs.
     """
     for key, value in asdict(model).items():
-        if key not in _NOT_OF_THE_WEIGHTS:
-            _same(directory, f"model.{key}", saved.get(key), value)
+        if key in saved and key not in _NOT_OF_THE_WEIGHTS:
+            _same(directory, f"model.{key}", saved[key], value)
 
 
 def refuse_other_run(
@@ -62,7 +62,9 @@ def refuse_other_run(
     done = saved.run.stages[: saved.run.stages.index(progress.stage) + 1]
     _same(directory, "run.stages (those begun)", done, config.run.stages[: len(done)])
     for stage in done:
-        _same(directory, f"stages.{stage}.tokens", saved.stages[stage].tokens, config.stages[stage].tokens)
+        for key in ("tokens", "adapter"):
+            before, now = (getattr(settings.stages[stage], key) for settings in (saved, config))
+            _same(directory, f"stages.{stage}.{key}", before, now)
         if progress.data.get(stage) != orders[stage].fingerprint:
             raise UserError(
                 f"data of stage {stage}: differs from what {directory} was trained on (other files, blend or order); "

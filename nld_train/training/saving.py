@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +24,26 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedBase, ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from torch import Tensor
 
 from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
-from nld_train.training.checkpoint import LATEST, SHARDING, Progress, checkpoints_directory, sharded_state
+from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
+from nld_train.model.drafter_adapter import adapter_shape, adapter_tensors
+from nld_train.revision import SOFTWARE, software
+from nld_train.training.checkpoint import (
+    LATEST,
+    SHARDING,
+    UNFINISHED,
+    Progress,
+    checkpoints_directory,
+    sharded_state,
+    unfinished_checkpoints,
+)
 from nld_train.training.integrity import Checksums, checksums, write_manifest
+from nld_train.training.optimizer import unwrap
 from nld_train.training.parallel import sum_over_world
 from nld_train.training.retention import apply_retention
 
@@ -43,6 +56,7 @@ class _Pending:
     temporary: Path
     request: Any
     written: Future[Checksums]
+    adapter: tuple[AdapterShape, dict[str, Tensor]] | None
 
 
 class CheckpointWriter:
@@ -58,6 +72,8 @@ class CheckpointWriter:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
+        # Of the code that is running, whatever becomes of its files while it runs.
+        self._software = software() if dist.get_rank() == 0 else {}
         _collect_results_here()
 
     def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
@@ -67,18 +83,15 @@ class CheckpointWriter:
             UserError: the checkpoint cannot be written.
         """
         self.finish()
-        temporary = checkpoints_directory(self.config) / f"step_{progress.step:08d}.tmp"
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
+        temporary = checkpoints_directory(self.config) / f"step_{progress.step:08d}{UNFINISHED}"
+        self._on_first_rank(temporary, lambda: _make_room(temporary))
         state = _snapshot(sharded_state(model, optimizer))
         request = dist_checkpointing.save(
             state, str(temporary), async_sharded_save=True, content_metadata=dict(SHARDING)
         )
         assert request is not None, "an asynchronous save returns a request"
         written = self._threads.submit(_write, request, temporary, dist.get_rank())
-        self._pending = _Pending(progress, temporary, request, written)
+        self._pending = _Pending(progress, temporary, request, written, _adapter(model))
         if not self.config.checkpoint.asynchronous:
             self.finish()
 
@@ -102,9 +115,20 @@ class CheckpointWriter:
         parts = self._gather(pending)
         for finalize in pending.request.finalize_fns:
             finalize()
+        known = {name: entry for part in parts for name, entry in part.items()}
+        self._on_first_rank(pending.temporary, lambda: self._complete(pending, known))
+
+    def _on_first_rank(self, temporary: Path, act: Callable[[], None]) -> None:
+        """Does something on rank 0 while the others wait; if the disk refuses it, all ranks leave with one line."""
+        refused: list[str | None] = [None]
         if dist.get_rank() == 0:
-            self._complete(pending, {name: entry for part in parts for name, entry in part.items()})
-        dist.barrier()
+            try:
+                act()
+            except OSError as error:
+                refused[0] = str(error)
+        dist.broadcast_object_list(refused, src=0)
+        if refused[0] is not None:
+            raise _cannot_write(temporary, 0, refused[0])
 
     def _gather(self, pending: _Pending) -> list[Checksums]:
         """Checksums of every rank's files, on every rank."""
@@ -116,10 +140,7 @@ class CheckpointWriter:
         dist.all_gather_object(parts, mine)
         for rank, part in enumerate(parts):
             if isinstance(part, str):
-                raise UserError(
-                    f"checkpoint {pending.temporary} could not be written by rank {rank} ({part}); "
-                    "free space or mend run.dir, and start again: the checkpoint before it is untouched"
-                )
+                raise _cannot_write(pending.temporary, rank, part)
         return parts
 
     def _complete(self, pending: _Pending, known: Checksums) -> None:
@@ -128,12 +149,38 @@ class CheckpointWriter:
         (directory / "config.yaml").write_text(config_to_yaml(self.config))
         (directory / "model.json").write_text(json.dumps(asdict(self.config.model), indent=1))
         (directory / "progress.json").write_text(json.dumps(asdict(pending.progress), indent=1))
+        (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
+        if pending.adapter is not None:
+            write_adapter(directory / DIRECTORY, *pending.adapter)
         write_manifest(directory, known)
-        final = directory.with_name(directory.name.removesuffix(".tmp"))
-        shutil.rmtree(final, ignore_errors=True)
+        final = directory.with_name(directory.name.removesuffix(UNFINISHED))
+        if final.exists():  # damaged: a run that found it sound would not have made its steps again
+            shutil.rmtree(final)
         os.replace(directory, final)
         write_atomically(final.with_name(LATEST), f"{final.name}\n")
-        apply_retention(final.parent, self.config.checkpoint)
+        apply_retention(final, self.config.checkpoint)
+
+
+def _make_room(temporary: Path) -> None:
+    """An empty directory to write into; what a killed run left half-written or half-deleted goes."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in unfinished_checkpoints(temporary.parent):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+
+
+def _cannot_write(temporary: Path, rank: int, reason: str) -> UserError:
+    return UserError(
+        f"checkpoint {temporary} could not be written by rank {rank} ({reason}); "
+        "free space or mend run.dir, and start again: the checkpoint before it is untouched"
+    )
+
+
+def _adapter(model: list[Any]) -> tuple[AdapterShape, dict[str, Tensor]] | None:
+    """The drafter adapter of a model that has one: its shape, and on rank 0 its tensors under PEFT's names."""
+    chunks = [unwrap(chunk) for chunk in model]
+    shape = adapter_shape(chunks)
+    return None if shape is None else (shape, adapter_tensors(chunks))
 
 
 def _snapshot(state: Any) -> Any:

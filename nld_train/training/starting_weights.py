@@ -8,7 +8,7 @@ from typing import Any
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.training import checkpoint
-from nld_train.training.integrity import MANIFEST, find_damage
+from nld_train.training.integrity import find_damage
 from nld_train.training.optimizer import unwrap
 from nld_train.training.resume import refuse_other_model
 
@@ -28,7 +28,7 @@ def find_starting_weights(config: Config) -> Path | None:
         refuse_other_model(given, model_config_of(given, config.model.mask_token_id), config.model)
         return given
     directory = checkpoint.resolve_checkpoint(config.init.checkpoint)
-    if (directory / MANIFEST).exists() and (damage := find_damage(directory)) is not None:
+    if (damage := find_damage(directory)) is not None:
         raise UserError(f"init.checkpoint: {directory} is damaged: {damage}; name another one")
     refuse_other_model(directory, checkpoint.saved_model(directory), config.model)
     return directory

@@ -18,9 +18,15 @@ def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def settings(token_set: str) -> tuple[str, ...]:
+def data(token_set: str) -> tuple[str, ...]:
+    """Overrides of the model and its data, without stages."""
+    return (*TINY_MODEL, *data_overrides(token_set))
+
+
+@pytest.fixture(scope="session")
+def settings(data: tuple[str, ...]) -> tuple[str, ...]:
     """Overrides of a run of 4 AR and 4 joint steps."""
-    return (*TINY_MODEL, *data_overrides(token_set), *two_stages(AR_STEPS, JOINT_STEPS))
+    return (*data, *two_stages(AR_STEPS, JOINT_STEPS))
 
 
 @pytest.fixture(scope="session")

@@ -8,25 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import AR_STEPS, JOINT_STEPS, Train
+from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, records_of, saved_tensors
 
 STEPS = AR_STEPS + JOINT_STEPS
-# What a clock decides.
-TIMED = ("seconds", "tokens_per_second", "mfu", "seconds_left")
-
-
-def assert_same_run(found: Path, expected: Path) -> None:
-    """Equal weights, equal optimizer state, and each step once with equal values."""
-    assert newest_checkpoint(found).name == newest_checkpoint(expected).name
-    tensors, others = saved_tensors(newest_checkpoint(found)), saved_tensors(newest_checkpoint(expected))
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), name
-    assert [untimed(record) for record in records_of(found)] == [untimed(record) for record in records_of(expected)]
-
-
-def untimed(record: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in record.items() if name not in TIMED}
 
 
 def test_a_checkpoint_holds_weights_and_optimizer_state(whole: Path) -> None:
@@ -91,8 +76,16 @@ def test_saving_often_or_behind_the_steps_changes_nothing(train: Train, whole: P
     assert_same_run(train(tmp_path / "waiting", "checkpoint.every=1", "checkpoint.asynchronous=false"), whole)
 
 
-def test_other_micro_batches_go_on(train: Train, whole: Path, tmp_path: Path) -> None:
-    train(tmp_path, "run.max_steps=3")
+@pytest.mark.parametrize("stop", [3, AR_STEPS + 1])
+def test_other_micro_batches_go_on(train: Train, whole: Path, tmp_path: Path, stop: int) -> None:
+    train(tmp_path, f"run.max_steps={stop}")
     train(tmp_path, "batch.micro_size=4", "data.workers=1")
     for found, expected in zip(records_of(tmp_path), records_of(whole), strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_other_numbers_of_data_workers_change_no_bit(train: Train, whole: Path, tmp_path: Path) -> None:
+    """A change in the middle of each stage."""
+    for stop, workers in ((2, 0), (AR_STEPS + 1, 2), (STEPS, 1)):
+        train(tmp_path, f"run.max_steps={stop}", f"data.workers={workers}")
+    assert_same_run(tmp_path, whole)

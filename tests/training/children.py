@@ -1,0 +1,193 @@
+"""Runs in processes of their own that can be signalled and killed. A fork server imports the heavy libraries once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PRELOADED = [
+    "torch",
+    "hydra",
+    "matplotlib.pyplot",
+    "nld_train.train",
+    "nld_train.config.validate",
+    "nld_train.evaluation.decoding_hook",
+    "nld_train.training.run",
+]
+# What changes files, under the names of Python's audit events.
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+PATIENCE = 120  # seconds until something that must happen has not happened
+
+_started: list[Any] = []
+
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """A fork server that has imported the training. Another one, started for data workers, makes room for it.
+
+    Children that a failed test leaves behind are killed at the end.
+    """
+    server: Any = forkserver._forkserver
+    server._stop()
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    try:
+        yield
+    finally:
+        for process in _started:
+            process.kill()
+            process.join()
+        _started.clear()
+        server._stop()
+
+
+class Child:
+    """`nld-train` in a process and a process group of its own.
+
+    Args:
+        directory: the run's.
+        overrides: of the command line.
+        kill_before: the process kills itself before this file operation under `checkpoints`, counted from 1; 0: never.
+        pause_before: the thread that would do the first operation of this form (a regular expression) sleeps for ever.
+        environment: more variables.
+
+    Attributes:
+        log: file with what it prints on both streams.
+        operations: file with the operations under `checkpoints`, written when it ends by itself.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        overrides: Sequence[str],
+        kill_before: int = 0,
+        pause_before: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.log = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.log")
+        self.operations = self.log.with_suffix(".json")
+        words = [f"run.dir={directory}", *overrides]
+        arguments = (words, self.log, self.operations, kill_before, pause_before, dict(environment or {}))
+        self.process = multiprocessing.get_context("forkserver").Process(target=_train, args=arguments)
+        self.process.start()
+        _started.append(self.process)
+
+    def wait(self) -> int:
+        """Waits for its end; returns its exit code, negative where a signal ended it."""
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running:\n{self.said()}")
+        return self.process.exitcode
+
+    def wait_until(self, happened: Callable[[], bool]) -> bool:
+        """Waits until something has happened; False where the process ended before."""
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert time.monotonic() < deadline, self.said()
+            if self.process.exitcode is not None:
+                return happened()
+            time.sleep(0.001)
+        return True
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until the run has made so many steps."""
+        metrics = self.directory / "metrics.jsonl"
+        assert self.wait_until(lambda: step == 0 or (metrics.exists() and metrics.read_bytes().count(b"\n") >= step)), (
+            self.said()
+        )
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal."""
+        os.kill(self.identity, number)
+
+    def signal_group(self, number: int) -> None:
+        """Sends a signal to it and to all processes that it has started."""
+        os.killpg(self.identity, number)
+
+    @property
+    def identity(self) -> int:
+        """Of the process, and of its group."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def said(self) -> str:
+        """What it has printed."""
+        return self.log.read_text() if self.log.exists() else ""
+
+
+def ranks(number: int, directory: Path, overrides: Sequence[str], **of_the_first: Any) -> list[Child]:
+    """The processes of one run, as torchrun would start them; the first one has what else `Child` takes."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Child(
+            directory,
+            overrides,
+            environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            **(of_the_first if rank == 0 else {}),
+        )
+        for rank in range(number)
+    ]
+
+
+def _train(
+    overrides: list[str],
+    log: Path,
+    operations: Path,
+    kill_before: int,
+    pause_before: str | None,
+    environment: dict[str, str],
+) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    streams = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(streams, 1)
+    os.dup2(streams, 2)
+    torch.set_num_threads(1)
+    done = _watch_files(kill_before, pause_before)
+    from nld_train.train import main
+
+    sys.argv = ["nld-train", *overrides]
+    status = main()
+    operations.write_text(json.dumps(done))
+    sys.exit(status)
+
+
+def _watch_files(kill_before: int, pause_before: str | None) -> list[str]:
+    """Notes each file operation under `checkpoints`; ends this process, or stops a thread, before one of them."""
+    done: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in FILE_EVENTS or not _concerns_checkpoints(event, arguments):
+            return
+        done.append(f"{event} {arguments[0]}")
+        if len(done) == kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if pause_before is not None and re.match(pause_before, done[-1]):
+            time.sleep(10 * PATIENCE)
+
+    sys.addaudithook(watch)
+    return done
+
+
+def _concerns_checkpoints(event: str, arguments: tuple[Any, ...]) -> bool:
+    if event in ("os.remove", "os.rmdir") and arguments[-1] != -1:
+        return True  # relative to an open folder: only the deletion of a checkpoint does that
+    if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return False
+    return isinstance(arguments[0], str | os.PathLike) and "/checkpoints" in str(arguments[0])

@@ -1,0 +1,140 @@
+"""Signals: what they are answered with, and that the next start goes on as if there had been none."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from children import Child, fork_server, ranks
+from conftest import Train
+from run_equality import assert_same_run
+from tiny_runs import SHORT, newest_checkpoint, records_of, short_stages
+
+from nld_train.config.compose import compose_config
+from nld_train.config.plan import stage_plans
+from nld_train.data.order import stage_orders
+from nld_train.data.samples import batches, training_samples
+
+STEPS = 60
+SETTINGS = (*SHORT, *short_stages(STEPS // 2, STEPS // 2), "checkpoint.every=1000")
+# The first of the weight files, which another thread writes, and the naming of the newest.
+FIRST_SHARD, LATEST = r"open .*\.distcp", r"open .*/\.latest"
+REQUEUE, INTERRUPT = 75, 130
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with fork_server():
+        yield
+
+
+@pytest.fixture(scope="module")
+def never_stopped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("whole"), *SETTINGS)
+
+
+def assert_saved_where_it_stopped(directory: Path) -> None:
+    steps = records_of(directory)[-1]["step"]
+    assert 0 < steps < STEPS
+    assert newest_checkpoint(directory).name == f"step_{steps:08d}"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "step"),
+    [
+        (signal.SIGTERM, REQUEUE, 2),
+        (signal.SIGUSR1, REQUEUE, STEPS // 2 + 3),
+        (signal.SIGINT, INTERRUPT, 5),
+    ],
+)
+def test_it_saves_and_leaves(
+    train: Train, data: tuple[str, ...], never_stopped: Path, tmp_path: Path, number: int, status: int, step: int
+) -> None:
+    child = Child(tmp_path / "run", (*data, *SETTINGS))
+    child.wait_for_step(step)
+    child.signal(number)
+    assert child.wait() == status, child.said()
+    assert f"stopped by a signal, saved (exit code {status})" in child.said()
+    assert "Traceback" not in child.said()
+    assert_saved_where_it_stopped(tmp_path / "run")
+    assert_same_run(train(tmp_path / "run", *SETTINGS), never_stopped)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: int) -> None:
+    """What a terminal, or Slurm, sends to all processes of a job."""
+    child = Child(tmp_path / "run", (*data, *SETTINGS, "data.workers=1"))
+    child.wait_for_step(2)
+    child.signal_group(number)
+    assert child.wait() == (INTERRUPT if number == signal.SIGINT else REQUEUE), child.said()
+    assert "Traceback" not in child.said()
+    assert_saved_where_it_stopped(tmp_path / "run")
+
+
+@pytest.mark.parametrize("operation", [FIRST_SHARD, LATEST])
+def test_a_second_interrupt_leaves_at_once(
+    train: Train, data: tuple[str, ...], never_stopped: Path, tmp_path: Path, operation: str
+) -> None:
+    """Even while the checkpoint for the first is being written."""
+    child = Child(tmp_path / "run", (*data, *SETTINGS), pause_before=operation)
+    child.wait_for_step(2)
+    child.signal(signal.SIGINT)
+    assert child.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/step_*")))
+    child.process.join(0.5)
+    assert child.process.exitcode is None, "the interrupt that saves does not wait for the checkpoint"
+    leave_at_once(child)
+    assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
+    assert_same_run(train(tmp_path / "run", *SETTINGS), never_stopped)
+
+
+def leave_at_once(child: Child) -> None:
+    begin = time.monotonic()
+    child.signal(signal.SIGINT)
+    assert child.wait() == INTERRUPT, child.said()
+    assert time.monotonic() - begin < 5
+
+
+@pytest.mark.parametrize(("rank", "number", "status"), [(0, signal.SIGUSR1, REQUEUE), (1, signal.SIGINT, INTERRUPT)])
+def test_all_ranks_leave_after_the_same_step(
+    data: tuple[str, ...], tmp_path: Path, rank: int, number: int, status: int
+) -> None:
+    """Only one of them gets the signal; two processes under other settings than one have other rounding."""
+    run = tmp_path / "run"
+    pair = ranks(2, run, (*data, *SETTINGS, "batch.micro_size=2"))
+    pair[0].wait_for_step(2)
+    pair[rank].signal(number)
+    assert [child.wait() for child in pair] == [status, status], [child.said() for child in pair]
+    assert_saved_where_it_stopped(run)
+
+
+def test_a_second_interrupt_leaves_a_rank_that_waits_for_another(data: tuple[str, ...], tmp_path: Path) -> None:
+    """Rank 0 never comes to the end of its files, so that rank 1 waits for it outside of Python."""
+    overrides = (*data, *SETTINGS, "batch.micro_size=2")
+    first, second = ranks(2, tmp_path / "run", overrides, pause_before=FIRST_SHARD)
+    first.wait_for_step(2)
+    second.signal(signal.SIGINT)
+    assert first.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/*.tmp")))
+    second.process.join(2)
+    assert second.process.exitcode is None, second.said()
+    leave_at_once(second)
+    first.process.kill()
+    first.process.join()
+
+
+def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
+    """Even if the training process waits for a batch that the worker has not begun."""
+    config = compose_config([*data, *SETTINGS])
+    order = stage_orders(config, stage_plans(config))["ar"]
+    steps = batches(
+        training_samples(config, "ar", order), first_step=0, last_step=50, global_size=4, micro_size=4, workers=1
+    )
+    next(steps)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(steps)) == 49
