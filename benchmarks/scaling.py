@@ -1,0 +1,100 @@
+"""What cutting a fixed amount of work over more processes costs on a CPU, over gloo.
+
+    python -m benchmarks.scaling                               1, 2 and 4 data-parallel processes, quickstart shapes
+    python -m benchmarks.scaling --processes 2,4 parallel.tensor=2
+
+Every world makes the same joint steps on the same samples, one thread per process. Prints the median time of a step,
+the limit (that of the smallest world, scaled to the cores that the larger one can use), and the first over the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import RESULTS, keep
+
+# The first steps of a process fill caches and buffers.
+_WARMUP = 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="settings of the run, as for nld-train")
+    parser.add_argument("--processes", default="1,2,4", help="numbers of processes (default: 1,2,4)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps of each (default: 8)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    options = parser.parse_args(arguments)
+    worlds = [int(number) for number in options.processes.split(",")]
+    figures = measure(worlds, options.steps, options.overrides)
+    show(figures)
+    print(keep("scaling", figures, options.results))
+
+
+def measure(worlds: list[int], steps: int, overrides: list[str]) -> dict[str, Any]:
+    """Seconds per step by number of processes, each world a run of its own of the real command."""
+    cores = len(os.sched_getaffinity(0))
+    seconds = {world: _run(world, steps, overrides) for world in worlds}
+    first = worlds[0]
+    rows = {}
+    for world, values in seconds.items():
+        limit = median(seconds[first]) * min(first, cores) / min(world, cores)
+        rows[str(world)] = {
+            "seconds": median(values),
+            "seconds_all": values,
+            "limit": limit,
+            "of_limit": median(values) / limit,
+        }
+    return {"cores": cores, "processes": rows}
+
+
+def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
+    """Seconds of each timed step, as the run's own metrics have them."""
+    with tempfile.TemporaryDirectory(prefix="nld-scaling-") as scratch:
+        settings = [
+            "run.stages=[joint]",
+            f"run.max_steps={steps + _WARMUP}",
+            "execution.device=cpu",
+            "batch.micro_size=4",
+            "validation.every=0",
+            "evaluation.every=0",
+            "checkpoint.every=1000000",
+            "logging.wandb.mode=disabled",
+            f"run.dir={scratch}",
+        ]
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "nld_train.train", *settings, *overrides],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=1200,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{world} processes: {done.stderr[-2000:]}")
+        lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["seconds"] for line in lines[_WARMUP:]]
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints the figures as a table."""
+    table = Table("processes", "seconds per step", "limit", "of limit", title=f"on {figures['cores']} cores")
+    for world, row in figures["processes"].items():
+        table.add_row(world, f"{row['seconds']:.3f}", f"{row['limit']:.3f}", f"{row['of_limit']:.2f}")
+    Console(width=110, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

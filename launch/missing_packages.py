@@ -1,0 +1,37 @@
+"""Prints the pins of `constraints.txt` that an image still needs: `python launch/missing_packages.py`, in its Python.
+
+What the image has stays as it is, above all torch, Transformer Engine and Apex, which NVIDIA builds for each other, and
+whatever they need. Of the pinned environment only the rest is named, without what is only for tests and linters.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+_CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+_ONLY_FOR_TESTS = re.compile(r"^(pytest|mypy|ruff|shellcheck|types-|cwevals|ast-serialize|librt|iniconfig|pluggy)")
+# This project is written against these: the image's own versions, if it has any, do not count.
+_ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "safetensors")
+
+
+def missing() -> list[str]:
+    """Requirements such as `hydra-core==1.3.8`, for this Python."""
+    pins = [Requirement(line) for line in _CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
+    wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return [f"{pin.name}{pin.specifier}" for pin in wanted if not _ONLY_FOR_TESTS.match(pin.name) and _is_missing(pin)]
+
+
+def _is_missing(pin: Requirement) -> bool:
+    try:
+        found = version(pin.name)
+    except PackageNotFoundError:
+        return True
+    return pin.name in _ALWAYS and not pin.specifier.contains(found)
+
+
+if __name__ == "__main__":
+    print("\n".join(missing()))

@@ -1,0 +1,121 @@
+"""Where a run stands: everything `nld-status` shows, from the files of the run's directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from nld_train.config.plan import stage_plans, total_steps
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+from nld_train.monitoring.checkpoints import being_written, checkpoint_states, settings_of
+from nld_train.monitoring.records import Record, last_records
+from nld_train.monitoring.spikes import find_spikes
+
+Standing = dict[str, Any]
+# Speed and last losses are taken over so many steps.
+_RECENT = 20
+_LAST_LOSSES = 10
+# A run that has written nothing for so many of its usual steps, and at least so long, may be dead. Validation, decoding
+# and the saving of a checkpoint take longer than a step.
+_SILENT_STEPS, _SILENT_SECONDS = 20, 300.0
+
+
+def standing(directory: Path, read_all: bool = False) -> Standing:
+    """Where the run of a directory stands, as plain values; None where something is not known.
+
+    Args:
+        directory: `run.dir`.
+        read_all: compare the checksums of the newest checkpoint.
+
+    Raises:
+        UserError: the directory holds no run.
+    """
+    metrics = directory / "metrics.jsonl"
+    _require_run(directory, metrics)
+    records = last_records(metrics)
+    checkpoints = checkpoint_states(directory, read_all)
+    config = settings_of(checkpoints)
+    now, last = time.time(), records[-1] if records else None
+    age = now - metrics.stat().st_mtime if metrics.exists() else None
+    result = {
+        "directory": str(directory),
+        "name": None if config is None else config.run.name,
+        "total_steps": None if config is None else total_steps(config),
+        "seconds_since_last_record": age,
+        "checkpoints": [asdict(state) | {"path": str(state.path)} for state in checkpoints],
+        "unfinished_checkpoints": being_written(directory),
+        "last": None if last is None else _last(last, records, config),
+        "spikes": [asdict(spike) for spike in find_spikes(records)],
+        "steps_searched_for_spikes": len(records),
+    }
+    return result | {"state": _state(result, records, directory, now)}
+
+
+def _require_run(directory: Path, metrics: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is no directory; name the run.dir of a run")
+    if metrics.exists() or (directory / "checkpoints").is_dir():
+        return
+    inside = sorted(path.parent.name for path in directory.glob("*/metrics.jsonl"))
+    hint = f"; it has runs inside: {', '.join(inside[:10])}" if inside else ""
+    raise UserError(f"{directory}: is no run: it has neither metrics.jsonl nor checkpoints{hint}")
+
+
+def _last(last: Record, records: Sequence[Record], config: Config | None) -> Standing:
+    """Of the last step and those just before it, in the same stage."""
+    same_stage = [record for record in records if record["stage"] == last["stage"]]
+    seconds = median(record["seconds"] for record in same_stage[-_RECENT:])
+    names = ("stage", "step", "stage_step", "tokens", "learning_rate", "grad_norm", "mfu")
+    return {name: last[name] for name in names} | {
+        "stage_steps": None if config is None else _stage_steps(config, last["stage"]),
+        "seconds_per_step": seconds,
+        "tokens_per_second": last["step_tokens"] / seconds,
+        "seconds_left": last["seconds_left"],
+        **{name: _mean(same_stage[-_LAST_LOSSES:], name) for name in ("loss", "ar_loss", "diffusion_loss")},
+        "validation": _newest(records, "validation"),
+        "decoding": _newest(records, "decoding"),
+    }
+
+
+def _stage_steps(config: Config, stage: str) -> int | None:
+    return next((plan.steps for plan in stage_plans(config) if plan.name == stage), None)
+
+
+def _mean(records: Sequence[Record], name: str) -> float | None:
+    values = [record[name] for record in records if record[name] is not None]
+    return fmean(values) if values else None
+
+
+def _newest(records: Sequence[Record], name: str) -> Standing | None:
+    """The last validation or decoding, with its step; of a decoding, tokens per forward and agreement by mode."""
+    for record in reversed(records):
+        if name == "validation" and name in record:
+            return {"step": record["step"], **record[name]}
+        if name == "decoding" and name in record:
+            modes = record[name]["modes"].items()
+            kept = ("tokens_per_forward", "agreement")
+            return {"step": record["step"], "modes": {mode: {key: v[key] for key in kept} for mode, v in modes}}
+    return None
+
+
+def _state(result: Standing, records: Sequence[Record], directory: Path, now: float) -> str:
+    """`finished`, `stopped` (in good order), `running`, `silent` (perhaps dead) or `not started`."""
+    last = result["last"]
+    if last is None:
+        return "not started"
+    if last["step"] == result["total_steps"] and any(
+        entry["step"] == last["step"] and entry["damage"] is None for entry in result["checkpoints"]
+    ):
+        return "finished"
+    summary = directory / "summary.json"
+    # A run that ends in good order writes it last; one that goes on first writes metrics.jsonl anew.
+    if summary.exists() and summary.stat().st_mtime >= (directory / "metrics.jsonl").stat().st_mtime:
+        return "stopped"
+    usual = max(record["seconds"] for record in records[-_RECENT:])
+    quiet = now - (directory / "metrics.jsonl").stat().st_mtime
+    return "silent" if quiet > max(_SILENT_SECONDS, _SILENT_STEPS * usual) else "running"

@@ -1,0 +1,55 @@
+"""The command `nld-plan`: memory, step time and days of every legal layout of a run, and the best of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from nld_train.errors import UserError
+
+_DESCRIPTION = """Which layout a run should take on so many devices, counted without a GPU.
+
+  nld-plan model=8b gpus=256
+  nld-plan model=14b gpus=64 memory=80 sequence_length=8192 parallel.tensor=8
+  nld-plan experiment=ablation_8b gpus=32 hardware.network=25
+
+gpus, memory (GiB per device, 80), node_size (8), rows (8) and hardware.* (nld_train/planner/hardware.yaml) are the
+planner's. Every other key is the run's, as for nld-train; keys of the layout that are named stay as they are.
+model=3b, 8b and 14b mean the paper's experiments.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, or 2 after one line about what cannot be planned."""
+    parser = argparse.ArgumentParser(
+        prog="nld-plan", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
+    parser.add_argument("--json", action="store_true", help="print every layout as JSON instead of the best as a table")
+    options = parser.parse_args(arguments)
+    try:
+        _plan(options.settings, options.json)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _plan(settings: list[str], as_json: bool) -> None:
+    from nld_train.planner import show
+    from nld_train.planner.choose import all_plans
+    from nld_train.planner.hardware import assumptions
+    from nld_train.planner.request import read_request
+
+    request = read_request(settings)
+    assumed = assumptions(request.hardware)
+    plans = all_plans(request, assumed.hardware)
+    if as_json:
+        print(json.dumps(show.as_json(request, plans, assumed), indent=1))
+    else:
+        show.show(request, plans, assumed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

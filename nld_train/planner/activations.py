@@ -1,0 +1,114 @@
+"""What the backward pass needs to have been kept, counted layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nld_train.config.schema import Config
+from nld_train.planner.buffers import bytes_per_number
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What kernels keep beyond what the mathematics asks for, in tensors per norm and per MLP.
+
+    Attributes:
+        norm: of the width of the residual stream.
+        mlp: of the width of the MLP.
+    """
+
+    norm: int
+    mlp: int
+
+
+# Fused kernels, as on CUDA, and plain torch, as on the CPU, which also keeps the normalised input before its scale,
+# silu(gate) and a copy of up.
+FUSED, PLAIN = Kernels(norm=0, mlp=0), Kernels(norm=1, mlp=2)
+
+
+def positions(config: Config, joint: bool) -> int:
+    """Tokens that travel through the layers in one micro-batch: of both streams in a joint step."""
+    length = config.batch.sequence_length * (2 if joint else 1)
+    return length * config.batch.micro_size
+
+
+def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
+    """Bytes that a layer keeps of one micro-batch on one process, with `execution.recompute` none or selective.
+
+    Kept are the inputs of both norms and of all products; query and key after rotation, and the joint output of the
+    query-key-value product, of which the value is a view; attention's output, once for its own backward pass and once
+    laid out for the output product; its log-sum-exp in float32. Selective recomputation drops the first and the last
+    of these four.
+    """
+    model, tensor = config.model, config.parallel.tensor
+    query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    stream = (4 + 2 * kernels.norm) * residual_width(config)
+    attention = (query + 2 * key) + (query + key) + query
+    attention_extra = 0.0
+    if config.execution.recompute == "none":
+        attention += query
+        attention_extra = _FLOAT32 * model.num_attention_heads / tensor
+    mlp = (3 + kernels.mlp) * model.intermediate_size
+    numbers = stream + (attention + mlp) / tensor
+    norms = 2 * _FLOAT32 * residual_width(config) / model.hidden_size  # one scale per token and norm
+    return round(positions(config, joint) * (bytes_per_number(config) * numbers + attention_extra + norms))
+
+
+def residual_width(config: Config) -> float:
+    """Numbers per token of the residual stream on one process: sequence parallelism cuts the tokens."""
+    cut = config.parallel.tensor if config.parallel.sequence else 1
+    return config.model.hidden_size / cut
+
+
+def residual_bytes(config: Config, joint: bool) -> int:
+    """One tensor of the residual stream of a micro-batch: all that full recomputation keeps of a layer."""
+    return round(positions(config, joint) * residual_width(config) * bytes_per_number(config))
+
+
+def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: int) -> int:
+    """Chunks of layers whose backward pass is still to come, at most: those of Megatron's schedules after warm-up."""
+    parallel = config.parallel
+    chunks = parallel.virtual_pipeline or 1
+    behind = parallel.pipeline - pipeline_rank - 1
+    warm_up = behind if chunks == 1 else 2 * behind + (chunks - 1) * parallel.pipeline
+    return min(warm_up + 1, micro_batches * chunks)
+
+
+def kept_bytes(config: Config, joint: bool, pipeline_rank: int, micro_batches: int) -> int:
+    """Activations of the layers of a process at the worst moment, in bytes, the layer at work included."""
+    chunks = config.parallel.virtual_pipeline or 1
+    layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
+    in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
+    if config.execution.recompute != "full":
+        return in_flight * layers * layer_bytes(config, joint) + _working_bytes(config, joint)
+    unit = min(config.execution.recompute_layers, layers)
+    kept = in_flight * -(-layers // unit) * residual_bytes(config, joint)
+    return kept + unit * layer_bytes(config, joint) + _working_bytes(config, joint)
+
+
+def _working_bytes(config: Config, joint: bool) -> int:
+    """Gradients that live for a moment inside a layer's backward pass: of the MLP's inner width, and of its input.
+
+    Under sequence parallelism the input and its gradient are gathered whole.
+    """
+    model, tensor = config.model, config.parallel.tensor
+    numbers = 3 * model.intermediate_size / tensor + 2 * model.hidden_size
+    return round(positions(config, joint) * numbers * bytes_per_number(config))
+
+
+def head_bytes(config: Config, joint: bool) -> int:
+    """Head and loss on the last pipeline stage at the worst moment, in bytes.
+
+    All rows may be supervised: each AR row, and with a level near 1 each noisy position. Kept are their hidden states,
+    the whole sequence they were taken from and its gradient, and of one chunk of rows the logits: in the weights'
+    precision, in float32, as probabilities that become the gradient, and as that gradient in the weights' precision.
+    """
+    number, tensor = bytes_per_number(config), config.parallel.tensor
+    rows = positions(config, joint)
+    hidden = (2 * rows + 2 * positions(config, joint)) * config.model.hidden_size * number
+    chunk = min(rows, config.execution.head_chunk_rows)
+    logits = chunk * config.model.vocab_size / tensor * (2 * number + 2 * _FLOAT32)
+    # The gradient of the head's weights, before it is added to the float32 buffer.
+    return round(hidden + logits + config.model.vocab_size / tensor * config.model.hidden_size * number)

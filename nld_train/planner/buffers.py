@@ -1,0 +1,144 @@
+"""Weights, gradients and optimizer state of one process, to the byte, as Megatron's buffers lay them out.
+
+Megatron puts the weights of a model's chunk, the last ones first, into one buffer of weights and one of gradients, each
+weight at a multiple of 64 elements, cut into buckets whose ends are padded so that data-parallel processes get equal
+shares. The distributed optimizer keeps its state for the weights in its share of each bucket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import lcm, prod
+
+from nld_train.config.counts import padded_vocabulary
+from nld_train.config.plan import data_parallel_size
+from nld_train.config.schema import Config, ModelConfig, ParallelConfig
+
+_START, _END = 64, 128
+# Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
+_FLOAT32 = 4
+# Where the reduction of gradients overlaps the backward pass, a bucket is closed when it has so many elements.
+_BUCKET, _BUCKET_PER_PROCESS = 40_000_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """What a process holds beside activations, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
+    """Bytes of one process; all tensor-parallel peers hold as many.
+
+    Args:
+        config: the run.
+        world_size: number of processes.
+        pipeline_rank: of the process.
+        data_rank: of the process. The first one's share has no padding at its end, so that no other's is larger by
+            more than the padding between weights.
+    """
+    vocabulary = padded_vocabulary(config)
+    size = data_parallel_size(config, world_size)
+    weight_bytes = bytes_per_number(config)
+    return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank)
+
+
+def bytes_per_number(config: Config) -> int:
+    """Of weights and activations: bf16, unless the settings say float32."""
+    single = config.execution.precision == "fp32" or config.execution.device == "cpu"
+    return 4 if single else 2
+
+
+@lru_cache(maxsize=4096)
+def _state_bytes(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    vocabulary: int,
+    weight_bytes: int,
+    size: int,
+    pipeline_rank: int,
+    data_rank: int,
+) -> StateBytes:
+    elements = shard = 0
+    for number, weights in enumerate(chunk_weights(model, parallel, vocabulary, pipeline_rank)):
+        buckets = list(_buckets(weights, _bucket_size(parallel, size, pipeline_rank, number), size))
+        elements += buckets[-1].end
+        shard += sum(_held(bucket, size, data_rank) for bucket in buckets)
+    # The averages, and the float32 copy where the weights are not float32 themselves.
+    kept = 3 if weight_bytes < _FLOAT32 else 2
+    return StateBytes(weight_bytes * elements, _FLOAT32 * elements, kept * _FLOAT32 * shard)
+
+
+def chunk_weights(
+    model: ModelConfig, parallel: ParallelConfig, vocabulary: int, pipeline_rank: int
+) -> list[tuple[int, ...]]:
+    """Elements of each weight of a process, chunk by chunk, in the order in which Megatron's modules make them."""
+    chunks = parallel.virtual_pipeline or 1
+    layers = model.num_hidden_layers // (parallel.pipeline * chunks)
+    table = (vocabulary // parallel.tensor) * model.hidden_size
+    weights = [list(_layer_weights(model, parallel.tensor)) * layers for _ in range(chunks)]
+    if pipeline_rank == 0:
+        weights[0].insert(0, table)
+    if pipeline_rank == parallel.pipeline - 1:
+        weights[-1] += [model.hidden_size, table]
+    return [tuple(chunk) for chunk in weights]
+
+
+def _layer_weights(model: ModelConfig, tensor: int) -> Iterator[int]:
+    """Norm, output, query with key and value, norm, gate with up, down."""
+    hidden, query = model.hidden_size, model.num_attention_heads * model.head_dim
+    key = model.num_key_value_heads * model.head_dim
+    yield hidden
+    yield prod((hidden, query // tensor))
+    yield prod((hidden, (query + 2 * key) // tensor))
+    yield hidden
+    yield prod((hidden, 2 * model.intermediate_size // tensor))
+    yield prod((hidden, model.intermediate_size // tensor))
+
+
+def _bucket_size(parallel: ParallelConfig, size: int, pipeline_rank: int, chunk: int) -> int | None:
+    """None for one bucket: where nothing overlaps, behind the first pipeline stage, and in later chunks."""
+    if not parallel.overlap_grad_reduce or pipeline_rank > 0 or chunk > 0:
+        return None
+    return max(_BUCKET, _BUCKET_PER_PROCESS * size)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Elements `start..end` of a buffer, and where its weights lie."""
+
+    start: int
+    end: int
+    weights: tuple[tuple[int, int], ...]
+
+
+def _buckets(weights: tuple[int, ...], most: int | None, size: int) -> Iterator[_Bucket]:
+    """The buckets of a chunk, from the back of the model to its front."""
+    start = end = 0
+    held: list[tuple[int, int]] = []
+    for elements in reversed(weights):
+        first = _up(end, _START)
+        end = first + elements
+        held.append((first, end))
+        if most is not None and end - start >= most:
+            end = _up(end, lcm(size, _END))
+            yield _Bucket(start, end, tuple(held))
+            start, held = end, []
+    if held:
+        yield _Bucket(start, _up(end, lcm(size, _END)), tuple(held))
+
+
+def _up(number: int, divisor: int) -> int:
+    return -(-number // divisor) * divisor
+
+
+def _held(bucket: _Bucket, size: int, data_rank: int) -> int:
+    """Elements of weights in a data-parallel process's share of a bucket."""
+    share = (bucket.end - bucket.start) // size
+    begin = bucket.start + data_rank * share
+    return sum(max(0, min(last, begin + share) - max(first, begin)) for first, last in bucket.weights)

@@ -1,0 +1,128 @@
+"""What is assumed of the machines, and what was measured of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nld_train.config.checks import positive
+from nld_train.errors import UserError
+
+_FILE = Path(__file__).with_name("hardware.yaml")
+# Results lie beside the package in a checkout; an installed wheel has none.
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+_KINDS = ("ar", "joint")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device and what connects it to others; units as in `hardware.yaml`."""
+
+    peak_tflops: float
+    memory_bandwidth: float
+    nvlink: float
+    network: float
+    bandwidth_share: float
+    memory_reserve: float
+    ar_utilisation: float
+    joint_utilisation: float
+    tensor_overlap: float
+
+    def utilisation(self, joint: bool) -> float:
+        """Share of the peak that the arithmetic of a step reaches."""
+        return self.joint_utilisation if joint else self.ar_utilisation
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """The hardware, and where its two utilisations come from.
+
+    Attributes:
+        hardware: with measured utilisations where there are some.
+        sources: for each kind of step, in words.
+    """
+
+    hardware: Hardware
+    sources: dict[str, str]
+
+
+def assumptions(changes: Mapping[str, Any], results: Path = RESULTS) -> Assumptions:
+    """The figures of `hardware.yaml`, then measurements, then what the command line says.
+
+    Args:
+        changes: values by key, from the command line.
+        results: folder of benchmark results.
+
+    Raises:
+        UserError: an unknown key, or a value that is no number in its range.
+    """
+    values: dict[str, Any] = yaml.safe_load(_FILE.read_text())
+    sources = dict.fromkeys(_KINDS, f"not measured: assumed in nld_train/planner/{_FILE.name}")
+    for kind, (value, source) in measured_utilisations(results, values["peak_tflops"]).items():
+        values[f"{kind}_utilisation"], sources[kind] = value, source
+    for name, value in changes.items():
+        values[name] = _checked(name, value)
+        if (kind := name.removesuffix("_utilisation")) in _KINDS:
+            sources[kind] = "given on the command line"
+    return Assumptions(Hardware(**{name: float(value) for name, value in values.items()}), sources)
+
+
+def _checked(name: str, value: Any) -> float:
+    names = [field.name for field in fields(Hardware)]
+    if name not in names:
+        raise UserError(f"hardware.{name}: unknown key; valid under hardware: {', '.join(names)}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"hardware.{name}={value}: wanted: a number")
+    if name in ("memory_reserve", "tensor_overlap"):
+        if value < 0:
+            raise UserError(f"hardware.{name}={value}: must be at least 0")
+    else:
+        positive(f"hardware.{name}", value)
+    if name.endswith(("_utilisation", "_share", "_overlap")) and value > 1:
+        raise UserError(f"hardware.{name}={value}: must be at most 1")
+    return float(value)
+
+
+def measured_utilisations(results: Path, peak_tflops: float) -> dict[str, tuple[float, str]]:
+    """FLOP utilisation by kind of step, from the results of `benchmarks.step` that were taken on a GPU.
+
+    A result counts if it says of which device it is and has seconds and operations by kind. Where several do, the best
+    one is taken: the others had smaller shapes or other kernels.
+
+    Returns:
+        For `ar` and `joint`, where there is a measurement: the utilisation, and its source in words.
+    """
+    best: dict[str, tuple[float, str]] = {}
+    for path in sorted(results.glob("*.json")):
+        for name, figures, gpu in _step_figures(path):
+            for kind in _KINDS:
+                share = figures["operations"][kind] / figures["seconds"][kind] / (peak_tflops * 1e12)
+                if share > best.get(kind, (0.0, ""))[0]:
+                    best[kind] = (share, f"measured on {gpu} ({name})")
+    return best
+
+
+def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
+    """Every table of seconds and operations by kind of step in a result file, at any depth."""
+    try:
+        result = json.loads(path.read_text())
+        gpu = result["machine"]["gpu"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    waiting = [(path.name, result.get("figures"))]
+    while waiting:
+        name, figures = waiting.pop()
+        if not isinstance(figures, dict):
+            continue
+        tables = [figures.get("seconds"), figures.get("operations")]
+        if all(
+            isinstance(table, dict) and all(isinstance(table.get(kind), float) for kind in _KINDS) for table in tables
+        ):
+            yield name, figures, gpu
+        else:
+            waiting += [(f"{name}: {key}", value) for key, value in figures.items()]

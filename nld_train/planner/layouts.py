@@ -1,0 +1,129 @@
+"""Every legal layout of a run on a number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from nld_train.config.checks import divisors
+from nld_train.config.schema import Config
+from nld_train.config.validate import validate
+from nld_train.errors import UserError
+
+Recompute = Literal["none", "selective", "full"]
+# Micro-batches beyond this fill any device.
+_LARGEST_MICRO_BATCH = 64
+# Keys that the planner chooses, and their place in the settings. What the command line names of them stays as it is.
+CHOSEN = (
+    "parallel.tensor",
+    "parallel.pipeline",
+    "parallel.virtual_pipeline",
+    "parallel.sequence",
+    "batch.micro_size",
+    "execution.recompute",
+)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The values that a plan may take of each key.
+
+    Attributes:
+        gpus: number of devices.
+        node_size: devices of a node: tensor-parallel groups stay inside one.
+        fixed: keys of `CHOSEN` that the command line has decided.
+    """
+
+    gpus: int
+    node_size: int
+    fixed: frozenset[str]
+
+
+def legal_layouts(config: Config, choices: Choices) -> Iterator[Config]:
+    """The settings under every layout that `validate` lets pass, without repetitions."""
+    return (layout for layout in every_layout(config, choices) if _is_legal(layout, choices.gpus))
+
+
+def every_layout(config: Config, choices: Choices) -> Iterator[Config]:
+    """The settings under every layout, legal or not; the simplest comes first."""
+    for tensor, pipeline in product(_tensors(config, choices), _pipelines(config, choices)):
+        yield from _with_sizes(config, choices, tensor, pipeline)
+
+
+def _tensors(config: Config, choices: Choices) -> list[int]:
+    if "parallel.tensor" in choices.fixed:
+        return [config.parallel.tensor]
+    return [size for size in divisors(choices.node_size) if config.model.num_key_value_heads % size == 0]
+
+
+def _pipelines(config: Config, choices: Choices) -> list[int]:
+    if "parallel.pipeline" in choices.fixed:
+        return [config.parallel.pipeline]
+    return divisors(config.model.num_hidden_layers)
+
+
+def _virtual(config: Config, choices: Choices, pipeline: int) -> list[int | None]:
+    if "parallel.virtual_pipeline" in choices.fixed:
+        return [config.parallel.virtual_pipeline]
+    if pipeline == 1:
+        return [None]
+    return [None, *divisors(config.model.num_hidden_layers // pipeline, smallest=2)]
+
+
+def _sequence(config: Config, choices: Choices, tensor: int) -> list[bool]:
+    if "parallel.sequence" in choices.fixed:
+        return [config.parallel.sequence]
+    return [True, False] if tensor > 1 else [False]
+
+
+def _micro_sizes(config: Config, choices: Choices) -> list[int]:
+    if "batch.micro_size" in choices.fixed:
+        return [config.batch.micro_size]
+    return [size for size in divisors(config.batch.global_size, most=64) if size <= _LARGEST_MICRO_BATCH]
+
+
+def _recomputations(config: Config, choices: Choices) -> list[Recompute]:
+    return [config.execution.recompute] if "execution.recompute" in choices.fixed else ["none", "selective", "full"]
+
+
+def _with_sizes(config: Config, choices: Choices, tensor: int, pipeline: int) -> Iterator[Config]:
+    for virtual, sequence, micro_size, recompute in product(
+        _virtual(config, choices, pipeline),
+        _sequence(config, choices, tensor),
+        _micro_sizes(config, choices),
+        _recomputations(config, choices),
+    ):
+        parallel = replace(
+            config.parallel, tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual, sequence=sequence
+        )
+        yield replace(
+            config,
+            parallel=parallel,
+            batch=replace(config.batch, micro_size=micro_size),
+            execution=replace(config.execution, recompute=recompute),
+        )
+
+
+def _is_legal(config: Config, gpus: int) -> bool:
+    try:
+        validate(config, gpus)
+    except UserError:
+        return False
+    return True
+
+
+def override_words(config: Config) -> list[str]:
+    """The layout as words of a command line."""
+    parallel = config.parallel
+    virtual = "null" if parallel.virtual_pipeline is None else str(parallel.virtual_pipeline)
+    values = (
+        str(parallel.tensor),
+        str(parallel.pipeline),
+        virtual,
+        str(parallel.sequence).lower(),
+        str(config.batch.micro_size),
+        config.execution.recompute,
+    )
+    return [f"{key}={value}" for key, value in zip(CHOSEN, values, strict=True)]

@@ -1,0 +1,54 @@
+"""Memory of one process under a layout, term by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nld_train.config.plan import micro_batches
+from nld_train.config.schema import Config
+from nld_train.planner.activations import head_bytes, kept_bytes
+from nld_train.planner.buffers import state_bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process at the worst moment of a step.
+
+    Attributes:
+        weights: of its part of the model.
+        gradients: in float32.
+        optimizer: its shard of the state.
+        activations: what the layers keep for the backward pass, and the layer at work.
+        head: head and loss; 0 where the process has no head.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+
+
+def rank_memory(config: Config, world_size: int, pipeline_rank: int, joint: bool) -> Memory:
+    """Memory of the processes of a pipeline rank, in an AR or a joint stage."""
+    state = state_bytes(config, world_size, pipeline_rank)
+    last = pipeline_rank == config.parallel.pipeline - 1
+    return Memory(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        activations=kept_bytes(config, joint, pipeline_rank, micro_batches(config, world_size)),
+        head=head_bytes(config, joint) if last else 0,
+    )
+
+
+def largest_memory(config: Config, world_size: int) -> Memory:
+    """Of the process that needs the most, in the stage that needs the most; the first such pipeline rank."""
+    joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
+    ranks = range(config.parallel.pipeline)
+    return max((rank_memory(config, world_size, rank, joint) for rank in ranks), key=lambda memory: memory.total)

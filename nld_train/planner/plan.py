@@ -1,0 +1,70 @@
+"""A layout with everything that is counted of it, and the order in which layouts are recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nld_train.config.counts import step_flops
+from nld_train.config.plan import stage_plans, tokens_per_step
+from nld_train.config.schema import Config
+from nld_train.planner.hardware import Hardware
+from nld_train.planner.layouts import Choices
+from nld_train.planner.memory import Memory, largest_memory
+from nld_train.planner.step_time import StepTime, step_time
+
+GIBIBYTE = 2**30
+_SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """One layout.
+
+    Attributes:
+        config: the settings with it.
+        memory: of the process that needs the most.
+        fits: whether that fits the device.
+        steps: seconds of a step, by stage of the run.
+        utilisation: FLOP utilisation by stage (reference section 4: recomputation does not count).
+        tokens_per_second: per device, by stage.
+        days: of the whole run.
+    """
+
+    config: Config
+    memory: Memory
+    fits: bool
+    steps: dict[str, StepTime]
+    utilisation: dict[str, float]
+    tokens_per_second: dict[str, float]
+    days: float
+
+
+def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gibibytes: float) -> LayoutPlan:
+    """Counts everything of one layout."""
+    memory = largest_memory(config, choices.gpus)
+    steps, utilisation, speed = {}, {}, {}
+    seconds = 0.0
+    for plan in stage_plans(config):
+        time = step_time(config, choices.gpus, plan.alpha > 0, hardware, choices.node_size)
+        flops = step_flops(config, plan.alpha) / choices.gpus
+        steps[plan.name] = time
+        utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)
+        speed[plan.name] = tokens_per_step(config) / time.total / choices.gpus
+        seconds += plan.steps * time.total
+    available = (device_gibibytes - hardware.memory_reserve) * GIBIBYTE
+    return LayoutPlan(config, memory, memory.total <= available, steps, utilisation, speed, seconds / _SECONDS_PER_DAY)
+
+
+def recommended(plans: Iterable[LayoutPlan]) -> list[LayoutPlan]:
+    """What fits before what does not; then the shortest run; then the least memory; then the least cutting.
+
+    Days are compared to one part in a thousand: below that the count says nothing.
+    """
+
+    def key(plan: LayoutPlan) -> tuple[bool, float, int, int]:
+        parallel = plan.config.parallel
+        cuts = parallel.tensor * parallel.pipeline * (parallel.virtual_pipeline or 1)
+        return not plan.fits, float(f"{plan.days:.3g}"), plan.memory.total, cuts
+
+    return sorted(plans, key=key)

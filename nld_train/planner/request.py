@@ -1,0 +1,110 @@
+"""What the command line of `nld-plan` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from nld_train.config.checks import at_least, positive, refuse_unless
+from nld_train.config.compose import compose_config
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+from nld_train.planner.layouts import CHOSEN, Choices
+
+# Short names of keys that plans are asked for by.
+_SHORT = {name: f"batch.{name}" for name in ("sequence_length", "global_size", "micro_size")}
+# The released shapes are planned with the paper's hyper-parameters unless an experiment is named.
+_EXPERIMENTS = {name: f"experiment=paper_{name}" for name in ("3b", "8b", "14b")}
+_HARDWARE = "hardware."
+
+
+@dataclass(frozen=True)
+class Request:
+    """A plan that is asked for.
+
+    Attributes:
+        config: the settings, whose layout is only a start.
+        choices: devices, and what is fixed of the layout.
+        memory: of a device, in GiB.
+        rows: how many layouts are shown.
+        hardware: changes of the assumptions.
+        words: overrides of the run, as `nld-train` takes them.
+    """
+
+    config: Config
+    choices: Choices
+    memory: float
+    rows: int
+    hardware: dict[str, Any]
+    words: tuple[str, ...]
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Sorts the words of the command line into the planner's own keys and those of the run.
+
+    Raises:
+        UserError: a word that is no key=value, a missing or impossible key, settings that do not compose.
+    """
+    own: dict[str, Any] = {"memory": 80, "node_size": 8, "rows": 8}
+    hardware: dict[str, Any] = {}
+    words: list[str] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(f"{argument}: is no key=value; e.g. nld-plan model=8b gpus=256")
+        if key in ("gpus", "memory", "node_size", "rows"):
+            own[key] = _number(key, value)
+        elif key.startswith(_HARDWARE):
+            hardware[key.removeprefix(_HARDWARE)] = _number(key, value)
+        else:
+            words.append(f"{_SHORT.get(key, key)}={value}")
+    _check(own)
+    words = _with_experiment(words)
+    config = compose_config([*words, f"run.plan_world_size={own['gpus']}", "run.dry=true"])
+    if any(config.stages[name].adapter is not None for name in config.run.stages if name in config.stages):
+        raise UserError("run.stages: nld-plan knows no stages that train an adapter; name the others, e.g. [ar,joint]")
+    valid = "nld-plan does not count context parallelism; plan with 1"
+    refuse_unless(config.parallel.context == 1, "parallel.context", config.parallel.context, valid)
+    fixed = frozenset(key for key in CHOSEN if any(word.startswith(f"{key}=") for word in words))
+    choices = Choices(own["gpus"], own["node_size"], fixed)
+    return Request(_planned_device(config), choices, own["memory"], own["rows"], hardware, tuple(words))
+
+
+def _number(key: str, value: str) -> int | float:
+    """YAML's numbers, so that 1e3 is read as everywhere else."""
+    try:
+        number = yaml.safe_load(value)
+        number = float(number) if isinstance(number, str) else number
+    except (yaml.YAMLError, ValueError):
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise UserError(f"{key}={value}: wanted: a number")
+    return int(number) if number == int(number) else number
+
+
+def _check(own: dict[str, Any]) -> None:
+    if "gpus" not in own:
+        raise UserError("gpus: missing; say for how many devices to plan, e.g. gpus=256")
+    for key in ("gpus", "node_size", "rows"):
+        if not isinstance(own[key], int):
+            raise UserError(f"{key}={own[key]}: wanted: an integer")
+        at_least(key, own[key], 1)
+    positive("memory", own["memory"])
+
+
+def _with_experiment(words: list[str]) -> list[str]:
+    named = dict(word.split("=", 1) for word in words)
+    if "experiment" in named or named.get("model") not in _EXPERIMENTS:
+        return words
+    experiment = _EXPERIMENTS[named["model"]]
+    return [experiment, *(word for word in words if not word.startswith("model="))]
+
+
+def _planned_device(config: Config) -> Config:
+    """A plan is for GPUs, wherever it is made, unless the settings say cpu."""
+    if config.execution.device != "auto":
+        return config
+    return replace(config, execution=replace(config.execution, device="cuda"))

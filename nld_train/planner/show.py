@@ -1,0 +1,115 @@
+"""Plans as a table, their assumptions, and the chosen one as overrides."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from nld_train.config.counts import parameter_count
+from nld_train.config.plan import data_parallel_size, stage_plans
+from nld_train.planner.hardware import Assumptions
+from nld_train.planner.layouts import override_words
+from nld_train.planner.plan import GIBIBYTE, LayoutPlan
+from nld_train.planner.request import Request
+
+# Wide enough for every row, so that a plan reads the same in a terminal, a pipe and a log file.
+_WIDTH = 160
+
+
+def show(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) -> None:
+    """Prints the best plans, what they rest on, and the first one as a line of overrides."""
+    console = Console(width=_WIDTH, highlight=False, markup=False)
+    config, gpus = request.config, request.choices.gpus
+    fitting = sum(plan.fits for plan in plans)
+    console.print(
+        f"{config.model.name}: {parameter_count(config.model) / 1e9:.2f}B parameters on {gpus:,} devices of "
+        f"{request.memory:g} GiB; {len(plans):,} legal layouts, {fitting:,} fit; the best {min(request.rows, fitting)}:"
+    )
+    console.print(_table(request, [plan for plan in plans if plan.fits][: request.rows]))
+    for line in assumption_lines(request, assumed):
+        console.print(line)
+    console.print("\nThe first of them:")
+    # Not through the console, which would wrap it.
+    print(override_line(request, plans[0]))
+
+
+def override_line(request: Request, plan: LayoutPlan) -> str:
+    """Words for `nld-train`: what was asked for, and the layout."""
+    given = [word for word in request.words if word.split("=", 1)[0] not in request.choices.fixed]
+    return shlex.join([*given, *override_words(plan.config), f"run.plan_world_size={request.choices.gpus}"])
+
+
+def _table(request: Request, plans: Sequence[LayoutPlan]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    stages = [plan.name for plan in stage_plans(request.config)]
+    layout = ("TP", "PP", "VP", "DP", "SP", "micro", "recompute")
+    memory = ("weights", "grads", "state", "activ.", "head", "GiB")
+    speed = [f"{stage} {what}" for stage in stages for what in ("s", "tok/s", "MFU")]
+    for column in (*layout, *memory, *speed, "days"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for plan in plans:
+        table.add_row(*_layout(request, plan), *_memory(plan), *_speed(plan, stages), f"{plan.days:.1f}")
+    return table
+
+
+def _layout(request: Request, plan: LayoutPlan) -> list[str]:
+    parallel, batch = plan.config.parallel, plan.config.batch
+    size = data_parallel_size(plan.config, request.choices.gpus)
+    virtual = str(parallel.virtual_pipeline or "-")
+    sequence = "on" if parallel.sequence else "-"
+    numbers = [str(parallel.tensor), str(parallel.pipeline), virtual, str(size), sequence, str(batch.micro_size)]
+    return [*numbers, plan.config.execution.recompute]
+
+
+def _memory(plan: LayoutPlan) -> list[str]:
+    memory = plan.memory
+    terms = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head, memory.total)
+    return [f"{term / GIBIBYTE:.1f}" for term in terms]
+
+
+def _speed(plan: LayoutPlan, stages: Sequence[str]) -> list[str]:
+    shown = []
+    for stage in stages:
+        speed = (f"{plan.steps[stage].total:.2f}", f"{plan.tokens_per_second[stage]:,.0f}")
+        shown += [*speed, f"{plan.utilisation[stage]:.0%}"]
+    return shown
+
+
+def assumption_lines(request: Request, assumed: Assumptions) -> list[str]:
+    """What the figures rest on, in words."""
+    hardware = assumed.hardware
+    return [
+        f"Memory: of the process that needs most, in the stage that needs most; {hardware.memory_reserve:g} GiB are "
+        "left for what is not counted. tok/s are per device, s per optimizer step.",
+        f"AR utilisation {hardware.ar_utilisation:.0%}: {assumed.sources['ar']}.",
+        f"Joint utilisation {hardware.joint_utilisation:.0%}: {assumed.sources['joint']}.",
+        f"Not measured: NVLink {hardware.nvlink:g} and network {hardware.network:g} GB/s per device and direction, of "
+        f"which transfers reach {hardware.bandwidth_share:.0%}; {request.choices.node_size} devices per node; "
+        f"{hardware.tensor_overlap:.0%} of tensor-parallel communication hidden.",
+    ]
+
+
+def as_json(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) -> dict[str, Any]:
+    """Every layout, the best first, as plain values; memory in bytes, times in seconds."""
+    return {
+        "gpus": request.choices.gpus,
+        "assumptions": asdict(assumed),
+        "layouts": [
+            {
+                "overrides": override_line(request, plan),
+                "fits": plan.fits,
+                "memory": asdict(plan.memory) | {"total": plan.memory.total},
+                "steps": {name: asdict(step) | {"total": step.total} for name, step in plan.steps.items()},
+                "utilisation": plan.utilisation,
+                "tokens_per_second_per_device": plan.tokens_per_second,
+                "days": plan.days,
+            }
+            for plan in plans
+        ],
+    }

@@ -1,0 +1,177 @@
+"""The time of an optimizer step under a layout: arithmetic, communication, pipeline bubble, update.
+
+A model of first order. Arithmetic runs at one utilisation whatever the sizes of the products; transfers reach a share
+of the bandwidth; nothing waits for the network but what is named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nld_train.config.counts import (
+    causal_visible_pairs,
+    expected_head_rows,
+    joint_visible_pairs,
+    layer_matrix_parameters,
+)
+from nld_train.config.plan import data_parallel_size, micro_batches
+from nld_train.config.schema import Config
+from nld_train.planner.activations import positions
+from nld_train.planner.buffers import bytes_per_number, state_bytes
+from nld_train.planner.hardware import Hardware
+
+_OPERATIONS_PER_PRODUCT = 2
+_GIGA = 1e9
+# Forward; backward costs two forward passes.
+_BACKWARD = 2
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step, by what they are spent on.
+
+    Attributes:
+        arithmetic: of the slowest pipeline rank.
+        tensor: communication between tensor-parallel processes that nothing hides.
+        pipeline: transfers between pipeline ranks.
+        bubble: waiting at the ends of the pipeline.
+        data: reduction of gradients and gathering of weights that nothing hides.
+        update: the optimizer's passes over its state.
+    """
+
+    arithmetic: float
+    tensor: float
+    pipeline: float
+    bubble: float
+    data: float
+    update: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.arithmetic + self.tensor + self.pipeline + self.bubble + self.data + self.update
+
+
+def step_time(config: Config, world_size: int, joint: bool, hardware: Hardware, node_size: int) -> StepTime:
+    """Expected seconds of a step of an AR or a joint stage.
+
+    Args:
+        config: the run.
+        world_size: number of devices.
+        joint: with a noisy stream.
+        hardware: what is assumed of the machines.
+        node_size: devices of a node.
+    """
+    count = micro_batches(config, world_size)
+    arithmetic = _arithmetic(config, joint, hardware)
+    tensor = _tensor_parallel(config, joint, hardware)
+    transfer = _pipeline_transfer(config, joint, hardware, world_size, node_size)
+    parallel = config.parallel
+    idle = (parallel.pipeline - 1) / (parallel.virtual_pipeline or 1)
+    return StepTime(
+        arithmetic=count * arithmetic,
+        tensor=count * tensor,
+        pipeline=count * transfer,
+        bubble=idle * (arithmetic + tensor + transfer),
+        data=_data_parallel(config, world_size, hardware, node_size, arithmetic),
+        update=_update(config, world_size, hardware),
+    )
+
+
+def _arithmetic(config: Config, joint: bool, hardware: Hardware) -> float:
+    """One micro-batch on the slowest pipeline rank, which is the last one: it has the head."""
+    operations = _OPERATIONS_PER_PRODUCT * (_layer_products(config, joint) + _head_products(config, joint))
+    return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(joint))
+
+
+def _layer_products(config: Config, joint: bool) -> float:
+    """Multiplications of the layers of one process for one micro-batch, forward and backward, with recomputation."""
+    model, parallel, batch = config.model, config.parallel, config.batch
+    body = positions(config, joint) * layer_matrix_parameters(model)
+    length = batch.sequence_length
+    pairs = joint_visible_pairs(length, config.diffusion.block_size) if joint else causal_visible_pairs(length)
+    attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim
+    forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]
+    layers = model.num_hidden_layers / parallel.pipeline
+    return layers * ((1 + _BACKWARD) * (body + attention) + forward) / parallel.tensor
+
+
+def _head_products(config: Config, joint: bool) -> float:
+    """The same of the head. With more rows than fit a chunk, its forward pass is done twice."""
+    model, batch = config.model, config.batch
+    rows = batch.micro_size * expected_head_rows(batch.sequence_length, config.diffusion.epsilon, joint)
+    passes = 1 + _BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0)
+    return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor
+
+
+def _tensor_parallel(config: Config, joint: bool, hardware: Hardware) -> float:
+    """Of one micro-batch on one process, in seconds, after what overlaps.
+
+    Each layer sums two tensors of the residual stream in its forward pass and two in its backward pass; a sum moves
+    2 (t - 1) / t of the tensor. Sequence parallelism cuts each sum into a reduction and a gathering of the same volume
+    together; the inputs that it gathers once more in the backward pass come behind a product. Full recomputation
+    repeats the forward pass.
+    """
+    parallel = config.parallel
+    if parallel.tensor == 1:
+        return 0.0
+    tensor = positions(config, joint) * config.model.hidden_size * bytes_per_number(config)
+    part = (parallel.tensor - 1) / parallel.tensor * tensor
+    passes = 3 if config.execution.recompute == "full" else 2
+    volume = config.model.num_hidden_layers / parallel.pipeline * passes * 2 * 2 * part
+    return volume / (hardware.nvlink * _GIGA * hardware.bandwidth_share) * (1 - hardware.tensor_overlap)
+
+
+def _pipeline_transfer(config: Config, joint: bool, hardware: Hardware, world_size: int, node_size: int) -> float:
+    """Of one micro-batch: its hidden states forward and their gradient back, once per virtual stage."""
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return 0.0
+    volume = positions(config, joint) * config.model.hidden_size * bytes_per_number(config)
+    if parallel.sequence:
+        volume //= parallel.tensor
+    # Pipeline ranks lie furthest apart: a whole data-parallel times tensor-parallel block is between two neighbours.
+    inside = world_size <= node_size
+    bandwidth = (hardware.nvlink if inside else hardware.network) * _GIGA * hardware.bandwidth_share
+    return 2 * (parallel.virtual_pipeline or 1) * volume / bandwidth
+
+
+def _data_parallel(
+    config: Config, world_size: int, hardware: Hardware, node_size: int, micro_batch_seconds: float
+) -> float:
+    """Reduction of float32 gradients and gathering of weights, each (d - 1) / d of its buffer, after what overlaps.
+
+    Gradients hide behind the last micro-batch's backward pass, weights behind the first one's forward pass, where the
+    settings let them.
+    """
+    size = data_parallel_size(config, world_size)
+    if size == 1:
+        return 0.0
+    ranks = range(config.parallel.pipeline)
+    states = [state_bytes(config, world_size, rank) for rank in ranks]
+    bandwidth = _ring_bandwidth(config, size, hardware, node_size)
+    part = (size - 1) / size / bandwidth
+    reduction, gathering = (max(getattr(state, name) for state in states) * part for name in ("gradients", "weights"))
+    share = 1 / (1 + _BACKWARD)
+    hidden_forward = micro_batch_seconds * share if config.parallel.overlap_param_gather else 0.0
+    hidden_backward = micro_batch_seconds * (1 - share) if config.parallel.overlap_grad_reduce else 0.0
+    return max(0.0, reduction - hidden_backward) + max(0.0, gathering - hidden_forward)
+
+
+def _ring_bandwidth(config: Config, size: int, hardware: Hardware, node_size: int) -> float:
+    """Bytes per second of a ring over a data-parallel group.
+
+    Of each group `node_size / tensor` processes share a node, whose adapters they share with the other groups; between
+    nodes a ring moves its volume once per node.
+    """
+    in_node = max(1, node_size // config.parallel.tensor)
+    inside = hardware.nvlink
+    across = hardware.network * in_node
+    return (inside if size <= in_node else min(inside, across)) * _GIGA * hardware.bandwidth_share
+
+
+def _update(config: Config, world_size: int, hardware: Hardware) -> float:
+    """Reads and writes of the optimizer's shard, and three passes over the gradients: zeroing, norm, clipping."""
+    state = state_bytes(config, world_size, 0)
+    moved = 2 * state.optimizer + 3 * state.gradients + state.weights
+    return moved / (hardware.memory_bandwidth * _GIGA * hardware.bandwidth_share)

@@ -1,0 +1,197 @@
+"""`nld-status` on runs that wait, run, stopped, died and finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import TINY_MODEL, data_overrides, records_of, train_here, two_stages, write_token_set
+
+from nld_train.monitoring.records import last_records
+from nld_train.monitoring.spikes import find_spikes
+from nld_train.monitoring.standing import standing
+from nld_train.status import main
+
+PROBE = """
+import sys
+from nld_train.status import main
+status = main()
+heavy = ("torch", "megatron", "transformers", "numpy", "wandb", "matplotlib")
+print("imported:", [name for name in heavy if name in sys.modules], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    prefix = write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
+    decoding = ("evaluation.every=2", "evaluation.modes=[ar,diffusion]", "evaluation.prompts=2")
+    lengths = ("evaluation.prompt_tokens=4", "evaluation.max_new_tokens=6", "evaluation.block_length=4")
+    own = ("validation.every=2", "checkpoint.every=2", "checkpoint.keep_last=null")
+    return (*TINY_MODEL, *data_overrides(prefix), *two_stages(4, 4), *decoding, *lengths, *own)
+
+
+@pytest.fixture(scope="module")
+def finished(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nld_train.config.compose import compose_config
+    from nld_train.evaluation.decoding_hook import DecodingHook
+    from nld_train.training import run
+
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    assert run.train(compose_config([f"run.dir={directory}", *settings]), [DecodingHook]) == 0
+    return directory
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The finished run, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_finished_run(finished: Path) -> None:
+    found, last = standing(finished), records_of(finished)[-1]
+    assert found["state"] == "finished"
+    assert found["total_steps"] == 8
+    assert (found["last"]["stage"], found["last"]["step"], found["last"]["stage_step"]) == ("joint", 8, 4)
+    assert (found["last"]["stage_steps"], found["last"]["tokens"]) == (4, last["tokens"])
+    assert found["last"]["validation"] == {"step": 8, **last["validation"]}
+    modes = found["last"]["decoding"]["modes"]
+    assert modes["diffusion"]["tokens_per_forward"] == last["decoding"]["modes"]["diffusion"]["tokens_per_forward"]
+    joint = [record for record in records_of(finished) if record["stage"] == "joint"]
+    assert found["last"]["ar_loss"] == pytest.approx(sum(record["ar_loss"] for record in joint) / 4)
+    (checkpoint,) = found["checkpoints"]
+    assert (checkpoint["step"], checkpoint["ends_stage"], checkpoint["damage"]) == (8, True, None)
+
+
+def test_the_table_has_it_all(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(finished)]) == 0
+    printed = capfd.readouterr().out
+    for piece in (
+        "finished",
+        "joint, step 4 of 4",
+        "8 of 8 (100.0%)",
+        "1,536",
+        "t=0.25",
+        "diffusion 1.",
+        "sound",
+        "none",
+    ):
+        assert piece in printed, piece
+
+
+def test_json_is_the_same(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(finished), "--json", "--checksums"]) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)
+    assert (found["state"], found["last"]["step"]) == ("finished", 8)
+
+
+def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path) -> None:
+    directory = train_here(tmp_path / "run", *settings, "evaluation.every=0", "run.max_steps=3")
+    found = standing(directory)
+    assert (found["state"], found["last"]["step"], found["total_steps"]) == ("stopped", 3, 8)
+    assert found["last"]["seconds_left"] > 0
+    # It goes on: a step is written, half a line is under way.
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**records_of(directory)[-1], "step": 4}) + '\n{"stage": "jo')
+    after = (directory / "summary.json").stat().st_mtime + 10
+    os.utime(directory / "metrics.jsonl", (after, after))
+    found = standing(directory)
+    assert (found["state"], found["last"]["step"]) == ("running", 4)
+    # Nobody has written for an hour.
+    hour_ago = time.time() - 3600
+    for name in ("metrics.jsonl", "summary.json"):
+        os.utime(directory / name, (hour_ago - (name == "summary.json"), hour_ago - (name == "summary.json")))
+    found = standing(directory)
+    assert found["state"] == "silent"
+    assert found["seconds_since_last_record"] == pytest.approx(3600, abs=60)
+
+
+def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    assert standing(tmp_path)["state"] == "not started"
+    assert main([str(tmp_path)]) == 0
+    assert "no step yet" in capfd.readouterr().out
+
+
+def test_before_the_first_checkpoint(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    found = standing(copy)
+    assert (found["total_steps"], found["checkpoints"]) == (None, [])
+    assert main([str(copy)]) == 0
+    assert "none yet" in capfd.readouterr().out
+
+
+def test_damage_is_told_and_the_sound_one_before_it(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    newest, before = (copy / "checkpoints" / f"step_0000000{step}" for step in (8, 6))
+    (newest / "common.pt").write_bytes((newest / "common.pt").read_bytes()[:-1])
+    (copy / "checkpoints/step_00000009.tmp").mkdir()
+    found = standing(copy)
+    assert [entry["path"] for entry in found["checkpoints"]] == [str(newest), str(before)]
+    assert "common.pt has" in found["checkpoints"][0]["damage"]
+    assert found["checkpoints"][1]["damage"] is None
+    assert found["state"] != "finished"
+    assert found["unfinished_checkpoints"] == ["step_00000009"]
+    assert main([str(copy)]) == 0
+    printed = capfd.readouterr().out
+    assert "DAMAGED" in printed
+    assert "step_00000009 is being written" in printed
+
+
+def test_only_checksums_find_changed_bytes(copy: Path) -> None:
+    file = next((copy / "checkpoints/step_00000008").glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert standing(copy)["checkpoints"][0]["damage"] is None
+    assert "checksum" in standing(copy, read_all=True)["checkpoints"][0]["damage"]
+
+
+def test_no_run_is_one_line(tmp_path: Path, copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for directory, piece in ((tmp_path / "none", "is no directory"), (tmp_path, "has runs inside: run")):
+        assert main([str(directory)]) == 2
+        said = capfd.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+        assert said.err.startswith(f"error: {directory}: ")
+        assert piece in said.err
+
+
+def test_it_imports_nothing_heavy(finished: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, str(finished)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "imported: []\n"
+
+
+def _steps(values: list[float], stage: str = "ar", first: int = 1) -> list[dict[str, Any]]:
+    return [
+        {"stage": stage, "step": first + place, "loss": value, "grad_norm": 1.0} for place, value in enumerate(values)
+    ]
+
+
+def test_spikes() -> None:
+    usual = [3.0 + 0.02 * (place % 5) for place in range(40)]
+    assert find_spikes(_steps(usual)) == []
+    (spike,) = find_spikes(_steps([*usual, 4.5, *usual]))
+    assert (spike.step, spike.quantity, spike.value) == (41, "loss", 4.5)
+    assert spike.usual == pytest.approx(3.04)
+    # A fall is none; neither is another stage's other loss, nor a rise too small to matter.
+    assert find_spikes(_steps([*usual, 1.0])) == []
+    assert find_spikes([*_steps(usual), *_steps([9.0] * 40, "joint", 41)]) == []
+    assert find_spikes(_steps([*[3.0] * 40, 3.2])) == []
+
+
+def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in _steps([3.0] * 1000)))
+    assert [record["step"] for record in last_records(path)] == list(range(1, 1001))
+    some = [record["step"] for record in last_records(path, most_bytes=1000)]
+    assert some == list(range(some[0], 1001))
+    assert 10 < len(some) < 20

@@ -1,0 +1,69 @@
+"""Counted bytes of weights, gradients and optimizer state are those of a real build, on every rank."""
+
+from __future__ import annotations
+
+import pytest
+from real_builds import built_state_bytes, layout_config
+
+from nld_train.config.compose import compose_config
+from nld_train.config.counts import rank_parameter_counts
+from nld_train.planner import buffers
+from nld_train.planner.buffers import chunk_weights, state_bytes
+
+LAYOUTS = {
+    "one": (1, ()),
+    "data": (4, ()),
+    "tensor": (4, ("parallel.tensor=2", "parallel.sequence=true")),
+    "pipeline": (6, ("parallel.pipeline=2", "batch.global_size=60")),
+    "virtual": (4, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
+    "all": (8, ("parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2")),
+    # 67 rows of the table, and 7 ranks: nothing divides.
+    "odd": (7, ("batch.global_size=56",)),
+}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_bytes_are_those_of_a_real_build(name: str, precision: str) -> None:
+    world, overrides = LAYOUTS[name]
+    config = layout_config(world, *overrides, f"execution.precision={precision}")
+    copies = world // (config.parallel.tensor * config.parallel.pipeline)
+    for pipeline_rank in range(config.parallel.pipeline):
+        for data_rank in range(copies):
+            # Tensor ranks lie next to each other, then data ranks, then pipeline ranks.
+            rank = (pipeline_rank * copies + data_rank) * config.parallel.tensor
+            counted = state_bytes(config, world, pipeline_rank, data_rank)
+            found = built_state_bytes(config, rank, world)
+            assert (counted.weights, counted.gradients, counted.optimizer) == found, (pipeline_rank, data_rank)
+
+
+def test_bytes_in_buckets_are_those_of_a_real_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlapped reduction cuts the buffer into buckets; Megatron's are too large for a tiny model to fill one."""
+    from megatron.core.distributed import distributed_data_parallel
+
+    monkeypatch.setattr(distributed_data_parallel, "max", lambda *_: 5000, raising=False)
+    monkeypatch.setattr(buffers, "_BUCKET", 5000)
+    monkeypatch.setattr(buffers, "_BUCKET_PER_PROCESS", 0)
+    buffers._state_bytes.cache_clear()
+    config = layout_config(3, "parallel.overlap_grad_reduce=true", "batch.global_size=60", "execution.precision=bf16")
+    for data_rank in range(3):
+        counted = state_bytes(config, 3, 0, data_rank)
+        assert (counted.weights, counted.gradients, counted.optimizer) == built_state_bytes(config, data_rank, 3)
+    assert counted.gradients > 4 * sum(rank_parameter_counts(config))
+    buffers._state_bytes.cache_clear()
+
+
+@pytest.mark.parametrize("size", ["3b", "8b", "14b"])
+def test_weights_are_the_counted_parameters(size: str) -> None:
+    config = compose_config([f"experiment=paper_{size}", "run.dry=true", "parallel.pipeline=2"])
+    for rank, count in enumerate(rank_parameter_counts(config)):
+        weights = chunk_weights(config.model, config.parallel, config.model.vocab_size, rank)
+        assert sum(sum(chunk) for chunk in weights) == count
+
+
+def test_shards_add_up() -> None:
+    config = compose_config(["experiment=paper_8b", "run.dry=true"])
+    shards = [state_bytes(config, 256, 0, rank).optimizer for rank in range(64)]
+    (count,) = rank_parameter_counts(config)
+    assert sum(shards) == 12 * count
+    assert max(shards) - shards[0] < 12 * 64 * 16
