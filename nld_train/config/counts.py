@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nld_train.config.schema import Config, ModelConfig
+from nld_train.config.schema import AdapterConfig, Config, ModelConfig
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
@@ -95,10 +95,33 @@ def training_flops(
     return float(_FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * (body + attention + head))
 
 
-def step_flops(config: Config, alpha: float) -> float:
-    """Expected operations of one optimizer step over the global batch, without document borders."""
+def drafter_flops(model: ModelConfig, length: int, adapter: AdapterConfig) -> float:
+    """Floating-point operations over one sample of a stage that trains a drafter adapter.
+
+    Three forward passes without gradients (AR over L positions; draft and verify over two streams, 2L), then the draft
+    pass again with its backward pass, which is one more product each: frozen weights have no gradient. The head counts
+    a row per block or position read; the adapter itself and the few rows of the loss do not count.
+    """
+    passes_of_two_streams = 2 + 2
+    positions = length * (1 + 2 * passes_of_two_streams)
+    causal, blocks = causal_visible_pairs(length), joint_visible_pairs(length, adapter.block_length)
+    # Attention has two operands that carry gradients, so that its backward pass costs two forward passes.
+    pairs = causal + (passes_of_two_streams + 1) * blocks
+    body = positions * model.num_hidden_layers * layer_matrix_parameters(model)
+    attention = pairs * model.num_hidden_layers * 2 * model.num_attention_heads * model.head_dim
+    head = (2 * length + length / adapter.block_length) * model.vocab_size * model.hidden_size
+    return float(_OPERATIONS_PER_PRODUCT * (body + attention + head))
+
+
+def step_flops(config: Config, alpha: float, adapter: AdapterConfig | None = None) -> float:
+    """Expected operations of one optimizer step over the global batch, without document borders.
+
+    `adapter` is that of a stage that trains one, else None.
+    """
     joint = alpha > 0
     length = config.batch.sequence_length
+    if adapter is not None:
+        return config.batch.global_size * drafter_flops(config.model, length, adapter)
     rows = expected_head_rows(length, config.diffusion.epsilon, joint)
     sample = training_flops(config.model, length, config.diffusion.block_size, joint, rows)
     return config.batch.global_size * sample

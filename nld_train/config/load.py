@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -119,10 +119,11 @@ def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     for name in value:
         if name not in names:
             raise UserError(unknown_key_message(f"{prefix}{name}", names))
-    for name in names:
-        if name not in value:
-            raise UserError(f"{prefix}{name}: missing; wanted: {_describe(hints[name])}")
-    return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in names})
+    for field in fields(hint):
+        if field.name not in value and field.default is MISSING:
+            raise UserError(f"{prefix}{field.name}: missing; wanted: {_describe(hints[field.name])}")
+    given = [name for name in names if name in value]
+    return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in given})
 
 
 def _convert_simple(value: Any, hint: Any, key: str) -> Any:

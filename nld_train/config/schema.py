@@ -13,6 +13,18 @@ Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
 DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
 
+# Keys of `ModelConfig` that are sizes: integers of 1 or more.
+SIZE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -112,8 +124,23 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """The drafter adapter of linear self-speculation and its loss (reference section 7)."""
+
+    rank: int
+    alpha: float
+    block_length: int
+    temperature: float
+    top_k: int
+    greedy_share: float
+
+
+@dataclass(frozen=True)
 class StageConfig:
-    """One stage of a run: how many tokens, which objective, which data, which schedule."""
+    """One stage of a run: how many tokens, which objective, which data, which schedule.
+
+    A stage with an `adapter` trains that and leaves the model as it is.
+    """
 
     tokens: int
     alpha: float
@@ -121,6 +148,7 @@ class StageConfig:
     schedule: ScheduleConfig
     train: tuple[SourceConfig, ...] | None
     data_start: Literal["continue", "beginning"]
+    adapter: AdapterConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +168,7 @@ class ParallelConfig:
     pipeline: int
     virtual_pipeline: int | None
     sequence: bool
+    context: int
     overlap_grad_reduce: bool
     overlap_param_gather: bool
 

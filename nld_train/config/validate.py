@@ -9,19 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nld_train.config.checks import at_least, below_one, divides, fraction, positive, refuse_unless
-from nld_train.config.schema import Config, ScheduleConfig, SourceConfig, StageConfig
+from nld_train.config.schema import SIZE_KEYS, AdapterConfig, Config, ScheduleConfig, SourceConfig, StageConfig
 from nld_train.config.validate_layout import validate_layout
 
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
 _YARN_KEYS = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
@@ -34,6 +24,8 @@ def validate(config: Config, world_size: int) -> None:
     _check_diffusion(config)
     for name, stage in config.stages.items():
         _check_stage(f"stages.{name}", stage, dry=bool(config.run.dry))
+        if stage.adapter is not None:
+            _check_adapter(config, name, stage, stage.adapter)
     _check_batch(config)
     _check_optimizer(config)
     _check_execution(config)
@@ -59,7 +51,7 @@ def _check_run(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    for name in _SIZES:
+    for name in SIZE_KEYS:
         at_least(f"model.{name}", getattr(model, name), 1)
     positive("model.rms_norm_eps", model.rms_norm_eps)
     positive("model.initializer_range", model.initializer_range)
@@ -131,6 +123,22 @@ def _check_stage(key: str, stage: StageConfig, dry: bool) -> None:
         refuse_unless(dry or len(stage.train) > 0, f"{key}.train", "[]", "name a prepared token set, or set null")
         _check_sources(f"{key}.train", stage.train)
     _check_schedule(f"{key}.schedule", stage.schedule)
+
+
+def _check_adapter(config: Config, name: str, stage: StageConfig, adapter: AdapterConfig) -> None:
+    key = f"stages.{name}"
+    refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, "must be 0: a drafter adapter has a loss of its own")
+    valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
+    refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
+    listed = f"[{','.join(config.run.stages)}]"
+    valid = f"must name {name!r} last: its adapter belongs to the weights that the stages before it leave"
+    refuse_unless(name not in config.run.stages[:-1], "run.stages", listed, valid)
+    at_least(f"{key}.adapter.rank", adapter.rank, 1)
+    at_least(f"{key}.adapter.block_length", adapter.block_length, 2)
+    at_least(f"{key}.adapter.top_k", adapter.top_k, 1)
+    positive(f"{key}.adapter.alpha", adapter.alpha)
+    positive(f"{key}.adapter.temperature", adapter.temperature)
+    fraction(f"{key}.adapter.greedy_share", adapter.greedy_share)
 
 
 def _check_schedule(key: str, schedule: ScheduleConfig) -> None:

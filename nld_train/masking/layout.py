@@ -25,17 +25,23 @@ def positions_in_document(documents: NDArray[np.int64]) -> NDArray[np.int64]:
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1)
 
 
-def block_indices(documents: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
+def block_indices(
+    documents: NDArray[np.int64], block_size: int, offsets: NDArray[np.int64] | int = 0
+) -> NDArray[np.int64]:
     """Block of each token. Blocks are counted from each document's start, so none straddles two documents.
 
     Args:
         documents: int `[..., L]`, document of each token.
         block_size: tokens per block; the last block of a document may be shorter.
+        offsets: int, broadcast to `[..., L]`: where the first whole block of a document begins, 0 to `block_size`; what
+            lies before it is a block too.
 
     Returns:
         int `[..., L]`, from 0, growing through the sample; without borders `i // block_size` (reference section 2).
     """
-    return np.cumsum(positions_in_document(documents) % block_size == 0, axis=-1) - 1
+    positions = positions_in_document(documents)
+    starts = (positions == 0) | ((positions >= offsets) & ((positions - offsets) % block_size == 0))
+    return np.cumsum(starts, axis=-1) - 1
 
 
 @dataclass(frozen=True)
@@ -47,21 +53,26 @@ class StreamLayout:
         positions: int64 `[b, L]`, position inside its document; both streams use the same (reference section 2).
         blocks: int64 `[b, L]`, block index over the sample.
         two_streams: True for `[noisy | clean]` of length 2L, False for the clean stream alone.
+        causal_blocks: inside its block, noisy sees noisy causally instead of in both directions (the verifying pass of
+            self-speculation).
     """
 
     documents: Tensor
     positions: Tensor
     blocks: Tensor
     two_streams: bool
+    causal_blocks: bool = False
 
     @classmethod
-    def of(cls, documents: Tensor, block_size: int, two_streams: bool) -> StreamLayout:
-        """The layout of packed samples: `documents` is int `[b, L]`."""
+    def of(
+        cls, documents: Tensor, block_size: int, two_streams: bool, offsets: NDArray[np.int64] | int = 0
+    ) -> StreamLayout:
+        """The layout of packed samples: `documents` is int `[b, L]`; `offsets` as for `block_indices`."""
         on_cpu = documents.cpu().numpy()
         return cls(
             documents=torch.from_numpy(np.ascontiguousarray(on_cpu)),
             positions=torch.from_numpy(np.ascontiguousarray(positions_in_document(on_cpu))),
-            blocks=torch.from_numpy(block_indices(on_cpu, block_size)),
+            blocks=torch.from_numpy(block_indices(on_cpu, block_size, offsets)),
             two_streams=two_streams,
         )
 

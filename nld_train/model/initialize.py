@@ -29,21 +29,22 @@ def initialize(chunks: list[Ministral3Model], model: ModelConfig, seed: int) -> 
     write to the residual stream; norms are 1; embedding and head rows that only pad the vocabulary are 0.
     """
     for chunk in chunks:
-        for shard in _shards(chunk.sharded_state_dict()):
+        for shard in shards(chunk.sharded_state_dict()):
             _fill(shard, model, seed)
 
 
-def _shards(sharded: object) -> Iterator[ShardedTensor]:
+def shards(sharded: object) -> Iterator[ShardedTensor]:
+    """Every sharded tensor of a sharded state dict; factories are asked for theirs."""
     if isinstance(sharded, ShardedTensorFactory):
-        yield from _shards(sharded.build())
+        yield from shards(sharded.build())
     elif isinstance(sharded, ShardedTensor):
         yield sharded
     elif isinstance(sharded, dict):
         for value in sharded.values():
-            yield from _shards(value)
+            yield from shards(value)
     elif isinstance(sharded, list):
         for value in sharded:
-            yield from _shards(value)
+            yield from shards(value)
 
 
 def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
@@ -60,17 +61,18 @@ def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
     std = model.initializer_range
     if shard.key.endswith(_RESIDUAL):
         std /= math.sqrt(2 * model.num_hidden_layers)
-    whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=_generator(seed, name))
-    _copy_part(data, whole, shard.global_offset[axes:])
+    whole = torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator_of(seed, name))
+    copy_part(data, whole, shard.global_offset[axes:])
 
 
-def _copy_part(part: Tensor, whole: Tensor, offset: tuple[int, ...]) -> None:
+def copy_part(part: Tensor, whole: Tensor, offset: tuple[int, ...]) -> None:
     """Copies the box of `whole` at `offset` into `part`; what lies beyond `whole` (padding) becomes 0."""
     part.zero_()
     box = whole[tuple(slice(start, start + size) for start, size in zip(offset, part.shape, strict=True))]
     part[tuple(slice(0, size) for size in box.shape)].copy_(box)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """The generator of a tensor's starting values, by its global name."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

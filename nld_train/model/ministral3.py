@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
@@ -14,6 +16,9 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+
+# From hidden rows `[n, h]` and the head (hidden rows to this rank's logits) to one result per row, `[n, ...]`.
+Readout = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class Ministral3Model(GPTModel):
@@ -48,7 +53,12 @@ class Ministral3Model(GPTModel):
         self.output_layer.disable_grad_reduce = True
 
     def forward(
-        self, tokens: Tensor, streams: Tensor, rows: Tensor | None = None, targets: Tensor | None = None
+        self,
+        tokens: Tensor,
+        streams: Tensor,
+        rows: Tensor | None = None,
+        targets: Tensor | None = None,
+        readout: Readout | None = None,
     ) -> Tensor:
         """One pass over the streams of a micro-batch.
 
@@ -57,21 +67,31 @@ class Ministral3Model(GPTModel):
             streams: handle of the micro-batch's `StreamContext`.
             rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states of the rows to be scored or read.
             targets: int64 `[n]`, their target tokens, or None for logits.
+            readout: what is made of the rows instead.
 
         Returns:
             On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
-            without targets; before it the hidden states `[S, b, h]`.
+            without targets, or what `readout` returns; before it the hidden states `[S, b, h]`.
         """
-        embedded = self.embedding(input_ids=tokens, position_ids=None) if self.pre_process else None
+        embedded = self._embed(tokens) if self.pre_process else None
         hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
         if not self.post_process:
             return hidden
         selected = self._rows(hidden, rows)
+        if readout is not None:
+            return readout(selected, self._head)
         if targets is None:
             return gather_from_tensor_model_parallel_region(self._head(selected))[:, : self.real_vocab_size]
         return chunked_nll(
             selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
         )
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.embedding(input_ids=tokens, position_ids=None)
+        if self.config.recompute_granularity == "full" and torch.is_grad_enabled() and not embedded.requires_grad:
+            # Megatron's recomputation has gradients only where an input has, which a frozen embedding's output has not.
+            embedded.requires_grad_()
+        return embedded
 
     def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Selected rows `[n, h]` of `[S, b, h]`, whole on every tensor-parallel rank.

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.sequence_share import SequenceShare
+from nld_train.model.attention.gather import gather_keys_and_values
 from nld_train.model.rotary import RotaryEmbedding
 
 Attend = Callable[[Tensor, Tensor, Tensor, "StreamContext"], Tensor]
@@ -36,6 +38,10 @@ class LayerContext(Protocol):
     @property
     def query_scale(self) -> Tensor | None:
         """`[S, b, 1, 1]`, or None where it is 1 everywhere."""
+
+    @property
+    def adapted(self) -> Tensor | None:
+        """Where the drafter adapter is on: 1 there and 0 elsewhere, broadcast to `[S, b, 1]`; None for nowhere."""
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of this layer.
@@ -62,22 +68,39 @@ class StreamContext:
 
     Attributes:
         layout: which tokens stand where, on the CPU.
-        cosine: `[S, b, 1, head_dim]`, S the total length of the streams.
+        cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or what this rank holds of it.
         sine: `[S, b, 1, head_dim]`.
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.
+        adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None for nowhere.
         masks: what an attention backend has computed for this layout, under the backend's name.
+        share: what this rank holds of the streams under context parallelism; None where it holds them whole.
     """
 
     layout: StreamLayout
     cosine: Tensor
     sine: Tensor
     query_scale: Tensor | None
+    adapted: Tensor | None = None
     masks: dict[str, Any] = field(default_factory=dict)
+    share: SequenceShare | None = None
 
     @classmethod
-    def of(cls, layout: StreamLayout, rotary: RotaryEmbedding, dtype: torch.dtype) -> StreamContext:
-        """The context of a layout, with angles in `dtype` on the rotary embedding's device."""
+    def of(
+        cls,
+        layout: StreamLayout,
+        rotary: RotaryEmbedding,
+        dtype: torch.dtype,
+        adapt_noisy: bool = False,
+        share: SequenceShare | None = None,
+    ) -> StreamContext:
+        """The context of a layout, with angles in `dtype` on the rotary embedding's device.
+
+        With `adapt_noisy` the drafter adapter is on in the noisy stream; the clean one is always without it.
+        """
+        assert share is None or not adapt_noisy, "no adapter is trained under context parallelism"
         positions = layout.stacked_positions().T  # [S, b]
+        if share is not None:
+            positions = positions[share.places]
         cosine, sine = rotary.cosine_and_sine(positions, dtype)
         scale = rotary.query_scale(positions, dtype)
         return cls(
@@ -85,12 +108,28 @@ class StreamContext:
             cosine=cosine.unsqueeze(2),
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
+            adapted=_noisy_places(layout).to(cosine) if adapt_noisy else None,
+            share=share,
         )
+
+    @property
+    def queries(self) -> Tensor | None:
+        """int64 `[n]`, places in the stacked streams whose queries this rank has; None for all, in their order."""
+        return None if self.share is None else self.share.places
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention inside and between the streams; every layer's is the same. See `LayerContext`."""
         del layer
+        if self.share is not None:
+            if "order" not in self.masks:
+                self.masks["order"] = self.share.order.to(key.device)
+            key, value = gather_keys_and_values(key, value, self.masks["order"])
         return attend(query, key, value, self)
+
+
+def _noisy_places(layout: StreamLayout) -> Tensor:
+    """Bool `[S, 1, 1]`, True in the noisy stream."""
+    return (torch.arange(layout.total_length) < layout.total_length - layout.length)[:, None, None]
 
 
 def register(context: LayerContext) -> Tensor:

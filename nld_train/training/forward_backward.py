@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from nld_train.training.micro_batch import MicroBatch, Samples, count_rows
 from nld_train.training.parallel import sum_over_world
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+ForwardStep = Callable[[Any, torch.nn.Module], tuple[Tensor, LossFunction]]
 
 
 def global_counts(samples: list[Samples], device: torch.device) -> GlobalCounts:
@@ -40,14 +41,40 @@ def run_schedule(
     Returns:
         One dict per micro-batch on the last pipeline stage, an empty list elsewhere, see `_loss_function`.
     """
-    iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in model]
-    first = micro_batches[0].tokens
+    return run_passes(model, micro_batches, partial(_forward_step, alpha=alpha), forward_only)
+
+
+class HasTokens(Protocol):
+    """The input of a forward pass."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 `[b, S]`."""
+
+
+def run_passes(
+    model: list[Any], inputs: Sequence[HasTokens], forward_step: ForwardStep, forward_only: bool
+) -> list[dict[str, Tensor]]:
+    """Runs one forward (and backward) pass per input under the layout's pipeline schedule.
+
+    Args:
+        model: the model's chunks on this rank.
+        inputs: one per micro-batch, the same number and shapes on every rank of the model.
+        forward_step: takes the iterator of inputs and a chunk; returns its output and what makes a loss of it.
+        forward_only: without gradients.
+
+    Returns:
+        What the loss functions kept, one dict per input, on the last pipeline stage; an empty list elsewhere.
+    """
+    iterators = [iter(inputs) for _ in model]
+    first = inputs[0].tokens
     results: list[dict[str, Tensor]] = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, alpha=alpha),
+        forward_step_func=forward_step,
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
-        num_microbatches=len(micro_batches),
-        seq_length=first.shape[1],  # what travels between stages: 2L with a noisy stream
+        num_microbatches=len(inputs),
+        # What travels between stages: 2L with a noisy stream. Megatron divides by the context-parallel size itself.
+        seq_length=first.shape[1] * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=first.shape[0],
         forward_only=forward_only,
     )
@@ -57,7 +84,8 @@ def run_schedule(
 def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tuple[float, float]:
     """Both raw terms, added up over micro-batches and ranks: the same two numbers on every rank.
 
-    Only the last pipeline stage has results, and its tensor-parallel ranks have equal ones.
+    Only the last pipeline stage has results, and its tensor-parallel ranks have equal ones; context-parallel ranks have
+    those of their own rows.
     """
     counted = parallel_state.get_tensor_model_parallel_rank() == 0
     local = [

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 from nld_train.config.schema import Averaging
 from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.sequence_share import SequenceShare
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 
@@ -37,7 +39,7 @@ class MicroBatch:
     """The input of one forward pass and the weights of its rows in the loss.
 
     Attributes:
-        tokens: int64 `[b, S]`, the noisy stream first.
+        tokens: int64 `[b, S]`, the noisy stream first; under context parallelism this rank's share of them.
         handle: finds the `StreamContext`, see `model.streams`.
         rows: which rows are scored, against what.
         ar_weights: float32 `[rows.ar_count]`.
@@ -91,14 +93,27 @@ def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, ro
     if settings.two_streams:
         masked = samples["masked"]
         diffusion = diffusion_row_weights(settings.averaging, counts, masked, samples["probability"])[masked]
-        diffusion = diffusion.to(settings.device)
+    tokens, share = stream_tokens(samples, settings), _sequence_share(layout)
+    if share is not None:
+        held, index = share.find(rows.index, len(tokens))
+        held_ar, held_diffusion = held[: rows.ar_count], held[rows.ar_count :]
+        ar, diffusion = ar[held_ar], None if diffusion is None else diffusion[held_diffusion]
+        tokens, rows = tokens[:, share.places], Rows(index, rows.targets[held], int(held_ar.sum()))
     return MicroBatch(
-        tokens=stream_tokens(samples, settings).to(settings.device),
-        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype)),
+        tokens=tokens.to(settings.device),
+        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype, share=share)),
         rows=Rows(rows.index.to(settings.device), rows.targets.to(settings.device), rows.ar_count),
         ar_weights=ar.to(settings.device),
-        diffusion_weights=diffusion,
+        diffusion_weights=None if diffusion is None else diffusion.to(settings.device),
     )
+
+
+def _sequence_share(layout: StreamLayout) -> SequenceShare | None:
+    """What this rank holds of the streams, or None where it shares them with no other."""
+    group = parallel_state.get_context_parallel_group(check_initialized=False)
+    if group is None or group.size() == 1:
+        return None
+    return SequenceShare(group.rank(), group.size(), layout.length, layout.two_streams)
 
 
 def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:

@@ -47,6 +47,16 @@ def unwrap(chunk: Any) -> Ministral3Model:
     return chunk
 
 
+def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
+    """The model's chunks, ready to be wrapped anew: nothing of the old wrappers stays with them."""
+    for wrapped in model:
+        if wrapped.use_forward_hook:
+            wrapped.disable_forward_pre_hook()
+        for parameter in wrapped.parameters():
+            del parameter.main_grad
+    return [unwrap(wrapped) for wrapped in model]
+
+
 def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: Any) -> None:
     """Megatron's reduction of gradients, without its division by a number of tokens: the loss is already a mean."""
     del num_tokens

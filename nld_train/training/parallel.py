@@ -84,6 +84,7 @@ def _build_groups(config: Config) -> None:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
         distributed_timeout_minutes=int(config.execution.timeout_minutes),
     )
     # Nothing here draws from these generators (the model has no dropout), but Megatron's recomputation saves them.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from nld_train.config.counts import step_flops
-from nld_train.config.plan import StagePlan, stage_plans, tokens_per_step, total_steps
+from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
 from nld_train.data.order import StageOrder, stage_orders
@@ -26,18 +23,19 @@ from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training import checkpoint, report
 from nld_train.training.checkpoint import Progress
+from nld_train.training.fallback import newest_sound_checkpoint
 from nld_train.training.hardware import peak_flops
 from nld_train.training.hooks import MakeHook
-from nld_train.training.integrity import find_damage
-from nld_train.training.metrics import Metrics, Record, require_writable
-from nld_train.training.micro_batch import StreamSettings
+from nld_train.training.metrics import Metrics, require_writable
 from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
 from nld_train.training.parallel import parallel_groups
+from nld_train.training.records import step_record
 from nld_train.training.resume import refuse_other_run
 from nld_train.training.saving import CheckpointWriter
 from nld_train.training.signals import StopRequest, stop_requests
 from nld_train.training.starting_weights import find_starting_weights, load_starting_weights
-from nld_train.training.step import NonFiniteError, StepResult, train_step
+from nld_train.training.step import NonFiniteError
+from nld_train.training.tasks import make_task
 from nld_train.training.validation import Validation
 
 
@@ -152,30 +150,24 @@ class Run:
 
     def _find_checkpoint(self) -> tuple[Path, Progress] | None:
         """The newest sound checkpoint, if there is one, checked against the settings. Damaged ones are named."""
-        for directory in checkpoint.written_checkpoints(checkpoint.checkpoints_directory(self.config)):
-            if (damage := self._find_damage(directory)) is None:
-                progress = checkpoint.read_progress(directory)
-                refuse_other_run(directory, checkpoint.saved_config(directory), progress, self.config, self.orders)
-                return directory, progress
-            if self.rank == 0:
-                print(f"checkpoint {directory} is damaged and is passed over: {damage}", file=sys.stderr)
-        return None
-
-    def _find_damage(self, directory: Path) -> str | None:
-        """What any rank found; the files are shared out among the ranks."""
-        found: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, find_damage(directory, self.rank, dist.get_world_size()))
-        return next((damage for damage in found if damage is not None), None)
+        directory = newest_sound_checkpoint(checkpoint.checkpoints_directory(self.config))
+        if directory is None:
+            return None
+        progress = checkpoint.read_progress(directory)
+        refuse_other_run(directory, checkpoint.saved_config(directory, self.config), progress, self.config, self.orders)
+        return directory, progress
 
     def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
         parallel = self.config.parallel
-        layout = f"TP {parallel.tensor} x PP {parallel.pipeline} x DP {self.data_size} on {self.device.type}"
+        context = f" x CP {parallel.context}" if parallel.context > 1 else ""
+        layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
         origin = f"from {resumed[0]}" if resumed else f"from {self.config.init.checkpoint or 'random weights'}"
         return f"{self.config.run.name}: {layout}, {origin}, into {self.config.run.dir}"
 
     def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
-        stage = self.config.stages[plan.name]
+        stage, task = self.config.stages[plan.name], make_task(self.config, plan, self.rotary, self.dtype, self.device)
+        self.model = task.equip(self.model)
         optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
         scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
         first, last = 0, self._last_step(plan)
@@ -183,16 +175,15 @@ class Run:
             checkpoint.load(resumed[0], self.model, optimizer)
             first = resumed[1].stage_step
             scheduler.step(first)
-        stream_settings = self._stream_settings(plan)
         for step, samples in enumerate(self._batches(plan, first, last), start=first + 1):
             begin = time.perf_counter()
             scheduler.step(1)
-            clip = self.config.optimizer.clip_grad
-            result = train_step(self.model, optimizer, samples, stage, stream_settings, self.rotary, clip)
+            measures = task.step(self.model, optimizer, samples)
             self.step_seconds.append(time.perf_counter() - begin)
-            record = self._record(plan, step, result, optimizer)
+            rate = max(group["lr"] for group in optimizer.param_groups)
+            record = step_record(self.config, plan, step, measures, rate, self.step_seconds, self.peak)
             if self.validation.due(step, plan.steps):
-                record["validation"] = vars(self.validation.run(self.model, stream_settings, self.rotary))
+                record |= task.validate(self.validation, self.model)
             for hook in self.hooks:
                 if hook.due(plan, step):
                     record[hook.name] = hook.run(self.model)
@@ -230,43 +221,6 @@ class Run:
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-
-    def _stream_settings(self, plan: StagePlan) -> StreamSettings:
-        return StreamSettings(
-            two_streams=plan.alpha > 0,
-            block_size=self.config.diffusion.block_size,
-            mask_token_id=self.config.model.mask_token_id,
-            averaging=plan.averaging,
-            dtype=self.dtype,
-            device=self.device,
-        )
-
-    def _record(self, plan: StagePlan, stage_step: int, result: StepResult, optimizer: Any) -> Record:
-        """One object of `metrics.jsonl`."""
-        step, seconds, tokens = plan.first_step + stage_step, self.step_seconds[-1], tokens_per_step(self.config)
-        flops = step_flops(self.config, plan.alpha) / (seconds * dist.get_world_size())
-        return {
-            "stage": plan.name,
-            "step": step,
-            "stage_step": stage_step,
-            "tokens": step * tokens,
-            "step_tokens": tokens,
-            "loss": result.loss,
-            "ar_loss": result.ar_loss,
-            "diffusion_loss": result.diffusion_loss,
-            "alpha": plan.alpha,
-            "ar_tokens": result.counts.ar_tokens,
-            "maskable_tokens": result.counts.maskable_tokens,
-            "masked_tokens": result.counts.masked_tokens,
-            "ar_denominator": result.denominators.ar,
-            "diffusion_denominator": result.denominators.diffusion,
-            "grad_norm": result.gradient_norm,
-            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "mfu": None if self.peak is None else flops / self.peak,
-            "seconds_left": (total_steps(self.config) - step) * median(self.step_seconds),
-        }
 
     def _save(self, plan: StagePlan, stage_step: int, optimizer: Any) -> None:
         progress = Progress(

@@ -75,25 +75,38 @@ def train_step(
     streams.clear()
     ar_loss, diffusion = global_terms(results, settings.device)
     diffusion_loss = diffusion if settings.two_streams else None
-    _refuse_non_finite(ar_loss=ar_loss, diffusion_loss=diffusion_loss)
-    gradient_norm = _gradient_norm(optimizer)
-    clip_gradients(optimizer, gradient_norm, clip_grad)
-    optimizer.step_with_ready_grads()
+    refuse_non_finite(ar_loss=ar_loss, diffusion_loss=diffusion_loss)
+    gradient_norm = update(optimizer, clip_grad)
     loss = ar_loss if diffusion_loss is None else ar_loss + stage.alpha * diffusion_loss
     divisors = denominators(settings.averaging, counts)
     return StepResult(loss, ar_loss, diffusion_loss, counts, divisors, gradient_norm)
+
+
+def update(optimizer: Any, clip_grad: float) -> float:
+    """Checks, clips and applies the gradients; returns the norm that they had before clipping.
+
+    Raises:
+        NonFiniteError: on every rank, before the update, if it is not finite.
+    """
+    gradient_norm = _gradient_norm(optimizer)
+    clip_gradients(optimizer, gradient_norm, clip_grad)
+    optimizer.step_with_ready_grads()
+    return gradient_norm
 
 
 def _gradient_norm(optimizer: Any) -> float:
     """The norm of the whole gradient, over all shards, checked."""
     found_infinite = optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
-    _refuse_non_finite(gradient_norm=math.inf if found_infinite else norm)
+    refuse_non_finite(gradient_norm=math.inf if found_infinite else norm)
     return norm
 
 
-def _refuse_non_finite(**values: float | None) -> None:
-    """All ranks hold the same values, so all stop together."""
+def refuse_non_finite(**values: float | None) -> None:
+    """Raises `NonFiniteError` for the first value that is no finite number, under its name; None is passed over.
+
+    All ranks hold the same values, so all stop together.
+    """
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             raise NonFiniteError(

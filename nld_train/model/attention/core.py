@@ -46,8 +46,13 @@ class Ministral3SelfAttention(SelfAttention):
     """Self-attention with rotary embedding and query scale at the positions of the micro-batch's streams.
 
     Replaces only Megatron's `forward`, whose positions run over the sequence as it travels; projections, tensor
-    parallelism and recomputation are Megatron's.
+    parallelism and recomputation are Megatron's. `adapter` is the layer's part of the drafter adapter, see
+    `model.drafter_adapter`; most models have none.
     """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.register_module("adapter", None)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
         """`[S, b, h]` (or its sequence-parallel part) and the handle, to `[S, b, h]` and the bias to add (none)."""
@@ -63,5 +68,7 @@ class Ministral3SelfAttention(SelfAttention):
             )
         else:
             output = self.core_attention(query, key, value, attention_mask)
-        projected: tuple[Tensor, Tensor | None] = self.linear_proj(output)
-        return projected
+        projected, bias = self.linear_proj(output)
+        if self.adapter is not None and context.adapted is not None:
+            projected = projected + self.adapter(output, context.adapted)
+        return projected, bias

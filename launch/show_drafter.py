@@ -1,0 +1,65 @@
+"""Decodes prompts with and without a run's drafter adapter: `python launch/show_drafter.py RUN_DIRECTORY`.
+
+The prompts are those in `prompts.jsonl` of the run; the block length is the one that the adapter was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+NEW_TOKENS = 192
+
+
+def main() -> None:
+    """Show tokens per forward of linear self-speculation, without and with the adapter."""
+    from nld_train.library_warnings import ignore_known_warnings
+
+    ignore_known_warnings()
+    from nld_train.decoding import DecodeOptions, decode
+    from nld_train.decoding.load import find_source
+    from nld_train.decoding.statistics import accepted_per_cycle, tokens_per_forward
+    from nld_train.training.checkpoint import resolve_checkpoint
+
+    directory = Path(sys.argv[1])
+    source = find_source(directory)
+    lines = (directory / "prompts.jsonl").read_text().splitlines()
+    prompts = [source.tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
+    length = block_length(resolve_checkpoint(str(directory)))
+    table = Table("drafts of linear self-speculation", "tokens/forward", "tokens/cycle", "tokens/s", "equal to AR")
+    with source.open() as engine:
+        options = DecodeOptions(max_new_tokens=NEW_TOKENS, block_length=length, stop_tokens=source.stop_tokens)
+        ar = decode(engine, prompts, "ar", options)
+        found = []
+        for name, adapter in (("without adapter", False), ("with adapter", True)):
+            begin = time.perf_counter()
+            result = decode(engine, prompts, "linear", replace(options, adapter=adapter))
+            speed = sum(result.new_tokens) / (time.perf_counter() - begin)
+            found.append(tokens_per_forward(result))
+            equal = "yes" if result.token_ids == ar.token_ids else "no"
+            table.add_row(name, f"{found[-1]:.3f}", f"{accepted_per_cycle(result):.2f}", f"{speed:.0f}", equal)
+    console = Console(width=120, highlight=False)
+    console.print(table)
+    console.print(
+        f"{len(prompts)} held-out prompts, blocks of {length}: {found[1] / found[0] - 1:+.0%} tokens per forward"
+    )
+
+
+def block_length(checkpoint: Path) -> int:
+    """That of the stage that wrote a checkpoint."""
+    import yaml
+
+    settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    length: int = settings["stages"][progress["stage"]]["adapter"]["block_length"]
+    return length
+
+
+if __name__ == "__main__":
+    main()

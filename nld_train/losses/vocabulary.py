@@ -1,0 +1,91 @@
+"""Questions to logits whose vocabulary is cut over tensor-parallel ranks: the likeliest tokens, chosen ones, a draw.
+
+Every rank of a group gets the same answers: what decides is gathered, so that it has the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class VocabularyShard:
+    """This rank's columns of the logits.
+
+    Args:
+        vocab_size: the real size; columns beyond it only pad the vocabulary for the cut.
+        mask_token_id: is never predicted (reference section 7).
+    """
+
+    def __init__(self, vocab_size: int, mask_token_id: int) -> None:
+        from megatron.core import parallel_state
+
+        self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
+        self._group = parallel_state.get_tensor_model_parallel_group()
+        self._rank = parallel_state.get_tensor_model_parallel_rank()
+        self._ranks = parallel_state.get_tensor_model_parallel_world_size()
+
+    def allowed(self, logits: Tensor) -> Tensor:
+        """`[m, V / tensor]` in float32, minus infinity at padding and at the mask token."""
+        columns = torch.arange(logits.shape[-1], device=logits.device) + self._first(logits)
+        silent = (columns >= self.vocab_size) | (columns == self.mask_token_id)
+        return logits.float().masked_fill(silent, float("-inf"))
+
+    @torch.no_grad()
+    def top(self, logits: Tensor, count: int) -> Tensor:
+        """The likeliest tokens of each row, best first: int64 `[m, min(count, vocab_size - 1)]`.
+
+        Args:
+            logits: from `allowed`.
+            count: how many; the mask token and padding are none of them.
+        """
+        values, columns = logits.topk(min(count, logits.shape[-1]), dim=-1)
+        values, tokens = self._gathered(values), self._gathered(columns + self._first(logits))
+        best = values.topk(min(count, self.vocab_size - 1), dim=-1).indices
+        return tokens.gather(-1, best)
+
+    def at(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Logits `[m, n]` of tokens int64 `[m, n]`, with gradients."""
+        from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
+
+        columns = tokens - self._first(logits)
+        mine = (columns >= 0) & (columns < logits.shape[-1])
+        values = logits.gather(-1, columns.clamp(0, logits.shape[-1] - 1)).masked_fill(~mine, 0.0)
+        if self._ranks == 1:
+            return values
+        whole: Tensor = reduce_from_tensor_model_parallel_region(values)
+        return whole
+
+    @torch.no_grad()
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """Samples a token of each row at temperature 1, by inversion of the distribution function.
+
+        Args:
+            logits: from `allowed`.
+            uniform: float64 `[m]` in [0, 1). Float64, so that layouts differ in no draw.
+
+        Returns:
+            int64 `[m]`.
+        """
+        highest = self._gathered(logits.amax(-1, keepdim=True)).amax(-1, keepdim=True)
+        cumulative = (logits - highest).double().exp().cumsum(-1)
+        masses = self._gathered(cumulative[:, -1:]).cumsum(-1)
+        wanted = uniform[:, None] * masses[:, -1:]
+        owner = torch.searchsorted(masses, wanted, right=True).clamp(max=self._ranks - 1)
+        before = torch.cat([torch.zeros_like(wanted), masses], dim=-1).gather(-1, torch.full_like(owner, self._rank))
+        columns = torch.searchsorted(cumulative, wanted - before, right=True).clamp(max=logits.shape[-1] - 1)
+        tokens = self._gathered(columns + self._first(logits))
+        return tokens.gather(-1, owner).squeeze(-1)
+
+    def _first(self, logits: Tensor) -> int:
+        return int(self._rank * logits.shape[-1])
+
+    def _gathered(self, part: Tensor) -> Tensor:
+        """The ranks' `[m, n]` side by side, `[m, n * tensor]`, in the order of their columns."""
+        if self._ranks == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self._ranks)]
+        dist.all_gather(parts, part.contiguous(), group=self._group)
+        return torch.cat(parts, dim=-1)

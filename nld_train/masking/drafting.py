@@ -1,0 +1,47 @@
+"""The draws of drafter training: a pure function of the seed, the stage and the sample's place, as all noise here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nld_train.masking.noise import uniform
+
+# Streams of one place, beside those of `masking.noise`.
+_OFFSET, _GREEDY, _DRAFTS = 3, 4, 5
+
+
+@dataclass(frozen=True)
+class DraftDraws:
+    """What is random about the drafts of one sample.
+
+    Attributes:
+        offset: where the first whole block of each document begins, 1 to B: block starts differ from step to step, and
+            each has at least one token of real text before it.
+        greedy: bool `[L]`, by index of the block: whether its drafts are the likeliest tokens instead of sampled ones.
+        uniform: float64 `[L]` in [0, 1), by place: what a sampled draft is drawn with.
+    """
+
+    offset: int
+    greedy: NDArray[np.bool_]
+    uniform: NDArray[np.float64]
+
+
+def draw_drafts(seed: int, stage: str, place: int, length: int, block_length: int, greedy_share: float) -> DraftDraws:
+    """The draws of one sample.
+
+    Args:
+        seed: the run's.
+        stage: name of the stage.
+        place: the sample's place in the stage's training order.
+        length: L, tokens of the sample's stream.
+        block_length: B.
+        greedy_share: probability that a block is drafted greedily.
+    """
+    return DraftDraws(
+        offset=1 + int(uniform(seed, stage, place, _OFFSET, 1)[0] * block_length),
+        greedy=uniform(seed, stage, place, _GREEDY, length) < greedy_share,
+        uniform=uniform(seed, stage, place, _DRAFTS, length),
+    )

@@ -1,0 +1,134 @@
+"""The drafter adapter on disk: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's layout.
+
+Every reader knows it: the engine here, the package in an export, and PEFT itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+
+# Commands that must start fast import this module for its names: torch only comes with tensors.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIRECTORY = "linear_spec_lora"
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+_TARGET = "o_proj"
+# Settings of PEFT that would mean another product than alpha / rank * B A x.
+_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """Rank of every layer's change, and what it is multiplied by: `alpha / rank`."""
+
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        """The factor of the change."""
+        return self.alpha / self.rank
+
+
+def tensor_names(layer: int) -> tuple[str, str]:
+    """PEFT's names of A and B of a layer, from 0 (reference section 6)."""
+    at = f"base_model.model.encoder.layers.{layer}.self_attn.{_TARGET}"
+    return f"{at}.lora_A.weight", f"{at}.lora_B.weight"
+
+
+def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tensor]) -> None:
+    """Writes an adapter into a directory that need not exist.
+
+    Args:
+        directory: usually `.../linear_spec_lora`.
+        shape: rank and alpha.
+        tensors: under PEFT's names.
+    """
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    alpha = int(shape.alpha) if shape.alpha == int(shape.alpha) else shape.alpha
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": shape.rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "target_modules": [_TARGET],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, directory / TENSOR_FILE, {"format": "pt"}
+    )
+
+
+def find_adapter(path: Path) -> Path | None:
+    """The directory of the adapter that a path means: the path itself, or `linear_spec_lora` in it; None for none."""
+    return next((folder for folder in (path / DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
+
+
+def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
+    """Rank and alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
+
+    Raises:
+        UserError: it is damaged, is no LoRA on `o_proj` alone, or belongs to a model of another shape.
+    """
+    config = _read_config(directory / CONFIG_FILE)
+    shape = AdapterShape(config["r"], config["lora_alpha"])
+    width = model.num_attention_heads * model.head_dim
+    expected: dict[str, list[int]] = {}
+    for layer in range(model.num_hidden_layers):
+        down, up = tensor_names(layer)
+        expected |= {down: [shape.rank, width], up: [model.hidden_size, shape.rank]}
+    found = _shapes(directory / TENSOR_FILE)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{directory}: the adapter does not fit this model: {name} has shape {found.get(name, 'none')}, and "
+                f"the model with rank {shape.rank} ({CONFIG_FILE}) needs {expected.get(name, 'none')}"
+            )
+    return shape
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter that `read_shape` has accepted, on the CPU."""
+    from safetensors.torch import load_file
+
+    return load_file(directory / TENSOR_FILE)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("r"), int) or config["r"] < 1:
+        raise UserError(f"{path}: r is missing or not an integer of 1 or more")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise UserError(f"{path}: lora_alpha is missing or not a number")
+    if config.get("peft_type") != "LORA" or config.get("target_modules") not in ([_TARGET], _TARGET):
+        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, which is what drafts here")
+    if variant := next((name for name in _VARIANTS if config.get(name)), None):
+        raise UserError(f"{path}: {variant} is set, which is not supported here")
+    return config
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error

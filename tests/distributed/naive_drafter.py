@@ -1,0 +1,173 @@
+"""A drafter step written out by hand: one block after another, whole logits, Python loops, dense masks.
+
+From `nld_train.losses`, `nld_train.training.drafter_batch` and `nld_train.masking.visibility` nothing comes in here.
+Every block is a forward pass of its own over `[text before it | block]`, whose mask is written down here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from naive import position_in_document
+from torch import Tensor
+
+from nld_train.config.schema import AdapterConfig, Config
+from nld_train.data.order import stage_orders
+from nld_train.data.samples import training_samples
+from nld_train.masking.drafting import DraftDraws, draw_drafts
+from nld_train.model import streams
+from nld_train.model.rotary import RotaryEmbedding
+
+
+@dataclass(frozen=True)
+class _View:
+    """A `LayerContext` with a mask of its own: one row of T tokens."""
+
+    cosine: Tensor
+    sine: Tensor
+    query_scale: Tensor | None
+    adapted: Tensor | None
+    mask: Tensor
+
+    def attend(self, attend: Any, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        del attend, layer
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True)
+
+
+class NaiveDrafter:
+    """The first step of the only stage of a run, on a model with an adapter.
+
+    Args:
+        config: the run.
+        model: without wrappers.
+    """
+
+    def __init__(self, config: Config, model: Any) -> None:
+        (self.name,) = config.run.stages
+        adapter = config.stages[self.name].adapter
+        assert adapter is not None
+        self.config, self.model, self.adapter = config, model, adapter
+        self.rotary = RotaryEmbedding(config.model, torch.device("cpu"))
+
+    def step(self) -> dict[str, float]:
+        """The measures of the step; gradients of the loss are added to the model's parameters."""
+        samples = training_samples(self.config, self.name, stage_orders(self.config, [_Plan(self.name)])[self.name])
+        blocks = []
+        for place in range(self.config.batch.global_size):
+            documents = samples[place]["documents"].tolist()[:-1]
+            clean = samples[place]["tokens"].tolist()[:-1]
+            draws = draw_drafts(
+                self.config.run.seed,
+                self.name,
+                place,
+                len(clean),
+                self.adapter.block_length,
+                self.adapter.greedy_share,
+            )
+            blocks += [
+                self._block(clean, documents, draws, *found) for found in _blocks(documents, draws.offset, self.adapter)
+            ]
+        parts = torch.stack([terms for terms, _, _ in blocks]).mean(0)
+        parts[0].backward()
+        greedy = [1 + accepted for _, accepted, was_greedy in blocks if was_greedy]
+        return {
+            "loss": float(parts[0]),
+            "kl": float(parts[1]),
+            "tv": float(parts[2]),
+            "cross_entropy": float(parts[3]),
+            "accepted_length": sum(1 + accepted for _, accepted, _ in blocks) / len(blocks),
+            "greedy_accepted_length": sum(greedy) / len(greedy) if greedy else math.nan,
+            "blocks": float(len(blocks)),
+        }
+
+    def _block(
+        self, clean: list[int], documents: list[int], draws: DraftDraws, index: int, start: int, stop: int
+    ) -> tuple[Tensor, int, bool]:
+        """Mean of the scored drafts' losses `[4]`, accepted drafts, and whether it was drafted greedily."""
+        first = next(place for place in range(start) if documents[place] == documents[start])
+        text, mask = clean[first:start], self.config.model.mask_token_id
+        with torch.no_grad():
+            seed = int(self._logits(text, len(text), causal=True, adapted=False)[-1].argmax())
+        drafted = self._logits([*text, seed, *[mask] * (stop - start - 1)], len(text), causal=False, adapted=True)
+        z_draft = drafted[len(text) + 1 :]
+        greedy = bool(draws.greedy[index])
+        tokens = [
+            int(row.argmax()) if greedy else _draw(row, float(draws.uniform[start + 1 + step]))
+            for step, row in enumerate(z_draft.detach())
+        ]
+        with torch.no_grad():
+            verdicts = self._logits([*text, seed, *tokens], len(text), causal=True, adapted=False)
+        z_ar = verdicts[len(text) : -1]
+        accepted = 0
+        while accepted < len(tokens) and int(z_ar[accepted].argmax()) == tokens[accepted]:
+            accepted += 1
+        scored = range(min(accepted + 1, len(tokens)))
+        return torch.stack([self._row(z_draft[j], z_ar[j]) for j in scored]).mean(0), accepted, greedy
+
+    def _row(self, draft: Tensor, verdict: Tensor) -> Tensor:
+        """`[loss, KL, TV, cross-entropy]` of one draft, over its candidate tokens one by one."""
+        real = [token for token in range(len(draft)) if token != self.config.model.mask_token_id]
+        likeliest = [
+            sorted(real, key=lambda token: -float(row[token]))[: self.adapter.top_k]
+            for row in (draft.detach(), verdict)
+        ]
+        chosen = sorted({*likeliest[0], *likeliest[1]})
+        temperature = self.adapter.temperature
+        q = torch.softmax(draft[chosen] / temperature, 0)
+        p = torch.softmax(verdict[chosen] / temperature, 0)
+        kl = sum(p[i] * (p[i].log() - q[i].log()) for i in range(len(chosen)))
+        tv = sum((p[i] - q[i]).abs() for i in range(len(chosen))) / 2
+        lam = math.exp(-0.5 * sum(min(float(p[i]), float(q[i])) for i in range(len(chosen))))
+        best = max(chosen, key=lambda token: float(verdict[token]))
+        cross_entropy = -torch.log_softmax(draft[chosen], 0)[chosen.index(best)]
+        return torch.stack([lam * kl + (1 - lam) * tv + cross_entropy, kl, tv, cross_entropy])
+
+    def _logits(self, tokens: list[int], text: int, causal: bool, adapted: bool) -> Tensor:
+        """float64 `[T, V]`: text sees causally, the block behind it the text and itself; the mask id is silenced."""
+        total = len(tokens)
+        sees = torch.ones(total, total, dtype=torch.bool).tril()
+        if not causal:
+            sees[text:, text:] = True
+        positions = torch.arange(total)[:, None]
+        cosine, sine = self.rotary.cosine_and_sine(positions, torch.float32)
+        where = (torch.arange(total) >= text).float()[:, None, None] if adapted else None
+        handle = streams.register(_View(cosine.unsqueeze(2), sine.unsqueeze(2), None, where, sees))
+        logits = self.model(torch.tensor([tokens]), handle).double()
+        # By multiplication, so that nothing is infinite where it is not chosen.
+        silent = torch.zeros(logits.shape[-1], dtype=torch.float64)
+        silent[self.config.model.mask_token_id] = -1e9
+        silenced: Tensor = logits + silent
+        return silenced
+
+
+class _Plan:
+    def __init__(self, name: str) -> None:
+        self.name, self.samples = name, 0
+
+
+def _blocks(documents: list[int], offset: int, adapter: AdapterConfig) -> list[tuple[int, int, int]]:
+    """Index in the sample, start and end of each block that has text before it and a draft."""
+    found, index, start = [], -1, 0
+    for place in range(len(documents) + 1):
+        ends = place == len(documents)
+        position = -1 if ends else position_in_document(documents, place)
+        begins = position == 0 or (position >= offset and (position - offset) % adapter.block_length == 0)
+        if not (ends or begins):
+            continue
+        if place > 0 and position_in_document(documents, start) > 0 and place - start > 1:
+            found.append((index, start, place))
+        index, start = index + 1, place
+    return found
+
+
+def _draw(logits: Tensor, uniform: float) -> int:
+    total, wanted = 0.0, uniform
+    for token, share in enumerate(torch.softmax(logits, 0).tolist()):
+        total += share
+        if total > wanted:
+            return token
+    return len(logits) - 1

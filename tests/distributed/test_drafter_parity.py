@@ -1,0 +1,134 @@
+"""Drafter steps under every layout against one process, and against the step written out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
+from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides, torchrun
+
+from nld_train.config.compose import compose_config
+from nld_train.config.load import config_to_dict
+
+WORKER = Path(__file__).with_name("drafter_worker.py")
+STEPS = 3
+Case = tuple[Layout, tuple[str, ...]]
+# A vocabulary of 67 is padded under TP2; what is chosen of it is less than what there is.
+STAGE = (
+    "stages=drafter",
+    f"stages.drafter.tokens={STEPS * STEP_TOKENS}",
+    "stages.drafter.adapter.rank=3",
+    "stages.drafter.adapter.alpha=6",
+    "stages.drafter.adapter.block_length=5",
+    "stages.drafter.adapter.top_k=10",
+    "stages.drafter.adapter.greedy_share=0.3",
+    "stages.drafter.schedule.learning_rate=0.001",
+    "stages.drafter.schedule.warmup_fraction=0",
+)
+OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
+ALONE: list[Case] = [
+    (SINGLE, ()),
+    (SINGLE, ("batch.micro_size=8",)),
+    (SINGLE, ("execution.recompute=full",)),
+    (SINGLE, ("execution.recompute=selective", "execution.head_chunk_rows=7")),
+]
+PAIRS: list[Case] = [
+    (TP2, ()),
+    (PP2, ()),
+    (PP2, ("execution.recompute=full",)),
+    (PP2_VIRTUAL, ()),
+    (DP2, OVERLAP),
+    (DP2, ("batch.micro_size=1",)),
+    (TP2_SEQUENCE, ()),
+]
+FOURS: list[Case] = [(TP2_PP2, ()), (TP2_DP2, ())]
+
+
+def name_of(case: Case) -> str:
+    layout, extra = case
+    return "-".join([layout.name, *(override.rpartition(".")[2] for override in extra)])
+
+
+class Groups:
+    """Outcomes by world size; a group of processes takes all the cases of its size at the first question."""
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self.folder, self.prefix = folder, prefix
+        self.found: dict[int, dict[str, Any]] = {}
+
+    def outcome(self, case: Case) -> dict[str, Any]:
+        world = case[0].world
+        if world not in self.found:
+            self.found[world] = self._run(world, {1: ALONE, 2: PAIRS, 4: FOURS}[world])
+        outcome: dict[str, Any] = self.found[world][name_of(case)]
+        return outcome
+
+    def by_hand(self) -> dict[str, Any]:
+        self.outcome(ALONE[0])
+        outcome: dict[str, Any] = self.found[1]["naive"]
+        return outcome
+
+    def _run(self, world: int, cases: list[Case]) -> dict[str, Any]:
+        described = [{"name": name_of(case), "config": self._config(case)} for case in cases]
+        if world == 1:
+            described.append({"name": "naive", "config": self._config(ALONE[0]), "naive": True})
+        paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
+        paths[0].write_text(json.dumps(described))
+        done = torchrun(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
+        assert done.status == 0, done.output[-6000:]
+        results: dict[str, Any] = json.loads(paths[1].read_text())
+        return results
+
+    def _config(self, case: Case) -> dict[str, Any]:
+        overrides = [*TINY_MODEL, *data_overrides(self.prefix), *STAGE, *case[0].overrides, *case[1]]
+        return config_to_dict(compose_config(overrides))
+
+
+@pytest.fixture(scope="module")
+def drafters(tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
+    return Groups(tmp_path_factory.mktemp("drafters"), token_set)
+
+
+CASES = [
+    *(pytest.param(case, id=name_of(case)) for case in [*ALONE[1:], *PAIRS]),
+    *(pytest.param(case, id=name_of(case), marks=[pytest.mark.long]) for case in FOURS),
+]
+pytestmark = pytest.mark.timeout(900)
+
+
+def measures(record: dict[str, Any]) -> dict[str, float]:
+    return {"loss": record["loss"], "grad_norm": record["grad_norm"], **record["drafter"]}
+
+
+def test_the_first_step_equals_the_step_by_hand(drafters: Groups) -> None:
+    found, expected = measures(drafters.outcome(ALONE[0])["records"][0]), drafters.by_hand()
+    assert expected["blocks"] > 20
+    assert found == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_equals_that_of_one_process(drafters: Groups, case: Case) -> None:
+    found, expected = drafters.outcome(case), drafters.outcome(ALONE[0])
+    assert len(expected["records"]) == STEPS
+    for one, other in zip(found["records"], expected["records"], strict=True):
+        assert measures(one) == pytest.approx(measures(other), rel=2e-4)
+    assert found["adapter"].keys() == expected["adapter"].keys()
+    for name, values in found["adapter"].items():
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(expected["adapter"][name]), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_weights_keep_every_bit(drafters: Groups, case: Case) -> None:
+    assert drafters.outcome(case)["frozen"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_adapter_drafts_the_same_under_every_layout(drafters: Groups, case: Case) -> None:
+    found, expected = drafters.outcome(case)["drafted"], drafters.outcome(ALONE[0])["drafted"]
+    assert found == expected
+    assert found["adapter"]["token_ids"] == found["plain"]["token_ids"] == found["ar"]["token_ids"]
+    assert found["adapter"]["accepted"] != found["plain"]["accepted"]
