@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nld_train.config.schema import Averaging, Config
+from nld_train.config.schema import AdapterConfig, Averaging, Config
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,7 @@ class StagePlan:
     """One stage in whole optimizer steps.
 
     `first_step` counts from 0 over the whole run; `tokens` and `samples` are what is really trained on, which is at
-    least what was asked for, since a step is never cut.
+    least what was asked for, since a step is never cut. `adapter` is set where the stage trains a drafter adapter.
     """
 
     name: str
@@ -22,6 +22,7 @@ class StagePlan:
     steps: int
     samples: int
     tokens: int
+    adapter: AdapterConfig | None = None
 
 
 def tokens_per_step(config: Config) -> int:
@@ -38,7 +39,7 @@ def stage_plans(config: Config) -> tuple[StagePlan, ...]:
         steps = -(-stage.tokens // tokens_per_step(config))
         samples = steps * config.batch.global_size
         tokens = samples * config.batch.sequence_length
-        plans.append(StagePlan(name, stage.alpha, stage.averaging, first_step, steps, samples, tokens))
+        plans.append(StagePlan(name, stage.alpha, stage.averaging, first_step, steps, samples, tokens, stage.adapter))
         first_step += steps
     return tuple(plans)
 
@@ -49,8 +50,9 @@ def total_steps(config: Config) -> int:
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
-    """How many copies of the model `world_size` processes hold."""
-    return world_size // (config.parallel.tensor * config.parallel.pipeline)
+    """Among how many groups of processes `world_size` processes share out the samples; each group works on its own."""
+    parallel = config.parallel
+    return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
 
 
 def micro_batches(config: Config, world_size: int) -> int:

@@ -52,7 +52,9 @@ def _short(parameters: int) -> str:
 
 def _layout(config: Config, world_size: int) -> str:
     parallel = config.parallel
-    sizes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {data_parallel_size(config, world_size)}"
+    context = f" x context {parallel.context}" if parallel.context > 1 else ""
+    data = data_parallel_size(config, world_size)
+    sizes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline}{context} x data {data}"
     virtual = f"virtual pipeline {parallel.virtual_pipeline or 'none'}"
     return f"{world_size} = {sizes}, {virtual}, sequence parallel {'on' if parallel.sequence else 'off'}"
 
@@ -68,7 +70,7 @@ def _rank_parameters(config: Config) -> str:
 
 def _length(config: Config) -> str:
     plans = stage_plans(config)
-    flops = sum(plan.steps * step_flops(config, plan.alpha) for plan in plans)
+    flops = sum(plan.steps * step_flops(config, plan.alpha, plan.adapter) for plan in plans)
     tokens = sum(plan.tokens for plan in plans)
     text = f"{total_steps(config):,} steps, {tokens:,} tokens, {flops:.3g} training FLOPs"
     if config.run.max_steps is not None:
@@ -84,7 +86,7 @@ def _stage_table(config: Config) -> Table:
     for plan in stage_plans(config):
         schedule = config.stages[plan.name].schedule
         rate = f"{schedule.learning_rate:g} -> {schedule.final_learning_rate:g}"
-        flops = f"{step_flops(config, plan.alpha):.3g}"
+        flops = f"{step_flops(config, plan.alpha, plan.adapter):.3g}"
         numbers = (f"{plan.steps:,}", f"{plan.tokens:,}", f"{plan.first_step:,}", f"{plan.alpha:g}")
         table.add_row(plan.name, *numbers, plan.averaging, rate, flops)
     return table

@@ -11,9 +11,22 @@ from nld_train.config.schema import Config
 
 def validate_layout(config: Config, world_size: int) -> None:
     """Raise `UserError` for a layout that is impossible for `world_size` processes."""
+    _check_context_parallel(config)
     _check_tensor_parallel(config)
     _check_pipeline_parallel(config)
     _check_world(config, world_size)
+
+
+def _check_context_parallel(config: Config) -> None:
+    context, length = config.parallel.context, config.batch.sequence_length
+    at_least("parallel.context", context, 1)
+    if context == 1:
+        return
+    valid = f"parallel.context={context} cuts a sample into {2 * context} equal parts; take a multiple of {2 * context}"
+    refuse_unless(length % (2 * context) == 0, "batch.sequence_length", length, valid)
+    for name in config.run.stages:
+        valid = f"stage {name!r} trains an adapter, which is not made for context parallelism; set 1"
+        refuse_unless(config.stages[name].adapter is None, "parallel.context", context, valid)
 
 
 def _check_tensor_parallel(config: Config) -> None:
@@ -32,15 +45,18 @@ def _check_tensor_parallel(config: Config) -> None:
 
 
 def _check_sequence_parallel_lengths(config: Config) -> None:
-    length, tensor = config.batch.sequence_length, config.parallel.tensor
+    length, parts = config.batch.sequence_length, config.parallel.tensor * config.parallel.context
+    cutting = f"parallel.sequence cuts into parallel.tensor={config.parallel.tensor} equal parts"
+    if config.parallel.context > 1:
+        cutting = f"parallel.context x parallel.sequence cuts into {parts} equal parts"
     for name in config.run.stages:
         joint = config.stages[name].alpha > 0
         travelling = 2 * length if joint else length
         valid = (
             f"stage {name!r} sends {travelling} positions{' (two streams)' if joint else ''} through the model, which "
-            f"parallel.sequence cuts into parallel.tensor={tensor} equal parts; take a multiple of {tensor}"
+            f"{cutting}; take a multiple of {parts}"
         )
-        refuse_unless(travelling % tensor == 0, "batch.sequence_length", length, valid)
+        refuse_unless(travelling % parts == 0, "batch.sequence_length", length, valid)
 
 
 def _check_pipeline_parallel(config: Config) -> None:
@@ -59,10 +75,11 @@ def _check_pipeline_parallel(config: Config) -> None:
 
 def _check_world(config: Config, world_size: int) -> None:
     parallel, batch = config.parallel, config.batch
-    copy_size = parallel.tensor * parallel.pipeline
-    valid = (
-        f"must be a multiple of {copy_size}, parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
-    )
+    copy_size = parallel.tensor * parallel.pipeline * parallel.context
+    sizes = f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
+    if parallel.context > 1:
+        sizes += f" x parallel.context={parallel.context}"
+    valid = f"must be a multiple of {copy_size}, {sizes}"
     key = "run.plan_world_size" if config.run.dry and world_size == config.run.plan_world_size else "world size"
     refuse_unless(world_size >= 1 and world_size % copy_size == 0, key, world_size, valid)
     copies = data_parallel_size(config, world_size)

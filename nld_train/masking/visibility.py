@@ -29,15 +29,21 @@ class Coordinates(NamedTuple):
         """All four with a new dimension at `dim`, to pair queries with keys by broadcasting."""
         return Coordinates(*(field.unsqueeze(dim) for field in self))
 
+    def at(self, places: Tensor) -> Coordinates:
+        """Those of some tokens: from `[b, S]` and int `[n]` to `[b, n]`."""
+        return Coordinates(*(field[:, places] for field in self))
 
-def visible(query: Coordinates, key: Coordinates) -> Tensor:
+
+def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -> Tensor:
     """Whether `query` may attend to `key`: a bool tensor of the broadcast shape.
 
-    Inside one document: noisy sees the noisy tokens of its own block in both directions, and the clean tokens of
-    strictly earlier blocks; clean sees clean, causally; clean never sees noisy. So the clean stream is an ordinary
-    AR forward.
+    Inside one document: noisy sees the noisy tokens of its own block in both directions (causally with
+    `causal_blocks`: a draft that is verified), and the clean tokens of strictly earlier blocks; clean sees clean,
+    causally; clean never sees noisy. So the clean stream is an ordinary AR forward.
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
+    if causal_blocks:
+        noisy_to_noisy = noisy_to_noisy & (key.place <= query.place)
     noisy_to_clean = query.noisy & ~key.noisy & (key.block < query.block)
     clean_to_clean = ~query.noisy & ~key.noisy & (key.place <= query.place)
     return (query.document == key.document) & (noisy_to_noisy | noisy_to_clean | clean_to_clean)
@@ -58,10 +64,13 @@ def coordinates(layout: StreamLayout) -> Coordinates:
     )
 
 
-def dense_mask(layout: StreamLayout) -> Tensor:
+def dense_mask(layout: StreamLayout, queries: Tensor | None = None) -> Tensor:
     """The whole visibility matrix: bool `[b, 1, S, S]` with S = total_length, True where attention is allowed.
+
+    With `queries`, int `[n]`, only their lines: `[b, 1, n, S]`.
 
     Quadratic in memory: for tests and small inputs.
     """
     tokens = coordinates(layout)
-    return visible(tokens.expand(2), tokens.expand(1)).unsqueeze(1)
+    asking = tokens if queries is None else tokens.at(queries)
+    return visible(asking.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)

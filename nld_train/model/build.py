@@ -69,6 +69,7 @@ def _layout(config: Config) -> dict[str, Any]:
         "pipeline_model_parallel_size": parallel.pipeline,
         "virtual_pipeline_model_parallel_size": virtual,
         "sequence_parallel": parallel.sequence,
+        "context_parallel_size": parallel.context,
         # With two pipeline stages and virtual stages on gloo, batched messages between the same two peers cross
         # silently; the overlapped, unbatched exchange does not.
         "overlap_p2p_comm": virtual is not None,
@@ -138,12 +139,12 @@ def _build_chunk(
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
         )
-    _mark_shards(chunk)
+    mark_shards(chunk)
     return chunk
 
 
-def _mark_shards(chunk: Ministral3Model) -> None:
-    """Marks the weights that are cut over tensor-parallel ranks.
+def mark_shards(chunk: torch.nn.Module) -> None:
+    """Marks the weights of a model or a part of one that are cut over tensor-parallel ranks.
 
     Megatron 0.16 does so only while it draws weights, which is left out here. Without the mark its gradient norm takes
     every rank's part for a copy of the first one's and counts that one alone.

@@ -67,6 +67,7 @@ def _fake_groups(config: Config, rank: int, world_size: int) -> Iterator[None]:
             tensor_model_parallel_size=config.parallel.tensor,
             pipeline_model_parallel_size=config.parallel.pipeline,
             virtual_pipeline_model_parallel_size=config.parallel.virtual_pipeline,
+            context_parallel_size=config.parallel.context,
             create_gloo_process_groups=False,
         )
         yield

@@ -23,6 +23,7 @@ YARN = {
 }
 PIPELINE = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 TENSOR = {"parallel.tensor": 2, "parallel.sequence": True}
+FOUR = {"parallel.tensor": 4, "model.num_key_value_heads": 4}
 
 # Changed values, number of processes, the key that must be named, and what must be said about it.
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
@@ -90,6 +91,10 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"parallel.sequence": True}, 1, "parallel.sequence", "parallel.tensor > 1"),
     ({**TENSOR, "batch.sequence_length": 255}, 2, "batch.sequence_length", "stage 'ar' sends 255"),
     ({"parallel.overlap_param_gather": True}, 1, "parallel.overlap_param_gather", "overlap_grad_reduce"),
+    ({"parallel.context": 0}, 1, "parallel.context", "at least 1"),
+    ({"parallel.context": 2}, 3, "world size", "multiple of 2"),
+    ({"parallel.context": 2, "batch.sequence_length": 254}, 2, "batch.sequence_length", "take a multiple of 4"),
+    ({**TENSOR, **FOUR, "parallel.context": 2, "batch.sequence_length": 252}, 8, "batch.sequence_length", "8 equal"),
     ({"parallel.pipeline": 3}, 3, "parallel.pipeline", "num_hidden_layers=4; valid: 1, 2, 4"),
     ({"parallel.virtual_pipeline": 2}, 1, "parallel.virtual_pipeline", "parallel.pipeline > 1"),
     ({**PIPELINE, "parallel.virtual_pipeline": 1}, 2, "parallel.virtual_pipeline", "at least 2"),
@@ -108,6 +113,7 @@ ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({f"{ROPE}.llama_4_scaling_beta": 0.1, f"{ROPE}.original_max_position_embeddings": 64}, 1),
     (TENSOR, 2),
     (PIPELINE, 2),
+    ({**TENSOR, "parallel.context": 2}, 8),
     ({**TENSOR, **PIPELINE}, 4),
     ({"parallel.overlap_grad_reduce": True, "parallel.overlap_param_gather": True}, 2),
     # Two streams of odd length are an even number of positions.
@@ -138,6 +144,12 @@ def test_impossible_settings_are_refused(
 @pytest.mark.parametrize(("values", "world_size"), ACCEPTED)
 def test_possible_settings_are_accepted(change: Any, values: dict[str, Any], world_size: int) -> None:
     validate(change(values), world_size)
+
+
+def test_an_adapter_is_not_trained_under_context_parallelism() -> None:
+    words = ["stages=drafter", "run.stages=[drafter]", "init.checkpoint=a", "parallel.context=2"]
+    with pytest.raises(UserError, match=r"^parallel.context=2: stage 'drafter' trains an adapter"):
+        validate(compose_config(words), 2)
 
 
 def test_a_stage_may_bring_its_own_data(change: Any) -> None:

@@ -12,7 +12,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 
 STEPS = 3
-Kind = Literal["train", "naive", "validation", "nan weight", "infinite gradient"]
+Kind = Literal["train", "naive", "validation", "gradients", "nan weight", "infinite gradient"]
 AVERAGINGS = ("global", "contributing", "masked", "sequence")
 
 
@@ -37,7 +37,13 @@ DP4 = Layout("dp4", 4)
 TP2_PP2 = Layout("tp2-pp2", 4, ("parallel.tensor=2", "parallel.pipeline=2"))
 TP2_DP2 = Layout("tp2-dp2", 4, ("parallel.tensor=2",))
 PP2_DP2 = Layout("pp2-dp2", 4, ("parallel.pipeline=2",))
-LAYOUTS = (TP2, PP2, PP2_VIRTUAL, DP2, TP2_SEQUENCE, TP4, PP4, DP4, TP2_PP2, TP2_DP2, PP2_DP2)
+CP2 = Layout("cp2", 2, ("parallel.context=2",))
+CP4 = Layout("cp4", 4, ("parallel.context=4",))
+CP2_DP2 = Layout("cp2-dp2", 4, ("parallel.context=2",))
+CP2_PP2 = Layout("cp2-pp2", 4, ("parallel.context=2", "parallel.pipeline=2"))
+CP2_TP2_SEQUENCE = Layout("cp2-tp2-sequence", 4, ("parallel.context=2", *TP2_SEQUENCE.overrides))
+CONTEXT = (CP2, CP4, CP2_DP2, CP2_PP2, CP2_TP2_SEQUENCE)
+LAYOUTS = (TP2, PP2, PP2_VIRTUAL, DP2, TP2_SEQUENCE, TP4, PP4, DP4, TP2_PP2, TP2_DP2, PP2_DP2, *CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,11 @@ class Case:
         averaging: of the losses.
         micro_size: samples of a micro-batch.
         extra: overrides that must not change the result.
-        kind: `train`; `naive`, the naive computation of the first step; `validation`, before any step; or one of the
-            poisons, after which the last process has a NaN among its weights or an infinity among its gradients.
+        kind: `train`; `naive`, the naive computation of the first step; `gradients`, those of the first step, weight by
+            weight; `validation`, before any step; or one of the poisons, after which the last process has a NaN among
+            its weights or an infinity among its gradients.
         key_value_heads: 2, or 4 where four tensor-parallel processes share them.
+        documents: whether attention stays inside them.
     """
 
     layout: Layout
@@ -62,6 +70,7 @@ class Case:
     extra: tuple[str, ...] = ()
     kind: Kind = "train"
     key_value_heads: int = 2
+    documents: Literal["isolate", "ignore"] = "isolate"
 
     @property
     def name(self) -> str:
@@ -69,6 +78,7 @@ class Case:
         parts = [self.layout.name, self.stage, self.averaging, f"micro{self.micro_size}"]
         parts += [override.rpartition(".")[2] for override in self.extra]
         parts += ["heads4"] * (self.key_value_heads == 4) + [self.kind] * (self.kind != "train")
+        parts += ["ignore"] * (self.documents == "ignore")
         return "-".join(parts)
 
     def single(self) -> Case:
@@ -81,7 +91,9 @@ class Case:
 
     def references(self) -> tuple[Case, ...]:
         """What the case is compared with."""
-        return {"train": (self.single(), self.by_hand()), "validation": (self.single(),)}.get(self.kind, ())
+        if self.kind in ("validation", "gradients"):
+            return (self.single(),)
+        return (self.single(), self.by_hand()) if self.kind == "train" else ()
 
     def config(self, prefix: str) -> Config:
         """The settings, over the token set at `prefix`."""
@@ -92,6 +104,7 @@ class Case:
                 *data_overrides(prefix),
                 f"model.num_key_value_heads={self.key_value_heads}",
                 f"run.stages=[{self.stage}]",
+                f"data.documents={self.documents}",
                 f"{stage}.tokens={STEPS * STEP_TOKENS}",
                 f"{stage}.averaging={self.averaging}",
                 f"{stage}.schedule.warmup_fraction=0",
@@ -106,7 +119,7 @@ class Case:
 def possible(layout: Layout, micro_size: int) -> bool:
     """Whether the global batch of 8 can be cut so."""
     data_size = 1
-    if layout in (DP2, TP2_DP2, PP2_DP2):
+    if layout in (DP2, TP2_DP2, PP2_DP2, CP2_DP2):
         data_size = 2
     if layout is DP4:
         data_size = 4

@@ -27,11 +27,13 @@ from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
-from nld_train.model.initialize import initialize
+from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.micro_batch import StreamSettings
-from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from nld_train.training.forward_backward import global_counts, run_schedule
+from nld_train.training.micro_batch import StreamSettings, prepare
+from nld_train.training.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
 from nld_train.training.parallel import parallel_groups, world_size
 from nld_train.training.step import NonFiniteError, train_step
 from nld_train.training.validation import Validation
@@ -62,6 +64,7 @@ class Trainee:
         megatron = transformer_config(config, device)
         chunks = build_model(config, megatron, device)
         initialize(chunks, config.model, config.run.seed)
+        self.megatron = megatron
         self.model = wrap_model(config, megatron, chunks)
 
     def train(self) -> Iterator[Record]:
@@ -101,6 +104,41 @@ class Trainee:
         dist.all_gather_object(told, (message, kept))
         return {"messages": [message for message, _ in told], "kept": [kept for _, kept in told]}
 
+    def gradients(self) -> Record:
+        """The first step's gradient, every weight's whole, by name; on rank 0."""
+        reduce = self.megatron.finalize_model_grads_func
+        # Each process then has the whole sum, where in training it has its share of it.
+        self.megatron.finalize_model_grads_func = lambda *given, **named: reduce(
+            *given, **{**named, "force_all_reduce": True}
+        )
+        samples = next(iter(self._batches()))
+        counts = global_counts(samples, self.settings.device)
+        micro_batches = [prepare(batch, counts, self.settings, self.rotary) for batch in samples]
+        run_schedule(self.model, micro_batches, self.stage.alpha)
+        streams.clear()
+        chunks = [unwrap(chunk) for chunk in self.model]
+        for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+            parameter.data.copy_(parameter.main_grad)
+        return self._whole(chunks)
+
+    def _whole(self, chunks: list[Any]) -> Record:
+        """The tensors of all processes put together; rows that only pad the vocabulary are left out."""
+        own = [
+            (f"{shard.key}/{shard.global_offset[: shard.prepend_axis_num]}", shard.prepend_axis_num, shard)
+            for chunk in chunks
+            for shard in shards(chunk.sharded_state_dict())
+        ]
+        parts = [(name, shard.global_shape[n:], shard.global_offset[n:], shard.data.tolist()) for name, n, shard in own]
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, parts)
+        whole: dict[str, torch.Tensor] = {}
+        for name, shape, offset, values in (part for parts in gathered for part in parts):
+            box = torch.tensor(values)
+            places = tuple(slice(start, start + size) for start, size in zip(offset, box.shape, strict=True))
+            whole.setdefault(name, torch.zeros(shape))[places] = box
+        rows = self.config.model.vocab_size
+        return {name: tensor[:rows].tolist() for name, tensor in whole.items()}
+
     def validate(self) -> Record:
         """The losses of the starting weights on held-out samples."""
         validation = Validation(self.config, self.share["rank"], self.share["size"])
@@ -136,6 +174,8 @@ def run_case(config: Config, kind: str, device: torch.device) -> list[Record]:
     trainee = Trainee(config, device)
     if kind == "train":
         return list(trainee.train())
+    if kind == "gradients":
+        return [trainee.gradients()]
     return [trainee.validate() if kind == "validation" else trainee.poisoned_step(POISONS[kind])]
 
 
@@ -151,7 +191,7 @@ def _run_alike(cases: list[dict[str, Any]], results: Any) -> None:
     with parallel_groups(config_from_dict(cases[0]["config"])) as device:
         for case in cases:
             config = config_from_dict(case["config"])
-            if case["kind"] == "train":  # a forward pass alone can do more on a CPU
+            if case["kind"] in ("train", "gradients"):  # a forward pass alone can do more on a CPU
                 validate(config, world_size())
             records = run_case(config, case["kind"], device)
             if dist.get_rank() == 0:

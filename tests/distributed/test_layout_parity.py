@@ -7,8 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from parity_cases import (
     AVERAGINGS,
+    CONTEXT,
+    CP2,
+    CP2_DP2,
     DP2,
     PP2_VIRTUAL,
     SINGLE,
@@ -29,11 +33,14 @@ QUICK = [
     *(Case(layout, "joint", averaging) for layout in (SINGLE, DP2, TP2_PP2) for averaging in AVERAGINGS[1:]),
     *(Case(layout, "joint", micro_size=size) for layout in (SINGLE, DP2, PP2_VIRTUAL) for size in (1, 4)),
     *(Case(SINGLE, "ar", averaging) for averaging in AVERAGINGS),
+    *(Case(CP2, "joint", averaging) for averaging in AVERAGINGS[1:]),
+    *(Case(CP2, "joint", micro_size=size) for size in (1, 4)),
+    *(Case(layout, stage, documents="ignore") for layout in (CP2, CP2_DP2) for stage in ("ar", "joint")),
 ]
 EXECUTIONS = [
     *(
         Case(layout, "joint", extra=(f"execution.{override}",))
-        for layout in (SINGLE, TP2_SEQUENCE)
+        for layout in (SINGLE, TP2_SEQUENCE, CP2)
         for override in ("recompute=full", "recompute=selective", "head_chunk_rows=7", "attention=dense")
     ),
     Case(SINGLE, "joint", extra=("execution.recompute=full", "execution.recompute_layers=2")),
@@ -42,6 +49,7 @@ EXECUTIONS = [
     Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true",)),
     Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")),
     Case(TP2, "joint", extra=("execution.head_chunk_rows=7",)),
+    Case(CP2, "joint", extra=("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")),
 ]
 SHORT = list(dict.fromkeys([*QUICK, *EXECUTIONS]))
 SINGLES = [
@@ -65,6 +73,13 @@ VALIDATIONS = [
         for attention in ("dense", "flex")
         for stage in ("ar", "joint")
     ),
+    *(Case(CP2, stage, extra=("execution.attention=flex",), kind="validation") for stage in ("ar", "joint")),
+]
+GRADIENTS = [
+    Case(layout, stage, documents=documents, kind="gradients")
+    for layout in CONTEXT
+    for stage in ("ar", "joint")
+    for documents in ("isolate", "ignore")
 ]
 
 
@@ -97,3 +112,13 @@ def test_validation_equals_that_of_one_process(case: Case, outcomes: Outcomes) -
     assert found.keys() == expected.keys()
     assert len(expected) == (5 if case.stage == "joint" else 1)
     assert_equal(found, expected, expected)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in GRADIENTS])
+def test_every_weights_gradient_equals_that_of_one_process(case: Case, outcomes: Outcomes) -> None:
+    (found,), (expected,) = outcomes.records(case), outcomes.records(case.single())
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        wanted = torch.tensor(values)
+        difference = (torch.tensor(found[name]) - wanted).norm() / wanted.norm()
+        assert difference < TOLERANCE, (name, difference)

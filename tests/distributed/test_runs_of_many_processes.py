@@ -1,13 +1,16 @@
-"""Whole runs under torchrun: stopping, going on under other layouts, and worlds that do not fit."""
+"""Whole runs under torchrun: going on under the same and under other layouts, and worlds that do not fit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_runs import (
     TINY_MODEL,
+    Finished,
     data_overrides,
     newest_checkpoint,
     records_of,
@@ -20,53 +23,148 @@ from tiny_runs import (
 from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_yaml
 
-STEPS = 8
+STAGE_STEPS = 5
+STEPS = 2 * STAGE_STEPS
 WORKER = Path(__file__).with_name("runs_worker.py")
 LOSSES = ("loss", "ar_loss", "diffusion_loss", "grad_norm")
+TP2_PP2 = ("parallel.tensor=2", "parallel.pipeline=2")
+DP2 = ()
+CP2 = ("parallel.context=2",)
+PP2_VIRTUAL = ("parallel.pipeline=2", "parallel.virtual_pipeline=2")
+# Under one layout: whole, and stopped inside each stage and at their border.
+STOPS = (2, STAGE_STEPS, STAGE_STEPS + 3, None)
 
 
 @pytest.fixture(scope="module")
 def settings(token_set: str) -> tuple[str, ...]:
-    return (*TINY_MODEL, *data_overrides(token_set), *two_stages(4, 4), "validation.every=2")
+    return (
+        *TINY_MODEL,
+        *data_overrides(token_set),
+        *two_stages(STAGE_STEPS, STAGE_STEPS),
+        f"validation.every={STAGE_STEPS}",
+    )
 
 
 def losses_of(directory: Path) -> list[list[float | None]]:
     return [[record[name] for name in LOSSES] for record in records_of(directory)]
 
 
-def test_two_data_parallel_processes_stop_and_go_on(settings: tuple[str, ...], tmp_path: Path) -> None:
-    """Equal to the last bit, inside a stage and across its border."""
-    started = [("whole", "null"), ("stopped", "3"), ("stopped", "4"), ("stopped", "6"), ("stopped", "null")]
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, to a step."""
+
+    name: str
+    layout: tuple[str, ...]
+    limit: int | None
+
+    def overrides(self, folder: Path) -> list[str]:
+        """Of the command line."""
+        limit = "null" if self.limit is None else str(self.limit)
+        return [f"run.dir={folder / self.name}", f"run.max_steps={limit}", *self.layout]
+
+
+def under_one_layout(name: str, layout: tuple[str, ...]) -> list[Start]:
+    return [Start(f"{name}-whole", layout, None), *(Start(f"{name}-stopped", layout, stop) for stop in STOPS)]
+
+
+def start_all(processes: int, starts: Sequence[Start], settings: Sequence[str], folder: Path) -> Finished:
+    """Runs one after another in one group of processes."""
     paths = []
-    for number, (name, limit) in enumerate(started):
-        overrides = [*settings, f"run.dir={tmp_path / name}", f"run.max_steps={limit}"]
-        paths.append(tmp_path / f"{number}.yaml")
-        paths[-1].write_text(config_to_yaml(compose_config(overrides)))
-    done = torchrun(2, [str(WORKER), *map(str, paths)], timeout=300)
+    for number, start in enumerate(starts):
+        paths.append(folder / f"{processes}-{number}.yaml")
+        paths[-1].write_text(config_to_yaml(compose_config([*settings, *start.overrides(folder)])))
+    done = torchrun(processes, [str(WORKER), *map(str, paths)], timeout=550)
     assert done.status == 0, done.output
-    whole, stopped = (saved_tensors(newest_checkpoint(tmp_path / name)) for name in ("whole", "stopped"))
-    assert whole.keys() == stopped.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, stopped[name]), name
-    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
-    assert [record["step"] for record in records_of(tmp_path / "stopped")] == list(range(1, STEPS + 1))
+    return done
 
 
-def test_a_run_goes_on_under_other_layouts(settings: tuple[str, ...], tmp_path: Path) -> None:
-    """One process, TP2 x PP2, DP2, one process: with weights and optimizer state, as one process alone."""
-    whole = train_here(tmp_path / "whole", *settings)
-    moved = train_here(tmp_path / "moved", *settings, "run.max_steps=2")
-    command = ["-m", "nld_train.train", *settings, f"run.dir={moved}"]
-    for processes, overrides in (
-        (4, ["parallel.tensor=2", "parallel.pipeline=2", "run.max_steps=5"]),
-        (2, ["run.max_steps=7"]),
-    ):
-        done = torchrun(processes, [*command, *overrides], timeout=300)
-        assert done.status == 0, done.output
-    train_here(moved, *settings)
-    found, expected = records_of(moved), records_of(whole)
-    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
-    for one, other in zip(found, expected, strict=True):
+@pytest.fixture(scope="module")
+def whole(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process that was never stopped."""
+    return train_here(tmp_path_factory.mktemp("single") / "whole", *settings)
+
+
+@pytest.fixture(scope="module")
+def two(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: data-parallel, one of them from a damaged checkpoint of one process; context-parallel."""
+    folder = tmp_path_factory.mktemp("two")
+    train_here(folder / "damaged", *settings, "run.max_steps=3", "checkpoint.every=1")
+    shard = folder / "damaged" / "checkpoints" / "step_00000003" / "__0_1.distcp"
+    shard.write_bytes(shard.read_bytes()[:-9] + b"different")
+    train_here(folder / "context", *settings, "run.max_steps=2")
+    starts = [*under_one_layout("two", DP2), Start("damaged", DP2, 6), Start("context", CP2, STAGE_STEPS + 3)]
+    done = start_all(2, starts, settings, folder)
+    train_here(folder / "context", *settings)
+    (folder / "said").write_text(done.output)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moves(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs under several layouts. One group of four processes and one of two make all that needs as many."""
+    folder = tmp_path_factory.mktemp("moves")
+    border = STAGE_STEPS
+    for name, limit in (("ar", 1), ("joint", border + 1)):
+        train_here(folder / name, *settings, f"run.max_steps={limit}")
+    fours = [Start("ar", TP2_PP2, 2), Start("joint", TP2_PP2, border + 2), *under_one_layout("four", TP2_PP2)]
+    start_all(4, fours, settings, folder)
+    twos = [
+        *(Start("ar", DP2, 3), Start("ar", PP2_VIRTUAL, 4)),
+        *(Start("joint", DP2, border + 3), Start("joint", PP2_VIRTUAL, border + 4)),
+        *under_one_layout("virtual", PP2_VIRTUAL),
+    ]
+    start_all(2, twos, settings, folder)
+    for name in ("ar", "joint"):
+        train_here(folder / name, *settings, "batch.micro_size=4", "data.workers=1")
+    return folder
+
+
+def test_two_data_parallel_processes_stop_and_go_on(two: Path) -> None:
+    assert_same_bits(two / "two-stopped", two / "two-whole")
+
+
+def test_a_run_goes_on_with_and_without_context_parallelism(two: Path, whole: Path) -> None:
+    """One process, two that share each sample, and one again: weights, optimizer state, validation."""
+    assert_same_losses(two / "context", whole, STEPS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["virtual", "four"])
+def test_under_the_same_layout_not_a_bit_differs(moves: Path, layout: str) -> None:
+    assert_same_bits(moves / f"{layout}-stopped", moves / f"{layout}-whole")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["ar", "joint"])
+def test_a_run_goes_on_under_other_layouts(moves: Path, whole: Path, stage: str) -> None:
+    """One process, TP2 x PP2, DP2, two virtual stages on each of two, and one process again with other micro-batches,
+    a step or two each within the stage: with weights and optimizer state, as one process alone."""
+    assert_same_losses(moves / stage, whole, STEPS)
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(two: Path, whole: Path) -> None:
+    """Each rank reads a share of the files; one of them finds it, and rank 0 says so."""
+    lines = [line for line in (two / "said").read_text().splitlines() if "is damaged" in line]
+    path = two / "damaged" / "checkpoints" / "step_00000003"
+    assert lines == [
+        f"checkpoint {path} is damaged: __0_1.distcp does not have the content that was written (checksum); "
+        "it is passed over"
+    ]
+    assert_same_losses(two / "damaged", whole, 6)
+
+
+def assert_same_bits(found: Path, expected: Path) -> None:
+    tensors, others = saved_tensors(newest_checkpoint(found)), saved_tensors(newest_checkpoint(expected))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert losses_of(found) == losses_of(expected)
+    assert [record["step"] for record in records_of(found)] == list(range(1, STEPS + 1))
+
+
+def assert_same_losses(found: Path, expected: Path, steps: int) -> None:
+    assert [record["step"] for record in records_of(found)] == list(range(1, steps + 1))
+    for one, other in zip(records_of(found), records_of(expected)[:steps], strict=True):
         numbers = {name: other[name] for name in LOSSES if other[name] is not None}
         assert {name: one[name] for name in numbers} == pytest.approx(numbers, rel=1e-5)
         if "validation" in other:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import naive
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.sequence_share import SequenceShare
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention.chunked import row_groups
 from nld_train.model.attention.core import backend
@@ -124,6 +125,34 @@ def test_the_flex_mask_is_the_rule(case: Case) -> None:
     total, rows = layout.total_length, len(case.documents)
     mask = create_mask(block_mask(layout, CPU).mask_mod, rows, 1, total, total, device="cpu")
     assert torch.equal(mask, dense_mask(layout))
+
+
+# Blocks and documents straddle the borders of chunks; with 3 ranks a chunk is one or two tokens.
+SHARED = [
+    Case(documents, 5, two_streams, 4, 2)
+    for documents in (((0,) * 12,), ((0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2), (0,) * 12))
+    for two_streams in (True, False)
+]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("name", ["dense", "chunked", "flex"])
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_the_shares_of_context_parallel_ranks_make_the_whole(case: Case, name: str, ranks: int) -> None:
+    """Each rank with all keys and its own queries; their outputs in the streams' order are those of one process."""
+    inputs, (expected, expected_gradients) = case.inputs(), expectation(case)
+    if name == "flex":
+        inputs = [tensor.detach() for tensor in inputs]
+    query, key, value = inputs
+    shares = [SequenceShare(rank, ranks, 12, case.two_streams) for rank in range(ranks)]
+    outputs = [
+        backend(name)(query[:, :, share.places], key, value, replace(case.context(), share=share)) for share in shares
+    ]
+    output = torch.cat(outputs, dim=2)[:, :, shares[0].order]
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    if name != "flex":
+        for found, wanted in zip(gradients(output, inputs), expected_gradients, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

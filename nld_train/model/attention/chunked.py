@@ -2,7 +2,8 @@
 
 A document's clean half is one causal product. A block of its noisy half sees the clean tokens of all earlier blocks and
 its own noisy tokens, every one of them, so it needs no mask at all: it is one rectangular product over the clean prefix
-and the block. Only visible pairs are ever computed (but for the upper triangle inside the causal kernel).
+and the block. Only visible pairs are ever computed (but for the upper triangle inside the causal kernel, and inside
+the blocks of a layout whose blocks are causal).
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Queries `start..stop` of one stream: of a block `begin..end`, or of a whole document; `document` is its start."""
+
+    document: int
+    begin: int
+    end: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class RowGroup:
     """Rows of the micro-batch whose documents lie alike, so that they are computed together."""
 
@@ -41,12 +53,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     if "chunked" not in context.masks:
         context.masks["chunked"] = tuple(row_groups(context.layout))
     groups: tuple[RowGroup, ...] = context.masks["chunked"]
+    runs = ((0, context.layout.length),) if context.share is None else context.share.runs
     if len(groups) == 1:
-        return _attend_alike(query, key, value, groups[0].spans, context.layout)
+        return _attend_alike(query, key, value, groups[0].spans, context.layout, runs)
     parts = []
     for group in groups:
         rows = torch.tensor(group.rows)
-        parts.append(_attend_alike(query[rows], key[rows], value[rows], group.spans, context.layout))
+        parts.append(_attend_alike(query[rows], key[rows], value[rows], group.spans, context.layout, runs))
     order = torch.tensor([row for group in groups for row in group.rows])
     return torch.cat(parts)[torch.argsort(order)]
 
@@ -69,38 +82,62 @@ def _spans(documents: Tensor, blocks: Tensor) -> Iterator[Span]:
         yield Span(start, stop, tuple(border for border in blocks_at if start <= border < stop))
 
 
-def _attend_alike(query: Tensor, key: Tensor, value: Tensor, spans: tuple[Span, ...], layout: StreamLayout) -> Tensor:
-    """Rows whose documents lie alike."""
-    offset = layout.length if layout.two_streams else 0
-    clean = [_causal(query, key, value, offset + span.start, offset + span.stop) for span in spans]
-    if not layout.two_streams:
-        return torch.cat(clean, dim=2)
-    noisy = [
-        _noisy_block(query, key, value, offset, span.start, start, stop)
-        for span in spans
-        for start, stop in zip(span.block_borders, (*span.block_borders[1:], span.stop), strict=True)
-    ]
-    return torch.cat([*noisy, *clean], dim=2)
-
-
-def _causal(query: Tensor, key: Tensor, value: Tensor, start: int, stop: int) -> Tensor:
-    """One document of the clean stream: an ordinary causal product."""
-    repeats = query.shape[1] // key.shape[1]
-    keys, values = (heads[:, :, start:stop].repeat_interleave(repeats, dim=1) for heads in (key, value))
-    return F.scaled_dot_product_attention(query[:, :, start:stop], keys, values, is_causal=True)
-
-
-def _noisy_block(
-    query: Tensor, key: Tensor, value: Tensor, offset: int, document: int, start: int, stop: int
+def _attend_alike(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spans: tuple[Span, ...],
+    layout: StreamLayout,
+    runs: tuple[tuple[int, int], ...],
 ) -> Tensor:
-    """Noisy tokens `start..stop`, one block, over the clean tokens of its document before it and over itself.
+    """Rows whose documents lie alike. Queries are those of `runs`, begin and end of some places of each stream."""
+    blocks = [(span.start, *block) for span in spans for block in pairwise((*span.block_borders, span.stop))]
+    noisy = _pieces(blocks, runs) if layout.two_streams else []
+    clean = _pieces([(span.start, span.start, span.stop) for span in spans], runs)
+    parts = iter(query.split([piece.stop - piece.start for piece in (*noisy, *clean)], dim=2))
+    outputs = [_noisy_block(next(parts), key, value, layout, piece) for piece in noisy]
+    offset = layout.length if layout.two_streams else 0
+    outputs += [_causal(next(parts), key[:, :, offset:], value[:, :, offset:], piece) for piece in clean]
+    return torch.cat(outputs, dim=2)
+
+
+def _pieces(extents: list[tuple[int, int, int]], runs: tuple[tuple[int, int], ...]) -> list[Piece]:
+    """What of some blocks or documents (start of the document, begin, end) lies in the runs, in the queries' order."""
+    return [
+        Piece(document, begin, end, max(begin, first), min(end, last))
+        for first, last in runs
+        for document, begin, end in extents
+        if max(begin, first) < min(end, last)
+    ]
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
+    """One document of the clean stream, or a part of one: an ordinary causal product."""
+    repeats = query.shape[1] // key.shape[1]
+    seen = slice(piece.document, piece.stop)
+    keys, values = (heads[:, :, seen].repeat_interleave(repeats, dim=1) for heads in (key, value))
+    if piece.start == piece.document:
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask.tril(piece.start - piece.document))
+
+
+def _noisy_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout, piece: Piece) -> Tensor:
+    """Noisy tokens of one block over the clean tokens of its document before it and over the whole block.
 
     Query heads of a group share their keys, so they are laid out as more rows of the same product.
     """
+    document, begin, end = piece.document, piece.begin, piece.end
+    offset = layout.length
     keys, values = (
-        torch.cat([heads[:, :, offset + document : offset + start], heads[:, :, start:stop]], dim=2)
+        torch.cat([heads[:, :, offset + document : offset + begin], heads[:, :, begin:end]], dim=2)
         for heads in (key, value)
     )
-    batch, heads, _, width = query.shape
-    folded = query[:, :, start:stop].reshape(batch, key.shape[1], -1, width)
-    return F.scaled_dot_product_attention(folded, keys, values).reshape(batch, heads, stop - start, width)
+    batch, heads, count, width = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, width)
+    mask = None
+    if layout.causal_blocks:
+        mask = torch.ones(count, end - document, dtype=torch.bool, device=query.device)
+        mask = mask.tril(piece.start - document).repeat(heads // key.shape[1], 1)
+    output = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)
+    return output.reshape(batch, heads, count, width)

@@ -25,29 +25,34 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     if not query.is_cuda and query.requires_grad:
         raise UserError("execution.attention: flex has no backward pass on a CPU; use chunked or dense")
     if "flex" not in context.masks:
-        context.masks["flex"] = block_mask(context.layout, query.device)
+        context.masks["flex"] = block_mask(context.layout, query.device, context.queries)
     kernel: Any = _compiled() if query.is_cuda else flex_attention
     return kernel(query, key, value, block_mask=context.masks["flex"], enable_gqa=True)
 
 
-def block_mask(layout: StreamLayout, device: torch.device) -> BlockMask:
+def block_mask(layout: StreamLayout, device: torch.device, queries: Tensor | None = None) -> BlockMask:
     """The rule of visibility as a block-sparse mask; rows that are all alike share one.
 
     Args:
         layout: of one micro-batch.
         device: where attention runs.
+        queries: int `[n]`, the places that ask, or None for all.
     """
-    alike = bool((layout.documents == layout.documents[:1]).all())
+    # Blocks of equal documents may begin elsewhere.
+    alike = all(bool((field == field[:1]).all()) for field in (layout.documents, layout.blocks))
     rows = 1 if alike else len(layout.documents)
     tokens = Coordinates(*(field[:rows].to(device) for field in coordinates(layout)))
+    asking = tokens if queries is None else tokens.at(queries.to(device))
 
     def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         row = batch * 0 if alike else batch
-        query_at, key_at = (Coordinates(*(field[row, place] for field in tokens)) for place in (query, key))
-        return visible(query_at, key_at)
+        query_at = Coordinates(*(field[row, query] for field in asking))
+        key_at = Coordinates(*(field[row, key] for field in tokens))
+        return visible(query_at, key_at, layout.causal_blocks)
 
     total = layout.total_length
-    return create_block_mask(allowed, None if alike else rows, None, total, total, device=str(device))
+    count = total if queries is None else len(queries)
+    return create_block_mask(allowed, None if alike else rows, None, count, total, device=str(device))
 
 
 @cache

@@ -1,0 +1,45 @@
+"""What each context-parallel rank holds of a sample."""
+
+from __future__ import annotations
+
+import naive
+import pytest
+import torch
+
+from nld_train.masking.sequence_share import SequenceShare
+
+
+def shares(ranks: int, length: int, two_streams: bool) -> list[SequenceShare]:
+    return [SequenceShare(rank, ranks, length, two_streams) for rank in range(ranks)]
+
+
+def test_a_rank_holds_matching_chunks_of_both_streams() -> None:
+    assert [share.places.tolist() for share in shares(2, 8, two_streams=True)] == [
+        [0, 1, 6, 7, 8, 9, 14, 15],
+        [2, 3, 4, 5, 10, 11, 12, 13],
+    ]
+    assert [share.places.tolist() for share in shares(2, 8, two_streams=False)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("two_streams", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_order_puts_the_shares_together(ranks: int, two_streams: bool) -> None:
+    found = shares(ranks, 24, two_streams)
+    whole = torch.cat([share.places for share in found])[found[0].order]
+    assert whole.tolist() == list(range(24 * (1 + two_streams)))
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 12])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_rank_has_as_much_to_attend_to(ranks: int, block_size: int) -> None:
+    sees = naive.visibility([0] * 96, block_size, two_streams=True)
+    pairs = [sum(sum(sees[place]) for place in share.places.tolist()) for share in shares(ranks, 96, True)]
+    assert pairs == [sum(pairs) // ranks] * ranks
+
+
+def test_rows_are_found_in_their_share() -> None:
+    """Two samples: row r of sample b stands at index 2 r + b of the flattened hidden states."""
+    rows = torch.tensor([0, 5, 12, 13, 8])  # places 0, 2, 6, 6 and 4
+    first, second = shares(2, 8, two_streams=False)
+    assert [tensor.tolist() for tensor in first.find(rows, 2)] == [[True, False, True, True, False], [0, 4, 5]]
+    assert [tensor.tolist() for tensor in second.find(rows, 2)] == [[False, True, False, False, True], [1, 4]]
