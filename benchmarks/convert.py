@@ -1,10 +1,12 @@
-"""How fast checkpoints are converted, against reading and writing the same bytes.
+"""How fast checkpoints are converted, against reading and writing the same bytes?
 
-    python benchmarks/convert.py [--gigabytes 1] [--repeats 3]
+    python -m benchmarks.convert [--gigabytes 2] [--pairs 4] [--place DIR]
 
-Makes a Ministral3 of about that size in bf16, and in turn copies its file (read, write, fsync), imports it and exports
-the import, so that all three meet the same disk. Speeds are the median of the repeats, as a share of the copy's.
-Prints a table and writes `benchmarks/results/convert.json`.
+Makes a Ministral3 of about that size in bf16, imports it and exports the import, each beside a copy of the same bytes
+(read, write, fsync). A disk that is shared, or lent in bursts, is not the same disk a minute later: so every conversion
+stands beside a copy of its own, first and second in turn, none finds its source in memory, and the ratio is the median
+over the pairs. Starting the command (Python, torch) costs the same for every model; it is measured apart, by converting
+a model of a few kilobytes. Printed, and kept as JSON with the processor time of each.
 """
 
 from __future__ import annotations
@@ -13,17 +15,22 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
+from benchmarks.record import RESULTS, keep
+from checkpoint_convert.export_config import decoder_config
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
 from checkpoint_convert.mapping import NAMING_OF_FORMAT, part_shape, tensors
@@ -31,19 +38,26 @@ from checkpoint_convert.safetensors_writer import Output, write_shards
 from nld_train.config.compose import compose_config
 from nld_train.config.counts import parameter_count
 from nld_train.config.schema import ModelConfig
-from nld_train.training.report import git_revision
 
-RESULTS = Path(__file__).parent / "results" / "convert.json"
 TARGET = 0.8
 _COPY_BYTES = 16 << 20
 
 
+@dataclass(frozen=True)
+class Time:
+    """What something took, in seconds: on the clock, and of all processors together."""
+
+    clock: float
+    processor: float
+
+
 def model_of(gigabytes: float) -> ModelConfig:
     """The 3B's proportions with as many layers as fill the size, and a quarter of its vocabulary."""
-    overrides = ["experiment=paper_3b", "model.vocab_size=32768"]
-    counts = [parameter_count(compose_config([*overrides, f"model.num_hidden_layers={n}"]).model) for n in (1, 2)]
-    layers = max(1, round((gigabytes * 1e9 / 2 - 2 * counts[0] + counts[1]) / (counts[1] - counts[0])))
-    return compose_config([*overrides, f"model.num_hidden_layers={layers}"]).model
+    one = replace(compose_config(["experiment=paper_3b"]).model, vocab_size=32768, num_hidden_layers=1)
+    two = replace(one, num_hidden_layers=2)
+    layer = parameter_count(two) - parameter_count(one)
+    others = parameter_count(one) - layer
+    return replace(one, num_hidden_layers=max(1, round((gigabytes * 1e9 / 2 - others) / layer)))
 
 
 def _filled(block: torch.Tensor, count: int) -> list[torch.Tensor]:
@@ -55,82 +69,114 @@ def write_source(directory: Path, model: ModelConfig) -> int:
     """Writes the model with random bf16 weights; returns the bytes of its tensors."""
     naming, block = NAMING_OF_FORMAT["ministral3"], torch.randn(1 << 22).to(torch.bfloat16)
     outputs = [
-        Output(
-            naming.full(t.name),
-            shape,
-            torch.bfloat16,
-            partial(_filled, block, math.prod(shape)),
-        )
-        for t in tensors(model)
-        for shape in [part_shape(t.part, model)]
+        Output(naming.full(tensor.name), shape, torch.bfloat16, partial(_filled, block, math.prod(shape)))
+        for tensor in tensors(model)
+        for shape in [part_shape(tensor.part, model)]
     ]
     directory.mkdir()
     write_shards(directory, outputs, lambda _: None)
-    from checkpoint_convert.export_config import decoder_config
-
     config = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", **decoder_config(model)}
     (directory / "config.json").write_text(json.dumps(config))
     return sum(output.bytes for output in outputs)
 
 
 def copy(source: Path, destination: Path) -> None:
-    """Reads and writes the weights of a directory, and waits for the disk."""
+    """Reads and writes all files of a directory, and waits for the disk."""
     destination.mkdir()
-    for path in source.glob("*.safetensors"):
+    for path in filter(Path.is_file, source.iterdir()):
         with path.open("rb", buffering=0) as reading, (destination / path.name).open("wb", buffering=0) as writing:
             while data := reading.read(_COPY_BYTES):
                 writing.write(data)
             os.fsync(writing.fileno())
 
 
-def measure(place: Path, source: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat, in turn."""
-    imported, exported, copied = place / "imported", place / "exported", place / "copied"
-    steps: dict[str, Callable[[], object]] = {
-        "copy": lambda: copy(source, copied),
-        "import": lambda: import_checkpoint(source, imported, say=lambda _: None),
-        "export": lambda: export_checkpoint(imported, exported, "nld", say=lambda _: None),
+def timed(act: Callable[[Path, Path], object], source: Path, destination: Path) -> Time:
+    """The time of one act, whose source lies on the disk and not in memory. What it writes is removed again."""
+    os.sync()
+    for path in filter(Path.is_file, source.iterdir()):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    clock, processor = time.perf_counter(), time.process_time()
+    act(source, destination)
+    taken = Time(time.perf_counter() - clock, time.process_time() - processor)
+    shutil.rmtree(destination)
+    return taken
+
+
+def measure(convert: Callable[[Path, Path], object], source: Path, place: Path, pairs: int) -> dict[str, Any]:
+    """Times of pairs of a conversion and a copy of its source, and the conversion's speed as a share of the copy's."""
+    acts: dict[str, Callable[[Path, Path], object]] = {"convert": convert, "copy": copy}
+    times: dict[str, list[Time]] = {name: [] for name in acts}
+    for pair in range(pairs):
+        for name in sorted(acts, reverse=bool(pair % 2)):
+            times[name].append(timed(acts[name], source, place / name))
+    ratios = [copied.clock / made.clock for copied, made in zip(times["copy"], times["convert"], strict=True)]
+    return {
+        "seconds": {name: [taken.clock for taken in found] for name, found in times.items()},
+        "processor_seconds": {name: [taken.processor for taken in found] for name, found in times.items()},
+        "ratios": ratios,
+        "ratio": median(ratios),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):  # the first one warms up
-        for name, step in steps.items():
-            os.sync()
-            begin = time.perf_counter()
-            step()
-            if repeat:
-                seconds[name].append(time.perf_counter() - begin)
-        for path in (imported, exported, copied):
-            shutil.rmtree(path)
-    return seconds
+
+
+def seconds_to_start(place: Path) -> float:
+    """Of the command with a model of a few kilobytes: what every conversion pays, whatever its size."""
+    base = replace(model_of(0), num_attention_heads=8, head_dim=8)
+    small = replace(base, vocab_size=128, hidden_size=16, intermediate_size=16)
+    write_source(place / "small", small)
+    command = [sys.executable, "-m", "checkpoint_convert.cli", "import", str(place / "small")]
+    taken = []
+    for number in range(3):
+        begin = time.perf_counter()
+        subprocess.run([*command, str(place / f"small-{number}")], check=True, capture_output=True)
+        taken.append(time.perf_counter() - begin)
+    return median(taken)
+
+
+def _import(source: Path, destination: Path) -> None:
+    import_checkpoint(source, destination, say=lambda _: None)
+
+
+def _export(source: Path, destination: Path) -> None:
+    export_checkpoint(source, destination, "nld", say=lambda _: None)
+
+
+def run(place: Path, gigabytes: float, pairs: int) -> dict[str, Any]:
+    """All figures."""
+    source, imported = place / "source", place / "imported"
+    size = write_source(source, model_of(gigabytes))
+    figures: dict[str, Any] = {"bytes": size, "target_ratio": TARGET, "seconds_to_start": seconds_to_start(place)}
+    figures["import"] = measure(_import, source, place, pairs)
+    _import(source, imported)
+    shutil.rmtree(source)
+    figures["export"] = measure(_export, imported, place, pairs)
+    return figures
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Prints what was measured."""
+    for name in ("import", "export"):
+        found = figures[name]
+        for act, clock in found["seconds"].items():
+            speed, processor = figures["bytes"] / median(clock) / 1e6, median(found["processor_seconds"][act])
+            print(f"{name} {act:8} {speed:6.0f} MB/s, {processor:5.2f} s of processors")
+        shares = " ".join(f"{ratio:.2f}" for ratio in found["ratios"])
+        print(f"{name}: {found['ratio']:.2f} of the copy's speed (target {TARGET}; pairs: {shares})")
+    print(f"starting the command: {figures['seconds_to_start']:.1f} s")
 
 
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the model (default: 2)")
+    parser.add_argument("--pairs", type=int, default=4, help="conversions beside copies (default: 4)")
     parser.add_argument("--place", type=Path, help="directory on the disk to measure (default: the temporary one)")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.place, prefix="nld-convert-") as name:
-        place = Path(name)
-        size = write_source(place / "source", model_of(options.gigabytes))
-        seconds = measure(place, place / "source", options.repeats)
-    speeds = {step: size / median(values) / 1e6 for step, values in seconds.items()}
-    for step, speed in speeds.items():
-        ratio = f"{speed / speeds['copy']:.2f} of the copy's speed (target {TARGET})" if step != "copy" else ""
-        print(f"{step:7} {speed:8.0f} MB/s  {ratio}")
-    result = {
-        "command": f"python benchmarks/convert.py --gigabytes {options.gigabytes} --repeats {options.repeats}",
-        "revision": git_revision(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "bytes": size,
-        "seconds": seconds,
-        "megabytes_per_second": speeds,
-        "ratio": {step: speeds[step] / speeds["copy"] for step in ("import", "export")},
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+        figures = run(Path(name), options.gigabytes, options.pairs)
+    report(figures)
+    print(keep("convert", figures, options.results))
 
 
 if __name__ == "__main__":

@@ -72,12 +72,13 @@ class Batch:
             accepted: int64 `[a]`, drafts after column 0 that hold.
             following: int64 `[a]`, the AR token after the accepted drafts.
         """
-        for place, output in enumerate(self.active):
-            good, row = int(accepted[place]), drafts[place].tolist()
-            tokens = [*row[1 : 1 + good], int(following[place])]
-            passes = [self.forwards_so_far(place)] * len(tokens)
-            output.accepted.append(output.commit(tokens, passes, [True] * good + [False]))
-            self.tell(place, rejected=tuple(row[1 + good : int(sizes[place])]))
+        # One conversion for all rows: a tensor's single numbers cost more than all else here.
+        columns = zip(drafts.tolist(), sizes.tolist(), accepted.tolist(), following.tolist(), strict=True)
+        for place, (output, (row, size, good, token)) in enumerate(zip(self.active, columns, strict=True)):
+            passes = [self.forwards_so_far(place)] * (good + 1)
+            kept = output.commit([*row[1 : 1 + good], token], passes, [True] * good + [False])
+            output.accepted.append(kept)
+            self.tell(place, rejected=tuple(row[1 + good : size]))
         return self.leave()
 
     def leave(self) -> list[int]:

@@ -114,6 +114,7 @@ def _view(batch: Batch, blocks: Blocks, logits: Tensor, proposals: Tensor, place
         proposals=proposals[places],
         logits=logits[places],
         passes=blocks.passes[places],
+        sizes=blocks.sizes[places],
         rows=[batch.session.rows[place] for place in places.tolist()],
         starts=batch.session.lengths[places],
         look=look,

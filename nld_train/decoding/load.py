@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,16 +17,18 @@ from torch import Tensor
 
 from nld_train.config.schema import ModelConfig, ParallelConfig
 from nld_train.data.tokenizer import load_tokenizer
+from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.decoding.engine import Engine, Step
 from nld_train.errors import UserError
+from nld_train.model.adapter_files import read_shape, read_tensors
 
 EXPORT_TYPE = "nemotron_labs_diffusion"
-_ADAPTER = Path("linear_spec_lora", "adapter_config.json")
 _ONE_PROCESS = ParallelConfig(
     tensor=1,
     pipeline=1,
     virtual_pipeline=None,
     sequence=False,
+    context=1,
     overlap_grad_reduce=False,
     overlap_param_gather=False,
 )
@@ -74,28 +75,29 @@ class Source:
     open: Callable[[], AbstractContextManager[Engine]]
 
 
-def find_source(path: Path, tokenizer: str | None = None) -> Source:
+def find_source(path: Path, tokenizer: str | None = None, adapter: Path | None = None) -> Source:
     """Finds out what a path means.
 
     Args:
         path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
         tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
+        adapter: directory of a drafter adapter that is taken instead of the checkpoint's.
 
     Raises:
-        UserError: it is none of them, it is damaged, or no tokenizer is known of it.
+        UserError: it is none of them, it is damaged, no tokenizer is known of it, or an adapter does not fit it.
     """
     from checkpoint_convert.checkpoints import is_hugging_face, megatron_directory
 
     if is_hugging_face(path):
-        return _find_export(path, tokenizer)
+        return _find_export(path, tokenizer, adapter)
     directory = megatron_directory(path)
     if directory is None:
         what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
         raise UserError(f"{path}: {what}")
-    return _find_megatron(directory, tokenizer)
+    return _find_megatron(directory, tokenizer, adapter)
 
 
-def _find_megatron(directory: Path, tokenizer: str | None) -> Source:
+def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
     from checkpoint_convert.checkpoints import read_record
     from checkpoint_convert.megatron import read_model
     from nld_train.training.integrity import find_damage
@@ -103,6 +105,7 @@ def _find_megatron(directory: Path, tokenizer: str | None) -> Source:
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")
     model, record = read_model(directory), read_record(directory)
+    adapter = _find_adapter(directory, adapter, model)
     generation = record.origin.generation if record.origin is not None else {}
     return Source(
         directory=directory,
@@ -110,16 +113,16 @@ def _find_megatron(directory: Path, tokenizer: str | None) -> Source:
             vocabulary_size=model.vocab_size,
             mask_token_id=model.mask_token_id,
             context_length=model.max_position_embeddings,
-            has_adapter=False,
+            has_adapter=adapter is not None,
         ),
         tokenizer=_tokenizer(directory, tokenizer, record.tokenizers),
         stop_tokens=_ids(generation.get("eos_token_id")) or (model.eos_token_id,),
-        open=partial(_open_megatron, directory, model),
+        open=partial(_open_megatron, directory, model, adapter),
     )
 
 
 @contextmanager
-def _open_megatron(directory: Path, model: ModelConfig) -> Iterator[Engine]:
+def _open_megatron(directory: Path, model: ModelConfig, adapter: Path | None) -> Iterator[Engine]:
     """Megatron's model with the weights of any layout, in a group of this process alone."""
     from nld_train.library_warnings import ignore_known_warnings
 
@@ -127,6 +130,7 @@ def _open_megatron(directory: Path, model: ModelConfig) -> Iterator[Engine]:
     from nld_train.config.compose import compose_config
     from nld_train.decoding.megatron_engine import MegatronEngine
     from nld_train.model.build import build_model, transformer_config
+    from nld_train.model.drafter_adapter import attach_adapter, load_adapter
     from nld_train.model.rotary import RotaryEmbedding
     from nld_train.training import checkpoint
     from nld_train.training.parallel import parallel_groups
@@ -135,12 +139,22 @@ def _open_megatron(directory: Path, model: ModelConfig) -> Iterator[Engine]:
     with parallel_groups(config) as device:
         chunks = build_model(config, transformer_config(config, device), device)
         checkpoint.load(directory, chunks, None)
+        if adapter is not None:
+            attach_adapter(chunks, read_shape(adapter, model))
+            load_adapter(chunks, read_tensors(adapter))
         with MegatronEngine(chunks, model, RotaryEmbedding(model, device)).decoding() as engine:
             yield engine
 
 
-def _find_export(directory: Path, tokenizer: str | None) -> Source:
-    from checkpoint_convert.source_config import read_json
+def _find_adapter(directory: Path, given: Path | None, model: ModelConfig) -> Path | None:
+    """The adapter that was asked for, or the one beside the weights, if there is one; checked against the model."""
+    from checkpoint_convert.adapter import adapter_beside, require_adapter
+
+    return adapter_beside(directory, model) if given is None else require_adapter(given, model)
+
+
+def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
+    from checkpoint_convert.source_config import model_config, read_json, read_source_config
 
     config = read_json(directory / "config.json")
     if config.get("model_type") != EXPORT_TYPE:
@@ -153,22 +167,23 @@ def _find_export(directory: Path, tokenizer: str | None) -> Source:
     for key in ("vocab_size", "mask_token_id", "max_position_embeddings"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{directory}/config.json: {key} is missing or not an integer")
+    adapter = _find_adapter(directory, adapter, model_config(read_source_config(directory)))
     return Source(
         directory=directory,
         description=Description(
             vocabulary_size=config["vocab_size"],
             mask_token_id=config["mask_token_id"],
             context_length=config["max_position_embeddings"],
-            has_adapter=(directory / _ADAPTER).is_file(),
+            has_adapter=adapter is not None,
         ),
         tokenizer=_tokenizer(directory, tokenizer, (directory,)),
         stop_tokens=stops or _ids(config.get("eos_token_id")),
-        open=partial(_open_export, directory),
+        open=partial(_open_export, directory, adapter),
     )
 
 
 @contextmanager
-def _open_export(directory: Path) -> Iterator[Engine]:
+def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
     """The export package's own model and engine, from this checkout: no code of the directory is run."""
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -185,6 +200,11 @@ def _open_export(directory: Path) -> Iterator[Engine]:
     if loading["missing_keys"]:
         raise UserError(f"{directory}: tensor {min(loading['missing_keys'])} is missing")
     model = model.to(device).eval()
+    if adapter is not None:
+        try:
+            model.load_drafter(adapter)
+        except ImportError as error:
+            raise UserError(str(error)) from error
     with torch.no_grad():
         yield CachedEngine(model.encoder, model.diffusion_head, model.drafter())
 
@@ -196,24 +216,10 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _tokenizer(directory: Path, given: str | None, candidates: Sequence[Path]) -> Any:
     """The given tokenizer, else the first that is there."""
-    from checkpoint_convert.importing import TOKENIZER_FILES
-
     if given is not None:
-        return _load_tokenizer(Path(given))
+        return load_tokenizer(given)
     for candidate in candidates:
         if any((candidate / name).is_file() for name in TOKENIZER_FILES):
-            return _load_tokenizer(candidate)
+            return load_tokenizer(str(candidate))
     places = ", ".join(map(str, dict.fromkeys(candidates)))
     raise UserError(f"{directory}: no tokenizer is known of it (looked in {places}); name one with --tokenizer")
-
-
-def _load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a directory; of an export without its model, for which `transformers` would run its code."""
-    from checkpoint_convert.importing import copy_tokenizer
-
-    config = directory / "config.json"
-    if not config.is_file() or "auto_map" not in config.read_text():
-        return load_tokenizer(str(directory))
-    with TemporaryDirectory() as alone:
-        copy_tokenizer(directory, Path(alone))
-        return load_tokenizer(alone)

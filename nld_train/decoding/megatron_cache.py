@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,29 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
+class Destinations:
+    """Where a step's keys and values go, one member per real token.
+
+    Attributes:
+        lines: int64 `[n]`, lines of the cache.
+        tokens: int64 `[n]`, which token of its row each of them is.
+        entries: int64 `[n]`, places in the line.
+    """
+
+    lines: Tensor
+    tokens: Tensor
+    entries: Tensor
+
+    @classmethod
+    def of(cls, step: Step, device: torch.device) -> Destinations:
+        """The destinations of any step."""
+        real = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
+        lines, tokens = real.nonzero(as_tuple=True)
+        entries = step.cached[lines] + tokens
+        return cls(lines.to(device), tokens.to(device), entries.to(device))
+
+
+@dataclass(frozen=True)
 class CachedContext:
     """A decode step as the layers see it: a `model.streams.LayerContext` over a cache.
 
@@ -50,20 +73,23 @@ class CachedContext:
         sine: `[T, a, 1, head_dim]`.
         query_scale: `[T, a, 1, 1]` or None.
         cache: of this rank.
-        lines: int64 `[n]`, the cache lines of the step's real tokens.
-        tokens: int64 `[n]`, which token of its row each of them is.
-        entries: int64 `[n]`, where its keys and values go.
-        visible: bool `[a, 1, T, E]`, who sees which of the first E entries.
+        destinations: of the step's keys and values; None where all rows stand at the same place without padding, and
+            they go to the last T of the first `size` entries.
+        size: entries that are looked at.
+        visible: bool `[a, 1, T, size]`, who sees which of them; None where everyone sees all.
+        adapted: `[1, 1, 1]`, 1, where the step drafts with the adapter, else None.
+        masks: `visible` as the layers' product wants it, made by the first of them.
     """
 
     cosine: Tensor
     sine: Tensor
     query_scale: Tensor | None
     cache: KeyValueCache
-    lines: Tensor
-    tokens: Tensor
-    entries: Tensor
-    visible: Tensor
+    destinations: Destinations | None
+    size: int
+    visible: Tensor | None
+    adapted: Tensor | None = None
+    masks: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, step: Step, cache: KeyValueCache, rotary: RotaryEmbedding, dtype: torch.dtype) -> CachedContext:
@@ -72,18 +98,18 @@ class CachedContext:
         positions = step.positions.T
         cosine, sine = rotary.cosine_and_sine(positions, dtype)
         scale = rotary.query_scale(positions, dtype)
-        real = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
-        lines, tokens = real.nonzero(as_tuple=True)
-        entries = step.cached[lines] + tokens
+        size = int((step.cached + step.counts).max())
+        together = bool((step.cached + step.tokens.shape[1] == size).all() and (step.counts == step.counts[0]).all())
+        visible = None if together and _all_seen(step) else _visible(step, size).unsqueeze(1).to(device)
         return cls(
             cosine=cosine.unsqueeze(2),
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
             cache=cache,
-            lines=lines.to(device),
-            tokens=tokens.to(device),
-            entries=entries.to(device),
-            visible=step.visible(int(entries.max()) + 1).unsqueeze(1).to(device),
+            destinations=None if together else Destinations.of(step, device),
+            size=size,
+            visible=visible,
+            adapted=cosine.new_ones(1, 1, 1) if step.adapter else None,
         )
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -93,12 +119,40 @@ class CachedContext:
         """
         del attend
         keys, values = self.cache.of_layer(layer, key)
-        keys[self.lines, :, self.entries] = key[self.lines, :, self.tokens]
-        values[self.lines, :, self.entries] = value[self.lines, :, self.tokens]
-        size = self.visible.shape[-1]
+        self._write(keys, key)
+        self._write(values, value)
         rows, heads, length, width = query.shape
         repeats = heads // key.shape[1]
         folded = query.reshape(rows, key.shape[1], repeats * length, width)
-        visible = self.visible.repeat(1, 1, repeats, 1)
-        output = F.scaled_dot_product_attention(folded, keys[:, :, :size], values[:, :, :size], attn_mask=visible)
+        output = F.scaled_dot_product_attention(
+            folded, keys[:, :, : self.size], values[:, :, : self.size], attn_mask=self._mask(repeats)
+        )
         return output.reshape(rows, heads, length, width)
+
+    def _write(self, lines: Tensor, new: Tensor) -> None:
+        if self.destinations is None:
+            lines[:, :, self.size - new.shape[2] : self.size] = new
+        else:
+            places = self.destinations
+            lines[places.lines, :, places.entries] = new[places.lines, :, places.tokens]
+
+    def _mask(self, repeats: int) -> Tensor | None:
+        if self.visible is None:
+            return None
+        if repeats not in self.masks:
+            self.masks[repeats] = self.visible.repeat(1, 1, repeats, 1)
+        return self.masks[repeats]
+
+
+def _all_seen(step: Step) -> bool:
+    """Whether every token of rows that stand together sees all that came before it and all of its step."""
+    return step.pattern is None and (step.tokens.shape[1] == 1 or not bool(step.causal.any()))
+
+
+def _visible(step: Step, size: int) -> Tensor:
+    """`step.visible(size)`; of single tokens, and of causal steps without padding, in few operations."""
+    length = step.tokens.shape[1]
+    if length > 1 and (step.pattern is not None or not bool((step.causal & (step.counts == length)).all())):
+        return step.visible(size)
+    latest = step.cached[:, None] + torch.arange(length)
+    return torch.arange(size) <= latest[:, :, None]

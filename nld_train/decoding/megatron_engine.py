@@ -8,7 +8,7 @@ model's mode is put back at the end.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from nld_train.config.schema import ModelConfig
 from nld_train.decoding.engine import Step
+from nld_train.decoding.lean_layers import lean
 from nld_train.decoding.megatron_cache import CachedContext, KeyValueCache
 from nld_train.model import streams
+from nld_train.model.drafter_adapter import adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 
@@ -40,7 +42,7 @@ class MegatronEngine:
         self.vocabulary_size = model.vocab_size
         self.mask_token_id = model.mask_token_id
         self.context_length = model.max_position_embeddings
-        self.has_adapter = False
+        self.has_adapter = adapter_shape(self.chunks) is not None
         self._config: Any = self.chunks[0].config
         self._hidden_size = model.hidden_size
         self._cache = KeyValueCache(0, 0)
@@ -52,7 +54,9 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as leaner:
+                for chunk in self.chunks:
+                    leaner.enter_context(lean(chunk))
                 yield self
         finally:
             self._cache = KeyValueCache(0, 0)

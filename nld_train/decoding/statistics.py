@@ -56,3 +56,17 @@ def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Seq
                 held[position] += position <= drafts
             place += count
     return {position: held[position] / number for position, number in enumerate(tested) if number}
+
+
+def merged(results: Sequence[DecodeResult]) -> DecodeResult:
+    """Batches that were decoded one after another as one result: rows in order, forwards and prefills added up."""
+    return DecodeResult(
+        token_ids=[row for result in results for row in result.token_ids],
+        finish=[row for result in results for row in result.finish],
+        forwards=sum(result.forwards for result in results),
+        prefill=sum(result.prefill for result in results),
+        row_forwards=[row for result in results for row in result.row_forwards],
+        accepted=[row for result in results for row in result.accepted],
+        committed_by=[row for result in results for row in result.committed_by],
+        drafted=[row for result in results for row in result.drafted],
+    )

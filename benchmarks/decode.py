@@ -1,0 +1,191 @@
+"""How many tokens per second does each way to read the weights bring, beside `generate` of `transformers`?
+
+    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--repeats 7]
+
+Greedy decoding of the same prompts with the same weights by Megatron's model in tree, by the exported package, and by
+the stock Ministral3 of `transformers` with its static cache. All ways take turns in every repeat, so that a drifting
+machine slows all alike; figures are medians, ratios are medians of the ratios inside a repeat. Processor time is
+taken beside the wall clock: on a shared machine it says more.
+
+Printed, and kept as JSON, are the figures and three ratios with the limits they should reach: AR in tree over
+`generate`; linear over AR, as a share of what its accepted tokens allow; a batch over a single row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.decoders import IN_TREE, STOCK, Contestant, Workload, contestants, stdlib_prompts
+from benchmarks.record import RESULTS, keep
+from nld_train.decoding import DecodeResult, Mode
+from nld_train.decoding.load import find_source
+from nld_train.decoding.statistics import accepted_per_cycle, agreement, tokens_per_forward
+
+CLOCKS = ("wall", "processor")
+# What is asked of each ratio: AR in tree over generate, linear over its share of AR, 16 rows over one.
+AR_LIMIT, LINEAR_SHARE, BATCH_LIMIT, BATCH_ROWS = 1.0, 0.85, 6.0, 16
+
+Key = tuple[str, str, int]
+
+
+@dataclass
+class Timing:
+    """What one way took for a number of rows, repeat after repeat."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    token_ids: list[list[int]] = field(default_factory=list)
+    result: DecodeResult | None = None
+
+    def seconds(self, clock: str) -> list[float]:
+        """By one of `CLOCKS`."""
+        return self.wall if clock == "wall" else self.processor
+
+
+def measure(found: list[Contestant], batch_sizes: list[int], repeats: int) -> dict[Key, Timing]:
+    """Times every way at every batch size in turn, after one round that is not counted."""
+    timings: dict[Key, Timing] = {(each.engine, each.mode, rows): Timing() for each in found for rows in batch_sizes}
+    for repeat in range(repeats + 1):
+        for rows in batch_sizes:
+            for each in found:
+                timing = timings[each.engine, each.mode, rows]
+                wall, processor = time.perf_counter(), time.process_time()
+                timing.token_ids, timing.result = each.run(rows)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if repeat > 0:
+                    timing.wall.append(time.perf_counter() - wall)
+                    timing.processor.append(time.process_time() - processor)
+    return timings
+
+
+def figures_of(timings: dict[Key, Timing], new_tokens: int) -> list[dict[str, Any]]:
+    """One record per way and batch size."""
+    rows = []
+    for (engine, mode, batch), timing in timings.items():
+        reference = timings[STOCK, "ar", batch].token_ids
+        record: dict[str, Any] = {"engine": engine, "mode": mode, "batch_size": batch}
+        for clock in CLOCKS:
+            record[f"tokens_per_second_{clock}"] = batch * new_tokens / median(timing.seconds(clock))
+            record[f"seconds_{clock}"] = timing.seconds(clock)
+        if timing.result is not None:
+            record["tokens_per_forward"] = tokens_per_forward(timing.result)
+            record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
+            record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / max(1, timing.result.forwards)
+        record["agreement"] = agreement(timing.token_ids, reference)
+        rows.append(record)
+    return rows
+
+
+def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
+    """The three ratios with their limits, wherever both sides were measured."""
+    targets = []
+    for engine, mode, batch in timings:
+        key = (engine, mode, batch)
+        if engine == IN_TREE and mode == "ar":
+            targets.append(
+                _target(f"AR in tree over generate, {batch} rows", AR_LIMIT, timings, key, (STOCK, "ar", batch))
+            )
+        result = timings[key].result
+        if engine != STOCK and mode == "linear" and result is not None and (engine, "ar", batch) in timings:
+            limit = LINEAR_SHARE * (accepted_per_cycle(result) or 0.0) / 2
+            name = f"linear over AR, {engine}, {batch} rows"
+            targets.append(_target(name, limit, timings, key, (engine, "ar", batch)))
+        if engine != STOCK and batch == BATCH_ROWS and (engine, mode, 1) in timings:
+            name = f"{batch} rows over one, {engine}, {mode}"
+            targets.append(_target(name, BATCH_LIMIT, timings, key, (engine, mode, 1)))
+    return targets
+
+
+def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other: Key) -> dict[str, Any]:
+    """Tokens per second of `key` over those of `other`, both rows of the same number of tokens."""
+    target: dict[str, Any] = {"name": name, "limit": limit}
+    for clock in CLOCKS:
+        pairs = zip(timings[key].seconds(clock), timings[other].seconds(clock), strict=True)
+        target[clock] = median(key[2] / mine * theirs / other[2] for mine, theirs in pairs)
+    return target
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Prints figures and targets."""
+    console = Console(width=130, highlight=False)
+    table = Table("engine", "mode", "rows", "tokens/s", "tokens/s of processor time", "tokens/forward", "as generate")
+    for row in figures["rows"]:
+        speeds = (f"{row[f'tokens_per_second_{clock}']:,.0f}" for clock in CLOCKS)
+        forward = f"{row['tokens_per_forward']:.2f}" if "tokens_per_forward" in row else ""
+        table.add_row(row["engine"], row["mode"], str(row["batch_size"]), *speeds, forward, f"{row['agreement']:.1%}")
+    console.print(table)
+    table = Table("ratio of tokens/s", "limit", "wall clock", "of limit", "processor time", "of limit")
+    for target in figures["targets"]:
+        cells = [cell for clock in CLOCKS for cell in _of_limit(target[clock], target["limit"])]
+        table.add_row(target["name"], f"{target['limit']:.2f}", *cells)
+    console.print(table)
+    console.print(f"load of the machine: {figures['load_before']} before, {figures['load_after']} after")
+
+
+def _of_limit(ratio: float, limit: float) -> tuple[str, str]:
+    return f"{ratio:.2f}", f"{ratio / limit:.2f}" if limit else ""
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole measurement."""
+    load_before = os.getloadavg()
+    torch.set_num_threads(options.threads)
+    tokenizer = find_source(options.checkpoint, options.tokenizer).tokenizer
+    work = Workload(
+        prompts=stdlib_prompts(tokenizer, max(options.batch_sizes), options.prompt_tokens),
+        new_tokens=options.new_tokens,
+        block_length=options.block_length,
+        threshold=options.threshold,
+    )
+    with contestants(options.checkpoint, options.tokenizer, options.modes, work) as found:
+        timings = measure(found, options.batch_sizes, options.repeats)
+    kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    return {
+        "settings": kept,
+        "load_before": load_before,
+        "load_after": os.getloadavg(),
+        "rows": figures_of(timings, work.new_tokens),
+        "targets": targets_of(timings),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=Path("runs/quickstart"), help="a run or checkpoint")
+    parser.add_argument("--tokenizer", help="take this tokenizer (default: the checkpoint's)")
+    parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=list(get_args(Mode)), help="which modes")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=int, default=[1, 4, 16], help="rows together (default: 1 4 16)"
+    )
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="tokens of a prompt (default: 64)")
+    parser.add_argument("--new-tokens", type=int, default=96, help="new tokens of a row (default: 96)")
+    parser.add_argument("--block-length", type=int, default=8, help="tokens per block (default: 8)")
+    parser.add_argument("--threshold", type=float, default=0.9, help="of diffusion (default: 0.9)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed repeats (default: 7)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: 1)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints and keeps."""
+    options = parse(arguments)
+    figures = run(options)
+    show(figures)
+    print(keep("decode", figures, options.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Megatron's layers without what they keep for training: the same modules and weights, fewer calls per forward.
+
+A forward over one token is made of small products, beside which Megatron's autograd functions, recomputation branches
+and profiler ranges take most of the time. Inside `lean` the layers of a model that is not cut by tensor parallelism
+do only the arithmetic. What each module computes is said here once more, and held to Megatron's by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+
+@contextmanager
+def lean(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's local layers run lean; Transformer Engine's, and parts of a wider model, as they are."""
+    config: Any = model.config
+    if config.tensor_model_parallel_size > 1 or config.add_bias_linear:
+        yield
+        return
+    changed = [module for module in model.modules() if (forward := _lean_forward(module)) and _set(module, forward)]
+    try:
+        yield
+    finally:
+        for module in changed:
+            del module.forward  # the class's own is seen again
+
+
+def _set(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    module.forward = forward
+    return True
+
+
+def _lean_forward(module: Any) -> Callable[..., Any] | None:
+    """What stands in for a module's `forward`; None to leave it alone."""
+    # Subclasses may compute something else: Transformer Engine's do.
+    if type(module) in (ColumnParallelLinear, RowParallelLinear):
+        return partial(_linear, module)
+    if type(module) is MLP:
+        return partial(_mlp, module)
+    if type(module) is TransformerLayer and type(module.mlp) is MLP:
+        return partial(_layer, module)
+    return None
+
+
+def _linear(module: Any, rows: Tensor, weight: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
+    return F.linear(rows, module.weight if weight is None else weight), None
+
+
+def _mlp(module: Any, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:
+    gate, up = module.linear_fc1(hidden)[0].chunk(2, dim=-1)
+    return module.linear_fc2(F.silu(gate) * up)[0], None
+
+
+def _layer(module: Any, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+    hidden = hidden_states + module.self_attention(module.input_layernorm(hidden_states), attention_mask)[0]
+    return hidden + module.mlp(module.pre_mlp_layernorm(hidden))[0], None

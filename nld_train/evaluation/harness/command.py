@@ -1,0 +1,178 @@
+"""What `nld-eval` does: find tasks and checkpoint, evaluate, print the tables, keep the results."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nld_train.errors import UserError
+from nld_train.evaluation.harness.settings import ReadingSettings
+from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
+from nld_train.files import write_atomically
+
+_OPTIONS = {"batch_size": "--batch-size", "max_new_tokens": "--max-new-tokens", "block_length": "--block-length"}
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.eval` has parsed, on every rank.
+
+    Raises:
+        UserError: a request that cannot be answered, found before any weight is read; a task's text that cannot be
+            given to the model.
+    """
+    settings = _settings(arguments)
+    wanted = resolve(arguments.tasks)
+    _check_output(arguments.output)
+    _require_lm_eval()
+    if _rank() > 0:
+        _serve(arguments, settings, wanted)
+        return
+    tasks, manager = _load(arguments, wanted)
+    results = _evaluate(arguments, settings, wanted, tasks, manager)
+    _show(results, settings)
+    if arguments.output is not None:
+        write_atomically(Path(arguments.output), json.dumps(results, indent=1, default=_plain) + "\n")
+
+
+def _settings(arguments: Namespace) -> ReadingSettings:
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit: {arguments.limit} is not 1 or more")
+    if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
+        raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
+    try:
+        return ReadingSettings(
+            mode=arguments.mode,
+            batch_size=arguments.batch_size,
+            block_length=arguments.block_length,
+            threshold=arguments.threshold,
+            samples=arguments.samples,
+            max_new_tokens=arguments.max_new_tokens,
+            adapter=arguments.adapter,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        name, _, rest = str(error).partition(":")
+        raise UserError(f"{_OPTIONS.get(name, f'--{name}')}:{rest}") from error
+
+
+def _check_output(output: str | None) -> None:
+    if output is not None and not Path(output).resolve().parent.is_dir():
+        raise UserError(f"--output: there is no folder {Path(output).resolve().parent}")
+
+
+def _require_lm_eval() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"nld-eval needs the extra eval: pip install 'nld-train[eval]' ({error})") from error
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _load(arguments: Namespace, wanted: TaskList) -> tuple[list[Any], Any]:
+    """The tasks, and lm_eval's register of them."""
+    for path in arguments.include_path:
+        if not Path(path).is_dir():
+            raise UserError(f"--include-path: there is no folder {path}")
+    if wanted.unsafe_code or arguments.unsafe_code:
+        if not arguments.unsafe_code:
+            raise UserError("--tasks: some run code that the model wrote; allow it with --unsafe-code, in a sandbox")
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    manager = _register(arguments.include_path, wanted)
+    tasks = load_tasks(wanted.tasks, manager)
+    _refuse_unsafe(tasks, arguments.unsafe_code)
+    return tasks, manager
+
+
+def _register(folders: list[str], wanted: TaskList) -> Any:
+    """lm_eval's register of tasks; its thousands of own ones are read only where the given folders do not do."""
+    from lm_eval.tasks import TaskManager
+
+    if folders:
+        own = TaskManager(include_path=folders, include_defaults=False)
+        if set(wanted.tasks) <= set(own.all_tasks):
+            return own
+    return TaskManager(include_path=folders or None)
+
+
+def _refuse_unsafe(tasks: list[Any], allowed: bool) -> None:
+    for task in tasks:
+        for part in getattr(task, "get_all_tasks", lambda task=task: [task])():
+            if getattr(part, "UNSAFE_CODE", False) and not allowed:
+                raise UserError(
+                    f"--tasks: {part.task_name} runs code that the model wrote; "
+                    "allow it with --unsafe-code, in a sandbox"
+                )
+
+
+def _model(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) -> Any:
+    """The model of this rank."""
+    from nld_train.evaluation.harness.model import NldModel
+
+    values = asdict(settings)
+    if settings.max_new_tokens is None:
+        values["max_new_tokens"] = wanted.max_new_tokens
+    return NldModel(arguments.checkpoint, arguments.tokenizer, **values)
+
+
+def _serve(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) -> None:
+    model = _model(arguments, settings, wanted)
+    model.ranks.serve()
+    model.close()
+
+
+def _evaluate(
+    arguments: Namespace, settings: ReadingSettings, wanted: TaskList, tasks: list[Any], manager: Any
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    model = _model(arguments, settings, wanted)
+    chat = wanted.chat_template or arguments.chat_template
+    if chat and not model.tokenizer.chat_template:
+        raise UserError(f"--chat-template: the tokenizer of {arguments.checkpoint} has none")
+    results: dict[str, Any] = simple_evaluate(
+        model=model,
+        tasks=tasks,
+        task_manager=manager,
+        num_fewshot=arguments.num_fewshot,
+        batch_size=settings.batch_size,
+        limit=arguments.limit,
+        apply_chat_template=chat,
+        log_samples=arguments.log_samples,
+        confirm_run_unsafe_code=arguments.unsafe_code,
+    )
+    results["reading"] = {"checkpoint": str(model.source.directory), **asdict(model.settings), **model.figures()}
+    model.close()
+    return results
+
+
+def _show(results: dict[str, Any], settings: ReadingSettings) -> None:
+    from lm_eval.utils import make_table
+
+    print(make_table(results))
+    if results.get("groups"):
+        print(make_table(results, "groups"))
+    reading = results["reading"]
+    for task, figures in reading.get("generation", {}).items():
+        print(
+            f"{task}: {figures['tokens_per_forward']:.2f} tokens per forward in mode {settings.mode} "
+            f"({figures['new_tokens']} tokens, {figures['forwards']} forwards)"
+        )
+    if "bound" in reading:
+        bound = reading["bound"]
+        print(
+            f"log-likelihoods are lower bounds with {bound['samples']} noise samples per block of "
+            f"{bound['block_length']}: standard error {bound['standard_error']:.3g} nats per request "
+            f"({bound['sampled']} of {bound['requests']} sampled, the others exact)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as numbers or text."""
+    return value.item() if hasattr(value, "item") else str(value)

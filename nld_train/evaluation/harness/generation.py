@@ -1,0 +1,78 @@
+"""Texts in any mode, cut at their stop strings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nld_train.decoding.decode import decode
+from nld_train.decoding.engine import Engine
+from nld_train.decoding.options import DecodeOptions, Mode
+from nld_train.decoding.policies import Threshold
+from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring, batches
+
+
+def generate(
+    engine: Engine,
+    requests: Sequence[Generation],
+    batch_size: int,
+    mode: Mode,
+    options: Callable[[Sampling, tuple[int, ...]], DecodeOptions],
+    threshold: float,
+    to_text: Callable[[Sequence[int]], str],
+) -> list[Generated]:
+    """Continues prompts; those with the same settings together, the longest first.
+
+    Args:
+        engine: the model.
+        requests: prompts and settings.
+        batch_size: prompts that are decoded together.
+        mode: how.
+        options: the decoder's options from a batch's settings and its rows' seeds.
+        threshold: of diffusion.
+        to_text: turns new ids into text.
+    """
+    found: dict[int, Generated] = {}
+    groups: dict[Sampling, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+        groups[request.sampling].append(index)
+    for sampling, indices in groups.items():
+        indices.sort(key=lambda index: len(requests[index].prompt), reverse=True)
+        for batch in batches(indices, batch_size):
+            rows = [requests[index] for index in batch]
+            settings = options(sampling, tuple(row.seed for row in rows))
+            result = decode(engine, [row.prompt for row in rows], mode, settings, policy_of(mode, threshold))
+            for index, ids, forwards in zip(batch, result.token_ids, result.row_forwards, strict=True):
+                found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
+    return [found[index] for index in range(len(requests))]
+
+
+def policy_of(mode: Mode, threshold: float) -> Threshold | None:
+    """What a denoising pass commits, where there are such passes."""
+    return Threshold(threshold) if mode == "diffusion" else None
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+def greedy_continuations(
+    engine: Engine, requests: Sequence[Scoring], batch_size: int, block_length: int, threshold: float
+) -> list[bool]:
+    """Would greedy diffusion decoding of as many tokens give the continuation?"""
+    found = [True] * len(requests)
+    groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, request in enumerate(requests):
+        if request.continuation:
+            groups[len(request.continuation)][request.context].append(index)
+    for size, askers in groups.items():
+        settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
+        for contexts in batches(sorted(askers, key=len, reverse=True), batch_size):
+            policy = Threshold(threshold)
+            result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy)
+            for context, ids in zip(contexts, result.token_ids, strict=True):
+                for index in askers[context]:
+                    found[index] = tuple(ids) == requests[index].continuation
+    return found

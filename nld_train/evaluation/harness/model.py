@@ -1,0 +1,214 @@
+"""The model of lm-evaluation-harness: requests in text become ids, are shared out to all ranks, and are answered."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from nld_train.decoding.load import Source, find_source
+from nld_train.errors import UserError
+from nld_train.evaluation.harness.ranks import Ranks, all_processes
+from nld_train.evaluation.harness.reader import Reader
+from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score, Scoring
+from nld_train.evaluation.harness.settings import ReadingSettings
+
+# What lm_eval's own models take where a task says nothing.
+_MAX_NEW_TOKENS = 256
+
+
+@register_model("nld")
+class NldModel(TemplateLM):
+    """A checkpoint of this project for lm-evaluation-harness. On ranks other than 0 it only serves (`ranks`).
+
+    Args:
+        checkpoint: a run, a checkpoint of it, an imported checkpoint, or an export.
+        tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
+        max_batch_size: lm_eval's, not used.
+        device: lm_eval's, not used.
+        **settings: of `ReadingSettings`.
+
+    Raises:
+        UserError: a checkpoint that cannot be read.
+        ValueError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        tokenizer: str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        self.settings = ReadingSettings(**settings)
+        self.source = find_source(Path(checkpoint), tokenizer)
+        check_adapter(self.source, self.settings)
+        self._open = ExitStack()
+        engine = self._open.enter_context(self.source.open())
+        group = self._open.enter_context(all_processes())
+        self.ranks = Ranks(Reader(engine, self.source, self.settings).answer, group)
+        self.tokenizer = self.source.tokenizer
+        self.max_length = self.source.description.context_length
+        self.errors: list[float] = []
+        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
+        self._texts = 0
+        # A causal model reads all ids but the last; in a block the last one has a place of its own.
+        self._most_ids = self.max_length if self.settings.bounds else self.max_length + 1
+
+    def close(self) -> None:
+        """Frees the model; lets the other ranks go."""
+        if self.ranks.rank == 0:
+            self.ranks.dismiss()
+        self._open.close()
+
+    @property
+    def eot_token_id(self) -> int:
+        """The id that ends a text."""
+        return self.source.stop_tokens[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context becomes: the BOS token, or where there is none, the one that ends a text."""
+        bos: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm_eval's caches of requests."""
+        return str(self.source.directory).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The tokenizer's own template."""
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids as `nld-decode` takes them; a text that begins with the BOS token gets no second one."""
+        if add_special_tokens is None:
+            bos = self.tokenizer.bos_token
+            add_special_tokens = bos is None or not string.startswith(bos)
+        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        return ids
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        scorings = [self._fitting(context, continuation) for _, context, continuation in requests]
+        scores = self._scores("score", scorings)
+        answers = [(score.loglikelihood, score.greedy) for score in scores]
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request[0], answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows as long as the context, each token predicted once."""
+        windows: list[Scoring] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            for pair in get_rolling_token_windows(ids, self.prefix_token_id, self._most_ids - 1, 1):
+                windows.append(self._fitting(*make_disjoint_window(pair)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, score in zip(owners, self._scores("score_windows", windows), strict=True):
+            totals[owner] += score.loglikelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations in this mode, each up to the first of its stop strings."""
+        generations = [self._generation(*request.args) for request in requests]
+        answers: list[Generated] = self.ranks.ask("generate", generations)
+        for request, answer in zip(requests, answers, strict=True):
+            count = {"texts": 1, "new_tokens": answer.new_tokens, "forwards": answer.forwards}
+            self.counts[request.task_name or ""].update(count)
+            self.cache_hook.add_partial("generate_until", request.args, answer.text)
+        return [answer.text for answer in answers]
+
+    def _scores(self, kind: str, requests: list[Scoring]) -> list[Score]:
+        scores: list[Score] = self.ranks.ask(kind, requests)
+        self.errors += [score.standard_error for score in scores]
+        return scores
+
+    def _fitting(self, context: Sequence[int], continuation: Sequence[int]) -> Scoring:
+        """The pair with as much of its context, from the end, as fits."""
+        self._refuse_masks(context, continuation)
+        continuation = tuple(continuation)[-(self._most_ids - 1) :]
+        context = tuple(context or [self.prefix_token_id])[-(self._most_ids - len(continuation)) :]
+        return Scoring(context, continuation)
+
+    def _generation(self, context: str, arguments: dict[str, Any]) -> Generation:
+        prompt = self.tok_encode(context) or [self.prefix_token_id]
+        self._refuse_masks(prompt, ())
+        sampling = _sampling(arguments)
+        room = self.max_length - self.settings.most_new_tokens(sampling)
+        # A limit as long as the context would leave no prompt.
+        prompt = prompt[-max(room, self.max_length // 2) :]
+        self._texts += 1
+        return Generation(tuple(prompt), sampling, self.settings.seed + self._texts - 1)
+
+    def _refuse_masks(self, *texts: Sequence[int]) -> None:
+        if any(self.source.description.mask_token_id in text for text in texts):
+            raise UserError(
+                f"--tasks: a text of a task contains the mask token (id {self.source.description.mask_token_id}), "
+                "which stands for no text"
+            )
+
+    def figures(self) -> dict[str, Any]:
+        """What the harness has no place for: errors of the bounds, and tokens per forward of each task."""
+        figures: dict[str, Any] = {
+            task: dict(count) | {"tokens_per_forward": count["new_tokens"] / max(1, count["forwards"])}
+            for task, count in self.counts.items()
+        }
+        found: dict[str, Any] = {"generation": figures} if figures else {}
+        if self.settings.bounds and self.errors:
+            mean_square = sum(error**2 for error in self.errors) / len(self.errors)
+            found["bound"] = {
+                "samples": self.settings.samples,
+                "block_length": self.settings.block_length,
+                "requests": len(self.errors),
+                "sampled": sum(error > 0 for error in self.errors),
+                "standard_error": sqrt(mean_square),
+                "largest_standard_error": max(self.errors),
+            }
+        return found
+
+
+def check_adapter(source: Source, settings: ReadingSettings) -> None:
+    """Refuses to draft with an adapter that is not there.
+
+    Raises:
+        UserError: the checkpoint has none.
+    """
+    if settings.adapter and not source.description.has_adapter:
+        raise UserError(f"adapter: {source.directory} has no drafter adapter")
+
+
+def _sampling(arguments: dict[str, Any]) -> Sampling:
+    """A task's `generation_kwargs`."""
+    known = normalize_gen_kwargs(arguments, default_max_gen_toks=_MAX_NEW_TOKENS)
+    temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
+    return Sampling(
+        max_new_tokens=known["max_gen_toks"],
+        stop_strings=tuple(stop for stop in known["until"] if stop),
+        temperature=temperature,
+        top_k=int(known.get("top_k") or 0) if temperature else 0,
+        top_p=float(known.get("top_p") or 1.0) if temperature else 1.0,
+    )

@@ -1,0 +1,77 @@
+"""One rank's answers: requests in ids to scores and texts, read from its own copy of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nld_train.decoding.engine import Engine
+from nld_train.decoding.load import Source
+from nld_train.decoding.options import DecodeOptions
+from nld_train.evaluation.harness.bound import BoundSettings, score_by_bound
+from nld_train.evaluation.harness.generation import generate, greedy_continuations
+from nld_train.evaluation.harness.likelihood import score_exactly
+from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score
+from nld_train.evaluation.harness.settings import ReadingSettings
+
+
+class Reader:
+    """Answers requests in ids on one rank.
+
+    Args:
+        engine: the model.
+        source: its checkpoint.
+        settings: how to read it.
+    """
+
+    def __init__(self, engine: Engine, source: Source, settings: ReadingSettings) -> None:
+        self.engine, self.source, self.settings = engine, source, settings
+
+    def answer(self, kind: str, requests: Sequence[Any]) -> list[Any]:
+        """`score`, `score_windows` (nobody asks whether they are greedy) or `generate`; answers in order."""
+        settings = self.settings
+        if kind == "generate":
+            return self._generate(requests)
+        if not settings.bounds:
+            return score_exactly(self.engine, requests, settings.batch_size)
+        bound = BoundSettings(settings.block_length, settings.samples, settings.seed)
+        found = score_by_bound(self.engine, requests, settings.batch_size, bound)
+        same = [False] * len(requests)
+        if kind == "score":
+            same = greedy_continuations(
+                self.engine, requests, settings.batch_size, settings.block_length, settings.threshold
+            )
+        return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
+
+    def _generate(self, requests: Sequence[Generation]) -> list[Generated]:
+        settings = self.settings
+        return generate(
+            self.engine,
+            requests,
+            settings.batch_size,
+            settings.mode,
+            self._options,
+            settings.threshold,
+            self._text,
+        )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.source.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def _options(self, sampling: Sampling, seeds: tuple[int, ...]) -> DecodeOptions:
+        vocabulary = self.source.tokenizer.get_added_vocab()
+        # Special tokens leave no trace in the text.
+        special = [vocabulary[stop] for stop in sampling.stop_strings if stop in vocabulary]
+        return DecodeOptions(
+            max_new_tokens=self.settings.most_new_tokens(sampling),
+            block_length=self.settings.block_length,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seeds=seeds,
+            stop_tokens=tuple(dict.fromkeys([*self.source.stop_tokens, *special])),
+            stop_strings=sampling.stop_strings,
+            to_text=self._text,
+            adapter=self.settings.adapter,
+        )

@@ -1,0 +1,58 @@
+"""How a checkpoint is read in an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nld_train.decoding.options import DecodeOptions, Mode
+from nld_train.decoding.policies import Threshold
+from nld_train.evaluation.harness.requests import Sampling
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What does not depend on the task.
+
+    Attributes:
+        mode: texts are decoded in it; likelihoods are exact in `ar`, `linear` and `quadratic`, which share a
+            distribution, and bounds in `diffusion`.
+        batch_size: rows that run together.
+        block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic.
+        threshold: diffusion commits tokens that are at least this probable.
+        samples: most noise samples per block of the bound.
+        max_new_tokens: most new tokens of a text, in place of the task's own number.
+        adapter: draft with the drafter adapter (linear).
+        seed: of the bound's noise and of sampled texts.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    mode: Mode = "ar"
+    batch_size: int = 16
+    block_length: int = 32
+    threshold: float = 0.9
+    samples: int = 32
+    max_new_tokens: int | None = None
+    adapter: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("batch_size", 1), ("samples", 2), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
+        if self.adapter and self.mode != "linear":
+            raise ValueError(f"adapter: mode {self.mode!r} does not draft with one; only linear does")
+        # The decoder refuses what it cannot do.
+        most = 1 if self.max_new_tokens is None else self.max_new_tokens
+        DecodeOptions(max_new_tokens=most, block_length=self.block_length, adapter=self.adapter)
+        Threshold(self.threshold)
+
+    @property
+    def bounds(self) -> bool:
+        """Whether likelihoods are bounds."""
+        return self.mode == "diffusion"
+
+    def most_new_tokens(self, sampling: Sampling) -> int:
+        """The limit of a text."""
+        return sampling.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens

@@ -1,0 +1,73 @@
+"""Lean layers compute what Megatron's do, and are gone afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_runs import TINY_MODEL
+
+from nld_train.config.compose import compose_config
+from nld_train.decoding import lean_layers
+from nld_train.decoding.engine import Step
+from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.model.build import build_model, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.model.rotary import RotaryEmbedding
+
+
+@pytest.fixture(scope="module")
+def engine(groups: torch.device) -> MegatronEngine:
+    config = compose_config([*TINY_MODEL, "execution.device=cpu"])
+    chunks = build_model(config, transformer_config(config, groups), groups)
+    initialize(chunks, config.model, 0)
+    return MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
+
+
+def logits(engine: MegatronEngine) -> torch.Tensor:
+    """Of steps of every kind: a prefill of unequal rows, single tokens together and apart, blocks."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    engine.begin(3, 40)
+    for cached, counts, causal in (
+        ([0, 0, 0], [7, 4, 9], True),
+        ([7, 4, 9], [1, 1, 1], True),
+        ([8, 5, 10], [5, 3, 5], False),
+        ([5, 5, 5], [1, 1, 1], True),
+        ([6, 6, 6], [4, 4, 4], True),
+        ([6, 6, 6], [4, 4, 4], False),
+    ):
+        sizes = torch.tensor(counts)
+        step = Step(
+            tokens=torch.randint(4, 60, (3, max(counts)), generator=generator),
+            positions=torch.tensor(cached)[:, None] + torch.arange(max(counts)),
+            counts=sizes,
+            cached=torch.tensor(cached),
+            causal=torch.full((3,), causal),
+        )
+        real = torch.arange(max(counts)) < sizes[:, None]
+        found.append(engine.forward(step)[real].flatten())
+    return torch.cat(found)
+
+
+def test_the_same_logits(engine: MegatronEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine.decoding():
+        lean = logits(engine)
+    monkeypatch.setattr(lean_layers, "_lean_forward", lambda module: None)
+    with engine.decoding():
+        plain = logits(engine)
+    assert plain.std() > 0.3
+    assert torch.allclose(lean, plain, atol=2e-6, rtol=1e-5)
+
+
+def test_layers_are_lean_inside_and_themselves_outside(engine: MegatronEngine) -> None:
+    (chunk,) = engine.chunks
+
+    def changed(model: Ministral3Model) -> int:
+        return sum("forward" in vars(module) for module in model.modules())
+
+    assert changed(chunk) == 0
+    with engine.decoding():
+        # Per layer four products, the MLP and the layer itself; and the head.
+        assert changed(chunk) == 6 * len(chunk.decoder.layers) + 1
+    assert changed(chunk) == 0

@@ -1,0 +1,269 @@
+"""`nld-eval`: small local tasks through lm-evaluation-harness itself, in every mode, on every kind of checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import run_command, torchrun
+
+from nld_train import decode, eval
+
+TASKS = Path(__file__).with_name("harness_tasks")
+DOCUMENTS = [json.loads(line) for line in (TASKS / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
+MODES = ("ar", "diffusion", "linear", "quadratic")
+LOCAL = ("local_choice", "local_text", "local_perplexity", "local_sampled")
+SHORT = ("--block-length", "4", "--threshold", "0.3", "--samples", "6")
+STOPS = ("is", "s e", "zzz")
+Results = dict[str, Any]
+
+
+def words(checkpoint: Path, mode: str, output: Path, *more: str) -> list[str]:
+    common = ["--include-path", str(TASKS), *SHORT, "--log-samples", "--output", str(output)]
+    return [str(checkpoint), "--mode", mode, "--tasks", *LOCAL, *common, *more]
+
+
+def evaluated(checkpoint: Path, mode: str, folder: Path, *more: str) -> Results:
+    output = folder / f"{mode}{len(list(folder.iterdir()))}.json"
+    assert eval.main(words(checkpoint, mode, output, *more)) == 0
+    found: Results = json.loads(output.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def results(trained: Path, folder: Path) -> dict[str, Results]:
+    return {mode: evaluated(trained, mode, folder) for mode in MODES}
+
+
+def answers(results: Results, task: str) -> list[Any]:
+    """What the model said to each document, in order."""
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    return [sample["resps"] for sample in samples]
+
+
+def likelihoods(results: Results, task: str = "local_choice") -> list[float]:
+    return [
+        float(part[0][0] if isinstance(part[0], list) else part[0]) for doc in answers(results, task) for part in doc
+    ]
+
+
+def texts(results: Results, task: str = "local_text") -> list[str]:
+    return [doc[0][0] for doc in answers(results, task)]
+
+
+def test_speculative_modes_score_and_write_as_ar_does(results: dict[str, Results]) -> None:
+    for mode in ("linear", "quadratic"):
+        assert likelihoods(results[mode]) == pytest.approx(likelihoods(results["ar"]), abs=1e-4)
+        assert texts(results[mode]) == texts(results["ar"])
+    assert likelihoods(results["diffusion"]) != pytest.approx(likelihoods(results["ar"]), abs=1e-2)
+
+
+def test_scores_are_those_of_the_model(trained: Path, results: dict[str, Results]) -> None:
+    """AR likelihoods of choices and of whole texts, by one full forward each."""
+    from nld_train.decoding.load import find_source
+    from nld_train.decoding.session import Session
+
+    source = find_source(trained)
+    encode = lambda text: source.tokenizer.encode(text)  # noqa: E731
+    expected, rolling = [], []
+    with source.open() as engine:
+
+        def total(prefix: list[int], rest: list[int]) -> float:
+            value = 0.0
+            for place, token in enumerate(rest):
+                logits = Session(engine, [prefix + rest[:place]], 96).prefill()[0, 0]
+                value += float(logits.log_softmax(-1)[token])
+            return value
+
+        for document in DOCUMENTS:
+            expected += [total(encode(document["question"]), encode(choice)) for choice in document["choices"]]
+        ids = encode((DOCUMENTS[0]["question"] + DOCUMENTS[0]["choices"][0] + " and that ends ") * 4)
+        # Longer than the context of 96: its second window sees the last 96 tokens.
+        assert len(ids) > 96
+        bos = source.tokenizer.bos_token_id
+        rolling.append(total([bos], ids[:96]) + total(ids[len(ids) - 97 : 96], ids[96:]))
+    assert likelihoods(results["ar"]) == pytest.approx(expected, abs=1e-3)
+    assert likelihoods(results["ar"], "local_perplexity")[0] == pytest.approx(rolling[0], abs=2e-3)
+
+
+def test_metrics_follow_from_the_scores(results: dict[str, Results]) -> None:
+    for mode in MODES:
+        found = likelihoods(results[mode])
+        best = [max(range(3), key=lambda i, n=n: found[3 * n + i]) for n in range(len(DOCUMENTS))]
+        right = [place == document["answer"] for place, document in zip(best, DOCUMENTS, strict=True)]
+        assert results[mode]["results"]["local_choice"]["acc,none"] == sum(right) / len(right)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_texts_are_those_of_nld_decode(
+    trained: Path, results: dict[str, Results], tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": document["question"]}) + "\n" for document in DOCUMENTS))
+    capsys.readouterr()
+    options = ["--max-new-tokens", "20", *SHORT[:4], "--json"]
+    assert decode.main([str(trained), "--mode", mode, "--prompts", str(prompts), *options]) == 0
+    decoded = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    expected = [min((text.partition(stop)[0] for stop in STOPS), key=len) for text in decoded]
+    assert texts(results[mode]) == expected
+    assert any(expected)
+
+
+def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
+    for mode in MODES:
+        figures = results[mode]["reading"]["generation"]["local_text"]
+        assert figures["texts"] == len(DOCUMENTS)
+        assert figures["tokens_per_forward"] == figures["new_tokens"] / figures["forwards"]
+    assert "bound" not in results["ar"]["reading"]
+    bound = results["diffusion"]["reading"]["bound"]
+    assert bound["samples"] == 6
+    assert 0 < bound["sampled"] < bound["requests"]
+    assert 0 < bound["standard_error"] <= bound["largest_standard_error"] < 20
+
+
+@pytest.mark.parametrize("mode", ["ar", "diffusion"])
+def test_batches_and_exports_change_nothing(
+    trained: Path, results: dict[str, Results], folder: Path, tmp_path: Path, mode: str
+) -> None:
+    from checkpoint_convert.exporting import export_checkpoint
+
+    export_checkpoint(trained, tmp_path / "export", "nld")
+    for checkpoint, size in ((trained, "1"), (tmp_path / "export", "3")):
+        same(results[mode], evaluated(checkpoint, mode, folder, "--batch-size", size))
+
+
+def same(one: Results, other: Results) -> None:
+    for task in ("local_choice", "local_perplexity"):
+        assert likelihoods(one, task) == pytest.approx(likelihoods(other, task), abs=1e-3)
+    for task in ("local_text", "local_sampled"):
+        assert texts(one, task) == texts(other, task)
+    for task in LOCAL:
+        for name, value in one["results"][task].items():
+            if isinstance(value, float):
+                assert other["results"][task][name] == pytest.approx(value, rel=1e-4), name
+    assert one["reading"].get("generation") == other["reading"].get("generation")
+
+
+@pytest.mark.parametrize("kind", ["megatron", pytest.param("export", marks=pytest.mark.long)])
+def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tmp_path: Path, kind: str) -> None:
+    """Of a Megatron checkpoint, and of an export, whose processes no training group joins."""
+    from checkpoint_convert.exporting import export_checkpoint
+
+    checkpoint = trained
+    if kind == "export":
+        checkpoint = tmp_path / "export"
+        export_checkpoint(trained, checkpoint, "nld")
+    output = tmp_path / "results.json"
+    done = torchrun(2, ["-m", "nld_train.eval", *words(checkpoint, "diffusion", output)], timeout=200)
+    assert done.status == 0, done.output[-4000:]
+    assert done.output.count("|local_choice") == 1
+    same(results["diffusion"], json.loads(output.read_text()))
+
+
+def test_sampling_draws_anew_for_each_document(results: dict[str, Results]) -> None:
+    assert texts(results["ar"], "local_sampled") != texts(results["linear"], "local_sampled")
+    assert len(set(texts(results["ar"], "local_sampled"))) == len(DOCUMENTS)
+
+
+def test_it_is_registered(trained: Path) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import nld_train.evaluation.harness.model  # noqa: F401
+
+    found = simple_evaluate(
+        model="nld",
+        model_args={"checkpoint": str(trained), "mode": "linear", "block_length": 4},
+        tasks=["local_choice"],
+        task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
+        limit=2,
+        batch_size=2,
+    )
+    assert found["n-samples"]["local_choice"]["effective"] == 2
+
+
+def test_lists_hold_tasks_that_there_are() -> None:
+    from lm_eval.tasks import TaskManager
+
+    from nld_train.evaluation.harness.tasks import resolve, shipped_lists
+
+    known = set(TaskManager().all_tasks)
+    assert set(shipped_lists()) == {"paper_instruct", "paper_base"}
+    for name in shipped_lists():
+        assert set(resolve([name]).tasks) <= known
+    assert len(resolve(["paper_instruct"]).tasks) == 9
+
+
+BAD = [
+    (["--tasks", "locel_choice"], "'locel_choice' is no task; nearest: local_choice"),
+    (["--tasks", "paper_base"], "allow it with --unsafe-code"),
+    (["--tasks", "paper_base", "paper_instruct"], "the lists differ in chat_template"),
+    (["--block-length", "0"], "--block-length: 0 is not 1 or more"),
+    (["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
+    (["--samples", "1"], "--samples: 1 is not 2 or more"),
+    (["--threshold", "1.5"], "--threshold: 1.5 is not in [0, 1]"),
+    (["--max-new-tokens", "0"], "--max-new-tokens: 0 is not 1 or more"),
+    (["--limit", "0"], "--limit: 0 is not 1 or more"),
+    (["--num-fewshot", "-1"], "--num-fewshot: -1 is not 0 or more"),
+    (["--adapter"], "only linear does"),
+    (["--mode", "linear", "--adapter"], "has no drafter adapter"),
+    (["--include-path", "nowhere"], "--include-path: there is no folder nowhere"),
+    (["--output", "nowhere/results.json"], "--output: there is no folder"),
+    (["--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
+    (["--chat-template"], "--chat-template: the tokenizer of"),
+    (["--tasks", "local_masked"], "contains the mask token (id 3)"),
+    (["--tasks", "local_absent"], "local_absent cannot be loaded"),
+]
+
+
+@pytest.mark.parametrize(("more", "said"), BAD, ids=[said[:30] for _, said in BAD])
+def test_mistakes_are_one_line(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    (tmp_path / "local.py").write_text((TASKS / "local.py").read_text())
+    (tmp_path / "documents.jsonl").write_text((TASKS / "documents.jsonl").read_text())
+    text = (TASKS / "text.yaml").read_text()
+    masked = text.replace("local_text", "local_masked").replace('"{{question}}"', '"{{question}}<mask>"')
+    (tmp_path / "masked.yaml").write_text(masked)
+    absent = text.replace("local_text", "local_absent").replace("local.load", "local.gone")
+    (tmp_path / "absent.yaml").write_text(absent)
+    given = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--include-path", str(tmp_path)]
+    capfd.readouterr()
+    assert eval.main([str(trained), *given, *more]) == 2
+    captured = capfd.readouterr()
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert said in captured.err.splitlines()[-1]
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("paper_instrukt", "nearest: paper_instruct"),
+        ("qqqqqqqqqqqq", "is no task; see"),
+        ("text", "nearest: local_text"),
+    ],
+)
+def test_unknown_names_get_the_nearest(name: str, said: str) -> None:
+    from lm_eval.tasks import TaskManager
+
+    from nld_train.errors import UserError
+    from nld_train.evaluation.harness.tasks import load_tasks
+
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False)
+    with pytest.raises(UserError, match=said):
+        load_tasks([name], manager)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys, nld_train.eval as d\ntry: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    done = run_command(["-c", program], timeout=60)
+    assert "--num-fewshot" in done.output
+    assert not {"torch", "lm_eval", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())
