@@ -6,9 +6,8 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
@@ -16,10 +15,9 @@ from rich.table import Column, Table
 
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
-from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.options import DecodeOptions, Mode, check_request
 from nld_train.decoding.outputs import DecodeResult
-from nld_train.decoding.policies import Threshold
+from nld_train.decoding.request import PolicyOf, Request, in_one_line, policy_of, read_request
 from nld_train.decoding.statistics import agreement, tokens_per_forward
 from nld_train.decoding.terminal import Watcher, print_row, printable
 from nld_train.errors import UserError
@@ -32,7 +30,7 @@ class Way:
     """One way to decode the prompts.
 
     Attributes:
-        name: the mode, with a remark where it drafts with the adapter.
+        name: the mode, with a remark where it drafts with the adapter or commits by another policy than the threshold.
         mode: of the decoder.
         options: settings of the first batch; later ones go on with the seeds.
         policy: what a denoising pass of diffusion commits.
@@ -41,7 +39,7 @@ class Way:
     name: str
     mode: Mode
     options: DecodeOptions
-    policy: Threshold | None
+    policy: PolicyOf | None
 
 
 @dataclass(frozen=True)
@@ -65,67 +63,28 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: a request that cannot be answered, found before any weight is read.
     """
-    texts = _read_prompts(arguments)
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size: {arguments.batch_size} is not 1 or more")
     if arguments.mode is None and not arguments.compare:
         raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
-    with _in_one_line():
-        ways = _ways(arguments)
-    source = find_source(Path(arguments.checkpoint), arguments.tokenizer)
-    job = Job(source, texts, [source.tokenizer.encode(text) for text in texts], arguments.batch_size)
-    for way in ways:
-        with _in_one_line():
-            check_request(source.description, job.prompts, way.mode, way.options)
+    request = read_request(arguments)
+    job = Job(request.source, request.texts, request.prompts, request.batch_size)
+    with in_one_line():
+        ways = _ways(arguments, policy_of(arguments, job.source))
+        for way in ways:
+            check_request(job.source.description, job.prompts, way.mode, way.options)
     show = job.compare if arguments.compare else job.show
-    with source.open() as engine:
+    with job.source.open() as engine:
         show(engine, ways, arguments.json)
 
 
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """What the decoder refuses is the user's to mend."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _read_prompts(arguments: Namespace) -> list[str]:
-    if arguments.prompts is None:
-        return [arguments.prompt]
-    path = Path(arguments.prompts)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    texts = [_prompt_of(path, number, line) for number, line in enumerate(lines, start=1)]
-    if not texts:
-        raise UserError(f"--prompts {path}: holds no prompt")
-    return texts
-
-
-def _prompt_of(path: Path, number: int, line: str) -> str:
-    text: Any = line
-    if path.suffix == ".jsonl":
-        try:
-            text = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"') from error
-    if not isinstance(text, str) or not text:
-        raise UserError(f"--prompts {path}:{number}: the prompt is empty")
-    return text
-
-
-def _ways(arguments: Namespace) -> list[Way]:
+def _ways(arguments: Namespace, policy: PolicyOf) -> list[Way]:
     """The ways that were asked for; a comparison has every mode, and linear with the adapter where one is wanted."""
     if not arguments.compare:
-        return [_way(arguments, arguments.mode, arguments.adapter)]
-    ways = [_way(arguments, mode) for mode in get_args(Mode)]
-    return [*ways, _way(arguments, "linear", adapter=True)] if arguments.adapter else ways
+        return [_way(arguments, policy, arguments.mode, bool(arguments.adapter))]
+    ways = [_way(arguments, policy, mode) for mode in get_args(Mode)]
+    return [*ways, _way(arguments, policy, "linear", adapter=True)] if arguments.adapter else ways
 
 
-def _way(arguments: Namespace, mode: Mode, adapter: bool = False) -> Way:
+def _way(arguments: Namespace, policy: PolicyOf, mode: Mode, adapter: bool = False) -> Way:
     options = DecodeOptions(
         max_new_tokens=arguments.max_new_tokens,
         block_length=arguments.block_length,
@@ -135,25 +94,15 @@ def _way(arguments: Namespace, mode: Mode, adapter: bool = False) -> Way:
         seeds=arguments.seed,
         adapter=adapter,
     )
-    threshold = Threshold(arguments.threshold)
-    return Way(f"{mode} + adapter" if adapter else mode, mode, options, threshold if mode == "diffusion" else None)
+    if mode != "diffusion":
+        return Way(f"{mode} + adapter" if adapter else mode, mode, options, None)
+    name = mode if arguments.policy == "threshold" else f"{mode} + {arguments.policy}"
+    return Way(name, mode, options, policy)
 
 
 @dataclass(frozen=True)
-class Job:
-    """Prompts and the checkpoint that continues them.
-
-    Attributes:
-        source: the checkpoint.
-        texts: the prompts.
-        prompts: ids of each.
-        batch_size: how many are decoded together.
-    """
-
-    source: Source
-    texts: list[str]
-    prompts: list[list[int]]
-    batch_size: int
+class Job(Request):
+    """A request and how its answer is shown."""
 
     def show(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
         """Decodes in one way; each batch is shown while it grows, or as JSON when it is done."""
@@ -185,13 +134,15 @@ class Job:
 
     def _decoded(self, engine: Engine, way: Way, console: Console | None = None) -> Iterator[Decoded]:
         """Batch after batch, watched on a terminal where one is given."""
+        with in_one_line():
+            policy = way.policy(engine) if way.policy else None
         for first in range(0, len(self.prompts), self.batch_size):
             batch = slice(first, first + self.batch_size)
             options = replace(way.options, seeds=way.options.seed_of(first), stop_tokens=self.source.stop_tokens)
             watcher = Watcher(console, self.source.tokenizer, way.mode, self.texts[batch]) if console else None
             begin = time.perf_counter()
             with watcher or nullcontext():
-                result = decode(engine, self.prompts[batch], way.mode, options, way.policy, watcher)
+                result = decode(engine, self.prompts[batch], way.mode, options, policy, watcher)
             yield Decoded(first, result, time.perf_counter() - begin)
 
     def _print_with_agreement(self, way: Way, batches: list[Decoded], reference: list[list[int]]) -> None:

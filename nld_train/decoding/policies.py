@@ -21,6 +21,7 @@ class BlockView:
         proposals: int64 `[d, T]`, what a masked position would become: the argmax, or a draw with a temperature.
         logits: float32 `[d, T, V]` on the model's device; the mask id has minus infinity.
         passes: int64 `[d]`, denoising passes that each row made on this block before this one.
+        sizes: int64 `[d]`, tokens of each block; what stands beyond is padding.
         rows: places of the rows in the batch.
         starts: int64 `[d]`, position of each block's first token.
         look: runs other tokens int64 `[d, T]` in place of the blocks and returns their logits `[d, T, V]`; for oracles,
@@ -32,6 +33,7 @@ class BlockView:
     proposals: Tensor
     logits: Tensor
     passes: Tensor
+    sizes: Tensor
     rows: list[int]
     starts: Tensor
     look: Callable[[Tensor], Tensor]

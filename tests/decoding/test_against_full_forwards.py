@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from naive_decoding import Chooser, Naive, Reader, at_least, diffusion, linear, lowest_entropy, quadratic
-from tiny_models import CountingEngine
+from tiny_models import MASK, CountingEngine
+from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.decoding import (
@@ -15,6 +17,7 @@ from nld_train.decoding import (
     EvenSteps,
     FixedNumber,
     Mode,
+    Step,
     Threshold,
     decode,
 )
@@ -42,7 +45,7 @@ def check(result: DecodeResult, expected: list[Naive]) -> None:
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 def test_linear(models: Models, readers: Readers, weights: str, length: int) -> None:
     options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
     result = decode(CountingEngine(models[weights]), PROMPTS, "linear", options)
@@ -50,15 +53,55 @@ def test_linear(models: Models, readers: Readers, weights: str, length: int) -> 
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 def test_quadratic(models: Models, readers: Readers, weights: str, length: int) -> None:
     options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
     result = decode(CountingEngine(models[weights]), PROMPTS, "quadratic", options)
     check(result, [quadratic(readers[weights], prompt, LIMIT, length, STOPS) for prompt in PROMPTS])
 
 
+class Listener(CountingEngine):
+    """Keeps the logits of each step too."""
+
+    def __init__(self, model: NemotronLabsDiffusionModel) -> None:
+        super().__init__(model)
+        self.answers: list[Tensor] = []
+
+    def forward(self, step: Step) -> Tensor:
+        self.answers.append(super().forward(step))
+        return self.answers[-1]
+
+
+@pytest.mark.parametrize("length", [1, 3, 6])
+def test_quadratic_predictions_are_those_of_each_group_alone(models: Models, readers: Readers, length: int) -> None:
+    """Every logit of the prefill and of the cycles: tokens alone do not show who saw which mask."""
+    engine, reader = Listener(models["random"]), readers["random"]
+    result = decode(engine, PROMPTS, "quadratic", DecodeOptions(6, block_length=length))
+    texts = [prompt + new for prompt, new in zip(PROMPTS, result.token_ids, strict=True)]
+    masks = [MASK] * length
+    for row, prompt in enumerate(PROMPTS):
+        check_logits(engine.answers[0][row], reader.logits(prompt + masks, block=length)[len(prompt) - 1 :])
+    for step, answer in list(zip(engine.steps, engine.answers, strict=True))[1:]:
+        if len(step.tokens) < len(PROMPTS):
+            break
+        for row, text in enumerate(texts):
+            drafts = step.tokens[row, :length].tolist()
+            for group in range(length):
+                held = text[: int(step.cached[row])] + drafts[: group + 1]
+                expected = reader.logits(held + masks, block=length)[len(held) - 1 :]
+                start = length + group * length
+                check_logits(answer[row, [group, *range(start, start + length)]], expected)
+
+
+def check_logits(found: Tensor, expected: Tensor) -> None:
+    """Equal but for the mask's, which the engine does not hide yet."""
+    found = found.clone()
+    found[:, MASK] = float("-inf")
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_diffusion(models: Models, readers: Readers, weights: str, length: int, name: str) -> None:
     policy, chooser = POLICIES[name]
@@ -67,6 +110,7 @@ def test_diffusion(models: Models, readers: Readers, weights: str, length: int, 
     check(result, [diffusion(readers[weights], prompt, LIMIT, length, chooser, STOPS) for prompt in PROMPTS])
 
 
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 @pytest.mark.parametrize("weights", ["random", "trained"])
 @pytest.mark.parametrize(
@@ -74,13 +118,23 @@ def test_diffusion(models: Models, readers: Readers, weights: str, length: int, 
     [("ar", None), ("linear", None), ("quadratic", None), ("diffusion", Threshold(0.4)), ("diffusion", EvenSteps(3))],
 )
 def test_a_batch_equals_its_rows(
-    models: Models, mode: Mode, policy: CommitPolicy | None, weights: str, temperature: float
+    models: Models, mode: Mode, policy: CommitPolicy | None, weights: str, temperature: float, length: int
 ) -> None:
+    if mode == "ar" and length > 1:
+        pytest.skip("AR has no blocks")
     prompts = [*PROMPTS, [11, 12], [11, 12]]
+    # A quadratic cycle of 32 drafts runs 1056 tokens.
+    limit = 9 if mode == "quadratic" and length == 32 else LIMIT
 
     def decoded(prompts: list[list[int]], seeds: tuple[int, ...]) -> DecodeResult:
         options = DecodeOptions(
-            LIMIT, block_length=4, temperature=temperature, top_k=20, top_p=0.95, seeds=seeds, stop_tokens=STOPS
+            limit,
+            block_length=length,
+            temperature=temperature,
+            top_k=20,
+            top_p=0.95,
+            seeds=seeds,
+            stop_tokens=(*STOPS, 22),
         )
         return decode(CountingEngine(models[weights]), prompts, mode, options, policy)
 
@@ -90,5 +144,6 @@ def test_a_batch_equals_its_rows(
     for name in ("token_ids", "finish", "row_forwards", "accepted", "committed_by", "drafted"):
         assert getattr(together, name) == [getattr(row, name)[0] for row in alone], name
     assert together.forwards == max(row.forwards for row in alone)
-    assert len(set(map(len, together.token_ids))) > 1, "rows of unequal progress are the point"
+    unequal = len(set(map(len, together.token_ids))) > 1 or len(set(together.row_forwards)) > 1
+    assert unequal, "rows of unequal progress are the point"
     assert (together.token_ids[-1] == together.token_ids[-2]) == (temperature == 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import CountingEngine, random_model
 from torch import Tensor
 
@@ -18,11 +20,15 @@ VOCABULARY, MASK, LENGTH, ROWS = 6, 5, 4, 3000
 PROMPT = [1, 4, 2]
 
 
-@pytest.fixture(scope="module")
-def small() -> NemotronLabsDiffusionModel:
+def small_model() -> NemotronLabsDiffusionModel:
     return random_model(
         seed=3, vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, initializer_range=0.5
     )
+
+
+@pytest.fixture(scope="module")
+def small() -> NemotronLabsDiffusionModel:
+    return small_model()
 
 
 def options(seed: int = 0, **changes: float) -> DecodeOptions:
@@ -67,6 +73,21 @@ CASES: list[dict] = [{}, {"top_k": 4, "top_p": 0.9, "temperature": 0.9}]
 def test_samples_are_distributed_as_ar_sampling(small: NemotronLabsDiffusionModel, mode: Mode, changes: dict) -> None:
     settings = options(**changes)
     assert p_value(samples(small, mode, settings), ar_probabilities(small, settings)) > 1e-3
+
+
+def test_drafts_of_an_adapter_change_no_distribution(tmp_path: Path) -> None:
+    """Another q, the same output."""
+    model = small_model()
+    peft_model = get_peft_model(small_model(), LoraConfig(r=2, lora_alpha=8, target_modules=["o_proj"]))
+    for name, parameter in peft_model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.constant_(parameter, 0.4)
+    peft_model.save_pretrained(str(tmp_path))
+    model.load_drafter(tmp_path)
+    settings = options(adapter=True)
+    found = samples(model, "linear", settings)
+    assert found != samples(model, "linear", options())
+    assert p_value(found, ar_probabilities(model, settings)) > 1e-3
 
 
 def test_some_drafts_hold_and_some_do_not(small: NemotronLabsDiffusionModel) -> None:

@@ -21,11 +21,19 @@ MODES: list[tuple[Mode, CommitPolicy | None]] = [
 ]
 
 
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize(("mode", "policy"), MODES)
-def test_reported_forwards_are_the_engines(models: Models, mode: Mode, policy: CommitPolicy | None) -> None:
-    engine = CountingEngine(models["trained"])
-    result = decode(engine, PROMPTS, mode, DecodeOptions(20, block_length=4, stop_tokens=(49,)), policy)
+def test_reported_forwards_are_the_engines(
+    models: Models, mode: Mode, policy: CommitPolicy | None, length: int, weights: str
+) -> None:
+    engine = CountingEngine(models[weights])
+    result = decode(engine, PROMPTS, mode, DecodeOptions(20, block_length=length, stop_tokens=(49,)), policy)
     assert len(engine.steps) == result.forwards + result.prefill
+    for row, prompt in enumerate(PROMPTS):
+        alone = CountingEngine(models[weights])
+        decode(alone, [prompt], mode, DecodeOptions(20, block_length=length, stop_tokens=(49,)), policy)
+        assert len(alone.steps) == result.row_forwards[row] + 1
     assert result.prefill == 1
     assert result.new_tokens == [len(tokens) for tokens in result.token_ids]
     expected = [new / forwards for new, forwards in zip(result.new_tokens, result.row_forwards, strict=True)]

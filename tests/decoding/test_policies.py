@@ -58,14 +58,17 @@ def test_a_lower_threshold_commits_a_superset(models: Models, weights: str) -> N
     assert grown > 0
 
 
-def test_threshold_zero_takes_one_pass_per_block(models: Models) -> None:
-    result = decode(
-        CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(24, block_length=8), Threshold(0.0)
-    )
-    # Three blocks: three passes, and two forwards that write the blocks before the last one.
-    assert result.accepted == [[7, 7, 7]] * 3
-    assert result.row_forwards == [5] * 3
-    assert result.tokens_per_forward == [24 / 5] * 3
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
+def test_threshold_zero_takes_one_pass_per_block(models: Models, weights: str, length: int) -> None:
+    engine = CountingEngine(models[weights])
+    result = decode(engine, PROMPTS, "diffusion", DecodeOptions(65, block_length=length), Threshold(0.0))
+    sizes = [min(length, 65 - start) for start in range(0, 65, length)]
+    # A block of the seed alone needs no pass; every block but the last is written by a forward.
+    passes = [size - 1 for size in sizes if size > 1]
+    assert result.accepted == [passes] * 3
+    assert result.row_forwards == [len(passes) + len(sizes) - 1] * 3
+    assert len(engine.steps) == result.forwards + 1 == len(passes) + len(sizes)
 
 
 def test_one_token_per_pass(models: Models) -> None:
@@ -134,6 +137,7 @@ def test_among_equals_the_first_position_wins() -> None:
         proposals=torch.zeros(1, 4).long(),
         logits=torch.zeros(1, 4, 3),
         passes=torch.zeros(1).long(),
+        sizes=torch.tensor([4]),
         rows=[0],
         starts=torch.zeros(1).long(),
         look=lambda tokens: tokens,

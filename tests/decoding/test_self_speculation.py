@@ -51,14 +51,31 @@ def test_drafts_of_trained_weights_hold(models: Models, mode: str) -> None:
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
-def test_stops_anywhere(models: Models, ar_texts: dict, weights: str, mode: str) -> None:
-    for place in (0, 1, 2, 5, 11, 20):
-        stops = tuple({texts[place] for texts in ar_texts[weights]})
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
+def test_stops_anywhere(models: Models, ar_texts: dict, weights: str, mode: str, length: int) -> None:
+    """A stop at every place of the text; each row has its own, so that rows leave one after the other."""
+    wide = length == 32 and mode == "quadratic"
+    for place in range(0, 20, 9 if wide else 1):
+        places = [(place + 5 * row) % 20 for row in range(len(PROMPTS))]
+        stops = tuple({text[at] for text, at in zip(ar_texts[weights], places, strict=True)})
         expected = [first_stop(text, stops) for text in ar_texts[weights]]
-        options = DecodeOptions(LIMIT, block_length=7, stop_tokens=stops)
+        options = DecodeOptions(LIMIT, block_length=length, stop_tokens=stops)
         result = decode(CountingEngine(models[weights]), PROMPTS, mode, options)
         assert result.token_ids == expected
         assert result.finish == ["stop"] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize(
+    ("mode", "length"), [("linear", 1), ("linear", 2), ("linear", 7), ("linear", 32), ("quadratic", 7)]
+)
+def test_any_batch(models: Models, ar_texts: dict, weights: str, mode: str, length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    for size in (1, 2, 5, 9):
+        rows = torch.randint(len(PROMPTS), (size,), generator=generator).tolist()
+        options = DecodeOptions(LIMIT, block_length=length)
+        result = decode(CountingEngine(models[weights]), [PROMPTS[row] for row in rows], mode, options)
+        assert result.token_ids == [ar_texts[weights][row] for row in rows]
 
 
 def first_stop(text: list[int], stops: tuple[int, ...]) -> list[int]:
@@ -73,7 +90,7 @@ def test_never_more_than_asked(models: Models, ar_texts: dict, mode: str, limit:
     assert result.finish == ["length"] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
 @pytest.mark.parametrize("build", [random_model, trained_model])
 def test_any_adapter_leaves_the_text_alone(adapter: Path, ar_texts: dict, length: int, build: object) -> None:
     model = build() if build is random_model else trained_model(steps=20)
@@ -88,6 +105,11 @@ def test_any_adapter_leaves_the_text_alone(adapter: Path, ar_texts: dict, length
     assert any(drafted) == (length > 1)
     assert not any(step.adapter and bool(step.causal.any()) for step in engine.steps)
     assert length == 1 or result.accepted != without.accepted
+    for place in (0, 1, 4, 17):
+        stops = tuple({text[place] for text in expected})
+        stopping = DecodeOptions(LIMIT, block_length=length, adapter=True, stop_tokens=stops)
+        stopped = decode(CountingEngine(model), PROMPTS, "linear", stopping)
+        assert stopped.token_ids == [first_stop(text, stops) for text in expected]
 
 
 def test_the_context_ends_a_row(models: Models) -> None:

@@ -96,6 +96,7 @@ def test_a_run_that_goes_on_decodes_the_same(settings: tuple[str, ...], trained:
 LAYOUTS = {
     "tensor": ("parallel.tensor=2", "parallel.sequence=true", "execution.recompute=full"),
     "pipeline": ("parallel.pipeline=2", "parallel.virtual_pipeline=2"),
+    "context": ("parallel.context=2",),
     "data": ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
 }
 

@@ -1,0 +1,185 @@
+"""Acceptance length by category of prompts, mode and block length."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, decode
+from nld_train.decoding.load import Source
+from nld_train.decoding.options import check_request
+from nld_train.decoding.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
+from nld_train.decoding.statistics import accepted_per_cycle, merged, tokens_per_forward
+from nld_train.evaluation.categories import Conversation, Question, read_questions
+from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to answer, of which the report has a column.
+
+    Attributes:
+        name: of the column.
+        mode: of the decoder.
+        options: of the decoder.
+    """
+
+    name: str
+    mode: Mode
+    options: DecodeOptions
+
+
+def run(arguments: Namespace) -> None:
+    """`nld-acceptance`: what `nld_train.acceptance` has parsed.
+
+    Raises:
+        UserError: a request that cannot be answered, found before any weight is read.
+    """
+    check_writable(arguments.json)
+    check_batch_size(arguments)
+    questions = read_questions(Path(arguments.prompts))
+    source = source_of(arguments)
+    policy = policy_of(arguments, source)
+    readings = _readings(arguments, source)
+    first = [Conversation(question, source.tokenizer).ask(0) for question in questions]
+    for reading in readings:
+        with in_one_line():
+            check_request(source.description, first, reading.mode, reading.options)
+    with source.open() as engine:
+        report = measure_acceptance(engine, source, questions, readings, policy, arguments.batch_size)
+    print_acceptance(Console(highlight=False), report)
+    write_json(arguments.json, report)
+
+
+def _readings(arguments: Namespace, source: Source) -> list[Reading]:
+    with in_one_line():
+        return [
+            _reading(arguments, source, mode, length, adapter)
+            for mode in arguments.modes
+            for adapter in ((False, True) if arguments.adapter and mode == "linear" else (False,))
+            for length in arguments.block_lengths
+        ]
+
+
+def _reading(arguments: Namespace, source: Source, mode: Mode, length: int, adapter: bool) -> Reading:
+    name = f"{mode}{' + adapter' if adapter else ''}, B = {length}"
+    options = DecodeOptions(
+        arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens, adapter=adapter
+    )
+    return Reading(name, mode, options)
+
+
+def measure_acceptance(
+    engine: Engine,
+    source: Source,
+    questions: Sequence[Question],
+    readings: Sequence[Reading],
+    policy: PolicyOf,
+    batch_size: int,
+) -> Figures:
+    """Answers all questions in every way.
+
+    Returns:
+        `readings`: for each its `name`, `mode`, `block_length`, `adapter` and `categories`: for each category, and for
+        all turns under `overall`, `acceptance_length` (tokens per verify pass: accepted drafts and the AR token after
+        them; positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and
+        `skipped_turns`, those that the conversation before them left no room for.
+    """
+    rows = []
+    for reading in readings:
+        chosen = policy(engine) if reading.mode == "diffusion" else None
+        results: dict[str, list[DecodeResult]] = defaultdict(list)
+        skipped: dict[str, int] = defaultdict(int)
+        for first in range(0, len(questions), batch_size):
+            batch = [Conversation(question, source.tokenizer) for question in questions[first : first + batch_size]]
+            for category, result in _converse(engine, batch, reading, chosen):
+                if result is None:
+                    skipped[category] += 1
+                else:
+                    results[category].append(result)
+        rows.append(
+            {
+                "name": reading.name,
+                "mode": reading.mode,
+                "block_length": reading.options.block_length,
+                "adapter": reading.options.adapter,
+                "categories": _by_category(questions, results, skipped),
+            }
+        )
+    return {"readings": rows}
+
+
+def _converse(
+    engine: Engine, batch: Sequence[Conversation], reading: Reading, policy: CommitPolicy | None
+) -> Iterator[tuple[str, DecodeResult | None]]:
+    """Turn after turn of some conversations together: category and result of each, None where there was no room."""
+    for turn in range(max(len(conversation.question.turns) for conversation in batch)):
+        asked = [conversation for conversation in batch if turn < len(conversation.question.turns)]
+        prompts = [conversation.ask(turn) for conversation in asked]
+        fits = [len(prompt) < engine.context_length for prompt in prompts]
+        for conversation, room in zip(asked, fits, strict=True):
+            if not room:
+                yield conversation.question.category, None
+        asked = [conversation for conversation, room in zip(asked, fits, strict=True) if room]
+        prompts = [prompt for prompt, room in zip(prompts, fits, strict=True) if room]
+        if not prompts:
+            continue
+        result = decode(engine, prompts, reading.mode, reading.options, policy)
+        for row, conversation in enumerate(asked):
+            conversation.answer(result.token_ids[row])
+            yield conversation.question.category, _row(result, row)
+
+
+def _row(result: DecodeResult, row: int) -> DecodeResult:
+    """One row as if it had been decoded alone."""
+    return DecodeResult(
+        token_ids=[result.token_ids[row]],
+        finish=[result.finish[row]],
+        forwards=result.row_forwards[row],
+        prefill=result.prefill,
+        row_forwards=[result.row_forwards[row]],
+        accepted=[result.accepted[row]],
+        committed_by=[result.committed_by[row]],
+        drafted=[result.drafted[row]],
+    )
+
+
+def _by_category(
+    questions: Sequence[Question], results: dict[str, list[DecodeResult]], skipped: dict[str, int]
+) -> dict[str, Figures]:
+    names = list(dict.fromkeys(question.category for question in questions))
+    found = {name: _figures(results[name], skipped[name]) for name in names}
+    return {**found, OVERALL: _figures([one for name in names for one in results[name]], sum(skipped.values()))}
+
+
+def _figures(results: list[DecodeResult], skipped: int) -> Figures:
+    result = merged(results)
+    return {
+        "acceptance_length": accepted_per_cycle(result),
+        "tokens_per_forward": tokens_per_forward(result),
+        "turns": len(results),
+        "new_tokens": sum(result.new_tokens),
+        "skipped_turns": skipped,
+    }
+
+
+def print_acceptance(console: Console, report: Figures) -> None:
+    """A table of acceptance lengths, a line per category, a column per way; then tokens per forward likewise."""
+    readings: list[dict[str, Any]] = report["readings"]
+    for key, title in (("acceptance_length", "acceptance length"), ("tokens_per_forward", "tokens per forward")):
+        table = Table(title, "turns", *(Column(reading["name"], justify="right") for reading in readings))
+        for category, figures in readings[0]["categories"].items():
+            if category == OVERALL:
+                table.add_section()
+            cells = (shown(reading["categories"][category][key]) for reading in readings)
+            table.add_row(category, str(figures["turns"]), *cells)
+        console.print(table)

@@ -1,0 +1,96 @@
+"""Prompts by category from a JSONL file of the shape of SPEED-Bench, and conversations of several turns.
+
+SPEED-Bench (arXiv 2604.09557) has one object per line with `question_id`, `category`, `sub_category`, `turns` (a list
+of texts, what the user says), `source`, `src_id`, `difficulty` and `multiturn`; prepared by its tools it has
+`messages` (`role` and `content`) in place of `turns`. Only the category and the texts are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nld_train.decoding.request import lines_of
+from nld_train.errors import UserError
+
+# The published files have this in place of texts that their licence keeps out; its own tools fill it in.
+PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A line of the file.
+
+    Attributes:
+        where: file and line, for messages.
+        category: what it counts under.
+        turns: what the user says, one after the other.
+    """
+
+    where: str
+    category: str
+    turns: tuple[str, ...]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """All lines of a file.
+
+    Raises:
+        UserError: a line is no such object, or holds no text.
+    """
+    return [_question(f"--prompts {path}:{number}", line) for number, line in enumerate(lines_of(path), start=1)]
+
+
+def _question(where: str, line: str) -> Question:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is no JSON object") from error
+    if not isinstance(record, dict) or not isinstance(record.get("category"), str) or not record["category"]:
+        raise UserError(f'{where}: is not an object with a "category"')
+    turns = _turns(record)
+    if not turns or not all(isinstance(turn, str) and turn for turn in turns):
+        raise UserError(f'{where}: has no text under "turns" (a list of texts), "messages" or "prompt"')
+    if any(turn.startswith(PLACEHOLDER) for turn in turns):
+        raise UserError(f"{where}: holds a placeholder in place of its text; prepare the file with SPEED-Bench's tools")
+    return Question(where, record["category"], turns)
+
+
+def _turns(record: dict[str, Any]) -> tuple[Any, ...]:
+    if isinstance(record.get("turns"), list):
+        return tuple(record["turns"])
+    if isinstance(record.get("messages"), list):
+        users = (message for message in record["messages"] if isinstance(message, dict))
+        return tuple(message.get("content") for message in users if message.get("role") == "user")
+    return (record["prompt"],) if "prompt" in record else ()
+
+
+class Conversation:
+    """A question whose turns are asked one after the other, each after the answers to those before.
+
+    Args:
+        question: what is asked.
+        tokenizer: of `transformers`; its chat template is used where it has one, else texts follow on each other line
+            by line.
+    """
+
+    def __init__(self, question: Question, tokenizer: Any) -> None:
+        self.question = question
+        self._tokenizer = tokenizer
+        self._messages: list[dict[str, str]] = []
+
+    def ask(self, turn: int) -> list[int]:
+        """Ids of everything up to the user's turn, ready for an answer."""
+        self._messages.append({"role": "user", "content": self.question.turns[turn]})
+        if getattr(self._tokenizer, "chat_template", None):
+            ids = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True, tokenize=False)
+            return list(self._tokenizer.encode(ids, add_special_tokens=False))
+        return list(self._tokenizer.encode("\n".join(message["content"] for message in self._messages)))
+
+    def answer(self, token_ids: Sequence[int]) -> None:
+        """Takes the answer to the last turn."""
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        self._messages.append({"role": "assistant", "content": text})

@@ -1,0 +1,88 @@
+"""What the reports on decoding share: prompts in batches, figures of a result, and where they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, decode
+from nld_train.decoding.statistics import accepted_per_cycle, agreement, merged, tokens_per_forward
+from nld_train.errors import UserError
+from nld_train.files import write_atomically
+
+Figures = dict[str, Any]
+
+
+def decode_all(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    mode: Mode,
+    options: DecodeOptions,
+    policy: CommitPolicy | None,
+    batch_size: int,
+) -> DecodeResult:
+    """Decodes prompts in batches, as one result."""
+    firsts = range(0, len(prompts), batch_size)
+    return merged([decode(engine, prompts[i : i + batch_size], mode, options, policy) for i in firsts])
+
+
+def figures(result: DecodeResult, reference: DecodeResult) -> Figures:
+    """What a result says of its way to decode.
+
+    Args:
+        result: of some prompts.
+        reference: AR decoding of the same prompts.
+
+    Returns:
+        `tokens_per_forward`; `accepted_per_pass` of a denoising or verify pass, None where there was none; `agreement`
+        with AR; and the counts behind them.
+    """
+    return {
+        "tokens_per_forward": tokens_per_forward(result),
+        "accepted_per_pass": accepted_per_cycle(result),
+        "agreement": agreement(result.token_ids, reference.token_ids),
+        "new_tokens": sum(result.new_tokens),
+        "forwards": sum(result.row_forwards),
+    }
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    """A figure in a table."""
+    return "-" if value is None else format(value, form)
+
+
+def check_writable(*paths: str | None) -> None:
+    """Refuses a file that cannot be written, before anything is computed.
+
+    Raises:
+        UserError: its folder is not there.
+    """
+    for path in paths:
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {Path(path).absolute().parent}")
+
+
+def write_json(path: str | None, content: Figures) -> None:
+    """Writes figures where a path is given."""
+    if path is not None:
+        write_atomically(Path(path), json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def plot(path: str, columns: int, width: float = 6.0) -> Iterator[Any]:
+    """A row of matplotlib axes, array `[columns]`, saved as PNG at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 4.5), constrained_layout=True, squeeze=False)
+    yield axes[0]
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, format="png", dpi=110)
+    plt.close(figure)

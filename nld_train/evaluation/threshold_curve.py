@@ -1,0 +1,98 @@
+"""The curve of tokens per forward and agreement against the threshold, of the model's confidence and of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
+from nld_train.decoding.statistics import agreement
+from nld_train.decoding.trained_sampler import SamplerPolicy, TrainedSampler
+from nld_train.evaluation.measure import Figures, decode_all, figures, plot, shown
+from nld_train.evaluation.trajectories import ONE_PER_PASS
+
+
+def measure_curves(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    options: DecodeOptions,
+    thresholds: Sequence[float],
+    sampler: TrainedSampler | None,
+    batch_size: int,
+) -> Figures:
+    """Decodes the prompts at every threshold.
+
+    Args:
+        engine: the model.
+        prompts: ids of each.
+        options: greedy.
+        thresholds: each in [0, 1].
+        sampler: its curve is measured beside that of the model's confidence; None for no such curve.
+        batch_size: prompts that are decoded together.
+
+    Returns:
+        `block_length`, `ar` and `one_per_pass`, which bound the curves, and `curves`: for `confidence` (and `sampler`)
+        one object per threshold, lowest first: `threshold`, what `measure.figures` has, and
+        `agreement_with_one_per_pass`.
+    """
+    reference = decode_all(engine, prompts, "ar", replace(options, block_length=1), None, batch_size)
+    slow = decode_all(engine, prompts, "diffusion", options, ONE_PER_PASS, batch_size)
+    policies: dict[str, Callable[[float], CommitPolicy]] = {"confidence": Threshold}
+    if sampler is not None:
+        policies["sampler"] = lambda threshold: SamplerPolicy(sampler, threshold)
+
+    def point(policy: Callable[[float], CommitPolicy], threshold: float) -> Figures:
+        result = decode_all(engine, prompts, "diffusion", options, policy(threshold), batch_size)
+        same = agreement(result.token_ids, slow.token_ids)
+        return {"threshold": threshold, **figures(result, reference), "agreement_with_one_per_pass": same}
+
+    return {
+        "block_length": options.block_length,
+        "ar": figures(reference, reference),
+        "one_per_pass": figures(slow, reference),
+        "curves": {name: [point(policy, t) for t in sorted(thresholds)] for name, policy in policies.items()},
+    }
+
+
+def print_curves(console: Console, measured: Figures) -> None:
+    """One table, a line per curve and threshold."""
+    columns = ("threshold", "tokens per forward", "accepted per pass", "agreement with AR", "with one per pass")
+    table = Table("commits by", *(Column(name, justify="right") for name in columns))
+    for name, points in measured["curves"].items():
+        for point in points:
+            table.add_row(name, *_line(point))
+        table.add_section()
+    table.add_row("one per pass", *_line({**measured["one_per_pass"], "agreement_with_one_per_pass": 1.0}))
+    console.print(table)
+
+
+def _line(point: Figures) -> list[str]:
+    shares = (point["agreement"], point["agreement_with_one_per_pass"])
+    return [
+        shown(point.get("threshold"), "g"),
+        shown(point["tokens_per_forward"]),
+        shown(point["accepted_per_pass"]),
+        *(shown(share, ".1%") for share in shares),
+    ]
+
+
+def draw_curves(path: str, measured: Figures) -> None:
+    """Agreement over tokens per forward, and both over the threshold, as PNG."""
+    with plot(path, 3) as (trade, speed, same):
+        for name, points in measured["curves"].items():
+            thresholds = [point["threshold"] for point in points]
+            per_forward = [point["tokens_per_forward"] for point in points]
+            shares = [point["agreement_with_one_per_pass"] for point in points]
+            trade.plot(per_forward, shares, marker="o", markersize=3, label=name)
+            speed.plot(thresholds, per_forward, marker="o", markersize=3, label=name)
+            same.plot(thresholds, [point["agreement"] for point in points], marker="o", markersize=3, label=name)
+        slow = measured["one_per_pass"]
+        trade.plot([slow["tokens_per_forward"]], [1.0], "k*", label="one per pass")
+        speed.axhline(slow["tokens_per_forward"], color="k", linewidth=0.8, linestyle=":", label="one per pass")
+        same.axhline(slow["agreement"], color="k", linewidth=0.8, linestyle=":", label="one per pass")
+        trade.set(xlabel="tokens per forward", ylabel="share of tokens equal to one per pass")
+        speed.set(xlabel="threshold", ylabel="tokens per forward")
+        same.set(xlabel="threshold", ylabel="share of tokens equal to AR's")

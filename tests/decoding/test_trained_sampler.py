@@ -1,0 +1,284 @@
+"""The trained sampler: what it sees, what it learns, what it commits, and whose it is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import MASK, CountingEngine, random_model
+from torch import Tensor
+
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.decoding import BlockView, DecodeOptions, FixedNumber, decode
+from nld_train.decoding.policies import chosen_positions
+from nld_train.decoding.sampler_files import embedding_of, fingerprint, load_sampler, require_sampler, save_sampler
+from nld_train.decoding.trained_sampler import Observation, SamplerPolicy, SamplerShape, TrainedSampler
+from nld_train.errors import UserError
+from nld_train.evaluation.sampler_data import Examples, collect
+from nld_train.evaluation.sampler_training import (
+    SamplerTraining,
+    area_under_curve,
+    confidence,
+    judged,
+    principal_components,
+    train_sampler,
+)
+
+Models = dict[str, NemotronLabsDiffusionModel]
+PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17], [25, 26, 20, 21, 33, 34]]
+SMALL = SamplerShape(width=32, layers=2, heads=2, components=8)
+OPTIONS = DecodeOptions(30, block_length=8, stop_tokens=(3, 49))
+
+
+def prompts_of(seed: int, number: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(10, 50, (5,), generator=generator).tolist() for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def examples(models: Models) -> tuple[Examples, Examples]:
+    """Of the same model, from prompts that differ: to learn from, and held out."""
+    engine = CountingEngine(models["trained"])
+    return collect(engine, prompts_of(0, 160), OPTIONS, 40), collect(engine, prompts_of(1, 40), OPTIONS, 40)
+
+
+@pytest.fixture(scope="module")
+def sampler(models: Models, examples: tuple[Examples, Examples]) -> TrainedSampler:
+    table = principal_components(embedding_of(CountingEngine(models["trained"])), SMALL.components)
+    return train_sampler(SMALL, table, examples[0], SamplerTraining(steps=200, batch_size=64, learning_rate=3e-3))
+
+
+class Watcher:
+    """Commits one position per pass and keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.views: list[BlockView] = []
+
+    def choose(self, view: BlockView) -> Tensor:
+        self.views.append(view)
+        return FixedNumber(1).choose(view)
+
+
+def views_of(model: NemotronLabsDiffusionModel, prompts: list[list[int]], options: DecodeOptions) -> list[BlockView]:
+    watcher = Watcher()
+    decode(CountingEngine(model), prompts, "diffusion", options, watcher)
+    return watcher.views
+
+
+def test_the_papers_size() -> None:
+    """Trained parameters; the table of components is no parameter."""
+    number = sum(parameter.numel() for parameter in TrainedSampler(SamplerShape(), 100).parameters())
+    assert 4.75e6 < number < 4.85e6
+
+
+@pytest.mark.parametrize("changes", [{"width": 0}, {"width": 50, "heads": 4}, {"layers": 0}, {"components": 0}])
+def test_shapes_that_cannot_be_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        SamplerShape(**changes)
+
+
+def test_what_it_sees(models: Models) -> None:
+    for view in views_of(models["random"], PROMPTS, OPTIONS):
+        seen = Observation.of(view)
+        for row, place in itertools.product(range(len(view.rows)), range(view.tokens.shape[1])):
+            statistics = seen.statistics[row, place].tolist()
+            assert bool(seen.real[row, place]) == (place < int(view.sizes[row]))
+            if not view.masked[row, place]:
+                assert seen.top[row, place].tolist() == [int(view.tokens[row, place])] * 3
+                assert statistics == [1, 1, 1, 0]
+                continue
+            probabilities = sorted(view.logits[row, place].double().softmax(-1).tolist(), reverse=True)
+            top = [view.logits[row, place].softmax(-1)[token].item() for token in seen.top[row, place]]
+            assert top == pytest.approx(probabilities[:3], abs=1e-6)
+            entropy = -sum(p * torch.tensor(p).double().log().item() for p in probabilities if p > 0)
+            expected = [probabilities[0], probabilities[0] - probabilities[1], sum(probabilities[:3]), entropy]
+            assert statistics == pytest.approx(expected, abs=1e-5)
+
+
+def test_labels_are_what_was_finally_committed(models: Models) -> None:
+    """Against the decoded text itself; what a stop left masked has no label."""
+    engine = CountingEngine(models["trained"])
+    for prompt in PROMPTS:
+        found = collect(engine, [prompt], OPTIONS, 1)
+        views = views_of(models["trained"], [prompt], OPTIONS)
+        text = prompt + decode(engine, [prompt], "diffusion", OPTIONS, FixedNumber(1)).token_ids[0]
+        checked = 0
+        for number, view in enumerate(view for view in views if bool(view.masked.any())):
+            for place in torch.nonzero(view.masked[0]).flatten().tolist():
+                position = int(view.starts[0]) + place
+                if position < len(text):
+                    assert bool(found.wanted[number, place])
+                    right = int(view.logits[0, place].argmax()) == text[position]
+                    assert bool(found.labels[number, place]) == right
+                    checked += 1
+        assert checked > 20
+        assert not bool((found.labels & ~found.wanted).any())
+
+
+def test_a_batch_gives_the_examples_of_its_rows(models: Models) -> None:
+    engine = CountingEngine(models["trained"])
+
+    def rows(found: Examples) -> list[tuple]:
+        return sorted(
+            (found.seen.top[n].tolist(), found.wanted[n].tolist(), found.labels[n].tolist()) for n in range(len(found))
+        )
+
+    alone = [rows(collect(engine, [prompt], OPTIONS, 1)) for prompt in PROMPTS]
+    assert rows(collect(engine, PROMPTS, OPTIONS, 4)) == sorted(row for found in alone for row in found)
+
+
+def test_blocks_without_masks_teach_nothing(models: Models) -> None:
+    with pytest.raises(ValueError, match="a sampler needs blocks of 2 or more"):
+        collect(CountingEngine(models["random"]), PROMPTS, DecodeOptions(8, block_length=1), 4)
+
+
+def test_it_learns_on_blocks_that_it_has_not_seen(sampler: TrainedSampler, examples: tuple[Examples, Examples]) -> None:
+    _, unseen = examples
+    labels = unseen.labels[unseen.wanted]
+    learned = area_under_curve(judged(sampler, unseen), labels)
+    untrained = area_under_curve(judged(TrainedSampler(SMALL, 60).eval(), unseen), labels)
+    plain = area_under_curve(confidence(unseen), labels)
+    print(f"AUC {learned:.3f}, of confidence {plain:.3f}, untrained {untrained:.3f}, right {labels.float().mean():.2f}")
+    assert learned > 0.8
+    assert learned > plain
+    assert learned > untrained + 0.1
+
+
+def test_training_repeats_and_leaves_the_global_generator_alone(
+    sampler: TrainedSampler, examples: tuple[Examples, Examples]
+) -> None:
+    before = torch.get_rng_state()
+    settings = SamplerTraining(steps=3, batch_size=16)
+    first, second = (train_sampler(SMALL, sampler.table, examples[0], settings) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_components_are_those_of_a_singular_value_decomposition() -> None:
+    embedding = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 12) + 5
+    table = principal_components(embedding, 4)
+    centred = embedding - embedding.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    expected = (u * s)[:, :4] / (s[0] / 50**0.5)
+    torch.testing.assert_close(table.abs(), expected.abs(), atol=1e-4, rtol=1e-4)
+    assert principal_components(embedding, 20).shape == (50, 20)
+
+
+def test_area_under_curve() -> None:
+    labels = torch.tensor([False, True, False, True, True])
+    scores = torch.tensor([0.1, 0.3, 0.3, 0.9, 0.05])
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels] for b in scores[~labels]]
+    assert area_under_curve(scores, labels) == pytest.approx(float(sum(pairs)) / 6)
+    assert area_under_curve(torch.zeros(5), labels) == 0.5
+    assert area_under_curve(labels.float(), labels) == 1.0
+    assert area_under_curve(scores, torch.ones(5).bool()) is None
+
+
+def test_a_lower_threshold_commits_a_superset(models: Models, sampler: TrainedSampler) -> None:
+    grown = 0
+    for view in views_of(models["trained"], PROMPTS, OPTIONS):
+        chosen = [chosen_positions(SamplerPolicy(sampler, t), view) for t in (1.0, 0.9, 0.6, 0.3, 0.1, 0.0)]
+        for higher, lower in itertools.pairwise(chosen):
+            assert bool((lower | ~higher).all())
+            grown += int((lower & ~higher).sum())
+        assert torch.equal(chosen[-1], view.masked)
+        assert bool(chosen[0][view.masked.any(1)].any(1).all())
+    assert grown > 0
+
+
+def test_the_highest_threshold_is_one_per_pass(models: Models, sampler: TrainedSampler) -> None:
+    """A sigmoid below 1 everywhere leaves the most confident position alone."""
+    unsure = TrainedSampler(SMALL, 60)
+    unsure.load_state_dict(sampler.state_dict())
+    torch.nn.init.constant_(unsure.leave.bias, -100.0)
+    engine = CountingEngine(models["trained"])
+    found = decode(engine, PROMPTS, "diffusion", OPTIONS, SamplerPolicy(unsure, 1.0))
+    assert found == decode(engine, PROMPTS, "diffusion", OPTIONS, FixedNumber(1))
+
+
+def test_it_decodes_rows_as_alone(models: Models, sampler: TrainedSampler) -> None:
+    """Blocks of unequal sizes, so that padding stands beside text."""
+    options = DecodeOptions(21, block_length=6, stop_tokens=(3, 49))
+    policy = SamplerPolicy(sampler, 0.7)
+    together = decode(CountingEngine(models["trained"]), PROMPTS, "diffusion", options, policy)
+    alone = [decode(CountingEngine(models["trained"]), [prompt], "diffusion", options, policy) for prompt in PROMPTS]
+    assert together.token_ids == [one.token_ids[0] for one in alone]
+    assert together.accepted == [one.accepted[0] for one in alone]
+    assert max(map(max, together.accepted)) > 1
+    assert not any(MASK in tokens for tokens in together.token_ids)
+
+
+def test_padding_is_not_seen(models: Models, sampler: TrainedSampler) -> None:
+    seen = Observation.of(views_of(models["trained"], PROMPTS, OPTIONS)[0])
+    padded = Observation(
+        torch.nn.functional.pad(seen.top, (0, 0, 0, 3), value=11),
+        torch.nn.functional.pad(seen.statistics, (0, 0, 0, 3), value=0.5),
+        torch.nn.functional.pad(seen.real, (0, 3)),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(sampler(padded)[:, :8], sampler(seen), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_thresholds(sampler: TrainedSampler, threshold: float) -> None:
+    with pytest.raises(ValueError, match=r"threshold: .* is not in \[0, 1\]"):
+        SamplerPolicy(sampler, threshold)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_trainings_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        SamplerTraining(**changes)
+
+
+def test_it_comes_back_from_disk(models: Models, sampler: TrainedSampler, tmp_path: Path) -> None:
+    engine = CountingEngine(models["trained"])
+    directory = tmp_path / "model" / "trained_sampler"
+    save_sampler(directory, sampler, engine, {"auc": 0.5})
+    save_sampler(directory, sampler, engine, {"auc": 0.9})
+    assert json.loads((directory / "sampler.json").read_text())["auc"] == 0.9
+    assert sorted(path.name for path in directory.parent.rglob("*")) == [
+        "sampler.json",
+        "sampler.safetensors",
+        "trained_sampler",
+    ]
+    loaded = load_sampler(directory, engine)
+    seen = Observation.of(views_of(models["trained"], PROMPTS, OPTIONS)[0])
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(seen), sampler.eval()(seen))
+
+
+def test_a_missing_a_damaged_and_a_foreign_sampler_are_refused(
+    models: Models, sampler: TrainedSampler, tmp_path: Path
+) -> None:
+    engine = CountingEngine(models["trained"])
+    with pytest.raises(UserError, match=r"holds no trained sampler .*nld-sampler trains one"):
+        require_sampler(tmp_path / "trained_sampler")
+    save_sampler(tmp_path / "whole", sampler, engine, {})
+    for other in (models["random"], random_model(vocab_size=70)):
+        with pytest.raises(UserError, match="trained for the weights of another model"):
+            load_sampler(tmp_path / "whole", CountingEngine(other))
+    for name, content in (("sampler.safetensors", b"short"), ("sampler.json", b"{}"), ("sampler.json", b"[")):
+        damaged = shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
+        (damaged / name).write_bytes(content)
+        with pytest.raises(UserError, match="damaged: cannot be read") as error:
+            load_sampler(damaged, engine)
+        assert "\n" not in str(error.value)
+
+
+def test_a_fingerprint_survives_bf16_and_nothing_else(models: Models) -> None:
+    model = random_model(seed=8)
+    found = fingerprint(CountingEngine(model))
+    assert fingerprint(CountingEngine(random_model(seed=9))) != found
+    with torch.no_grad():
+        weight = model.encoder.embed_tokens.weight
+        weight.copy_(weight.bfloat16().float())
+        assert fingerprint(CountingEngine(model)) == found
+        weight[30, 0] += 0.1
+        assert fingerprint(CountingEngine(model)) != found
