@@ -10,7 +10,8 @@ from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import SOURCE, TOKENIZER
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
-from nld_train.config.load import config_from_yaml
+from nld_train.config.compose import compose_config
+from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 
@@ -107,7 +108,7 @@ def read_record(directory: Path) -> Record:
 
 def _run_config(directory: Path) -> Config | None:
     path = directory / "config.yaml"
-    return config_from_yaml(path.read_text()) if path.is_file() else None
+    return read_saved_config(path.read_text(), compose_config()) if path.is_file() else None
 
 
 def _origin(directory: Path) -> SourceConfig | None:

@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="take its tokenizer (default: the checkpoint's)"
     )
+    exporting.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="take its drafter adapter (default: the checkpoint's, if any)"
+    )
 
     verifying = commands.add_parser("verify", help="whether two checkpoints of either kind hold the same model")
     verifying.add_argument("first", type=Path, metavar="A")
@@ -91,7 +94,9 @@ def _import(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from checkpoint_convert.exporting import export_checkpoint
 
-    export_checkpoint(options.source, options.destination, options.format, options.dtype, options.tokenizer)
+    export_checkpoint(
+        options.source, options.destination, options.format, options.dtype, options.tokenizer, options.adapter
+    )
     return 0
 
 

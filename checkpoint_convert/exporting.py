@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from checkpoint_convert.adapter import adapter_beside, copy_adapter, require_adapter
 from checkpoint_convert.checkpoints import Record, is_hugging_face, read_record, require_megatron
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
-from checkpoint_convert.importing import copy_tokenizer
 from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.model_card import model_card
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
 from checkpoint_convert.staging import progress_bar, staged
 from checkpoint_convert.weights import DTYPES, row_blocks
+from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.errors import UserError
 
 
@@ -30,6 +31,7 @@ def export_checkpoint(
     output_format: str,
     dtype: str | None = None,
     tokenizer: Path | None = None,
+    adapter: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -41,6 +43,7 @@ def export_checkpoint(
         output_format: `nld` or `ministral3`.
         dtype: key of `DTYPES`; None keeps each tensor's.
         tokenizer: directory whose tokenizer is taken, instead of the one that the checkpoint knows of.
+        adapter: directory of the drafter adapter that is taken, instead of the one beside the checkpoint.
         shard_bytes: size of a shard.
         say: is given lines for the user.
 
@@ -53,6 +56,7 @@ def export_checkpoint(
         )
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory), read_record(directory)
+    adapter = _adapter(weights, output_format, adapter)
     # What was imported tied and not trained since goes out as it came, where the format has tied heads.
     tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
     outputs = list(_outputs(weights, output_format, DTYPES[dtype] if dtype else None, tied))
@@ -67,6 +71,8 @@ def export_checkpoint(
         found = _copy_tokenizer(record, temporary, tokenizer)
         if output_format == "nld":
             _copy_package(temporary)
+        if adapter is not None:
+            copy_adapter(adapter, temporary)
         (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
     if not found:
         say("no tokenizer is known of this checkpoint: name one with --tokenizer to have it in the export")
@@ -104,6 +110,15 @@ class _Blocks:
         if self.dtype == torch.float16 and bool(torch.isinf(converted).any() and not torch.isinf(rows).any()):
             raise UserError(f"{self.tensor.name}: has values beyond the range of fp16; export as bf16 or fp32")
         return converted
+
+
+def _adapter(weights: MegatronWeights, output_format: str, given: Path | None) -> Path | None:
+    """The adapter that goes into the export, checked; stock tools draft with none."""
+    if output_format != "nld":
+        if given is not None:
+            raise UserError(f"--adapter {given}: only --format nld has a drafter adapter")
+        return None
+    return adapter_beside(weights.directory, weights.model) if given is None else require_adapter(given, weights.model)
 
 
 def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:

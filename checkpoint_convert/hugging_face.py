@@ -10,12 +10,15 @@ from torch import Tensor
 from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
 from checkpoint_convert.safetensors_file import DTYPES, FP8, SafetensorsFile, Stored
 from checkpoint_convert.source_config import SourceConfig, model_config, read_json, read_source_config
+from checkpoint_convert.weights import row_blocks
 from nld_train.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NAMED = 3
+# Of FP8 weights in float32 at once. The C library keeps what a thread frees of larger blocks, hundreds of megabytes.
+_UNFOLDED_BYTES = 1 << 20
 
 
 class HuggingFaceWeights:
@@ -66,7 +69,10 @@ class HuggingFaceWeights:
         rows = self._files[self._shard_of[full]].rows(full, start, stop)
         if full not in self._fp8:
             return rows
-        return (rows.float() * self._fp8[full]).to(self._fp8_target)
+        unfolded = torch.empty(rows.shape, dtype=self._fp8_target)
+        for first, last in row_blocks(0, len(rows), rows[0].numel() * torch.float32.itemsize, _UNFOLDED_BYTES):
+            unfolded[first:last] = rows[first:last].float() * self._fp8[full]
+        return unfolded
 
     def _full(self, name: str) -> str:
         return self.naming.full(EMBEDDING if name == HEAD and self.head_is_copy else name)

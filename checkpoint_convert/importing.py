@@ -8,27 +8,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from checkpoint_convert.adapter import adapter_beside, copy_adapter
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
 from checkpoint_convert.staging import progress_bar, staged
+from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.errors import UserError
-from nld_train.training.integrity import MANIFEST, checksums
+from nld_train.revision import SOFTWARE, software
+from nld_train.training.integrity import MANIFEST, Checksums, checksums
 
 SOURCE = "source"
 TOKENIZER = "tokenizer"
-# Everything that a tokenizer may consist of; code is not among it.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "tekken.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _CONFIGS = ("config.json", "generation_config.json")
 
 
@@ -38,7 +28,8 @@ def import_checkpoint(
     """Converts a Hugging Face directory.
 
     The destination holds Megatron's files, `model.json` (as a run's checkpoint does, so that `init.checkpoint` takes
-    it), `source/` (the original configuration), `tokenizer/`, and a manifest of all but the weights.
+    it), `source/` (the original configuration), `tokenizer/`, `linear_spec_lora/` where the source has a drafter
+    adapter, and a manifest of every file.
 
     Args:
         source: the directory.
@@ -52,13 +43,17 @@ def import_checkpoint(
     if not source.is_dir():
         raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
     weights = HuggingFaceWeights(source, mask_token_id)
+    adapter = adapter_beside(source, weights.model)
     total = sum(piece.bytes for piece in pieces(weights))
     with staged(destination, total) as temporary:
         with progress_bar(f"import {source.name}", total) as written:
-            save(weights, temporary, written)
+            known = save(weights, temporary, written)
         (temporary / "model.json").write_text(json.dumps(asdict(weights.model), indent=1))
+        (temporary / SOFTWARE).write_text(json.dumps(software(), indent=1))
         _copy_descriptions(weights, temporary)
-        _write_manifest(temporary)
+        if adapter is not None:
+            copy_adapter(adapter, temporary)
+        _write_manifest(temporary, known)
     for line in _remarks(weights, mask_token_id):
         say(line)
     say(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
@@ -75,21 +70,13 @@ def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
     copy_tokenizer(directory, temporary / TOKENIZER)
 
 
-def copy_tokenizer(source: Path, destination: Path) -> list[str]:
-    """Copies the files of a tokenizer, and nothing else; returns their names."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if names:
-        destination.mkdir(exist_ok=True)
-    for name in names:
-        shutil.copyfile(source / name, destination / name)
-    return names
-
-
-def _write_manifest(temporary: Path) -> None:
-    """Checksums of all files but the weights, whose pieces carry a CRC-32 each."""
-    files = [path for path in temporary.iterdir() if path.is_file() and path.suffix != ".distcp"]
-    record = {"files": checksums(files)}
-    (temporary / MANIFEST).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+def _write_manifest(temporary: Path, known: Checksums) -> None:
+    """Sizes and checksums of all files, as beside a run's checkpoints; `known` were computed as they were written."""
+    files: Checksums = dict(known)
+    for path in temporary.rglob("*"):
+        if path.is_file() and path.name not in known:
+            files[path.relative_to(temporary).as_posix()] = checksums([path])[path.name]
+    (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
 def _remarks(weights: HuggingFaceWeights, given: int | None) -> list[str]:

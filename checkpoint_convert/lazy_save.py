@@ -22,8 +22,10 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, S
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from checkpoint_convert.hashed_files import HashedFiles
 from checkpoint_convert.mapping import ENTRIES, Entry, entry_layers, entry_shape, global_shape, segments
 from checkpoint_convert.weights import Weights, entry_dtype, fill_rows, row_blocks
+from nld_train.training.integrity import Checksums
 
 # Large enough that files are read and written in long runs, small enough to be reused as one buffer.
 PIECE_BYTES = 64 << 20
@@ -89,16 +91,20 @@ def _units(entry: Entry, weights: Weights) -> Iterator[tuple[int, int]]:
         yield found[index].start, last.start + last.rows
 
 
-def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> None:
+def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> Checksums:
     """Writes the weights as a Megatron checkpoint.
 
     Args:
         weights: of either kind.
         directory: exists and is empty.
         written: is told the bytes of each piece.
+
+    Returns:
+        Sizes and checksums of the files with weights, for the manifest.
     """
     planner = _LazyPlanner(weights, list(pieces(weights)), written)
     writer = FileSystemWriter(directory, thread_count=_WRITERS)
+    writer.fs = files = HashedFiles()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
         checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
@@ -114,6 +120,7 @@ def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> N
             }
         )
     )
+    return {name: entry for name, entry in files.checksums.items() if (directory / name).is_file()}
 
 
 class _LazyPlanner(DefaultSavePlanner):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.export_config import stages_begun
+from checkpoint_convert.source_config import read_json
 from nld_train.config.counts import parameter_count
 from nld_train.config.plan import stage_plans, tokens_per_step
 from nld_train.config.schema import Config, ModelConfig, SourceConfig
+from nld_train.revision import PACKAGE, SOFTWARE, UNKNOWN, software
 
 _USE = {
     "nld": """from transformers import AutoModel, AutoTokenizer
@@ -62,7 +64,8 @@ def model_card(record: Record, model: ModelConfig, name: str, output_format: str
 
 def _untrained(record: Record) -> list[str]:
     origin = f", an import of a {record.imported['architecture']}" if record.imported else ""
-    return ["## Training", "", f"None here: the weights are those of {record.directory.name}{origin}."]
+    exported = f"Exported by {PACKAGE}, {_version(software())}."
+    return ["## Training", "", f"None here: the weights are those of {record.directory.name}{origin}.", "", exported]
 
 
 def _training(record: Record, config: Config) -> list[str]:
@@ -76,7 +79,7 @@ def _training(record: Record, config: Config) -> list[str]:
         f"documents {config.data.documents}, seed {config.run.seed}",
         f"- Starting weights: {config.init.checkpoint or 'random'}",
         f"- Checkpoint: step {record.progress.get('step', 'unknown')} of run `{config.run.name}`",
-        f"- Revision: {_revision(record)}",
+        *_code(record),
         "",
         "## Data",
         "",
@@ -97,14 +100,15 @@ def _stage_table(record: Record, config: Config) -> list[str]:
     return rows
 
 
-def _revision(record: Record) -> str:
-    """Of the code that trained, as the run's summary has it; a run that was stopped has none yet."""
-    from nld_train.training.report import git_revision
+def _code(record: Record) -> list[str]:
+    """Of the code that wrote the weights, as noted beside them, and of the code that exports them."""
+    noted = record.directory / SOFTWARE
+    trained = read_json(noted) if noted.is_file() else {}
+    return [f"- Trained by {PACKAGE}, {_version(trained)}", f"- Exported by {PACKAGE}, {_version(software())}"]
 
-    summary = record.directory.parent.parent / "summary.json"
-    if summary.is_file() and (found := json.loads(summary.read_text()).get("git_revision")):
-        return f"{found}"
-    return f"{git_revision() or 'unknown'} (of the code that exported)"
+
+def _version(found: dict[str, Any]) -> str:
+    return f"version {found.get('version', UNKNOWN)}, commit {found.get('git_revision', UNKNOWN)}"
 
 
 def _data(record: Record, config: Config) -> list[str]:

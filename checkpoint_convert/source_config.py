@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nld_train.config.schema import ModelConfig, RopeParameters
+from nld_train.config.schema import SIZE_KEYS, ModelConfig, RopeParameters
 from nld_train.errors import UserError
 
 ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
@@ -18,16 +18,6 @@ ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "N
 MINISTRAL3_MASK_TOKEN = 100
 ROPE_TYPES = ("default", "yarn")
 
-_SHAPE_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
 # Keys beside those of `RopeParameters`, with the values under which they change nothing. `type` is the older name of
 # `rope_type`; `max_position_embeddings` is a copy of the model's, read by nothing.
 _ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -142,7 +132,7 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
         if text.get(key, valid[0]) not in valid:
             raise UserError(f"{path}: {key}={text[key]!r} is not supported; it must be {json.dumps(valid[0])}")
     _refuse_layer_types(path, text)
-    shapes = {key: _positive_integer(path, text, key) for key in _SHAPE_KEYS}
+    shapes = {key: _positive_integer(path, text, key) for key in SIZE_KEYS}
     if shapes["num_attention_heads"] % shapes["num_key_value_heads"]:
         raise UserError(
             f"{path}: num_attention_heads={shapes['num_attention_heads']} must be a multiple of "

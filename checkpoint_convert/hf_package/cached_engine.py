@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention import FlashRows, View, prepare
 from .drafter import Drafter
 from .encoder import Encoder
-from .engine import Step  # type: ignore
+from .engine import Step  # type: ignore[import-untyped]
 
 # FlexAttention is compiled for a number of keys: cache lengths are rounded up, so that there are few of them.
 FLEX_KEYS = 128

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import DecodeOptions  # type: ignore
-from .policies import CommitPolicy, EvenSteps, Threshold  # type: ignore
+from .options import DecodeOptions  # type: ignore[import-untyped]
+from .policies import CommitPolicy, EvenSteps, Threshold  # type: ignore[import-untyped]
 
 DEFAULT_THRESHOLD = 0.9
 

@@ -13,6 +13,7 @@ from torch import nn
 from .encoder import Encoder
 
 DIRECTORY = "linear_spec_lora"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Drafter:
@@ -21,9 +22,12 @@ class Drafter:
     Outside of `installed` the model is as if there were no adapter: its state dict, training and saving know nothing
     of it.
 
+    Attributes:
+        directory: where the adapter lies.
+
     Args:
         encoder: of the model.
-        directory: holds `adapter_config.json` and `adapter_model.safetensors`.
+        directory: holds the two `FILES`.
 
     Raises:
         ImportError: PEFT is not installed.
@@ -34,6 +38,7 @@ class Drafter:
         self._attentions: list[Any] = [layer.self_attn for layer in encoder.layers]
         self._plain = [attention.o_proj for attention in self._attentions]
         self._adapted = _adapted_projections(self._plain, str(directory))
+        self.directory = Path(directory)
 
     @contextmanager
     def installed(self) -> Iterator[None]:

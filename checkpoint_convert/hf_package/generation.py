@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,12 @@ from transformers.utils import cached_file
 from .cached_engine import CachedEngine
 from .calls import CallSettings, as_tuple, diffusion_policy, joined, prompts_of
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .decode import decode  # type: ignore
-from .drafter import DIRECTORY, Drafter
+from .decode import decode  # type: ignore[import-untyped]
+from .drafter import DIRECTORY, FILES, Drafter
 from .encoder import Encoder
-from .options import Mode  # type: ignore
-from .outputs import DecodeResult, Observer  # type: ignore
-from .policies import CommitPolicy  # type: ignore
+from .options import Mode  # type: ignore[import-untyped]
+from .outputs import DecodeResult, Observer  # type: ignore[import-untyped]
+from .policies import CommitPolicy  # type: ignore[import-untyped]
 
 
 class GenerationMethods:
@@ -169,18 +170,32 @@ class GenerationMethods:
 
     def drafter(self) -> Drafter | None:
         """The adapter of `linear_spec_lora/` beside the weights, loaded when first asked for; None if there is none."""
-        if self._drafter is None and self.config.name_or_path:
-            try:
-                config_file = cached_file(self.config.name_or_path, f"{DIRECTORY}/adapter_config.json")
-                cached_file(self.config.name_or_path, f"{DIRECTORY}/adapter_model.safetensors")
-            except OSError:
-                return None
-            self.load_drafter(Path(config_file).parent)
+        if self._drafter is None and (directory := self._adapter_beside()) is not None:
+            self.load_drafter(directory)
         return self._drafter
 
     def load_drafter(self, directory: str | Path) -> None:
         """Takes the drafter adapter from a directory in PEFT layout, in place of any other."""
         self._drafter = Drafter(self.encoder, directory)
+
+    def save_drafter(self, save_directory: str | Path) -> None:
+        """Copies the adapter that drafts here, bit for bit, into `linear_spec_lora/` of a directory; none is none."""
+        source = self._adapter_beside() if self._drafter is None else self._drafter.directory
+        target = Path(save_directory, DIRECTORY)
+        if source is None or target.resolve() == source.resolve():
+            return
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(source / name, target / name)
+
+    def _adapter_beside(self) -> Path | None:
+        if not self.config.name_or_path:
+            return None
+        try:
+            found = [cached_file(self.config.name_or_path, f"{DIRECTORY}/{name}") for name in FILES]
+        except OSError:
+            return None
+        return Path(found[0]).parent
 
     def stop_tokens(self) -> tuple[int, ...]:
         """Stop tokens of the generation config, or of the config where there is none."""

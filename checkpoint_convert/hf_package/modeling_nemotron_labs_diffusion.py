@@ -53,9 +53,12 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         """Replaces the head."""
         self.diffusion_head = new_embeddings
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves the model as `transformers` does, and the generation config with its stop tokens."""
-        super().save_pretrained(save_directory, **kwargs)
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Saves the model as `transformers` does, its generation config and the drafter adapter."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        self.save_drafter(save_directory)
         generation = self._generation_config()
         if generation is not None:
             generation.save_pretrained(save_directory)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +23,9 @@ from safetensors.torch import save_file
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.importing import import_checkpoint
+from checkpoint_convert.staging import staged
+from nld_train.errors import UserError
+from nld_train.model.adapter_files import AdapterShape, tensor_names, write_adapter
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 FP8_SCALE = "language_model.model.layers.1.self_attn.q_proj.weight_scale_inv"
@@ -226,6 +232,12 @@ def test_too_little_space_is_seen_before_anything_is_written(
     assert "are free" in said
 
 
+def test_too_little_space_for_any_conversion(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs 8000\.1 GB, but only"), staged(tmp_path / "out", 8 * 10**12):
+        pytest.fail("nothing may be written")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unwritable_destination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_source(tmp_path / "source", named("untied"))
     (tmp_path / "file").write_text("")
@@ -282,6 +294,110 @@ def test_a_damaged_checkpoint_is_not_exported(
     change(imported)
     said = refused(capsys, ["export", str(imported), str(tmp_path / "out"), "--format", "ministral3"], tmp_path / "out")
     assert wanted in said
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("reader", ["verify", "decode", "init.checkpoint"])
+def test_a_damaged_checkpoint_is_not_read(
+    reader: str, damage: str, imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, wanted = DAMAGE[damage]
+    change(imported)
+    assert read(reader, imported) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(imported) in said
+    assert wanted.removesuffix(" (CRC-32)") in said
+
+
+def read(reader: str, imported: Path) -> int:
+    """The exit status of what reads a checkpoint."""
+    if reader == "verify":
+        return main(["verify", str(imported), str(imported.parent / "source")])
+    if reader == "decode":
+        from nld_train.decode import main as decode
+
+        return decode([str(imported), "--mode", "ar", "--prompt", "x"])
+    from nld_train.config.compose import compose_config
+    from nld_train.training.starting_weights import find_starting_weights
+
+    try:
+        find_starting_weights(compose_config([f"init.checkpoint={imported}"]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+def test_the_manifest_names_every_file(imported: Path) -> None:
+    from nld_train.training.integrity import MANIFEST, find_damage
+
+    files = {path.relative_to(imported).as_posix(): path for path in imported.rglob("*") if path.is_file()}
+    listed = json.loads((imported / MANIFEST).read_text())["files"]
+    assert set(listed) == set(files) - {MANIFEST}
+    assert sum(name.endswith(".distcp") for name in listed) == 2
+    for name, (size, checksum) in listed.items():
+        data = files[name].read_bytes()
+        weights = name.endswith(".distcp")
+        expected = f"crc32:{zlib.crc32(data):08x}" if weights else hashlib.blake2b(data, digest_size=16).hexdigest()
+        assert (size, checksum) == (len(data), expected), name
+    assert find_damage(imported) is None
+    for name in ("__0_0.distcp", "__0_1.distcp", "source/config.json", "tokenizer/tokenizer.json"):
+        whole = files[name].read_bytes()
+        flip(files[name])
+        assert find_damage(imported) == f"{name} does not have the content that was written (checksum)"
+        files[name].write_bytes(whole)
+
+
+def write_drafter(directory: Path, **changes: int) -> Path:
+    """A drafter adapter for the small sources, or for a model of other sizes."""
+    sizes = {"layers": 2, "width": 120, "hidden": 40, "rank": 3, "said_rank": 3} | changes
+    rank, tensors = sizes["rank"], {}
+    for layer in range(sizes["layers"]):
+        down, up = tensor_names(layer)
+        tensors[down], tensors[up] = torch.ones(rank, sizes["width"]), torch.ones(sizes["hidden"], rank)
+    write_adapter(directory, AdapterShape(sizes["said_rank"], 12), tensors)
+    return directory
+
+
+OTHER_ADAPTERS = {
+    "another rank": ({"said_rank": 4}, "rank 4"),
+    "fewer layers": ({"layers": 1}, "layers.1.self_attn.o_proj"),
+    "more layers": ({"layers": 3}, "layers.2.self_attn.o_proj"),
+    "another width": ({"hidden": 48}, "layers.0.self_attn.o_proj.lora_B"),
+    "other heads": ({"width": 128}, "layers.0.self_attn.o_proj.lora_A"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+def test_an_adapter_of_another_model_or_rank(
+    kind: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, wanted = OTHER_ADAPTERS[kind]
+    adapter, out = write_drafter(tmp_path / "adapter", **changes), tmp_path / "out"
+    said = refused(capsys, ["export", str(imported), str(out), "--format", "nld", "--adapter", str(adapter)], out)
+    assert wanted in said
+    assert str(adapter) in said
+    write_source(tmp_path / "model", named("nld"))
+    write_drafter(tmp_path / "model" / "linear_spec_lora", **changes)
+    assert wanted in refused(capsys, ["import", str(tmp_path / "model"), str(out)], out)
+
+
+def test_an_adapter_travels_through_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "model", named("nld"))
+    adapter = write_drafter(tmp_path / "model" / "linear_spec_lora")
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", say=lambda _: None)
+    export = ["export", str(tmp_path / "imported")]
+    assert main([*export, str(tmp_path / "out"), "--format", "nld"]) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / "linear_spec_lora" / name).read_bytes() == (adapter / name).read_bytes()
+    assert main([*export, str(tmp_path / "plain"), "--format", "ministral3"]) == 0
+    assert not (tmp_path / "plain" / "linear_spec_lora").exists()
+    capsys.readouterr()
+    again = tmp_path / "again"
+    plain = [*export, str(again), "--format", "ministral3", "--adapter", str(adapter)]
+    assert "only --format nld" in refused(capsys, plain, again)
+    none = [*export, str(again), "--format", "nld", "--adapter", str(tmp_path)]
+    assert "holds no drafter adapter" in refused(capsys, none, again)
 
 
 def test_what_export_and_verify_cannot_read(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

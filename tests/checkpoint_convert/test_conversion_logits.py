@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForCon
 
 from checkpoint_convert.checkpoints import open_weights
 from checkpoint_convert.exporting import export_checkpoint
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from checkpoint_convert.importing import import_checkpoint
 from checkpoint_convert.logits import logit_blocks
 
@@ -34,8 +36,8 @@ ROPES = {
 
 
 @torch.no_grad()
-def transformers_logits(directory: Path) -> Tensor:
-    model, info = Ministral3ForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+def transformers_logits(directory: Path, model_class: Any = Ministral3ForCausalLM) -> Tensor:
+    model, info = model_class.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()(TOKENS).logits[0]
 
@@ -61,6 +63,9 @@ def test_logits_agree_on_source_import_and_export(rope: str, tied: bool, tmp_pat
 
     export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
     assert torch.equal(transformers_logits(tmp_path / "out"), oracle)
+    export_checkpoint(tmp_path / "imported", tmp_path / "nld", "nld")
+    found = transformers_logits(tmp_path / "nld", NemotronLabsDiffusionModel)
+    torch.testing.assert_close(found, oracle, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_by_layer_logits_are_those_of_transformers(tmp_path: Path) -> None:

@@ -51,6 +51,6 @@ def test_converting_takes_little_anonymous_memory(fp8: bool, tmp_path: Path) -> 
         grown = found["largest"] - found["before"]
         print(f"{command}: {grown / MIB:.0f} MiB more than before, {found['largest'] / MIB:.0f} MiB in all")
         # The bound that is promised is the largest tensor and 2 GiB; at this size only a closer one can fail.
-        # FP8 unfolds through float32 blocks in every writer: a constant, 426 MiB at 10 layers and 443 MiB at 20.
-        assert grown < largest + (550 if fp8 else 200) * MIB
+        # Two writers have a buffer of 64 MiB each; what FP8 unfolds through is small, or the C library would keep it.
+        assert grown < largest + 200 * MIB
         assert found["largest"] < largest + 2048 * MIB

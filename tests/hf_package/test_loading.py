@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_exports import MASK, STOP, random_weights
+from tiny_exports import MASK, STOP, random_weights, write_adapter, write_export
 
 from checkpoint_convert.hf_package import ENTRY_FILES, package_files
 
@@ -112,3 +112,33 @@ def test_half_precision_loads(load: Any, prompts: Any) -> None:
     half = load(dtype=torch.bfloat16)
     assert half(ids, attention_mask=mask).logits.dtype == torch.bfloat16
     assert half.ar_generate(ids, 3, attention_mask=mask)[0].shape == (3, 15)
+
+
+def test_the_adapter_is_saved_with_the_model(load: Any, export: Path, prompts: Any, tmp_path: Path) -> None:
+    """Loaded from elsewhere, used from beside the weights, or never asked for: saved as it is."""
+    other = write_adapter(tmp_path / "other")
+    config = other / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 8'))
+    beside, used, replaced = load(), load(), load()
+    assert used.drafter() is not None
+    replaced.load_drafter(other)
+    for name, (model, source) in {
+        "beside": (beside, export / "linear_spec_lora"),
+        "used": (used, export / "linear_spec_lora"),
+        "replaced": (replaced, other),
+    }.items():
+        model.save_pretrained(tmp_path / name)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / name / "linear_spec_lora" / file).read_bytes() == (source / file).read_bytes()
+    ids, mask = prompts
+    settings = {"mode": "linear", "max_new_tokens": 20, "block_length": 6, "attention_mask": mask, "adapter": True}
+    again = load(tmp_path / "used")
+    assert again.decode(ids, **settings).accepted == used.decode(ids, **settings).accepted
+    again.save_pretrained(tmp_path / "used")
+    used.save_pretrained(tmp_path / "rank_1", is_main_process=False)
+    assert not (tmp_path / "rank_1" / "linear_spec_lora").exists()
+
+
+def test_a_model_without_adapter_is_saved_without(load: Any, tmp_path: Path) -> None:
+    load(write_export(tmp_path / "plain")).save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "linear_spec_lora").exists()
