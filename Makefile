@@ -10,7 +10,7 @@ OVERRIDES ?=
 ARGUMENTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart check format test test-all clean
+.PHONY: help environment quickstart drafter check format test test-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,10 +29,14 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP) ## prepare a corpus and train both stages on the CPU, in about ten minutes
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/quickstart.sh $(OVERRIDES)
 
-check: $(STAMP) ## formatting, linter, type checker
+drafter: $(STAMP) ## train the drafter adapter on the result of quickstart and show its gain, in about three minutes
+	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/drafter.sh $(OVERRIDES)
+
+check: $(STAMP) ## formatting, linters, type checker
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+	$(VENV)/bin/shellcheck launch/*.sh launch/*.sbatch .ci/run
 
 format: $(STAMP) ## write the formatting, and what the linter can mend
 	$(RUN) ruff check --fix .

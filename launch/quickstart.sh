@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prepares the standard library's source as a corpus of bytes, trains stage 1 and stage 2 on the CPU and shows the result.
+# Prepares the standard library's source as a corpus of bytes, trains stage 1 and stage 2 on the CPU, shows the result,
+# exports the model for transformers, and continues held-out text in every way to read the weights.
 #
 #   launch/quickstart.sh [KEY=VALUE ...]       settings as for nld-train, e.g. stages.joint.alpha=0.5
 #
@@ -20,3 +21,14 @@ for setting in "$@"; do
     case $setting in run.dir=*) directory=${setting#run.dir=} ;; esac
 done
 python launch/show_summary.py "$directory"
+
+prompts=$directory/prompts.jsonl
+nld-data prompts data/stdlib/stdlib-validation --out "$prompts"
+
+echo "The model as transformers read it, $directory/export:"
+rm -rf -- "$directory/export"
+nld-convert export "$directory" "$directory/export" --format nld
+python launch/read_export.py "$directory/export" "$prompts"
+
+echo "Every way to read the weights, over the prompts of $prompts:"
+nld-decode "$directory" --compare --prompts "$prompts" --block-length 8

@@ -1,4 +1,4 @@
-"""`nld-data`: prepares token sets, and shows what they hold."""
+"""`nld-data`: prepares token sets, shows what they hold, and takes prompts out of them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_prepare(commands.add_parser("prepare", help="turn text into NAME.bin and NAME.idx"))
     _add_inspect(commands.add_parser("inspect", help="show a set, or one training sample of it"))
+    _add_prompts(commands.add_parser("prompts", help="take prompts for decoding out of a set"))
     return parser
 
 
@@ -148,6 +149,24 @@ def _inspect(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
         )
     )
+    return 0
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Takes prompts out of a held-out set, as JSONL for nld-decode --prompts."
+    parser.set_defaults(run=_prompts)
+    parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file to write")
+    parser.add_argument("--count", type=int, default=16, metavar="N", help="prompts, of N documents (default: 16)")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="length of each prompt (default: 128)")
+    parser.add_argument("--tokenizer", metavar="DIR", help="to make text (default: the one that the manifest names)")
+
+
+def _prompts(options: argparse.Namespace) -> int:
+    from nld_train.data.held_out_prompts import PromptRequest, write_prompts
+
+    request = PromptRequest(options.prefix, options.out, options.count, options.tokens, options.tokenizer)
+    print(f"{options.out}: {write_prompts(request)} prompts of {options.tokens} tokens")
     return 0
 
 

@@ -6,6 +6,7 @@ restarts decide who reads it and when, never what it holds.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -237,6 +238,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=_worker_context() if workers else None,
+        worker_init_fn=_outlive_a_request if workers else None,
     )
     micro_batches = _whole(loader)
     for _ in range(first_step, last_step):
@@ -257,6 +259,12 @@ def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
             "a data worker died (killed for memory?): give the job more memory, or lower data.workers (0 reads in the "
             "training process)"
         ) from error
+
+
+def _outlive_a_request(_worker: int) -> None:
+    """Lets a worker ignore one SIGTERM, which torch makes it die of: it is meant for the job, as `preload` says. The
+    second one is of a training process that waits in vain for a worker to leave."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 def _worker_context() -> Any:

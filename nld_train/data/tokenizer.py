@@ -230,13 +230,18 @@ def directory_spec(directory: str, append_end: bool) -> EncoderSpec:
 
 
 def load_tokenizer(directory: str) -> Any:
-    """The `transformers` tokenizer of a local directory. Raises `UserError` where there is none."""
+    """The `transformers` tokenizer of a local directory, which may hold a model as well. No code there is run.
+
+    Raises:
+        UserError: there is no tokenizer, or one that needs code of its own.
+    """
     if not os.path.isdir(directory):
         raise _no_directory(directory)
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        # Unless it is told that there is no code to be run, it asks so on the standard input beside an exported model.
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for what is one thing to the user
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{directory} is no tokenizer that transformers can load: {reason}") from error

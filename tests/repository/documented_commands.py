@@ -16,10 +16,11 @@ _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TRAINS = re.compile(r"\bnld-train\b|nld_train\.train|launch/\w+\.sh|make quickstart")
 
 # Two steps per stage instead of hundreds, on short samples.
-SHORT_RUN = (
-    "stages.ar.tokens=512 stages.joint.tokens=512 batch.global_size=8 batch.micro_size=1 batch.sequence_length=32 "
-    "validation.samples=8 logging.wandb.mode=disabled"
+SHORT_SAMPLES = (
+    "batch.global_size=8 batch.micro_size=1 batch.sequence_length=32 validation.samples=8 logging.wandb.mode=disabled"
 )
+SHORT_RUN = f"stages.ar.tokens=512 stages.joint.tokens=512 {SHORT_SAMPLES}"
+SHORT_DRAFTER = "stages.drafter.tokens=512"
 
 # What is replaced in a command before it runs: pattern, replacement. Each has a reason.
 SHORTENINGS = (
@@ -74,7 +75,9 @@ def shorten(command: str) -> str:
         return f"{command} run.dry=true"
     if "make quickstart" in command:
         return f'{command} OVERRIDES="{SHORT_RUN}"'
-    return f"{command} {SHORT_RUN}"
+    if "stages=drafter" in command:  # which defines no other stage
+        return f"{command} {SHORT_DRAFTER} {SHORT_SAMPLES}"
+    return f"{command} {SHORT_DRAFTER if 'drafter' in command else ''} {SHORT_RUN}"
 
 
 def copy_checkout(destination: Path) -> Path:

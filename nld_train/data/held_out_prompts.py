@@ -1,0 +1,80 @@
+"""`nld-data prompts`: pieces of held-out documents as prompts, so that decoding is measured on such text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nld_train.data.manifest import read_manifest
+from nld_train.data.packed import check_files, indexed_dataset_module
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.errors import UserError
+from nld_train.files import write_atomically
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """Which prompts to take from a set.
+
+    Attributes:
+        prefix: path of the set without suffix.
+        out: JSONL file to write, one object with a "prompt" per line.
+        count: number of prompts, each from another document.
+        tokens: length of each.
+        tokenizer: directory, or None for the one that the manifest names.
+    """
+
+    prefix: str
+    out: str
+    count: int
+    tokens: int
+    tokenizer: str | None
+
+
+def write_prompts(request: PromptRequest) -> int:
+    """Writes the prompts of a request; returns their number.
+
+    Documents are taken evenly over the set, in file order, so the same request gives the same prompts.
+
+    Raises:
+        UserError: a number below 1, no tokenizer, or fewer documents of twice this length than prompts.
+    """
+    if request.count < 1 or request.tokens < 1:
+        raise UserError("--count and --tokens must be at least 1")
+    check_files(request.prefix)
+    tokenizer = load_tokenizer(_tokenizer_directory(request))
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in _pieces(request)]
+    write_atomically(Path(request.out), "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    return len(texts)
+
+
+def _tokenizer_directory(request: PromptRequest) -> str:
+    if request.tokenizer is not None:
+        return request.tokenizer
+    manifest = read_manifest(request.prefix)
+    if manifest is None:
+        raise UserError(f"{request.prefix} has no manifest that names its tokenizer: give --tokenizer DIR")
+    return os.path.join(os.path.dirname(request.prefix), manifest.tokenizer)
+
+
+def _pieces(request: PromptRequest) -> Iterator[list[int]]:
+    """The tokens before the middle of each chosen document: its head is often a licence, its end leads nowhere."""
+    indexed: Any = indexed_dataset_module().IndexedDataset(request.prefix, mmap=True)
+    borders = np.array(indexed.document_indices)
+    ends = np.cumsum(indexed.sequence_lengths, dtype=np.int64)
+    starts = np.concatenate([[0], ends])[borders]
+    long = np.flatnonzero(np.diff(starts) >= 2 * request.tokens)
+    if len(long) < request.count:
+        raise UserError(
+            f"{request.prefix} has {len(long)} documents of {2 * request.tokens} tokens or more, fewer than --count "
+            f"{request.count}: ask for fewer or shorter prompts"
+        )
+    for document in long[np.arange(request.count) * len(long) // request.count]:
+        middle = int(starts[document] + starts[document + 1]) // 2
+        yield indexed.get(0, offset=middle - request.tokens, length=request.tokens).tolist()
