@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 USER_ERROR_STATUS = 2
 SECONDS_FOR_FIRST_RANK = 3
+_SWEEP_FLAGS = {"-m", "--multirun"}
 
 
 def main() -> int:
@@ -32,26 +34,47 @@ def main() -> int:
     except UserError as error:
         # Every process reads the same settings and finds the same mistake.
         return _report(str(error), every_rank=False)
-    # Outside Hydra, so that a failure's traceback is the program's own; a failed job does not stop a sweep.
-    return max((_run_job(config, world_size) for config, world_size in jobs), default=0)
+    # Outside Hydra, so that a failure's traceback is the program's own.
+    return _run_jobs(jobs)
+
+
+def _run_jobs(jobs: list[tuple[Config, int]]) -> int:
+    """Runs one after another. A failed job does not stop a sweep; a signal does, since it asks the process to leave."""
+    highest = 0
+    for config, world_size in jobs:
+        status = _run_job(config, world_size)
+        if status > USER_ERROR_STATUS:
+            # Launchers signal again, and a second one must not turn the exit code of a saved run into that of a kill.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            return status
+        highest = max(highest, status)
+    return highest
 
 
 def _read_jobs() -> list[tuple[Config, int]]:
     """The settings of every job of the command line, all checked before the first one starts."""
     # Hydra else prints a mistake over many lines and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if not {"-m", "--multirun"} & set(sys.argv):
+    if not _SWEEP_FLAGS & set(sys.argv):
         return _compose_jobs()
     arguments = sys.argv
     # Hydra insists on a folder for its record of a sweep.
     with tempfile.TemporaryDirectory(prefix="nld-train-") as scratch:
-        sys.argv = [*arguments, f"hydra.sweep.dir={scratch}"]
+        sys.argv = _sweep_arguments(arguments, f"hydra.sweep.dir={scratch}")
         try:
             jobs = _compose_jobs()
         finally:
             sys.argv = arguments
     _refuse_shared_directories([config for config, _ in jobs])
     return jobs
+
+
+def _sweep_arguments(arguments: list[str], override: str) -> list[str]:
+    """The command line of a sweep with one more override. Hydra's parser wants all overrides side by side."""
+    program, *words = (word for word in arguments if word not in _SWEEP_FLAGS)
+    first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
+    return [program, "--multirun", *words[:first], override, *words[first:]]
 
 
 def _compose_jobs() -> list[tuple[Config, int]]:
@@ -106,16 +129,28 @@ def _read(composed: DictConfig) -> tuple[Config, int]:
 
 
 def _run_directory(config: Config) -> str:
-    """The job's own folder below `run.dir` in a sweep, else `run.dir`."""
+    """The job's own folder below `run.dir` in a sweep, named after what the sweep varies; else `run.dir`."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return config.run.dir
+    naming = settings.job.config.override_dirname
+    naming_keys = _varied_keys() - set(naming.exclude_keys)
+    pairs = (word.split("=", 1) for word in sorted(settings.overrides.task))
+    name = naming.item_sep.join(f"{key}{naming.kv_sep}{value}" for key, value in pairs if key in naming_keys)
     # Only characters that need no quotes, in a shell or in a later override such as `init.checkpoint=...`.
-    name = re.sub(r"[^\w.+-]", "_", settings.job.override_dirname)
-    return os.path.join(config.run.dir, name)
+    return os.path.join(config.run.dir, re.sub(r"[^\w.+-]", "_", name)).rstrip("/")
+
+
+def _varied_keys() -> set[str]:
+    """Keys to which the command line gives several values."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = [word for word in sys.argv[1:] if "=" in word and word[0] != "-"]
+    overrides = OverridesParser.create().parse_overrides(words)
+    return {word.partition("=")[0] for word, parsed in zip(words, overrides, strict=True) if parsed.is_sweep_override()}
 
 
 def _start(config: Config, world_size: int) -> int:

@@ -93,8 +93,11 @@ def test_one_process_of_many_speaks(tmp_path: Path) -> None:
     assert other.stderr == other.stdout == ""
 
 
-def test_sweep_plans_each_job_in_a_folder_of_its_own(tmp_path: Path) -> None:
-    done = _train(tmp_path, "--multirun", "stages.joint.alpha=0.1,0.3", "run.dir=here", "run.dry=true")
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_sweep_plans_each_job_in_a_folder_of_its_own(tmp_path: Path, place: int) -> None:
+    words = ["stages.joint.alpha=0.1,0.3", "run.dir=here", "run.dry=true"]
+    words.insert(place, "--multirun")
+    done = _train(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Plan of quickstart") == 2
     for alpha in ("0.1", "0.3"):

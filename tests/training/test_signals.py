@@ -76,6 +76,16 @@ def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: 
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
+def test_a_sweep_ends_with_the_job_that_was_asked_to_leave(data: tuple[str, ...], tmp_path: Path) -> None:
+    child = Child(tmp_path, (*data, *SETTINGS, "--multirun", "batch.micro_size=1,2"))
+    first, second = (tmp_path / f"batch.micro_size-{size}" for size in (1, 2))
+    assert child.wait_until(lambda: (first / "metrics.jsonl").exists()), child.said()
+    child.signal(signal.SIGTERM)
+    assert child.wait() == REQUEUE, child.said()
+    assert_saved_where_it_stopped(first)
+    assert not second.exists()
+
+
 @pytest.mark.parametrize("operation", [FIRST_SHARD, LATEST])
 def test_a_second_interrupt_leaves_at_once(
     train: Train, data: tuple[str, ...], never_stopped: Path, tmp_path: Path, operation: str
