@@ -168,7 +168,7 @@ def report(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the model (default: 2)")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the model, in bf16 (default: 2)")
     parser.add_argument("--pairs", type=int, default=4, help="conversions beside copies (default: 4)")
     parser.add_argument("--place", type=Path, help="directory on the disk to measure (default: the temporary one)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")

@@ -68,7 +68,8 @@ class Record:
         config: the settings of the run that wrote it; None for an imported checkpoint.
         progress: where that run stood; empty for an imported checkpoint.
         origin: the Hugging Face model that the first weights came from, through however many runs; None for random
-            weights, or where it is gone.
+            weights, or where it is lost.
+        lost: a checkpoint that the weights came from, and that is not there any more; None where all are.
         tokenizers: directories in which its tokenizer may lie, the best first.
         imported: what the import noted, empty for a run's checkpoint.
     """
@@ -77,6 +78,7 @@ class Record:
     config: Config | None
     progress: dict[str, Any]
     origin: SourceConfig | None
+    lost: Path | None
     tokenizers: tuple[Path, ...]
     imported: dict[str, Any]
 
@@ -89,7 +91,7 @@ def read_record(directory: Path) -> Record:
     """
     config = _run_config(directory)
     progress, note = directory / "progress.json", directory / SOURCE / "conversion.json"
-    origin = _origin(directory)
+    origin, lost = _origin(directory)
     tokenizers = [directory / TOKENIZER]
     if config is not None and config.data.tokenizer is not None:
         tokenizers.append(Path(config.data.tokenizer))
@@ -101,6 +103,7 @@ def read_record(directory: Path) -> Record:
         config=config,
         progress=read_json(progress) if progress.is_file() else {},
         origin=origin,
+        lost=lost,
         tokenizers=tuple(tokenizers),
         imported=read_json(note) if note.is_file() else {},
     )
@@ -108,17 +111,25 @@ def read_record(directory: Path) -> Record:
 
 def _run_config(directory: Path) -> Config | None:
     path = directory / "config.yaml"
-    return read_saved_config(path.read_text(), compose_config()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return read_saved_config(path.read_text(), compose_config())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _origin(directory: Path) -> SourceConfig | None:
+def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
+    """The first model of a chain of runs, or the link of it that is not there any more."""
     for _ in range(_MOST_LINKS):
         for candidate in (directory / SOURCE, directory):
             if is_hugging_face(candidate):
-                return read_source_config(candidate)
+                return read_source_config(candidate), None
         config = _run_config(directory)
         if config is None or config.init.checkpoint is None:
-            return None
+            return None, None
         started = Path(config.init.checkpoint)
         directory = megatron_directory(started) or started
-    return None
+        if not directory.exists():
+            return None, directory
+    return None, None

@@ -26,25 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
     except KeyboardInterrupt:
-        return _interrupted()
-    except BaseException as error:
-        # torch.distributed.checkpoint wraps whatever stops it, an interrupt as well, in a BaseException.
-        if _holds_interrupt(error):
-            return _interrupted()
-        raise
-
-
-def _interrupted() -> int:
-    print("error: interrupted; nothing was left behind", file=sys.stderr)
-    return INTERRUPT_STATUS
-
-
-def _holds_interrupt(error: BaseException | None) -> bool:
-    """Whether an interrupt is behind an error: its cause, its context, or a failure that it lists."""
-    if error is None or isinstance(error, KeyboardInterrupt):
-        return error is not None
-    listed = [failure[0] for failure in getattr(error, "failures", {}).values()]
-    return any(_holds_interrupt(behind) for behind in (*listed, error.__cause__ or error.__context__))
+        print("error: interrupted; nothing was left behind", file=sys.stderr)
+        return INTERRUPT_STATUS
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-from checkpoint_convert.checkpoints import is_hugging_face
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.mapping import ENTRY_OF_KEY, entry_shape, sizes
 from checkpoint_convert.source_config import model_config, read_source_config
@@ -19,8 +18,6 @@ from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.checkpoint import model_state
-
-__all__ = ["is_hugging_face", "load_hugging_face", "model_config_of"]
 
 
 def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.hf_package import AUTO_MAP
-from checkpoint_convert.source_config import rope_parameters
+from checkpoint_convert.source_config import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
 
 ALPHA = 0.3  # of every joint stage of the paper (reference section 1)
@@ -61,7 +61,8 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
         config |= {key: ids[key] for key in _TOKEN_IDS if _begins_with(ids.get(key), config[key])}
     shared = {"dtype": dtype, "tie_word_embeddings": tied, "transformers_version": _transformers_version()}
     if output_format == "ministral3":
-        return {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", **config, **shared}
+        named = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
+        return {**named, **config, **_for_servers(config["rope_parameters"]), **shared}
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
         "model_type": "nemotron_labs_diffusion",
@@ -71,6 +72,21 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
         "mask_token_id": model.mask_token_id,
         **_diffusion(record),
     }
+
+
+def _for_servers(rope: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` with the same once more in the words of vLLM and SGLang; `transformers` reads none of these.
+
+    vLLM takes the query scale from `llama_4_scaling`, and multiplies cosines and sines unless it is told not to. SGLang
+    takes the length of the query scale from the top level, and 16384 where there is none.
+    """
+    found: dict[str, Any] = {"rope_parameters": rope}
+    if rope.get("factor") and keeps_lengths(rope):
+        found["rope_parameters"] = {**rope, "apply_yarn_scaling": False}
+    if beta := rope["llama_4_scaling_beta"]:
+        length = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}
+        found |= {**length, "llama_4_scaling": {"beta": beta, **length}}
+    return found
 
 
 def _begins_with(ids: Any, first: int) -> bool:

@@ -76,6 +76,11 @@ def export_checkpoint(
         (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
     if not found:
         say("no tokenizer is known of this checkpoint: name one with --tokenizer to have it in the export")
+    if record.lost is not None:
+        say(
+            f"{record.lost}, which the weights came from, is not there: the stop token is that of the settings "
+            f"({weights.model.eos_token_id}), and a generation config it had is not taken over"
+        )
     say(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
 
 

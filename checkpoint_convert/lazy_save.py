@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan
+from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, FileSystemWriter, SavePlan
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
@@ -101,13 +101,21 @@ def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> C
 
     Returns:
         Sizes and checksums of the files with weights, for the manifest.
+
+    Raises:
+        OSError: a file cannot be written; in whichever thread, and as it was raised there.
     """
     planner = _LazyPlanner(weights, list(pieces(weights)), written)
     writer = FileSystemWriter(directory, thread_count=_WRITERS)
     writer.fs = files = HashedFiles()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
-        checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
+        try:
+            checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
+        except CheckpointException as error:  # wraps what was raised outside of an open file
+            files.fail(next(iter(error.failures.values()))[0])
+    if files.failure is not None:
+        raise files.failure
     # What Megatron keeps beside the tensors: state that is the same on all ranks (here none), and its format's name.
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(

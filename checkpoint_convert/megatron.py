@@ -6,27 +6,26 @@ unpickling anything; each stored piece is an uncompressed zip, whose CRC-32 is c
 
 from __future__ import annotations
 
-import io
 import json
 import mmap
-import warnings
 import zipfile
-import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
-from nld_train.config.schema import ModelConfig, RopeParameters
+from checkpoint_convert.safetensors_file import map_file
+from checkpoint_convert.stored_piece import StoredPiece
+from nld_train.config.load import model_from_dict
+from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.training.integrity import MANIFEST, checksums
 
-_LOCAL_HEADER_BYTES = 30
 _MOST_CHECKS = 8
 _PICKLES = (".metadata", "common.pt")
 
@@ -48,7 +47,7 @@ class MegatronWeights:
         self._sizes, self._chunks, self._dtypes, self._storage = self._read_metadata()
         self._check_shapes()
         self._named = {tensor.name: tensor for tensor in tensors(self.model)}
-        self._pieces: dict[Any, _Piece] = {}
+        self._pieces: dict[Any, StoredPiece] = {}
         self._maps: dict[str, mmap.mmap] = {}
         self._checker = ThreadPoolExecutor(1, thread_name_prefix="crc")
         self._checks: deque[Future[None]] = deque()
@@ -111,14 +110,14 @@ class MegatronWeights:
             self._checks.append(self._checker.submit(piece.check))
         return piece.tensor(self._dtypes[entry.key], sizes)
 
-    def _locate(self, key: str, offsets: tuple[int, ...]) -> _Piece:
+    def _locate(self, key: str, offsets: tuple[int, ...]) -> StoredPiece:
         info = self._storage[key, offsets]
         path = self.directory / info.relative_path
         try:
             if info.relative_path not in self._maps:
                 with path.open("rb") as file:
-                    self._maps[info.relative_path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return _Piece(path, key, self._maps[info.relative_path], info.offset, info.length)
+                    self._maps[info.relative_path] = map_file(file)
+            return StoredPiece(path, key, self._maps[info.relative_path], info.offset, info.length)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: damaged or truncated, {key} cannot be read ({error})") from error
 
@@ -163,70 +162,6 @@ class MegatronWeights:
                 raise UserError(f"{self.directory}: tensor {entry.key} is not stored whole")
 
 
-class _Piece:
-    """A stored tensor inside a mapped file: a zip archive as `torch.save` writes it, with one uncompressed storage."""
-
-    def __init__(self, path: Path, key: str, mapping: mmap.mmap, offset: int, length: int) -> None:
-        self.path, self.key = path, key
-        archive = zipfile.ZipFile(_window(mapping, offset, length))
-        record = next(info for info in archive.infolist() if info.filename.endswith("/data/0"))
-        header = offset + record.header_offset
-        name, extra = (int.from_bytes(mapping[header + at : header + at + 2], "little") for at in (26, 28))
-        start = header + _LOCAL_HEADER_BYTES + name + extra
-        if start + record.file_size > offset + length or record.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("the stored tensor does not lie in its piece")
-        self.crc = record.CRC
-        self.data = memoryview(mapping)[start : start + record.file_size]
-
-    def tensor(self, dtype: torch.dtype, sizes: tuple[int, ...]) -> Tensor:
-        """The tensor as a view of the file."""
-        if torch.Size(sizes).numel() * dtype.itemsize != len(self.data):
-            raise UserError(
-                f"{self.path}: {self.key} has {len(self.data)} bytes, which is not {list(sizes)} of {dtype}"
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor is it written to
-            return torch.frombuffer(self.data, dtype=dtype).view(sizes)
-
-    def check(self) -> None:
-        if zlib.crc32(self.data) != self.crc:
-            raise UserError(f"{self.path}: {self.key} does not have the content that was written (CRC-32)")
-
-
-class _Window(io.RawIOBase):
-    """A read-only file over a part of a mapped one."""
-
-    def __init__(self, mapping: mmap.mmap, offset: int, length: int) -> None:
-        self.mapping, self.offset, self.length, self.position = mapping, offset, length, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        self.position = max(0, base + offset)
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self.length, self.position + len(buffer))
-        data = self.mapping[self.offset + self.position : self.offset + stop]
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-
-def _window(mapping: mmap.mmap, offset: int, length: int) -> BinaryIO:
-    if offset + length > len(mapping):
-        raise ValueError(f"the file has {len(mapping)} bytes instead of {offset + length} or more")
-    return _Window(mapping, offset, length)  # type: ignore[return-value]
-
-
 def _check_pickles(directory: Path) -> None:
     """Compares what will be unpickled with the manifest, where there is one, before it is."""
     if not (directory / MANIFEST).is_file():
@@ -249,13 +184,14 @@ def read_model(directory: Path) -> ModelConfig:
     """The model beside a checkpoint, from its `model.json`.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or another version wrote a key that may change what the weights mean.
     """
     path = directory / "model.json"
     try:
-        values = json.loads(path.read_text())
-        return ModelConfig(**{**values, "rope_parameters": RopeParameters(**values["rope_parameters"])})
+        return model_from_dict(json.loads(path.read_text()))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error} (damaged, or written by another version of nld-train)") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the checkpoint is damaged") from error

@@ -96,7 +96,8 @@ def _stage_table(record: Record, config: Config) -> list[str]:
             schedule = config.stages[plan.name].schedule
             rate = f"{schedule.learning_rate:g} -> {schedule.final_learning_rate:g}"
             tokens = f"{steps * tokens_per_step(config):,} of {plan.tokens:,}"
-            rows.append(f"| {plan.name} | {tokens} | {steps} | {plan.alpha:g} | {plan.averaging} | {rate} |")
+            alpha = f"{plan.alpha:g}" if plan.adapter is None else f"(drafter adapter of rank {plan.adapter.rank})"
+            rows.append(f"| {plan.name} | {tokens} | {steps} | {alpha} | {plan.averaging} | {rate} |")
     return rows
 
 

@@ -25,6 +25,8 @@ _ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "attention_factor": (None,),
     "truncate": (None, True),
 }
+# The same where `keeps_lengths`: other programs' ways to say it.
+_UNSCALED: dict[str, tuple[Any, ...]] = {"attention_factor": (None, 1), "apply_yarn_scaling": (None, False)}
 _ROPE_ALIASES = ("type", "max_position_embeddings")
 # Settings of the decoder that only have one supported value; absent means that value.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -212,17 +214,28 @@ def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
             place in `RopeParameters`.
     """
     given = text.get("rope_parameters") or {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})}
-    rope_type = given.get("rope_type", given.get("type", "default"))
+    rope_type = _rope_type(given)
     if rope_type not in ROPE_TYPES:
         raise UserError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
     names = [field.name for field in fields(RopeParameters)]
-    for key, value in given.items():
-        if key not in (*names, *_ROPE_ALIASES) and value not in _ROPE_WITHOUT_EFFECT.get(key, ()):
-            raise UserError(f"{path}: rope_parameters.{key}={json.dumps(value)} is not supported")
     needed = ["rope_theta", *(["factor", "original_max_position_embeddings"] if rope_type == "yarn" else [])]
     for key in needed:
         _number(path, given, key)
+    without_effect = _ROPE_WITHOUT_EFFECT | (_UNSCALED if keeps_lengths(given) else {})
+    for key, value in given.items():
+        if key not in (*names, *_ROPE_ALIASES) and value not in without_effect.get(key, ()):
+            raise UserError(f"{path}: rope_parameters.{key}={json.dumps(value)} is not supported")
     return _normalised({**{name: given.get(name) for name in names}, "rope_type": rope_type})
+
+
+def _rope_type(rope: dict[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default")))
+
+
+def keeps_lengths(rope: dict[str, Any]) -> bool:
+    """Whether cosines and sines are multiplied by nothing but 1, by `transformers`' rule for yarn."""
+    mscale = rope.get("mscale")
+    return _rope_type(rope) != "yarn" or rope["factor"] <= 1 or bool(mscale and mscale == rope.get("mscale_all_dim"))
 
 
 def _normalised(values: dict[str, Any]) -> RopeParameters:

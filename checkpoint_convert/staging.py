@@ -40,8 +40,8 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{destination}: cannot be written ({error.strerror})") from error
     with _locked(temporary, destination):
-        _empty(temporary)
         try:
+            _empty(temporary)
             _check_space(destination, needed_bytes)
             with _written_behind(temporary):
                 yield temporary

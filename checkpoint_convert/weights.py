@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from checkpoint_convert.mapping import Entry, part_name, part_shape, segments, tensors
+from checkpoint_convert.mapping import Entry, part_name, part_shape, segments
 from nld_train.config.schema import ModelConfig
 
 # Rows are copied and converted in blocks of about so many bytes.
@@ -76,12 +76,3 @@ def widest(dtypes: set[torch.dtype]) -> torch.dtype:
     for dtype in dtypes:
         result = torch.promote_types(result, dtype)
     return result
-
-
-def largest_tensor_bytes(weights: Weights) -> int:
-    """Bytes of the largest Hugging Face tensor."""
-    model = weights.model
-    return max(
-        torch.Size(part_shape(tensor.part, model)).numel() * weights.dtype(tensor.name).itemsize
-        for tensor in tensors(model)
-    )

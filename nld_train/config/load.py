@@ -17,7 +17,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, ModelConfig, RopeParameters
 from nld_train.errors import UserError
 
 _SIMPLE_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
@@ -38,6 +38,20 @@ def load_config(composed: DictConfig) -> Config:
 def config_from_dict(settings: Any) -> Config:
     """Turn nested dictionaries, as `config_to_dict` makes them, into a `Config`; raises `UserError`."""
     return _convert(settings, Config, "")
+
+
+def model_from_dict(settings: Any) -> ModelConfig:
+    """The model beside a checkpoint, from nested dictionaries as `dataclasses.asdict` makes them.
+
+    An optional key that is not there is null: what came later is off in what came before.
+
+    Raises:
+        UserError: names the first key that is unknown, missing, or of another type.
+    """
+    if isinstance(settings, Mapping) and isinstance(rope := settings.get("rope_parameters"), Mapping):
+        optional = [name for name, hint in get_type_hints(RopeParameters).items() if types.NoneType in get_args(hint)]
+        settings = {**settings, "rope_parameters": {**dict.fromkeys(optional), **rope}}
+    return _convert(settings, ModelConfig, "")
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

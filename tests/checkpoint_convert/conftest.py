@@ -1,4 +1,4 @@
-"""A run that was trained, for tests that need more than an import."""
+"""What several files of tests start from: an import, and a run that was trained."""
 
 from __future__ import annotations
 
@@ -13,3 +13,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from trained_runs import train
 
     return train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run in both formats."""
+    from checkpoint_convert.exporting import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("exports")
+    for output_format in ("nld", "ministral3"):
+        export_checkpoint(trained, folder / output_format, output_format, say=lambda _: None)
+    return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Path:
+    """An import of `source` beside it."""
+    from hugging_face_sources import named, write_source
+
+    from checkpoint_convert.importing import import_checkpoint
+
+    write_source(tmp_path / "source", named("untied"))
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    return tmp_path / "imported"

@@ -1,7 +1,8 @@
 """Runs in an environment that has never heard of this project; prints what an export decodes as one JSON object.
 
 decode_an_export.py DIRECTORY REQUEST, where REQUEST is JSON with `ids` and `mask` (rows of a padded batch), `new` and
-`block`. Reaching for the network ends it.
+`block`. Where there is no PEFT, what drafting with an adapter says comes in place of an answer. Reaching for the
+network ends it.
 """
 
 import importlib.metadata
@@ -37,9 +38,14 @@ def main() -> None:
         "ar": model.ar_generate(ids, **settings),
         "diffusion": model.generate(ids, threshold=0.5, **blocks),
         "linear": model.linear_spec_generate(ids, adapter=False, **blocks),
-        "linear with adapter": model.linear_spec_generate(ids, adapter=True, **blocks),
     }
+    refusal = None
+    try:
+        calls["linear with adapter"] = model.linear_spec_generate(ids, adapter=True, **blocks)
+    except ImportError as error:
+        refusal = str(error)
     answers = {name: {"ids": out.tolist(), "nfe": nfe} for name, (out, nfe) in calls.items()}
+    answers["refusal"] = refusal
     answers["text"] = tokenizer.decode(ids[0][mask[0].bool()])
     answers["modules"] = sorted({name.split(".")[0] for name in sys.modules})
     answers["distributions"] = sorted(d.metadata["Name"].lower() for d in importlib.metadata.distributions())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -224,8 +224,3 @@ def larger(text: dict[str, Any], **sizes: int) -> dict[str, Any]:
 def named(name: str) -> Source:
     """A source of the list."""
     return next(source for source in SOURCES if source.name == name)
-
-
-def with_dtype(source: Source, dtype: torch.dtype) -> Source:
-    """The same source in another type."""
-    return replace(source, dtype=dtype)

@@ -1,6 +1,6 @@
 """A conversion in a process of its own, which prints its largest anonymous memory before and during it, in bytes.
 
-memory_of_conversion.py import|export SOURCE DESTINATION
+memory_of_conversion.py import|export|verify SOURCE DESTINATION
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
+from checkpoint_convert.verify import verify
 
 
 def anonymous_memory() -> int:
@@ -43,8 +44,10 @@ def main(command: str, source: Path, destination: Path) -> None:
     watch = Watch()
     if command == "import":
         import_checkpoint(source, destination, say=lambda _: None)
-    else:
+    elif command == "export":
         export_checkpoint(source, destination, "nld", dtype="fp32", say=lambda _: None)
+    else:
+        assert verify(source, destination).agrees
     watch.stop()
     print(json.dumps({"before": before, "largest": watch.largest, "samples": watch.samples}))
 

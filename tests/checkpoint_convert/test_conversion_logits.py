@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from checkpoint_convert.importing import import_checkpoint
 from checkpoint_convert.logits import logit_blocks
+from nld_train.model.rotary import inverse_frequencies
 
 pytestmark = pytest.mark.usefixtures("groups")
 # The original length of the rotary embedding is 16: three quarters lie beyond.
 TOKENS = torch.randint(4, 66, (1, 64), generator=torch.Generator().manual_seed(5))
 ROPES = {
     "yarn": TEXT["rope_parameters"],
+    "released": {**TEXT["rope_parameters"], "factor": 16.0, "mscale_all_dim": 1.0},
     "released factor 0.25": {**TEXT["rope_parameters"], "factor": 0.25, "mscale_all_dim": 1.0},
     "plain": {
         "rope_type": "default",
@@ -68,11 +72,43 @@ def test_logits_agree_on_source_import_and_export(rope: str, tied: bool, tmp_pat
     torch.testing.assert_close(found, oracle, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rope", ROPES)
+def test_servers_read_the_same_rotary_embedding(rope: str, tmp_path: Path) -> None:
+    """What vLLM and SGLang look at beside what `transformers` does; and our own import of it."""
+    write_source(tmp_path / "source", named("fp32"), copy.deepcopy(TEXT) | {"rope_parameters": ROPES[rope]})
+    import_checkpoint(tmp_path / "source", tmp_path / "imported")
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    given, model = ROPES[rope], open_weights(tmp_path / "imported").model
+    # Of yarn vLLM computes the paper's factor on cosines and sines, unless it is told not to.
+    factor = given.get("factor", 1.0)
+    by_paper = 1.0 if factor <= 1 else 1 + 0.1 * math.log(factor)
+    unscaled = config["rope_parameters"].get("apply_yarn_scaling") is False
+    assert (inverse_frequencies(model)[1] == 1 and by_paper != 1) <= unscaled
+    assert unscaled <= (inverse_frequencies(model)[1] == 1)
+    length = given["original_max_position_embeddings"]
+    wanted = {"beta": 0.1, "original_max_position_embeddings": length} if given["llama_4_scaling_beta"] else None
+    assert config.get("llama_4_scaling") == wanted
+    assert config.get("original_max_position_embeddings") == (length if wanted else None)
+    assert open_weights(tmp_path / "out").model.rope_parameters == model.rope_parameters
+
+
 def test_layer_by_layer_logits_are_those_of_transformers(tmp_path: Path) -> None:
     write_source(tmp_path / "source", named("fp32"))
     weights = open_weights(tmp_path / "source")
     blocks = logit_blocks(weights, TOKENS, torch.arange(64)[None], weights.dtype)
     torch.testing.assert_close(torch.cat(list(blocks), dim=1), transformers_logits(tmp_path / "source"))
+
+
+def test_fp8_unfolds_as_in_transformers(tmp_path: Path) -> None:
+    from transformers import FineGrainedFP8Config
+
+    write_source(tmp_path / "source", Source("fp8 without wrapper", fp8=True))
+    unfolded = FineGrainedFP8Config(dequantize=True, weight_block_size=None)
+    oracle = Ministral3ForCausalLM.from_pretrained(tmp_path / "source", quantization_config=unfolded)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported")
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
+    assert_same_bits(read_tensors(tmp_path / "out"), dict(oracle.state_dict()))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_older_forms_of_rope_are_understood(tmp_path: Path) -> None:
     rope = {key: value for key, value in TEXT["rope_parameters"].items() if key not in ("rope_theta", "rope_type")}
     change_config(tmp_path / "old", {"rope_parameters": None, "rope_theta": 12345.0, "rope_scaling": rope})
     assert open_weights(tmp_path / "old").model.rope_parameters == open_weights(tmp_path / "new").model.rope_parameters
+
+
+def test_a_terminal_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meaning = write_source(tmp_path / "source", named("untied"))
+    monkeypatch.setenv("COLUMNS", "120")
+    for terminal in (False, True):
+        if terminal:
+            monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+        imported, out = tmp_path / f"imported{terminal}", tmp_path / f"out{terminal}"
+        import_checkpoint(tmp_path / "source", imported, say=lambda _: None)
+        export_checkpoint(imported, out, "ministral3", say=lambda _: None)
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+        total = f"{sum(value.nbytes for value in meaning.values()) / 1000:.1f}"
+        assert (f"{total}/{total} kB" in shown) is terminal
+        assert ("import source" in shown and f"export imported{terminal}" in shown) is terminal
 
 
 def test_nothing_of_the_directory_is_run(tmp_path: Path) -> None:

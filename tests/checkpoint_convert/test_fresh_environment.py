@@ -45,9 +45,14 @@ def prompts(export: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def answers(export: Path, prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the export decodes in an environment of its own, padded on the left."""
+    """What the export decodes in an environment of its own."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    python = make_environment(folder / "environment", "torch", "transformers", "safetensors", "peft")
+    return decoded_elsewhere(folder, export, prompts, "torch", "transformers", "safetensors", "peft")
+
+
+def decoded_elsewhere(folder: Path, export: Path, prompts: list[list[int]], *packages: str) -> dict[str, Any]:
+    """The same in any environment; the prompts are padded on the left."""
+    python = make_environment(folder / "environment", *packages)
     longest = max(map(len, prompts))
     ids = [[PAD] * (longest - len(row)) + row for row in prompts]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in prompts]
@@ -81,6 +86,18 @@ def test_nothing_of_this_project_is_there(answers: dict[str, Any]) -> None:
     assert not {"nld_train", "checkpoint_convert", "megatron"} & set(answers["modules"])
     assert {"peft", "safetensors"} <= set(answers["modules"])
     assert answers["text"] == PROMPTS[0]
+
+
+@pytest.mark.long
+def test_without_peft_everything_but_the_adapter_works(
+    answers: dict[str, Any], export: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    found = decoded_elsewhere(tmp_path, export, prompts, "torch", "transformers", "safetensors")
+    assert "peft" not in found["distributions"]
+    for mode in ("ar", "diffusion", "linear"):
+        assert found[mode] == answers[mode]
+    assert found["refusal"] == f"the drafter adapter in {export / 'linear_spec_lora'} needs the package peft"
+    assert answers["refusal"] is None
 
 
 @pytest.mark.long

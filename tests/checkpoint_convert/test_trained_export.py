@@ -22,15 +22,6 @@ LENGTH = 4 * ORIGINAL_LENGTH
 TOKENS = torch.randint(4, 260, (1, LENGTH), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module")
-def exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run in both formats."""
-    folder = tmp_path_factory.mktemp("exports")
-    for output_format in ("nld", "ministral3"):
-        export_checkpoint(trained, folder / output_format, output_format, say=lambda _: None)
-    return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
-
-
 @torch.no_grad()
 def logits_of(model_class: Any, directory: Path) -> Tensor:
     model, info = model_class.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)

@@ -35,12 +35,21 @@ MODEL = (
 
 def train(folder: Path) -> Path:
     """Prepares text and trains both stages below `folder`; returns the run's directory."""
-    prefix = _prepare(folder)
+    _prepare(folder)
+    return train_here(folder / "run", *_settings(folder))
+
+
+def train_on(folder: Path, directory: Path, checkpoint: Path) -> Path:
+    """One step of the joint stage over the same text, from any kind of checkpoint; returns the run's directory."""
+    starts = (f"init.checkpoint={checkpoint}", "run.stages=[joint]", "run.max_steps=1")
+    return train_here(directory, *_settings(folder), *starts)
+
+
+def _settings(folder: Path) -> tuple[str, ...]:
     step = SAMPLES_PER_STEP * SAMPLE_TOKENS
-    return train_here(
-        folder / "run",
+    return (
         *MODEL,
-        *data_overrides(prefix),
+        *data_overrides(f"{folder}/data/sentences"),
         f"data.tokenizer={folder}/data/tokenizer",
         f"diffusion.block_size={BLOCK_SIZE}",
         f"batch.global_size={SAMPLES_PER_STEP}",
@@ -55,8 +64,8 @@ def train(folder: Path) -> Path:
     )
 
 
-def _prepare(folder: Path) -> str:
-    """Sentences of few words, as byte tokens; returns the prefix of the set."""
+def _prepare(folder: Path) -> None:
+    """Sentences of few words, as byte tokens."""
     generator = random.Random(3)
     words = ("one", "tree", "stands", "near", "the", "old", "river", "and", "falls")
     lines = [" ".join(generator.choices(words, k=12)) + "." for _ in range(200)]
@@ -64,4 +73,3 @@ def _prepare(folder: Path) -> str:
     text, out = f"{folder}/text.txt", f"{folder}/data"
     arguments = ["--out", out, "--name", "sentences", "--tokenizer", "bytes", "--documents-per", "line"]
     assert cli.main(["prepare", text, *arguments, "--workers", "1"]) == 0
-    return f"{out}/sentences"

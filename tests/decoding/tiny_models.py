@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tiny_shape import MASK, SHAPE
 from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM
 
@@ -13,38 +14,13 @@ from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.decoding import Step
 
-MASK = 5
-# Lengths in the tests pass the original length, so that yarn and the query scale are at work.
-ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 8.0,
-    "original_max_position_embeddings": 32,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
-SHAPE = {
-    "vocab_size": 60,
-    "hidden_size": 40,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "rope_parameters": ROPE,
-    "attn_implementation": "sdpa",
-}
+__all__ = ["MASK", "CountingEngine", "as_ministral3", "counting_texts", "random_model", "trained_model"]
 
 
 def random_model(seed: int = 0, **changes: Any) -> NemotronLabsDiffusionModel:
     """Weights large enough that predictions differ from place to place."""
     torch.manual_seed(seed)
-    settings = {**SHAPE, "mask_token_id": MASK, "initializer_range": 0.35, **changes}
+    settings = {**SHAPE, "attn_implementation": "sdpa", "mask_token_id": MASK, "initializer_range": 0.35, **changes}
     return NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(**settings)).eval()
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from tiny_runs import newest_checkpoint, run_command
 
 from nld_train.decode import main
+from nld_train.training.integrity import MANIFEST, write_manifest
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
 SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--threshold", "0.3")
@@ -50,7 +51,7 @@ def records(capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command line with --json; returns its objects without the time."""
 
     def run(*words: object) -> list[dict[str, Any]]:
-        assert main([*map(str, words), *SHORT, "--json"]) == 0
+        assert main([*SHORT, *map(str, words), "--json"]) == 0
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert all(record.pop("seconds") > 0 for record in found)
         return found
@@ -83,13 +84,19 @@ def test_a_comparison_has_every_mode(records: Any, export: Path, prompts_file: P
         )
 
 
+@pytest.mark.parametrize("sampled", [(), ("--temperature", 0.8, "--top-k", 40)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("length", [2, 7])
 def test_runs_checkpoints_exports_and_imports_say_the_same(
-    records: Any, trained: Path, export: Path, imported: Path, prompts_file: Path
+    records: Any,
+    trained: Path,
+    export: Path,
+    imported: Path,
+    prompts_file: Path,
+    sampled: tuple[object, ...],
+    length: int,
 ) -> None:
-    found = [
-        records(path, "--prompts", prompts_file, "--compare")
-        for path in (trained, newest_checkpoint(trained), export, imported)
-    ]
+    asked = ("--prompts", prompts_file, "--compare", *sampled, "--block-length", length)
+    found = [records(path, *asked) for path in (trained, newest_checkpoint(trained), export, imported)]
     assert found[0] == found[1] == found[2] == found[3]
     assert any(record["new_tokens"] > 10 for record in found[0])
 
@@ -109,6 +116,41 @@ def test_the_table_shows_the_modes_side_by_side(
     printed = capsys.readouterr().out
     assert all(f" {mode} " in printed for mode in MODES)
     assert printed.count("100.0%") >= 3
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 120), ("80", 80)])
+def test_the_table_has_one_line_per_mode(
+    records: Any,
+    trained: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    columns: str | None,
+    width: int,
+) -> None:
+    """Of a text that is longer than there is room: 120 columns into a pipe, as many as there are on a terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    asked = ("--prompt", "seven times", "--max-new-tokens", "80")
+    texts = [record["text"] for record in records(trained, *asked, "--compare")]
+    assert main([str(trained), *SHORT, *asked, "--compare"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == width
+    assert len(lines) == len(MODES) + 4
+    for mode, line, text in zip(MODES, lines[3:], texts, strict=False):
+        assert line.startswith(f"\u2502 {mode} ")
+        assert ("\u2026 " in line) == (len(text) > 70)
+
+
+def test_reading_an_export_says_nothing_else(export: Path) -> None:
+    """Nor does a library beneath: in a process of its own, since libraries say some things once."""
+    words = ["-m", "nld_train.decode", str(export), "--prompt", "seven times", "--mode", "ar", *SHORT]
+    done = run_command(words, timeout=120)
+    assert done.status == 0
+    assert done.output.startswith("seven times")
+    assert done.output.splitlines()[-1].startswith("ar: ")
+    assert "transformers" not in done.output
+    assert "Loading" not in done.output
 
 
 def test_plain_output_is_prompt_text_and_figures(
@@ -219,6 +261,9 @@ def test_a_checkpoint_without_tokenizer_is_refused(
         kept = shutil.copytree(path, tmp_path / f"kept-{path.name}")
         for file in [*copy.rglob("tokenizer*.json"), *copy.rglob("special_tokens_map.json")]:
             file.unlink()
+        if (copy / MANIFEST).is_file():  # it is not damaged: it never had them
+            (copy / MANIFEST).unlink()
+            write_manifest(copy, {})
         capsys.readouterr()
         said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
         assert "no tokenizer is known of it" in said

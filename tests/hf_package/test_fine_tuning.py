@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_exports import MASK
+from tiny_shape import MASK
 from torch import Tensor
 
 from checkpoint_convert.hf_package.two_streams import draw_noise

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_exports import MASK, STOP, write_adapter, write_export
+from tiny_exports import STOP, write_adapter, write_export
+from tiny_shape import MASK
 
 
 def test_new_tokens_follow_the_input_as_it_came(model: Any, prompts: Any) -> None:

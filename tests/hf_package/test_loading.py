@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_exports import MASK, STOP, random_weights, write_adapter, write_export
+from tiny_exports import STOP, random_weights, write_adapter, write_export
+from tiny_shape import MASK
 
 from checkpoint_convert.hf_package import ENTRY_FILES, package_files
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_exports import MASK, ministral3, random_weights, write_export
+from tiny_exports import ministral3, random_weights, write_export
+from tiny_shape import MASK
 from torch import Tensor
 
 from checkpoint_convert.hf_package.two_streams import Text, two_stream_rule

@@ -9,41 +9,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny_shape import MASK, SHAPE
 from torch import Tensor
 
 from checkpoint_convert.hf_package import AUTO_MAP, package_files
 
-MASK, STOP = 5, 58
+STOP = 58
 CONFIG: dict[str, Any] = {
     "architectures": ["NemotronLabsDiffusionModel"],
     "model_type": "nemotron_labs_diffusion",
     "auto_map": AUTO_MAP,
     "dtype": "float32",
-    "vocab_size": 60,
-    "hidden_size": 40,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,
+    **SHAPE,
     "hidden_act": "silu",
-    "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
     "eos_token_id": 2,
-    "pad_token_id": 0,
     "tie_word_embeddings": False,
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "original_max_position_embeddings": 32,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "llama_4_scaling_beta": 0.1,
-    },
     "mask_token_id": MASK,
     "block_size": 8,
     "dlm_paradigm": "bidirectional",

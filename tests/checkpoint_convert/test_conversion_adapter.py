@@ -1,0 +1,66 @@
+"""The drafter adapter beside a checkpoint: taken along, or refused where it does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hugging_face_sources import named, write_source
+from refusals import refused
+
+from checkpoint_convert.cli import main
+from checkpoint_convert.importing import import_checkpoint
+from nld_train.model.adapter_files import AdapterShape, tensor_names, write_adapter
+
+
+def write_drafter(directory: Path, **changes: int) -> Path:
+    """A drafter adapter for the small sources, or for a model of other sizes."""
+    sizes = {"layers": 2, "width": 120, "hidden": 40, "rank": 3, "said_rank": 3} | changes
+    rank, tensors = sizes["rank"], {}
+    for layer in range(sizes["layers"]):
+        down, up = tensor_names(layer)
+        tensors[down], tensors[up] = torch.ones(rank, sizes["width"]), torch.ones(sizes["hidden"], rank)
+    write_adapter(directory, AdapterShape(sizes["said_rank"], 12), tensors)
+    return directory
+
+
+OTHER_ADAPTERS = {
+    "another rank": ({"said_rank": 4}, "rank 4"),
+    "fewer layers": ({"layers": 1}, "layers.1.self_attn.o_proj"),
+    "more layers": ({"layers": 3}, "layers.2.self_attn.o_proj"),
+    "another width": ({"hidden": 48}, "layers.0.self_attn.o_proj.lora_B"),
+    "other heads": ({"width": 128}, "layers.0.self_attn.o_proj.lora_A"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+def test_an_adapter_of_another_model_or_rank(
+    kind: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, wanted = OTHER_ADAPTERS[kind]
+    adapter, out = write_drafter(tmp_path / "adapter", **changes), tmp_path / "out"
+    said = refused(capsys, ["export", str(imported), str(out), "--format", "nld", "--adapter", str(adapter)], out)
+    assert wanted in said
+    assert str(adapter) in said
+    write_source(tmp_path / "model", named("nld"))
+    write_drafter(tmp_path / "model" / "linear_spec_lora", **changes)
+    assert wanted in refused(capsys, ["import", str(tmp_path / "model"), str(out)], out)
+
+
+def test_an_adapter_travels_through_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "model", named("nld"))
+    adapter = write_drafter(tmp_path / "model" / "linear_spec_lora")
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", say=lambda _: None)
+    export = ["export", str(tmp_path / "imported")]
+    assert main([*export, str(tmp_path / "out"), "--format", "nld"]) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / "linear_spec_lora" / name).read_bytes() == (adapter / name).read_bytes()
+    assert main([*export, str(tmp_path / "plain"), "--format", "ministral3"]) == 0
+    assert not (tmp_path / "plain" / "linear_spec_lora").exists()
+    capsys.readouterr()
+    again = tmp_path / "again"
+    plain = [*export, str(again), "--format", "ministral3", "--adapter", str(adapter)]
+    assert "only --format nld" in refused(capsys, plain, again)
+    none = [*export, str(again), "--format", "nld", "--adapter", str(tmp_path)]
+    assert "holds no drafter adapter" in refused(capsys, none, again)

@@ -1,0 +1,113 @@
+"""A damaged checkpoint is named by whatever reads it, and its manifest knows every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hugging_face_sources import read_tensors
+from refusals import refused
+
+from checkpoint_convert.cli import main
+from nld_train.errors import UserError
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def flip_a_weight(imported: Path) -> None:
+    """One bit in the middle of the embedding, wherever that lies."""
+    weight = bytes(
+        read_tensors(imported.parent / "source")["model.embed_tokens.weight"].view(torch.uint8).flatten().tolist()
+    )
+    (path,) = [path for path in imported.glob("*.distcp") if weight in path.read_bytes()]
+    data = bytearray(path.read_bytes())
+    data[data.index(weight) + len(weight) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no shard": (lambda d: (d / "__0_1.distcp").unlink(), "__0_1.distcp"),
+    "truncated shard": (lambda d: shorten(d / "__0_0.distcp"), "__0_0.distcp"),
+    "flipped byte": (flip_a_weight, "content that was written (CRC-32)"),
+    "metadata": (lambda d: flip(d / ".metadata"), ".metadata"),
+    "no metadata": (lambda d: (d / ".metadata").unlink(), ".metadata"),
+    "common state": (lambda d: flip(d / "common.pt"), "common.pt"),
+    "model": (lambda d: (d / "model.json").write_text("{}") and None, "model.json"),
+    "manifest": (lambda d: (d / "manifest.json").write_text("{") and None, "manifest.json"),
+}
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_not_exported(
+    damage: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, wanted = DAMAGE[damage]
+    change(imported)
+    said = refused(capsys, ["export", str(imported), str(tmp_path / "out"), "--format", "ministral3"], tmp_path / "out")
+    assert wanted in said
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("reader", ["verify", "decode", "init.checkpoint"])
+def test_a_damaged_checkpoint_is_not_read(
+    reader: str, damage: str, imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, wanted = DAMAGE[damage]
+    change(imported)
+    assert read(reader, imported) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(imported) in said
+    assert wanted.removesuffix(" (CRC-32)") in said
+
+
+def read(reader: str, imported: Path) -> int:
+    """The exit status of what reads a checkpoint."""
+    if reader == "verify":
+        return main(["verify", str(imported), str(imported.parent / "source")])
+    if reader == "decode":
+        from nld_train.decode import main as decode
+
+        return decode([str(imported), "--mode", "ar", "--prompt", "x"])
+    from nld_train.config.compose import compose_config
+    from nld_train.training.starting_weights import find_starting_weights
+
+    try:
+        find_starting_weights(compose_config([f"init.checkpoint={imported}"]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+def test_the_manifest_names_every_file(imported: Path) -> None:
+    from nld_train.training.integrity import MANIFEST, find_damage
+
+    files = {path.relative_to(imported).as_posix(): path for path in imported.rglob("*") if path.is_file()}
+    listed = json.loads((imported / MANIFEST).read_text())["files"]
+    assert set(listed) == set(files) - {MANIFEST}
+    assert sum(name.endswith(".distcp") for name in listed) == 2
+    for name, (size, checksum) in listed.items():
+        data = files[name].read_bytes()
+        weights = name.endswith(".distcp")
+        expected = f"crc32:{zlib.crc32(data):08x}" if weights else hashlib.blake2b(data, digest_size=16).hexdigest()
+        assert (size, checksum) == (len(data), expected), name
+    assert find_damage(imported) is None
+    for name in ("__0_0.distcp", "__0_1.distcp", "source/config.json", "tokenizer/tokenizer.json"):
+        whole = files[name].read_bytes()
+        flip(files[name])
+        assert find_damage(imported) == f"{name} does not have the content that was written (checksum)"
+        files[name].write_bytes(whole)

@@ -1,0 +1,48 @@
+"""Runs that start from what the conversion wrote, and what their own exports know of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import newest_checkpoint, saved_tensors
+from trained_runs import train_on
+
+from checkpoint_convert.cli import main
+from checkpoint_convert.importing import import_checkpoint
+
+
+def test_a_run_starts_from_every_kind_alike(trained: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    """A run, both formats of its export, and an import of one: the same weights after a step, bit for bit."""
+    import_checkpoint(exports["nld"], tmp_path / "imported", say=lambda _: None)
+    starts = {"run": trained, **exports, "imported": tmp_path / "imported"}
+    found = {}
+    for name, checkpoint in starts.items():
+        directory = train_on(trained.parent, tmp_path / name, checkpoint)
+        found[name] = saved_tensors(newest_checkpoint(directory))
+        assert "output_layer.weight" in found[name]
+        for key, value in found["run"].items():
+            assert torch.equal(found[name][key], value), (name, key)
+    before = saved_tensors(newest_checkpoint(trained))["output_layer.weight"]
+    assert not torch.equal(found["run"]["output_layer.weight"], before)
+
+
+def test_stop_tokens_come_from_the_first_model(
+    trained: Path, exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through a chain of runs; and where a link of it is gone, the export says so."""
+    first = tmp_path / "first"
+    shutil.copytree(exports["nld"], first)
+    (first / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 3]}))
+    once = train_on(trained.parent, tmp_path / "once", first)
+    twice = train_on(trained.parent, tmp_path / "twice", once)
+    capsys.readouterr()
+    assert main(["export", str(twice), str(tmp_path / "out"), "--format", "nld"]) == 0
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [1, 3]}
+    assert "is not there" not in capsys.readouterr().out
+    shutil.rmtree(first)
+    assert main(["export", str(twice), str(tmp_path / "again"), "--format", "nld"]) == 0
+    assert f"{first}, which the weights came from, is not there" in capsys.readouterr().out
