@@ -57,7 +57,7 @@ def test_dry_run_prints_the_plan_and_imports_nothing_heavy(tmp_path: Path, exper
 def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
     done = _train(tmp_path, "--help")
     assert done.returncode == 0
-    for piece in ("ablation_8b, paper_14b, paper_3b, paper_8b, quickstart", "global_size: 16", "run.dry=true"):
+    for piece in ("ablation_8b, paper_14b, paper_3b, paper_8b, quickstart", "global_size: 8", "run.dry=true"):
         assert piece in done.stdout
 
 
@@ -89,7 +89,7 @@ def test_one_process_of_many_speaks(tmp_path: Path) -> None:
     first = _train(tmp_path, RANK="0", WORLD_SIZE="3")
     other = _train(tmp_path, RANK="1", WORLD_SIZE="3")
     assert (first.returncode, other.returncode) == (2, 2)
-    assert first.stderr.startswith("error: batch.global_size=16: ")
+    assert first.stderr.startswith("error: batch.global_size=8: ")
     assert other.stderr == other.stdout == ""
 
 

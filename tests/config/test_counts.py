@@ -89,7 +89,9 @@ def test_vocabulary_is_padded_to_equal_shares(change: Any) -> None:
 
 
 def test_stages_are_whole_steps_one_after_another(change: Any) -> None:
-    config = change({"stages.ar.tokens": 4096 * 3, "stages.joint.tokens": 4096 * 2 + 1, "run.max_steps": 2})
+    config = change(
+        {"batch.global_size": 16, "stages.ar.tokens": 4096 * 3, "stages.joint.tokens": 4096 * 2 + 1, "run.max_steps": 2}
+    )
     ar, joint = stage_plans(config)
     assert (ar.name, ar.first_step, ar.steps, ar.samples, ar.tokens) == ("ar", 0, 3, 48, 4096 * 3)
     assert (joint.name, joint.first_step, joint.steps, joint.samples) == ("joint", 3, 3, 48)
@@ -101,6 +103,6 @@ def test_stages_are_whole_steps_one_after_another(change: Any) -> None:
 
 
 def test_the_world_is_shared_out(change: Any) -> None:
-    config = change({"parallel.tensor": 2, "parallel.pipeline": 2, "batch.micro_size": 4})
+    config = change({"parallel.tensor": 2, "parallel.pipeline": 2, "batch.global_size": 16, "batch.micro_size": 4})
     assert data_parallel_size(config, 8) == 2
     assert micro_batches(config, 8) == 2
