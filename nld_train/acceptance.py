@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from nld_train.command_line import (
+    MODES,
     add_adapter,
     add_block_lengths,
     add_checkpoint,
@@ -18,8 +19,6 @@ from nld_train.command_line import (
     add_policy,
     run_to_status,
 )
-
-_MODES = ("ar", "diffusion", "linear", "quadratic")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help='JSONL, a line with "category" and "turns" (or "messages", or "prompt") each, as SPEED-Bench has it',
     )
     parser.add_argument(
-        "--modes", nargs="+", choices=_MODES, default=["diffusion", "linear", "quadratic"], help="(default: all but ar)"
+        "--modes", nargs="+", choices=MODES, default=["diffusion", "linear", "quadratic"], help="(default: all but ar)"
     )
     add_block_lengths(parser, default=(8, 16, 32))
     add_lengths(parser, block_length=False)

@@ -1,6 +1,6 @@
 """What the commands that decode have in common: their arguments, and how they end.
 
-Only the standard library is imported here at the top; even `nld_train.decoding` imports torch.
+Nothing heavy is imported here at the top; even `nld_train.decoding` imports torch.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import get_args
 
+from nld_train.config.schema import DecodingMode
 from nld_train.errors import UserError
 
 USER_ERROR_STATUS = 2
+MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
 POLICIES = ("threshold", "number", "steps", "entropy", "sampler")
 
 
@@ -92,7 +95,7 @@ def add_threshold(parser: argparse.ArgumentParser) -> None:
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:
     """--thresholds, several with commas."""
-    default = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+    default = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
     parser.add_argument(
         "--thresholds",
         type=numbers(float),

@@ -9,7 +9,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nld_train.command_line import add_adapter, add_checkpoint, add_lengths, add_policy, add_prompts, run_to_status
+from nld_train.command_line import (
+    MODES,
+    add_adapter,
+    add_checkpoint,
+    add_lengths,
+    add_policy,
+    add_prompts,
+    run_to_status,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Continues prompts with the weights of a checkpoint, in any of the ways to read them.",
     )
     add_checkpoint(parser)
-    parser.add_argument("--mode", choices=("ar", "diffusion", "linear", "quadratic"), help="how to decode")
+    parser.add_argument("--mode", choices=MODES, help="how to decode")
     parser.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
     add_prompts(parser)
     add_lengths(parser)

@@ -22,3 +22,11 @@ def ignore_known_warnings() -> None:
     """Silences them in this process; every other warning is still shown. Call before Megatron is imported."""
     for message, category in _KNOWN:
         warnings.filterwarnings("ignore", message=message, category=category)
+
+
+def quiet_transformers() -> None:
+    """Leaves errors of `transformers` only: reading an export, it warns of a model type that it does not know."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

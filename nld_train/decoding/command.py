@@ -12,17 +12,19 @@ from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.options import DecodeOptions, Mode, check_request
 from nld_train.decoding.outputs import DecodeResult
 from nld_train.decoding.request import PolicyOf, Request, in_one_line, policy_of, read_request
-from nld_train.decoding.statistics import agreement, tokens_per_forward
-from nld_train.decoding.terminal import Watcher, print_row, printable
+from nld_train.decoding.statistics import agreement, merged, tokens_per_forward
+from nld_train.decoding.terminal import Watcher, numeric, print_row, printable, report_console
 from nld_train.errors import UserError
 
-_START_CHARACTERS = 48
+# More of a text than any terminal has room for.
+_START_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Job(Request):
 
     def compare(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
         """Decodes in every way, AR first, and shows them side by side."""
-        table = Table("mode", "text", *(_right(name) for name in ("tokens/forward", "tokens/s", "agreement with AR")))
+        table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
         reference: list[list[int]] = []
         for way in ways:
             batches = list(self._decoded(engine, way))
@@ -128,14 +130,15 @@ class Job(Request):
             reference = reference or token_ids
             if as_json:
                 self._print_with_agreement(way, batches, reference)
-            table.add_row(way.name, self._start(token_ids[0]), *_figures(batches, agreement(token_ids, reference)))
+            same = agreement(token_ids, reference)
+            figures = (f"{_per_forward(batches):.2f}", f"{_speed(batches):,.0f}", f"{same:.1%}")
+            table.add_row(way.name, self._one_line(token_ids[0]), *figures)
         if not as_json:
-            Console(highlight=False).print(table)
+            report_console().print(table)
 
     def _decoded(self, engine: Engine, way: Way, console: Console | None = None) -> Iterator[Decoded]:
         """Batch after batch, watched on a terminal where one is given."""
-        with in_one_line():
-            policy = way.policy(engine) if way.policy else None
+        policy = way.policy(engine) if way.policy else None
         for first in range(0, len(self.prompts), self.batch_size):
             batch = slice(first, first + self.batch_size)
             options = replace(way.options, seeds=way.options.seed_of(first), stop_tokens=self.source.stop_tokens)
@@ -168,13 +171,9 @@ class Job(Request):
             "finish": result.finish[row],
         }
 
-    def _start(self, token_ids: list[int]) -> str:
+    def _one_line(self, token_ids: list[int]) -> Text:
         text = printable(self.source.tokenizer.decode(token_ids, skip_special_tokens=True)).replace("\n", "\u23ce")
-        return text if len(text) <= _START_CHARACTERS else f"{text[: _START_CHARACTERS - 1]}\u2026"
-
-
-def _right(name: str) -> Column:
-    return Column(name, justify="right")
+        return Text(text[:_START_CHARACTERS], no_wrap=True, overflow="ellipsis")
 
 
 def _speed(batches: list[Decoded]) -> float:
@@ -183,14 +182,7 @@ def _speed(batches: list[Decoded]) -> float:
 
 
 def _per_forward(batches: list[Decoded]) -> float:
-    weights = [sum(decoded.result.row_forwards) for decoded in batches]
-    return sum(
-        weight * tokens_per_forward(decoded.result) for weight, decoded in zip(weights, batches, strict=True)
-    ) / max(1, sum(weights))
-
-
-def _figures(batches: list[Decoded], agrees: float) -> tuple[str, str, str]:
-    return f"{_per_forward(batches):.2f}", f"{_speed(batches):,.0f}", f"{agrees:.1%}"
+    return tokens_per_forward(merged([decoded.result for decoded in batches]))
 
 
 def _summary(way: Way, batches: list[Decoded]) -> str:

@@ -65,8 +65,8 @@ class Step:
         return (offset < 0)[:, None, :] | (inside[:, None, :] & self.visible_inside().gather(2, columns))
 
 
-class Engine(Protocol):
-    """A model with a static cache. Under model parallelism every rank runs the decoder and must get the same logits.
+class Limits(Protocol):
+    """What a request is checked against, whether or not the weights have been read.
 
     Attributes:
         vocabulary_size: V, without padding of a parallel head.
@@ -79,6 +79,10 @@ class Engine(Protocol):
     mask_token_id: int
     context_length: int
     has_adapter: bool
+
+
+class Engine(Limits, Protocol):
+    """A model with a static cache. Under model parallelism every rank runs the decoder and must get the same logits."""
 
     def begin(self, rows: int, capacity: int) -> None:
         """Makes an empty cache of `rows` lines with `capacity` entries each, in place of any earlier one."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nld_train.config.schema import ModelConfig, ParallelConfig
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
-from nld_train.decoding.engine import Engine, Step
+from nld_train.decoding.engine import Engine
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors
 
@@ -36,24 +35,12 @@ _ONE_PROCESS = ParallelConfig(
 
 @dataclass
 class Description:
-    """An engine without weights: enough to check a request against (see `engine.Engine` for the attributes)."""
+    """What is known of a model before its weights are read: `engine.Limits`."""
 
     vocabulary_size: int
     mask_token_id: int
     context_length: int
     has_adapter: bool
-
-    def begin(self, rows: int, capacity: int) -> None:
-        """There is nothing to decode with."""
-        raise NotImplementedError
-
-    def forward(self, step: Step) -> Tensor:
-        """There is nothing to decode with."""
-        raise NotImplementedError
-
-    def keep(self, rows: Tensor) -> None:
-        """There is nothing to decode with."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -155,7 +142,9 @@ def _find_adapter(directory: Path, given: Path | None, model: ModelConfig) -> Pa
 
 def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
     from checkpoint_convert.source_config import model_config, read_json, read_source_config
+    from nld_train.library_warnings import quiet_transformers
 
+    quiet_transformers()
     config = read_json(directory / "config.json")
     if config.get("model_type") != EXPORT_TYPE:
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .engine import Engine
+from .engine import Limits
 
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
 
@@ -62,7 +62,7 @@ class DecodeOptions:
         return self.seeds + row if isinstance(self.seeds, int) else self.seeds[row]
 
 
-def check_request(engine: Engine, prompts: Sequence[Sequence[int]], mode: str, options: DecodeOptions) -> None:
+def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, options: DecodeOptions) -> None:
     """Refuses a request that no decoder can answer, before anything is computed.
 
     Raises:
@@ -74,24 +74,24 @@ def check_request(engine: Engine, prompts: Sequence[Sequence[int]], mode: str, o
     if not prompts:
         raise ValueError("prompts: there are none")
     for row, prompt in enumerate(prompts):
-        _check_prompt(engine, row, prompt)
+        _check_prompt(model, row, prompt)
     if not isinstance(options.seeds, int) and len(options.seeds) != len(prompts):
         raise ValueError(f"seeds: {len(options.seeds)} of them for {len(prompts)} prompts")
     if options.adapter and mode != "linear":
         raise ValueError(f"adapter: mode {mode!r} does not draft with one; only linear does")
-    if options.adapter and not engine.has_adapter:
+    if options.adapter and not model.has_adapter:
         raise ValueError("adapter: this model has no drafter adapter")
 
 
-def _check_prompt(engine: Engine, row: int, prompt: Sequence[int]) -> None:
+def _check_prompt(model: Limits, row: int, prompt: Sequence[int]) -> None:
     if len(prompt) == 0:
         raise ValueError(f"prompts: prompt {row} is empty; it needs at least one token (the BOS token will do)")
-    if len(prompt) >= engine.context_length:
+    if len(prompt) >= model.context_length:
         raise ValueError(
             f"prompts: prompt {row} has {len(prompt)} tokens, which leaves no room in the context "
-            f"of {engine.context_length}"
+            f"of {model.context_length}"
         )
-    if engine.mask_token_id in prompt:
-        raise ValueError(f"prompts: prompt {row} contains the mask token (id {engine.mask_token_id})")
-    if min(prompt) < 0 or max(prompt) >= engine.vocabulary_size:
-        raise ValueError(f"prompts: prompt {row} has ids outside the vocabulary of {engine.vocabulary_size}")
+    if model.mask_token_id in prompt:
+        raise ValueError(f"prompts: prompt {row} contains the mask token (id {model.mask_token_id})")
+    if min(prompt) < 0 or max(prompt) >= model.vocabulary_size:
+        raise ValueError(f"prompts: prompt {row} has ids outside the vocabulary of {model.vocabulary_size}")

@@ -42,6 +42,19 @@ def fingerprint(engine: Engine) -> str:
     return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
+def check_place(directory: Path) -> None:
+    """Refuses to save a sampler where other things lie: what stands there is replaced.
+
+    Raises:
+        UserError: it is no directory, or holds something that is not of a sampler.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is no directory; a sampler is saved in one of its own")
+    others = sorted({path.name for path in directory.glob("*")} - {_WEIGHTS, _DESCRIPTION})
+    if others:
+        raise UserError(f"{directory}: holds {others[0]}, and a sampler is saved in a directory of its own")
+
+
 def save_sampler(directory: Path, sampler: TrainedSampler, engine: Engine, notes: dict[str, Any]) -> None:
     """Writes `sampler.safetensors` and `sampler.json`, in place of any sampler there.
 

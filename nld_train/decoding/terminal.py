@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.table import Column
 from rich.text import Text
 
 from nld_train.decoding.options import Mode
@@ -18,10 +20,21 @@ _PASSES = ("cyan", "green", "yellow", "magenta", "blue", "red")
 _DRAFTED, _PREDICTED, _REJECTED, _PROMPT = "green", "", "red strike", "dim"
 _MASKED = "\u2591"
 _REFRESH_SECONDS = 0.08
+_PIPE_WIDTH = 120
 # No character takes more tokens than it has bytes.
 _LONGEST_CHARACTER = 4
 
 Decode = Callable[[list[int]], str]
+
+
+def report_console() -> Console:
+    """For tables: as wide as the terminal, or as COLUMNS says; 120 wide into a file or a pipe."""
+    return Console(highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns)
+
+
+def numeric(name: str) -> Column:
+    """A column of figures, which are never broken over lines; its name may be."""
+    return Column(name, justify="right", min_width=max(map(len, name.split())))
 
 
 def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, result: DecodeResult, row: int) -> None:

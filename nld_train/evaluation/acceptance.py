@@ -6,34 +6,30 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, decode
 from nld_train.decoding.load import Source
 from nld_train.decoding.options import check_request
 from nld_train.decoding.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
 from nld_train.decoding.statistics import accepted_per_cycle, merged, tokens_per_forward
+from nld_train.decoding.terminal import numeric, report_console
+from nld_train.errors import UserError
 from nld_train.evaluation.categories import Conversation, Question, read_questions
 from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
 
 OVERALL = "overall"
+_SHOWN = ("acceptance_length", "tokens_per_forward")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to answer, of which the report has a column.
+    """One way to answer: mode and options of the decoder."""
 
-    Attributes:
-        name: of the column.
-        mode: of the decoder.
-        options: of the decoder.
-    """
-
-    name: str
     mode: Mode
     options: DecodeOptions
 
@@ -56,26 +52,32 @@ def run(arguments: Namespace) -> None:
             check_request(source.description, first, reading.mode, reading.options)
     with source.open() as engine:
         report = measure_acceptance(engine, source, questions, readings, policy, arguments.batch_size)
-    print_acceptance(Console(highlight=False), report)
+    print_acceptance(report_console(), report)
     write_json(arguments.json, report)
 
 
 def _readings(arguments: Namespace, source: Source) -> list[Reading]:
+    """Linear comes without the adapter and, where one is wanted, with it.
+
+    Raises:
+        UserError: an adapter that no mode would draft with.
+    """
+    if arguments.adapter and "linear" not in arguments.modes:
+        raise UserError("--adapter: only linear drafts with one; add it to --modes")
+    ways = [(mode, False) for mode in arguments.modes]
+    if arguments.adapter and "linear" in arguments.modes:
+        ways.insert(ways.index(("linear", False)) + 1, ("linear", True))
     with in_one_line():
         return [
-            _reading(arguments, source, mode, length, adapter)
-            for mode in arguments.modes
-            for adapter in ((False, True) if arguments.adapter and mode == "linear" else (False,))
+            Reading(
+                mode,
+                DecodeOptions(
+                    arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens, adapter=adapter
+                ),
+            )
+            for mode, adapter in ways
             for length in arguments.block_lengths
         ]
-
-
-def _reading(arguments: Namespace, source: Source, mode: Mode, length: int, adapter: bool) -> Reading:
-    name = f"{mode}{' + adapter' if adapter else ''}, B = {length}"
-    options = DecodeOptions(
-        arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens, adapter=adapter
-    )
-    return Reading(name, mode, options)
 
 
 def measure_acceptance(
@@ -89,33 +91,38 @@ def measure_acceptance(
     """Answers all questions in every way.
 
     Returns:
-        `readings`: for each its `name`, `mode`, `block_length`, `adapter` and `categories`: for each category, and for
+        `readings`: for each its `mode`, `block_length`, `adapter` and `categories`: for each category, and for
         all turns under `overall`, `acceptance_length` (tokens per verify pass: accepted drafts and the AR token after
         them; positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and
         `skipped_turns`, those that the conversation before them left no room for.
     """
-    rows = []
-    for reading in readings:
-        chosen = policy(engine) if reading.mode == "diffusion" else None
-        results: dict[str, list[DecodeResult]] = defaultdict(list)
-        skipped: dict[str, int] = defaultdict(int)
-        for first in range(0, len(questions), batch_size):
-            batch = [Conversation(question, source.tokenizer) for question in questions[first : first + batch_size]]
-            for category, result in _converse(engine, batch, reading, chosen):
-                if result is None:
-                    skipped[category] += 1
-                else:
-                    results[category].append(result)
-        rows.append(
-            {
-                "name": reading.name,
-                "mode": reading.mode,
-                "block_length": reading.options.block_length,
-                "adapter": reading.options.adapter,
-                "categories": _by_category(questions, results, skipped),
-            }
-        )
-    return {"readings": rows}
+    return {"readings": [_measure(engine, source, questions, reading, policy, batch_size) for reading in readings]}
+
+
+def _measure(
+    engine: Engine,
+    source: Source,
+    questions: Sequence[Question],
+    reading: Reading,
+    policy: PolicyOf,
+    batch_size: int,
+) -> Figures:
+    chosen = policy(engine) if reading.mode == "diffusion" else None
+    results: dict[str, list[DecodeResult]] = defaultdict(list)
+    skipped: dict[str, int] = defaultdict(int)
+    for first in range(0, len(questions), batch_size):
+        batch = [Conversation(question, source.tokenizer) for question in questions[first : first + batch_size]]
+        for category, result in _converse(engine, batch, reading, chosen):
+            if result is None:
+                skipped[category] += 1
+            else:
+                results[category].append(result)
+    return {
+        "mode": reading.mode,
+        "block_length": reading.options.block_length,
+        "adapter": reading.options.adapter,
+        "categories": _by_category(questions, results, skipped),
+    }
 
 
 def _converse(
@@ -173,13 +180,18 @@ def _figures(results: list[DecodeResult], skipped: int) -> Figures:
 
 
 def print_acceptance(console: Console, report: Figures) -> None:
-    """A table of acceptance lengths, a line per category, a column per way; then tokens per forward likewise."""
-    readings: list[dict[str, Any]] = report["readings"]
-    for key, title in (("acceptance_length", "acceptance length"), ("tokens_per_forward", "tokens per forward")):
-        table = Table(title, "turns", *(Column(reading["name"], justify="right") for reading in readings))
+    """A table per way to draft, a line per category: acceptance length and tokens per forward at each block length."""
+    for name, group in groupby(report["readings"], key=_way):
+        readings = list(group)
+        lengths = [f"B = {reading['block_length']}" for reading in readings]
+        table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)))
         for category, figures in readings[0]["categories"].items():
             if category == OVERALL:
                 table.add_section()
-            cells = (shown(reading["categories"][category][key]) for reading in readings)
+            cells = (shown(reading["categories"][category][key]) for key in _SHOWN for reading in readings)
             table.add_row(category, str(figures["turns"]), *cells)
-        console.print(table)
+        console.print(f"{name}: acceptance length, then tokens per forward", table, sep="\n")
+
+
+def _way(reading: Figures) -> str:
+    return f"{reading['mode']} + adapter" if reading["adapter"] else str(reading["mode"])

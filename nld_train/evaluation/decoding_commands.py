@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,19 +13,13 @@ from nld_train.decoding import CommitPolicy, DecodeOptions, Threshold
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.options import check_request
 from nld_train.decoding.request import Request, in_one_line, read_request, sampler_directory
-from nld_train.decoding.sampler_files import embedding_of, load_sampler, require_sampler, save_sampler
+from nld_train.decoding.sampler_files import check_place, embedding_of, load_sampler, require_sampler, save_sampler
+from nld_train.decoding.terminal import report_console
 from nld_train.decoding.trained_sampler import SamplerPolicy, SamplerShape
 from nld_train.errors import UserError
-from nld_train.evaluation.measure import check_writable, write_json
-from nld_train.evaluation.sampler_data import collect
-from nld_train.evaluation.sampler_training import (
-    SamplerTraining,
-    area_under_curve,
-    confidence,
-    judged,
-    principal_components,
-    train_sampler,
-)
+from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
+from nld_train.evaluation.sampler_data import Examples, collect
+from nld_train.evaluation.sampler_training import SamplerTraining, principal_components, quality, train_sampler
 from nld_train.evaluation.speed_bound import draw_bound, measure_bound, print_bound
 from nld_train.evaluation.threshold_curve import draw_curves, measure_curves, print_curves
 
@@ -45,7 +39,7 @@ def run_curve(arguments: Namespace) -> None:
     with request.source.open() as engine:
         sampler = load_sampler(directory, engine) if directory else None
         measured = measure_curves(engine, request.prompts, options, arguments.thresholds, sampler, request.batch_size)
-    print_curves(_console(), measured)
+    print_curves(report_console(), measured)
     _write(arguments, measured, lambda path: draw_curves(path, measured))
 
 
@@ -69,7 +63,7 @@ def run_bound(arguments: Namespace) -> None:
             measure_bound(engine, request.prompts, options, policies, request.batch_size, arguments.budget)
             for options in settings
         ]
-    print_bound(_console(), bounds)
+    print_bound(report_console(), bounds)
     _write(arguments, {"bounds": bounds}, lambda path: draw_bound(path, bounds))
 
 
@@ -81,64 +75,61 @@ def run_sampler(arguments: Namespace) -> None:
     """
     check_writable(arguments.json, arguments.plot)
     _check_thresholds(arguments.thresholds)
-    with in_one_line():
-        shape = SamplerShape(arguments.width, arguments.layers, arguments.heads, arguments.components)
-        settings = SamplerTraining(
-            arguments.steps, arguments.sampler_batch_size, arguments.learning_rate, arguments.seed
-        )
+    shape, settings = _sampler_settings(arguments)
     request, (options,) = _request(arguments, (arguments.block_length,))
     held_out = _held_out(arguments, len(request.prompts))
+    directory = sampler_directory(arguments, request.source)
+    check_place(directory)
+    console = report_console()
     with request.source.open() as engine:
-        report = _train_and_judge(engine, request, options, held_out, shape, settings, arguments)
-    _write(arguments, report, lambda path: draw_curves(path, report))
+        seen, unseen = _examples(engine, request, options, held_out, console)
+        table = principal_components(embedding_of(engine), shape.components)
+        sampler = train_sampler(shape, table, seen, settings, partial(_tell, console, settings.steps))
+        report = quality(sampler, unseen) | {
+            "prompts": len(request.prompts) - held_out,
+            "held_out_prompts": held_out,
+            "trained_block_length": options.block_length,
+        }
+        save_sampler(directory, sampler, engine, report)
+        _print_quality(console, report, directory)
+        testing = request.prompts[-held_out:]
+        curves = measure_curves(engine, testing, options, arguments.thresholds, sampler, request.batch_size)
+    print_curves(console, curves)
+    _write(arguments, report | curves, lambda path: draw_curves(path, curves))
 
 
-def _train_and_judge(
-    engine: Engine,
-    request: Request,
-    options: DecodeOptions,
-    held_out: int,
-    shape: SamplerShape,
-    settings: SamplerTraining,
-    arguments: Namespace,
-) -> dict[str, Any]:
-    console = _console()
+def _sampler_settings(arguments: Namespace) -> tuple[SamplerShape, SamplerTraining]:
+    with in_one_line():
+        return (
+            SamplerShape(arguments.width, arguments.layers, arguments.heads, arguments.components),
+            SamplerTraining(arguments.steps, arguments.sampler_batch_size, arguments.learning_rate, arguments.seed),
+        )
+
+
+def _examples(
+    engine: Engine, request: Request, options: DecodeOptions, held_out: int, console: Console
+) -> tuple[Examples, Examples]:
+    """To learn from, and of the last prompts, which are held out."""
     training, testing = request.prompts[:-held_out], request.prompts[-held_out:]
     with in_one_line():
-        examples = collect(engine, training, options, request.batch_size)
-        unseen = collect(engine, testing, options, request.batch_size)
-    console.print(f"{len(examples)} states to learn from, {len(unseen)} held out, of {held_out} prompts")
+        seen, unseen = (collect(engine, prompts, options, request.batch_size) for prompts in (training, testing))
+    console.print(f"{len(seen)} states of {len(training)} prompts to learn from, {len(unseen)} of {held_out} held out")
+    return seen, unseen
 
-    def tell(step: int, loss: float) -> None:
-        if step % _LOSS_EVERY == 0 or step == settings.steps:
-            console.print(f"step {step}: loss {loss:.4f}")
 
-    table = principal_components(embedding_of(engine), shape.components)
-    sampler = train_sampler(shape, table, examples, settings, tell)
-    labels = unseen.labels[unseen.wanted]
-    quality = {
-        "auc": area_under_curve(judged(sampler, unseen), labels),
-        "auc_of_confidence": area_under_curve(confidence(unseen), labels),
-        "positions": len(labels),
-        "share_right": float(labels.float().mean()),
-        "parameters": sum(parameter.numel() for parameter in sampler.parameters()),
-        "prompts": len(training),
-        "held_out_prompts": held_out,
-        "trained_block_length": options.block_length,
-    }
-    directory = sampler_directory(arguments, request.source)
-    save_sampler(directory, sampler, engine, quality)
-    auc, plain = quality["auc"], quality["auc_of_confidence"]
-    if auc is not None:
-        console.print(f"AUC on held-out blocks: {auc:.4f}; of the model's confidence: {plain:.4f}")
+def _tell(console: Console, steps: int, step: int, loss: float) -> None:
+    if step % _LOSS_EVERY == 0 or step == steps:
+        console.print(f"step {step}: loss {loss:.4f}")
+
+
+def _print_quality(console: Console, report: Figures, directory: Path) -> None:
+    auc, plain = (shown(report[name], ".4f") for name in ("auc", "auc_of_confidence"))
+    console.print(f"AUC on held-out blocks: {auc}; of the model's confidence: {plain}")
     console.print(f"saved in {directory}", soft_wrap=True)
-    curves = measure_curves(engine, testing, options, arguments.thresholds, sampler, request.batch_size)
-    print_curves(console, curves)
-    return {**quality, **curves}
 
 
 def _request(arguments: Namespace, lengths: tuple[int, ...]) -> tuple[Request, list[DecodeOptions]]:
-    """Prompts and checkpoint, and settings for each block length; both were checked in every mode."""
+    """Prompts and checkpoint, and settings for each block length. What they ask for can be answered in every mode."""
     request = read_request(arguments)
     with in_one_line():
         settings = [
@@ -177,11 +168,7 @@ def _held_out(arguments: Namespace, prompts: int) -> int:
     return min(prompts - 1, max(1, round(arguments.held_out * prompts)))
 
 
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _write(arguments: Namespace, content: dict[str, Any], draw: Callable[[str], None]) -> None:
+def _write(arguments: Namespace, content: Figures, draw: Callable[[str], None]) -> None:
     write_json(arguments.json, content)
     if arguments.plot is not None:
         draw(arguments.plot)

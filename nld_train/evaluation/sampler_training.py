@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,6 +112,23 @@ def judged(sampler: TrainedSampler, examples: Examples, batch_size: int = 512) -
 def confidence(examples: Examples) -> Tensor:
     """The model's own probability at every wanted position, which needs no sampler: float32 `[m]`."""
     return examples.seen.statistics[..., 0][examples.wanted]
+
+
+def quality(sampler: TrainedSampler, unseen: Examples) -> dict[str, Any]:
+    """How a sampler does on blocks that it has not learned from.
+
+    Returns:
+        `auc` and, beside it, `auc_of_confidence` (see `area_under_curve`); `positions` judged and the share of them in
+        which today's prediction lasts, `share_right`; `parameters` of the sampler.
+    """
+    labels = unseen.labels[unseen.wanted]
+    return {
+        "auc": area_under_curve(judged(sampler, unseen), labels),
+        "auc_of_confidence": area_under_curve(confidence(unseen), labels),
+        "positions": len(labels),
+        "share_right": float(labels.float().mean()),
+        "parameters": sum(parameter.numel() for parameter in sampler.parameters()),
+    }
 
 
 def area_under_curve(scores: Tensor, labels: Tensor) -> float | None:

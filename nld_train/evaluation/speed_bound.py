@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine
+from nld_train.decoding.terminal import numeric
 from nld_train.evaluation.measure import Figures, decode_all, figures, plot, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 ORACLE = "oracle"
+DIFFUSION = "diffusion"
+# What bounds the others from above and below.
+_STYLES: dict[str, dict[str, Any]] = {
+    ORACLE: {"color": "k", "linestyle": "--"},
+    "ar": {"color": "grey", "linestyle": ":", "zorder": 5},
+}
 _SPECULATIVE: tuple[Literal["linear", "quadratic"], ...] = ("linear", "quadratic")
 
 
@@ -39,7 +46,7 @@ def measure_bound(
 
     Returns:
         `block_length`; `ways`, by name what `measure.figures` has; `oracle_blocks`, how the oracle's blocks went (see
-        `_of_blocks`).
+        `of_blocks`).
     """
     reference = decode_all(engine, prompts, "ar", options, None, batch_size)
     rivals = {**policies, "one per pass": ONE_PER_PASS}
@@ -49,7 +56,7 @@ def measure_bound(
         "ar": reference,
     }
     for name, policy in rivals.items():
-        ways[f"diffusion, {name}"] = decode_all(engine, prompts, "diffusion", options, policy, batch_size)
+        ways[f"{DIFFUSION}, {name}"] = decode_all(engine, prompts, "diffusion", options, policy, batch_size)
     for mode in _SPECULATIVE:
         ways[mode] = decode_all(engine, prompts, mode, options, None, batch_size)
     if engine.has_adapter:
@@ -58,11 +65,11 @@ def measure_bound(
     return {
         "block_length": options.block_length,
         "ways": {name: figures(result, reference) for name, result in ways.items()},
-        "oracle_blocks": _of_blocks(oracle.blocks),
+        "oracle_blocks": of_blocks(oracle.blocks),
     }
 
 
-def _of_blocks(blocks: Sequence[OracleBlock]) -> Figures:
+def of_blocks(blocks: Sequence[OracleBlock]) -> Figures:
     """Only complete blocks with a mask count: where a stop ended a row, nobody needed the rest.
 
     Returns:
@@ -95,44 +102,52 @@ def _rival(name: str, blocks: Sequence[OracleBlock]) -> Figures:
 
 
 def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
-    """One table of tokens per forward, a column per block length, and what there is to say of the oracle's blocks."""
-    lengths = [bound["block_length"] for bound in bounds]
-    table = Table("tokens per forward", *(Column(f"B = {length}", justify="right") for length in lengths))
-    for name in bounds[0]["ways"]:
-        table.add_row(name, *(shown(bound["ways"][name]["tokens_per_forward"]) for bound in bounds))
-    table.add_section()
-    for name in (name for name in bounds[0]["ways"] if name == ORACLE or name.startswith("diffusion")):
-        accepted = (bound["ways"][name]["accepted_per_pass"] for bound in bounds)
-        table.add_row(f"{name}: accepted per denoising pass", *map(shown, accepted))
-    console.print(table)
-    for bound in bounds:
-        console.print(_remark(bound), soft_wrap=True)
+    """Tables with a column per block length: tokens per forward, accepted per pass, and the oracle's blocks."""
+    ways = list(bounds[0]["ways"])
+    denoising = [name for name in ways if name == ORACLE or name.startswith(DIFFUSION)]
+    for title, names, key in (
+        ("tokens per forward", ways, "tokens_per_forward"),
+        ("accepted per denoising pass", denoising, "accepted_per_pass"),
+    ):
+        rows = {name: [shown(bound["ways"][name][key]) for bound in bounds] for name in names}
+        console.print(_table(title, bounds, rows))
+    blocks = [bound["oracle_blocks"] for bound in bounds]
+    console.print(_table("blocks of the oracle", bounds, _remarks(blocks)))
 
 
-def _remark(bound: Figures) -> str:
-    blocks = bound["oracle_blocks"]
-    parts = [f"B = {bound['block_length']}: {blocks['blocks']} blocks"]
-    if blocks["searched"]:
-        parts.append(f"the oracle took more passes than needed in {blocks['longer_than_shortest']}")
-    elif blocks["blocks"]:
-        parts.append("too long for an exhaustive search")
-    parts += [
-        f"{name} ended at its target in {rival['same']}, in fewer passes in {rival['fewer']}"
-        for name, rival in blocks["rivals"].items()
-    ]
-    if blocks["exhausted"]:
-        parts.append(f"the budget was short in {blocks['exhausted']}")
-    return "; ".join(parts)
+def _table(title: str, bounds: Sequence[Figures], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title, *(numeric(f"B = {bound['block_length']}") for bound in bounds))
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _remarks(blocks: Sequence[Figures]) -> dict[str, list[str]]:
+    rows = {
+        "complete": [str(one["blocks"]) for one in blocks],
+        "masks, mean": [shown(one["masks"]) for one in blocks],
+        "passes, mean": [shown(one["passes"]) for one in blocks],
+        "cut short by the budget": [str(one["exhausted"]) for one in blocks],
+        "a shorter way exists, of those searched": [
+            f"{one['longer_than_shortest']} of {one['searched']}" if one["searched"] else "-" for one in blocks
+        ],
+    }
+    for name in dict.fromkeys(name for one in blocks for name in one["rivals"]):
+        rivals = [one["rivals"].get(name) for one in blocks]
+        rows[f"{name}: same target"] = [str(rival["same"]) if rival else "-" for rival in rivals]
+        rows[f"{name}: same target, fewer passes"] = [str(rival["fewer"]) if rival else "-" for rival in rivals]
+    return rows
 
 
 def draw_bound(path: str, bounds: Sequence[Figures]) -> None:
-    """Tokens per forward over the block length, a line per way, as PNG."""
+    """Tokens per forward over the block length, both logarithmic, a line per way, as PNG."""
     lengths = [bound["block_length"] for bound in bounds]
     with plot(path, 1, width=8) as (axis,):
         for name in bounds[0]["ways"]:
-            style = {"color": "k", "linestyle": "--"} if name == ORACLE else {}
             values = [bound["ways"][name]["tokens_per_forward"] for bound in bounds]
-            axis.plot(lengths, values, marker="o", markersize=4, label=name, **style)
-        axis.set(xlabel="block length", ylabel="tokens per forward", xscale="log", xticks=lengths)
-        axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.minorticks_off()
+            axis.plot(lengths, values, marker="o", markersize=4, label=name, **_STYLES.get(name, {}))
+        axis.set(xlabel="block length", ylabel="tokens per forward", xscale="log", yscale="log")
+        axis.set_xticks(lengths, list(map(str, lengths)))
+        for scale in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            scale("{x:g}")
+        axis.xaxis.minorticks_off()

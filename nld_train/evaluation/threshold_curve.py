@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
 from nld_train.decoding.statistics import agreement
+from nld_train.decoding.terminal import numeric
 from nld_train.decoding.trained_sampler import SamplerPolicy, TrainedSampler
 from nld_train.evaluation.measure import Figures, decode_all, figures, plot, shown
 from nld_train.evaluation.trajectories import ONE_PER_PASS
@@ -38,7 +38,7 @@ def measure_curves(
         one object per threshold, lowest first: `threshold`, what `measure.figures` has, and
         `agreement_with_one_per_pass`.
     """
-    reference = decode_all(engine, prompts, "ar", replace(options, block_length=1), None, batch_size)
+    reference = decode_all(engine, prompts, "ar", options, None, batch_size)
     slow = decode_all(engine, prompts, "diffusion", options, ONE_PER_PASS, batch_size)
     policies: dict[str, Callable[[float], CommitPolicy]] = {"confidence": Threshold}
     if sampler is not None:
@@ -59,8 +59,8 @@ def measure_curves(
 
 def print_curves(console: Console, measured: Figures) -> None:
     """One table, a line per curve and threshold."""
-    columns = ("threshold", "tokens per forward", "accepted per pass", "agreement with AR", "with one per pass")
-    table = Table("commits by", *(Column(name, justify="right") for name in columns))
+    columns = ("threshold", "tokens per forward", "accepted per pass", "same as AR", "same as one per pass")
+    table = Table(Column("commits by", no_wrap=True), *map(numeric, columns))
     for name, points in measured["curves"].items():
         for point in points:
             table.add_row(name, *_line(point))
@@ -95,4 +95,4 @@ def draw_curves(path: str, measured: Figures) -> None:
         same.axhline(slow["agreement"], color="k", linewidth=0.8, linestyle=":", label="one per pass")
         trade.set(xlabel="tokens per forward", ylabel="share of tokens equal to one per pass")
         speed.set(xlabel="threshold", ylabel="tokens per forward")
-        same.set(xlabel="threshold", ylabel="share of tokens equal to AR's")
+        same.set(xlabel="threshold", ylabel="share of tokens equal to AR's", ylim=(0, 1.02))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from decoding_readings import Counting, readings
 from megatron.core import parallel_state
 from naive_drafter import NaiveDrafter
 from torch import Tensor
@@ -26,7 +27,6 @@ from nld_train.config.validate import validate
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
 from nld_train.decoding import DecodeOptions, decode
-from nld_train.decoding.megatron_engine import MegatronEngine
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.drafter_adapter import adapter_tensors, load_adapter
@@ -90,7 +90,7 @@ class Trainee:
             "records": records,
             "frozen": kept,
             "adapter": {name: tensor.tolist() for name, tensor in tensors.items()},
-            "drafted": self._decode(),
+            **self._decode(),
         }
 
     def _batches(self) -> Any:
@@ -105,15 +105,15 @@ class Trainee:
         )
 
     def _decode(self) -> dict[str, Any]:
-        """With the adapter it begins with, which is the same under every layout to the last bit."""
+        """Every mode; drafts with the adapter it begins with, the same under every layout to the last bit."""
         load_adapter(self.chunks, whole_adapter(self.config))
         found = {}
-        with MegatronEngine(self.chunks, self.config.model, self.rotary).decoding() as engine:
+        with Counting(self.chunks, self.config.model, self.rotary).decoding() as engine:
             for name, mode, adapter in (("ar", "ar", False), ("plain", "linear", False), ("adapter", "linear", True)):
                 options = DecodeOptions(max_new_tokens=16, block_length=4, adapter=adapter)
                 result = decode(engine, PROMPTS, mode, options)
                 found[name] = {"token_ids": result.token_ids, "accepted": result.accepted, "forwards": result.forwards}
-        return found
+            return {"drafted": found, "readings": readings(engine)}
 
 
 def by_hand(config: Config, device: torch.device) -> dict[str, Any]:

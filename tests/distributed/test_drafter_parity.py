@@ -132,3 +132,16 @@ def test_the_adapter_drafts_the_same_under_every_layout(drafters: Groups, case: 
     assert found == expected
     assert found["adapter"]["token_ids"] == found["plain"]["token_ids"] == found["ar"]["token_ids"]
     assert found["adapter"]["accepted"] != found["plain"]["accepted"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_mode_reads_the_same_under_every_layout(drafters: Groups, case: Case) -> None:
+    """Greedily and with a temperature, rows of unequal length and progress; nobody miscounts a forward."""
+    found, expected = drafters.outcome(case)["readings"], drafters.outcome(ALONE[0])["readings"]
+    assert found == expected
+    for one in expected.values():
+        assert one["counted"] == one["forwards"] + one["prefill"]
+    assert expected["greedy linear"]["token_ids"] == expected["greedy ar"]["token_ids"]
+    assert expected["greedy quadratic"]["token_ids"] == expected["greedy ar"]["token_ids"]
+    assert expected["sampled ar"]["token_ids"] != expected["greedy ar"]["token_ids"]
+    assert any(len(set(one["row_forwards"])) > 1 for one in expected.values()), "rows of unequal progress are the point"

@@ -1,10 +1,13 @@
-"""A corpus of bytes and a run over it that decodes while it trains."""
+"""A corpus of bytes, a run over it that decodes while it trains, and commands that read its weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from reading_commands import FEW, PROMPTS, Decoded, Main, Report
 
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
@@ -93,3 +96,53 @@ def train(*overrides: str, hooked: bool) -> Path:
 @pytest.fixture(scope="session")
 def trained(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(*settings, f"run.dir={tmp_path_factory.mktemp('trained')}", hooked=True)
+
+
+@pytest.fixture(scope="session")
+def trained_export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of `trained`."""
+    from checkpoint_convert.exporting import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("exports") / "export"
+    export_checkpoint(trained, folder, "nld")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def reported(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Runs a command that reports, with --json and, where it draws, --plot; returns its figures."""
+    folder = tmp_path_factory.mktemp("reports")
+
+    def run(main: Main, *words: object) -> dict[str, Any]:
+        given, figures, drawing = list(map(str, words)), folder / "figures.json", folder / "drawing.png"
+        if "--prompts" not in given:
+            given += ["--prompts", str(prompts)]
+        if not main.__module__.endswith("acceptance"):
+            given += ["--plot", str(drawing)]
+        assert main([*given, *FEW, "--json", str(figures)]) == 0
+        if "--plot" in given:
+            assert drawing.read_bytes().startswith(b"\x89PNG")
+        found: dict[str, Any] = json.loads(figures.read_text())
+        return found
+
+    return run
+
+
+@pytest.fixture
+def decoded(prompts: Path, capsys: pytest.CaptureFixture[str]) -> Decoded:
+    """Objects of `nld-decode --json`."""
+    from nld_train.decode import main
+
+    def run(*words: object) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        assert main([*map(str, words), "--prompts", str(prompts), *FEW, "--json"]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run

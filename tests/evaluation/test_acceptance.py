@@ -1,0 +1,130 @@
+"""`nld-acceptance`: acceptance length by category of prompts."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reading_commands import Report, refusal
+from rich.console import Console
+
+from nld_train import acceptance
+from nld_train.evaluation import acceptance as acceptance_report
+
+QUESTIONS = [
+    {"question_id": "1", "category": "sums", "turns": ["seven times"], "multiturn": False},
+    {"question_id": "2", "category": "sums", "turns": ["eight is", "and seven", "here"], "multiturn": True},
+    {"question_id": "3", "category": "ends", "messages": [{"role": "user", "content": "that ends here"}]},
+    {"question_id": "4", "category": "ends", "prompt": "is and that", "sub_category": "none"},
+]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    return path
+
+
+def test_acceptance_by_category(
+    reported: Report, questions: Path, trained: Path, trained_export: Path, tmp_path: Path
+) -> None:
+    asked = ("--prompts", questions, "--modes", "linear", "quadratic", "diffusion", "--block-lengths", "2,4")
+    found = reported(acceptance.main, trained, *asked, "--threshold", 0.3)
+    assert found == reported(acceptance.main, trained_export, *asked, "--threshold", 0.3)
+    readings = found["readings"]
+    assert [(one["mode"], one["block_length"]) for one in readings] == [
+        (mode, length) for mode in ("linear", "quadratic", "diffusion") for length in (2, 4)
+    ]
+    for one in readings:
+        assert list(one["categories"]) == ["sums", "ends", "overall"]
+        turns = [figures["turns"] + figures["skipped_turns"] for figures in one["categories"].values()]
+        assert turns == [4, 2, 6]
+        overall = one["categories"]["overall"]
+        assert overall["new_tokens"] == sum(one["categories"][name]["new_tokens"] for name in ("sums", "ends"))
+        assert 1 <= overall["acceptance_length"] <= one["block_length"]
+        if one["mode"] == "quadratic":
+            # One forward per cycle; the first token of each turn comes from the prefill.
+            cycles = overall["new_tokens"] / overall["tokens_per_forward"]
+            assert overall["acceptance_length"] == pytest.approx((overall["new_tokens"] - overall["turns"]) / cycles)
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS if question["category"] == "sums"))
+    again = reported(acceptance.main, trained, "--prompts", alone, *asked[2:], "--threshold", 0.3, "--batch-size", 1)
+    for one, other in zip(readings, again["readings"], strict=True):
+        assert one["categories"]["sums"] == other["categories"]["sums"] == other["categories"]["overall"]
+
+
+def test_a_turn_follows_the_answers_before_it(trained: Path, tmp_path: Path, reported: Report) -> None:
+    """A second turn counts what a prompt with both turns and the first answer counts."""
+    asked = ("--modes", "linear", "--block-lengths", "4")
+
+    def figures(*turns: str) -> dict[str, Any]:
+        path = tmp_path / "turns.jsonl"
+        path.write_text(json.dumps({"category": "a", "turns": turns}) + "\n")
+        found = reported(acceptance.main, trained, "--prompts", path, *asked)
+        return found["readings"][0]["categories"]["a"]
+
+    first, both = figures("eight is"), figures("eight is", "and")
+    assert both["turns"] == 2
+    assert both["new_tokens"] > first["new_tokens"]
+    assert figures("eight is", *["and"] * 40)["skipped_turns"] > 0
+
+
+def test_the_tables_fit_a_terminal(reported: Report, questions: Path, trained: Path) -> None:
+    found = reported(acceptance.main, trained, "--prompts", questions, "--block-lengths", "2,3,4")
+    console = Console(width=80, file=io.StringIO())
+    acceptance_report.print_acceptance(console, found)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for mode in ("diffusion", "linear", "quadratic"):
+        assert f"{mode}: acceptance length, then tokens per forward" in lines
+        readings = [one["categories"]["sums"] for one in found["readings"] if one["mode"] == mode]
+        cells = [f"{one[key]:.2f}" for key in ("acceptance_length", "tokens_per_forward") for one in readings]
+        assert any(line.replace("\u2502", " ").split() == ["sums", "4", *cells] for line in lines)
+
+
+BAD_LINES = [
+    ("not json", ":1: is no JSON object"),
+    ("[]", ':1: is not an object with a "category"'),
+    ('{"turns": ["a"]}', ':1: is not an object with a "category"'),
+    ('{"category": "a"}', ':1: has no text under "turns"'),
+    ('{"category": "a", "turns": []}', ':1: has no text under "turns"'),
+    ('{"category": "a", "turns": ["b", ""]}', ':1: has no text under "turns"'),
+    ('{"category": "a", "messages": [{"role": "system", "content": "b"}]}', ':1: has no text under "turns"'),
+    (
+        '{"category": "a", "turns": ["FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE USING SPECDEC_BENCH"]}',
+        ":1: holds a placeholder in place of its text",
+    ),
+    ('{"category": "a", "turns": ["one <mask> two"]}', "prompt 0 contains the mask token (id 3)"),
+    (json.dumps({"category": "a", "turns": ["x" * 96]}), "prompt 0 has 96 tokens, which leaves no room"),
+    ("", "holds no prompt"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), BAD_LINES, ids=range(len(BAD_LINES)))
+def test_questions_that_are_none(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line + "\n" if line else "")
+    assert said in refusal(capsys, acceptance.main, str(trained), "--prompts", str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--block-lengths", "8,0"], "block_length: 0 is not 1 or more"),
+        (["--threshold", "2"], "threshold: 2.0 is not in [0, 1]"),
+        (["--adapter"], "this model has no drafter adapter"),
+        (["--policy", "sampler"], "holds no trained sampler"),
+        (["--adapter", "--modes", "quadratic"], "--adapter: only linear drafts with one"),
+        (["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
+    ],
+)
+def test_mistakes_in_acceptance(
+    trained: Path, questions: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, acceptance.main, str(trained), "--prompts", str(questions), *words)

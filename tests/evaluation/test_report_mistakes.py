@@ -1,0 +1,76 @@
+"""One line for every mistake in what a report was asked for, before any weight is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from reading_commands import Main, refusal
+from tiny_runs import run_command
+
+from nld_train import acceptance, bound, curve, decode, sampler
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (decode.main, ["--mode", "diffusion", "--policy", "sampler"], "holds no trained sampler"),
+        (decode.main, ["--mode", "diffusion", "--policy", "number", "--number", "0"], "0 positions per pass"),
+        (decode.main, ["--mode", "diffusion", "--policy", "steps", "--steps", "0"], "0 denoising passes"),
+        (decode.main, ["--mode", "diffusion", "--policy", "entropy", "--entropy", "-1"], "entropy of -1.0"),
+        (curve.main, ["--thresholds", "0,1.5"], "threshold: 1.5 is not in [0, 1]"),
+        (curve.main, ["--block-length", "0"], "block_length: 0 is not 1 or more"),
+        (curve.main, ["--sampler", "nowhere"], "nowhere: holds no trained sampler"),
+        (curve.main, ["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
+        (curve.main, ["--plot", "no/where/curve.png"], "there is no folder"),
+        (bound.main, ["--threshold", "-1"], "threshold: -1.0 is not in [0, 1]"),
+        (bound.main, ["--block-lengths", "4,0"], "block_length: 0 is not 1 or more"),
+        (bound.main, ["--budget", "0"], "--budget: 0 is not 1 or more"),
+        (sampler.main, ["--width", "0"], "width: 0 is not 1 or more"),
+        (sampler.main, ["--steps", "0"], "steps: 0 is not 1 or more"),
+        (sampler.main, ["--held-out", "1"], "--held-out: 1.0 is not between 0 and 1"),
+    ],
+)
+def test_mistakes_are_one_line(
+    trained: Path, prompts: Path, capsys: pytest.CaptureFixture[str], main: Main, words: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, main, str(trained), "--prompts", str(prompts), *words)
+
+
+@pytest.mark.parametrize("main", [curve.main, bound.main, sampler.main])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "prompt 0 is empty"),
+        ("x" * 96, "prompt 0 has 96 tokens, which leaves no room in the context of 96"),
+        ("one <mask> two", "prompt 0 contains the mask token (id 3)"),
+    ],
+)
+def test_prompts_that_cannot_be_continued(
+    trained: Path, capsys: pytest.CaptureFixture[str], main: Main, text: str, said: str
+) -> None:
+    assert said in refusal(capsys, main, str(trained), "--prompt", text)
+
+
+@pytest.mark.parametrize("main", [curve.main, bound.main, sampler.main, acceptance.main])
+def test_without_a_tokenizer(
+    trained_export: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], main: Main
+) -> None:
+    copy = shutil.copytree(trained_export, tmp_path / "bare")
+    for file in [*copy.rglob("tokenizer*.json"), *copy.rglob("special_tokens_map.json")]:
+        file.unlink()
+    questions = prompts.with_name("one_question.jsonl")
+    questions.write_text('{"category": "a", "prompt": "seven"}\n')
+    given = questions if main is acceptance.main else prompts
+    assert "no tokenizer is known of it" in refusal(capsys, main, str(copy), "--prompts", str(given))
+
+
+@pytest.mark.parametrize("module", ["acceptance", "bound", "curve", "sampler"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    program = (
+        f"import sys, nld_train.{module} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    done = run_command(["-c", program], timeout=60)
+    assert f"nld-{module}" in done.output
+    assert not {"torch", "rich", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())

@@ -1,0 +1,96 @@
+"""`nld-bound`: the oracle beside every way to decode."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reading_commands import Decoded, Report, per_forward
+from rich.console import Console
+
+from nld_train import bound
+from nld_train.evaluation.oracle import OracleBlock
+from nld_train.evaluation.speed_bound import of_blocks, print_bound
+
+
+@pytest.fixture(scope="module")
+def bounds(reported: Report, trained: Path) -> list[dict[str, Any]]:
+    """At three block lengths."""
+    figures = reported(bound.main, trained, "--block-lengths", "1,4,7", "--threshold", 0.3)
+    return list(figures["bounds"])
+
+
+def test_the_bound_stands_above_what_ends_at_its_target(
+    bounds: list[dict[str, Any]], decoded: Decoded, trained: Path
+) -> None:
+    assert [one["block_length"] for one in bounds] == [1, 4, 7]
+    for one in bounds:
+        ways, blocks = one["ways"], one["oracle_blocks"]
+        slow, oracle = ways["diffusion, one per pass"], ways["oracle"]
+        assert oracle["tokens_per_forward"] >= slow["tokens_per_forward"]
+        assert (oracle["new_tokens"], oracle["agreement"]) == (slow["new_tokens"], slow["agreement"])
+        assert ways["linear"]["agreement"] == ways["quadratic"]["agreement"] == 1.0
+        records = decoded(trained, "--compare", "--block-length", one["block_length"], "--threshold", 0.3)
+        for mode, name in (("diffusion", "diffusion, threshold 0.3"), ("linear", "linear"), ("quadratic", "quadratic")):
+            assert ways[name]["tokens_per_forward"] == pytest.approx(per_forward(records, mode))
+        assert blocks["searched"] == blocks["blocks"] >= blocks["longer_than_shortest"]
+        if one["block_length"] > 1:
+            rival = blocks["rivals"]["threshold 0.3"]
+            assert blocks["blocks"] >= rival["same"] >= rival["fewer"]
+            # Passes that write the cache are counted in one figure and not in the other.
+            assert oracle["accepted_per_pass"] >= 1.0
+            assert oracle["accepted_per_pass"] == pytest.approx(blocks["masks"] / blocks["passes"], rel=0.2)
+
+
+def block(masks: int, passes: int, fewest: int | None = None, complete: bool = True, **rivals: Any) -> OracleBlock:
+    return OracleBlock(
+        target=torch.zeros(masks + 1).long(),
+        masks=masks,
+        passes=passes,
+        forwards=10 * masks,
+        complete=complete,
+        exhausted=masks > 6,
+        fewest=fewest,
+        rivals=rivals,
+    )
+
+
+def test_how_often_a_policy_needed_fewer_passes_for_the_same_target() -> None:
+    """Blocks written out by hand; those that a stop left incomplete, and those without a mask, do not count."""
+    blocks = [
+        block(6, 3, fewest=2, fast=(2, True), slow=(6, True)),
+        block(6, 2, fewest=2, fast=(1, False), slow=(6, True)),
+        block(9, 3, fast=(3, True), slow=(9, False)),
+        block(3, 3, fewest=1, complete=False, fast=(1, True), slow=(1, True)),
+        block(0, 0, fewest=0, fast=(0, True), slow=(0, True)),
+    ]
+    assert of_blocks(blocks) == {
+        "blocks": 3,
+        "masks": 7.0,
+        "passes": pytest.approx(8 / 3),
+        "forwards": 70.0,
+        "exhausted": 1,
+        "searched": 2,
+        "longer_than_shortest": 1,
+        "rivals": {"fast": {"same": 2, "fewer": 1}, "slow": {"same": 2, "fewer": 0}},
+    }
+    assert of_blocks([])["passes"] is None
+
+
+def test_the_tables_fit_a_terminal(bounds: list[dict[str, Any]]) -> None:
+    """Every figure on one line of 80, and how often a policy ended at the same target in fewer passes."""
+    console = Console(width=80, file=io.StringIO())
+    print_bound(console, bounds)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for one in bounds:
+        for name, way in one["ways"].items():
+            assert any(f" {name} " in line and f" {way['tokens_per_forward']:.2f} " in line for line in lines)
+    rival = bounds[1]["oracle_blocks"]["rivals"]["threshold 0.3"]
+    (same,) = (line for line in lines if "threshold 0.3: same target " in line)
+    (fewer,) = (line for line in lines if "threshold 0.3: same target, fewer passes" in line)
+    assert f" {rival['same']} " in same
+    assert f" {rival['fewer']} " in fewer

@@ -1,0 +1,49 @@
+"""`nld-curve`: tokens per forward and agreement against the threshold."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from reading_commands import Decoded, Report, per_forward
+from rich.console import Console
+
+from nld_train import curve
+from nld_train.evaluation.threshold_curve import print_curves
+
+
+def test_the_curve_is_what_nld_decode_says(reported: Report, decoded: Decoded, trained_export: Path) -> None:
+    found = reported(curve.main, trained_export, "--block-length", 8, "--thresholds", "1,0,0.3")
+    assert set(found["curves"]) == {"confidence"}
+    points = found["curves"]["confidence"]
+    assert [point["threshold"] for point in points] == [0.0, 0.3, 1.0]
+    for point in points:
+        records = decoded(trained_export, "--compare", "--block-length", 8, "--threshold", point["threshold"])
+        assert point["tokens_per_forward"] == pytest.approx(per_forward(records, "diffusion"))
+        texts = {
+            mode: [record["token_ids"] for record in records if record["mode"] == mode] for mode in ("ar", "diffusion")
+        }
+        same = sum(a == b for x, y in zip(*texts.values(), strict=True) for a, b in zip(x, y, strict=False))
+        longest = sum(max(len(x), len(y)) for x, y in zip(*texts.values(), strict=True))
+        assert point["agreement"] == pytest.approx(same / longest)
+    assert points[0]["accepted_per_pass"] > points[-1]["accepted_per_pass"] >= 1.0
+    # A certainty of exactly 1 is all that a threshold of 1 commits beyond the best position.
+    assert points[-1]["agreement_with_one_per_pass"] > 0.9
+    assert found["one_per_pass"]["accepted_per_pass"] == 1.0
+
+
+def test_the_table_fits_a_terminal(reported: Report, trained: Path) -> None:
+    found = reported(curve.main, trained, "--block-length", 8, "--thresholds", "0.25,1")
+    console = Console(width=80, file=io.StringIO())
+    print_curves(console, found)
+    lines = [line.replace("\u2502", " ").split() for line in console.file.getvalue().splitlines()]
+    point = found["curves"]["confidence"][0]
+    shares = [f"{point[key]:.1%}" for key in ("agreement", "agreement_with_one_per_pass")]
+    assert [
+        "confidence",
+        "0.25",
+        f"{point['tokens_per_forward']:.2f}",
+        f"{point['accepted_per_pass']:.2f}",
+        *shares,
+    ] in lines
