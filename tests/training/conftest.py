@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, write_token_set
-
-AR_STEPS, JOINT_STEPS = 4, 4
-Train = Callable[..., Path]
+from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Train
 from run_equality import assert_same_run
 from tiny_runs import SHORT, records_of, short_stages
+from training_runs import Train
 
 from nld_train.training.integrity import MANIFEST, find_damage
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Train
 from test_stop_and_resume import assert_same_run
 from tiny_runs import STEP_TOKENS, newest_checkpoint, records_of, saved_tensors
+from training_runs import Train
 
 from nld_train.model.adapter_files import DIRECTORY, find_adapter, read_shape, read_tensors, tensor_names
 

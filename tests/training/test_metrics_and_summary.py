@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import AR_STEPS, JOINT_STEPS, Train
 from tiny_runs import STEP_TOKENS, records_of
+from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 from nld_train.training.report import write_report, write_summary
 

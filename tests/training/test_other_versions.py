@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Train
 from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint
+from training_runs import Train
 
 from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict

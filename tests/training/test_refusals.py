@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Train
 from tiny_runs import write_token_set
+from training_runs import Train
 
 Command = Callable[..., tuple[int, str]]
 

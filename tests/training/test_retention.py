@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import Train
 from tiny_runs import SHORT, newest_checkpoint, short_stages
+from training_runs import Train
 
 from nld_train.config.schema import CheckpointConfig
 from nld_train.training.checkpoint import Progress, written_checkpoints

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Train
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, saved_tensors
+from training_runs import Train
 
 from nld_train.training import run, saving
 from nld_train.training.checkpoint import Progress

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from children import Child, fork_server, ranks
-from conftest import Train
 from run_equality import assert_same_run
 from tiny_runs import SHORT, newest_checkpoint, records_of, short_stages
+from training_runs import Train
 
 from nld_train.config.compose import compose_config
 from nld_train.config.plan import stage_plans

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AR_STEPS, JOINT_STEPS, Train
 from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, records_of, saved_tensors
+from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 STEPS = AR_STEPS + JOINT_STEPS
 

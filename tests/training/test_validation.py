@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AR_STEPS, Train
 from tiny_runs import newest_checkpoint, records_of, saved_tensors
+from training_runs import AR_STEPS, Train
 
 
 @pytest.fixture(scope="module")
