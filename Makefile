@@ -8,6 +8,8 @@ RUN := $(VENV)/bin/python -m
 OVERRIDES ?=
 # More arguments for pytest, e.g. ARGUMENTS="-k noise".
 ARGUMENTS ?=
+# Test processes side by side. The tests of one file stay in one process, for the runs that they share.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help environment quickstart drafter check format test test-all clean
@@ -43,10 +45,10 @@ format: $(STAMP) ## write the formatting, and what the linter can mend
 	$(RUN) ruff format .
 
 test: $(STAMP) ## the tests that take seconds each
-	$(RUN) pytest -m "not long" $(ARGUMENTS)
+	$(RUN) pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGUMENTS)
 
 test-all: $(STAMP) ## every test
-	$(RUN) pytest $(ARGUMENTS)
+	$(RUN) pytest -n $(WORKERS) --dist loadfile $(ARGUMENTS)
 
 clean: ## remove the environment and everything built; data/ and runs/ stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

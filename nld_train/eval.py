@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nld_train.command_line import add_checkpoint, add_threshold, run_to_status
+from nld_train.command_line import MODES, add_checkpoint, add_threshold, run_to_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "them. Started by torchrun, every process takes a share of the requests.",
     )
     add_checkpoint(parser)
-    parser.add_argument(
-        "--mode", choices=("ar", "diffusion", "linear", "quadratic"), required=True, help="how to read the weights"
-    )
+    parser.add_argument("--mode", choices=MODES, required=True, help="how to read the weights")
     parser.add_argument(
         "--tasks",
         nargs="+",

@@ -8,42 +8,7 @@ from typing import Any
 
 import pytest
 from reading_commands import FEW, PROMPTS, Decoded, Main, Report
-
-from nld_train.config.compose import compose_config
-from nld_train.config.schema import Config
-from nld_train.config.validate import validate
-
-WORDS = ("seven", "times", "eight", "is", "fifty-six", "and", "that", "r\u00e9sum\u00e9", "ends", "here")
-# Large starting weights, so that a wrong cache or a wrong layout is not hidden behind logits that are all alike.
-SHAPES = (
-    "model.hidden_size=32",
-    "model.intermediate_size=64",
-    "model.num_hidden_layers=4",
-    "model.num_attention_heads=4",
-    "model.num_key_value_heads=2",
-    "model.head_dim=8",
-    "model.initializer_range=0.2",
-    "model.max_position_embeddings=96",
-    "diffusion.block_size=8",
-    "batch.global_size=4",
-    "batch.micro_size=2",
-    "batch.sequence_length=48",
-)
-AR_STEPS, JOINT_STEPS = 2, 5
-STEPS = (
-    f"stages.ar.tokens={AR_STEPS * 4 * 48}",
-    f"stages.joint.tokens={JOINT_STEPS * 4 * 48}",
-    "stages.ar.schedule.learning_rate=0.01",
-    "stages.joint.schedule.learning_rate=0.01",
-)
-EVALUATION = (
-    "evaluation.every=2",
-    "evaluation.prompts=3",
-    "evaluation.prompt_tokens=12",
-    "evaluation.max_new_tokens=14",
-    "evaluation.block_length=4",
-    "evaluation.threshold=0.3",
-)
+from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
 
 
 @pytest.fixture(scope="session")
@@ -75,22 +40,6 @@ def settings(corpus: Path) -> tuple[str, ...]:
         "execution.device=cpu",
         "execution.timeout_minutes=5",
     )
-
-
-def config_of(*overrides: str) -> Config:
-    config = compose_config(overrides)
-    validate(config, world_size=1)
-    return config
-
-
-def train(*overrides: str, hooked: bool) -> Path:
-    """Trains in this process; returns the directory."""
-    from nld_train.evaluation.decoding_hook import DecodingHook
-    from nld_train.training import run
-
-    config = config_of(*overrides)
-    assert run.train(config, [DecodingHook] if hooked else []) == 0
-    return Path(config.run.dir)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import AR_STEPS, JOINT_STEPS, config_of, train
+from runs_that_decode import AR_STEPS, JOINT_STEPS, config_of, train
 from tiny_runs import newest_checkpoint, records_of, saved_tensors, torchrun
 
 from nld_train.data.samples import validation_samples

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import train
+from runs_that_decode import train
 from tiny_runs import newest_checkpoint
 
 from nld_train.decode import main

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import config_of
+from runs_that_decode import config_of
 
 from nld_train.errors import UserError
 
@@ -18,7 +18,10 @@ from nld_train.errors import UserError
         ("evaluation.modes=[linear]", "evaluation.modes=[linear]: must name ar"),
         ("evaluation.modes=[ar,ar]", "evaluation.modes=[ar,ar]: must name each mode only once"),
         ("evaluation.modes=[ar,telepathy]", "evaluation.modes[1]='telepathy'"),
-        ("evaluation.max_new_tokens=1000", "evaluation.max_new_tokens=1000: with prompt_tokens=64 must be at most 960"),
+        (
+            "evaluation.max_new_tokens=1000",
+            "evaluation.max_new_tokens=1000: with prompt_tokens=128 must be at most 896",
+        ),
         ("data.validation=[]", "data.validation=[]"),
     ],
 )
