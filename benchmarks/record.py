@@ -19,6 +19,8 @@ _PACKAGES = (
     "megatron-core",
     "transformers",
     "transformer-engine",
+    "liger-kernel",
+    "cut-cross-entropy",
     "triton",
     "numpy",
     "tokenizers",
@@ -46,6 +48,11 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     path = directory / f"{name}.json"
     write_atomically(path, json.dumps(result, indent=1) + "\n")
     return path
+
+
+def on_device(name: str, device: Any) -> str:
+    """The name of a result that can be had on a CPU and on a GPU, so that one does not replace the other."""
+    return f"{name}_gpu" if device.type == "cuda" else name
 
 
 def _command() -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import synchronize
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
+from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.model.spec import resolve_attention, resolve_layers
 from nld_train.training.micro_batch import Samples, StreamSettings
 from nld_train.training.optimizer import build_optimizer, wrap_model
 from nld_train.training.step import train_step
@@ -31,12 +33,14 @@ class Stepper:
         self.config, self.device = config, device
         megatron = transformer_config(config, device)
         chunks = build_model(config, megatron, device)
-        initialize(chunks, config.model, config.run.seed)
+        _fill(chunks, config, device)
         self.parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
         self.model = wrap_model(config, megatron, chunks)
         self.dtype = resolve_dtype(config, device)
         self.optimizer: Any = build_optimizer(config, config.stages["joint"], self.model, self.dtype)
         self.rotary = RotaryEmbedding(config.model, device)
+        layers = resolve_layers(config.execution.layers, device)
+        self.kernels = f"{layers} layers, {resolve_attention(config.execution.attention, device)} attention"
         self.samples: dict[str, list[Samples]] = {}
 
     def prepare(self, stage: str) -> list[Samples]:
@@ -53,8 +57,8 @@ class Stepper:
         self.samples[stage] = next(iter(step))
         return self.samples[stage]
 
-    def step(self, stage: str) -> None:
-        """One optimizer step, to its end on the device."""
+    def step(self, stage: str, update: bool = True) -> float:
+        """One optimizer step, to its end on the device; without `update` the learning rate is 0. Returns the loss."""
         settings = StreamSettings(
             two_streams=self.config.stages[stage].alpha > 0,
             block_size=self.config.diffusion.block_size,
@@ -65,19 +69,22 @@ class Stepper:
         )
         clip = self.config.optimizer.clip_grad
         samples, stage_config = self.samples[stage], self.config.stages[stage]
-        train_step(self.model, self.optimizer, samples, stage_config, settings, self.rotary, clip)
-        torch.cuda.synchronize()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.stages["joint"].schedule.learning_rate if update else 0.0
+        result = train_step(self.model, self.optimizer, samples, stage_config, settings, self.rotary, clip)
+        synchronize(self.device)
+        return result.loss
 
-    def reset_peak_memory(self) -> None:
-        """Starts a new measurement of the peak: of the device, or of this process's resident memory."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")
 
-    def peak_memory(self) -> int:
-        """Bytes, since the last reset."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+@torch.no_grad()
+def _fill(chunks: list[Ministral3Model], config: Config, device: torch.device) -> None:
+    """Starting weights. On CUDA any will do, drawn there: a run's own are drawn on the CPU, which takes minutes."""
+    if device.type != "cuda":
+        initialize(chunks, config.model, config.run.seed)
+        return
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(std=config.model.initializer_range)

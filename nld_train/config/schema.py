@@ -11,6 +11,8 @@ from typing import Literal
 
 Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
+Attention = Literal["auto", "flex", "decomposed", "split", "chunked", "dense"]
+Recomputed = Literal["core_attn", "mlp"]
 DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
 
 # Keys of `ModelConfig` that are sizes: integers of 1 or more.
@@ -171,6 +173,7 @@ class ParallelConfig:
     context: int
     overlap_grad_reduce: bool
     overlap_param_gather: bool
+    overlap_tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,9 @@ class OptimizerConfig:
     epsilon: float
     weight_decay: float
     clip_grad: float
+    precision_aware: bool
+    moments: Literal["fp32", "bf16", "fp16", "fp8"]
+    cpu_offload: float
 
 
 @dataclass(frozen=True)
@@ -191,9 +197,13 @@ class ExecutionConfig:
     device: Literal["auto", "cuda", "cpu"]
     precision: Literal["auto", "bf16", "fp32"]
     layers: Literal["auto", "transformer_engine", "local"]
-    attention: Literal["auto", "flex", "chunked", "dense"]
+    attention: Attention
+    fp8: Literal["none", "hybrid", "e4m3"]
+    fp8_recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"]
+    compile: Literal["none", "default", "reduce-overhead"]
     head_chunk_rows: int
     recompute: Literal["none", "selective", "full"]
+    recompute_modules: tuple[Recomputed, ...]
     recompute_layers: int
     timeout_minutes: float
 

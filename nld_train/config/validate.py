@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from nld_train.config.checks import at_least, below_one, divides, fraction, positive, refuse_unless
 from nld_train.config.schema import SIZE_KEYS, AdapterConfig, Config, ScheduleConfig, SourceConfig, StageConfig
+from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
 
 _YARN_KEYS = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
@@ -27,8 +28,7 @@ def validate(config: Config, world_size: int) -> None:
         if stage.adapter is not None:
             _check_adapter(config, name, stage, stage.adapter)
     _check_batch(config)
-    _check_optimizer(config)
-    _check_execution(config)
+    validate_execution(config)
     _check_intervals(config)
     _check_evaluation(config)
     validate_layout(config, world_size)
@@ -162,30 +162,6 @@ def _check_batch(config: Config) -> None:
     longest = config.model.max_position_embeddings
     valid = f"must be at most model.max_position_embeddings={longest}"
     refuse_unless(batch.sequence_length <= longest, "batch.sequence_length", batch.sequence_length, valid)
-
-
-def _check_optimizer(config: Config) -> None:
-    optimizer = config.optimizer
-    below_one("optimizer.beta1", optimizer.beta1)
-    below_one("optimizer.beta2", optimizer.beta2)
-    positive("optimizer.epsilon", optimizer.epsilon)
-    at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
-    at_least("optimizer.clip_grad", optimizer.clip_grad, 0)
-
-
-def _check_execution(config: Config) -> None:
-    execution = config.execution
-    if execution.device == "cpu":
-        precision, layers = execution.precision, execution.layers
-        valid = "must be fp32 or auto with execution.device=cpu: the CPU trains in fp32"
-        refuse_unless(precision != "bf16", "execution.precision", precision, valid)
-        valid = "must be local or auto with execution.device=cpu: Transformer Engine needs CUDA"
-        refuse_unless(layers != "transformer_engine", "execution.layers", layers, valid)
-        valid = "must be chunked, dense or auto with execution.device=cpu: there flex has no backward pass"
-        refuse_unless(execution.attention != "flex", "execution.attention", execution.attention, valid)
-    at_least("execution.head_chunk_rows", execution.head_chunk_rows, 1)
-    at_least("execution.recompute_layers", execution.recompute_layers, 1)
-    positive("execution.timeout_minutes", execution.timeout_minutes)
 
 
 def _check_intervals(config: Config) -> None:

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nld_train.config.counts import padded_vocabulary
 from nld_train.config.schema import Config
+from nld_train.model.accelerator import accelerator_settings, compile_layers, make_overlap_buffers
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.spec import block_spec, resolve_attention, resolve_layers
 
@@ -57,6 +58,7 @@ def transformer_config(config: Config, device: torch.device) -> TransformerConfi
         calculate_per_token_loss=True,
         **_layout(config),
         **_kernels(config, device),
+        **accelerator_settings(config, resolve_layers(config.execution.layers, device)),
         **_recomputation(config),
     )
 
@@ -101,7 +103,7 @@ def _recomputation(config: Config) -> dict[str, Any]:
     if execution.recompute == "none":
         return {}
     if execution.recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+        return {"recompute_granularity": "selective", "recompute_modules": list(execution.recompute_modules)}
     return {
         "recompute_granularity": "full",
         "recompute_method": "uniform",
@@ -117,6 +119,8 @@ def build_model(config: Config, megatron: TransformerConfig, device: torch.devic
         megatron: from `transformer_config`.
         device: where the weights go. On `meta` nothing is allocated.
     """
+    if config.parallel.overlap_tensor and device.type == "cuda":
+        make_overlap_buffers(config)
     virtual = config.parallel.virtual_pipeline
     chunks = [_build_chunk(config, megatron, device, stage) for stage in (range(virtual) if virtual else [None])]
     return chunks if device.type == "meta" else [chunk.to(device) for chunk in chunks]
@@ -140,6 +144,7 @@ def _build_chunk(
             vp_stage=vp_stage,
         )
     mark_shards(chunk)
+    compile_layers(config, layers, chunk)
     return chunk
 
 

@@ -15,6 +15,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from nld_train.config.schema import Attention
 from nld_train.errors import UserError
 from nld_train.model.attention.core import Ministral3SelfAttention, TwoStreamAttention
 
@@ -48,7 +49,7 @@ def resolve_layers(layers: Literal["auto", "transformer_engine", "local"], devic
     return layers
 
 
-def resolve_attention(attention: Literal["auto", "flex", "chunked", "dense"], device: torch.device) -> str:
+def resolve_attention(attention: Attention, device: torch.device) -> str:
     """Name of the attention backend, for the key `execution.attention`."""
     if attention == "auto":
         return "flex" if device.type == "cuda" else "chunked"

@@ -68,9 +68,22 @@ def read_request(arguments: Sequence[str]) -> Request:
         raise UserError("run.stages: nld-plan knows no stages that train an adapter; name the others, e.g. [ar,joint]")
     valid = "nld-plan does not count context parallelism; plan with 1"
     refuse_unless(config.parallel.context == 1, "parallel.context", config.parallel.context, valid)
+    _refuse_uncounted(config)
     fixed = frozenset(key for key in CHOSEN if any(word.startswith(f"{key}=") for word in words))
     choices = Choices(own["gpus"], own["node_size"], fixed)
     return Request(_planned_device(config), choices, own["memory"], own["rows"], hardware, tuple(words))
+
+
+def _refuse_uncounted(config: Config) -> None:
+    """Refuses settings whose memory or speed is not in the planner's counts."""
+    execution, optimizer = config.execution, config.optimizer
+    valid = "nld-plan counts float32 weights and moments on the device; plan with optimizer.precision_aware=false"
+    refuse_unless(not optimizer.precision_aware, "optimizer.precision_aware", True, valid)
+    refuse_unless(execution.fp8 == "none", "execution.fp8", execution.fp8, "nld-plan knows no FP8; plan with none")
+    listed = f"[{','.join(execution.recompute_modules)}]"
+    counted = execution.recompute_modules == ("core_attn",)
+    valid = "nld-plan counts selective recomputation of attention alone; plan with [core_attn]"
+    refuse_unless(counted, "execution.recompute_modules", listed, valid)
 
 
 def _number(key: str, value: str) -> int | float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nld_train.config.schema import Config, ScheduleConfig, StageConfig
+from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.adam import provide_to_megatron
 
@@ -81,9 +83,35 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
             params_dtype=dtype,
             use_distributed_optimizer=True,
             overlap_param_gather=config.parallel.overlap_param_gather,
+            **_state_settings(config),
         ),
         model,
     )
+
+
+def _state_settings(config: Config) -> dict[str, Any]:
+    """Fields of Megatron's configuration for shorter or offloaded optimizer states."""
+    settings = config.optimizer
+    if not settings.precision_aware:
+        return {}
+    if not torch.cuda.is_available():
+        raise UserError("optimizer.precision_aware=true: needs CUDA; set optimizer.precision_aware=false")
+    if not settings.cpu_offload and find_spec("transformer_engine") is None:
+        raise UserError(
+            "optimizer.precision_aware=true: needs the optimizer of Transformer Engine; install nld-train[h100] or set "
+            "optimizer.precision_aware=false"
+        )
+    moments = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
+    return {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": moments[settings.moments],
+        "exp_avg_sq_dtype": moments[settings.moments],
+        # Which decides where Megatron looks for gradients.
+        "fp8_recipe": None if config.execution.fp8 == "none" else config.execution.fp8_recipe,
+        "optimizer_cpu_offload": settings.cpu_offload > 0,
+        "optimizer_offload_fraction": settings.cpu_offload,
+        "overlap_cpu_optimizer_d2h_h2d": settings.cpu_offload > 0,
+    }
 
 
 def build_scheduler(
@@ -117,4 +145,6 @@ def clip_gradients(optimizer: Any, gradient_norm: float, limit: float) -> None:
         return
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if parameters := part.get_parameters():
-            clip_grad_by_total_norm_fp32(parameters, max_norm=limit, total_norm=gradient_norm)
+            # Precision-aware optimizers keep gradients beside `grad`, whose type would have to be the weight's.
+            beside = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
+            clip_grad_by_total_norm_fp32(parameters, limit, gradient_norm, use_decoupled_grad=beside)

@@ -24,6 +24,9 @@ YARN = {
 PIPELINE = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 TENSOR = {"parallel.tensor": 2, "parallel.sequence": True}
 FOUR = {"parallel.tensor": 4, "model.num_key_value_heads": 4}
+FP8 = {"execution.fp8": "hybrid", "evaluation.every": 0}
+AWARE = {"optimizer.precision_aware": True}
+OVERLAP = {"parallel.overlap_tensor": True}
 
 # Changed values, number of processes, the key that must be named, and what must be said about it.
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
@@ -75,6 +78,30 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"optimizer.clip_grad": -1}, 1, "optimizer.clip_grad", "at least 0"),
     ({"execution.device": "cpu", "execution.precision": "bf16"}, 1, "execution.precision", "fp32"),
     ({"execution.device": "cpu", "execution.layers": "transformer_engine"}, 1, "execution.layers", "local"),
+    ({"execution.device": "cpu", "execution.attention": "split"}, 1, "execution.attention", "no backward pass"),
+    ({"parallel.context": 2, "execution.attention": "decomposed"}, 2, "execution.attention", "use flex, chunked"),
+    ({"execution.device": "cpu", "execution.fp8": "hybrid"}, 1, "execution.fp8", "Transformer Engine"),
+    ({"execution.device": "cpu", "execution.compile": "reduce-overhead"}, 1, "execution.compile", "CUDA graphs"),
+    ({"execution.layers": "local", "execution.fp8": "e4m3"}, 1, "execution.fp8", "execution.layers=transformer"),
+    ({**FP8, "execution.precision": "fp32"}, 1, "execution.precision", "bf16"),
+    ({**FP8, "evaluation.every": 5}, 1, "evaluation.every", "must be 0"),
+    ({**FP8, "batch.micro_size": 1, "batch.sequence_length": 248}, 1, "batch.sequence_length", "multiple of 16"),
+    (
+        {"execution.layers": "transformer_engine", "execution.compile": "default"},
+        1,
+        "execution.compile",
+        "fused already",
+    ),
+    ({"execution.recompute_modules": []}, 1, "execution.recompute_modules", "at least one"),
+    ({"execution.recompute_modules": ["mlp", "mlp"]}, 1, "execution.recompute_modules", "only once"),
+    ({"optimizer.cpu_offload": 1.1}, 1, "optimizer.cpu_offload", "[0, 1]"),
+    ({"optimizer.cpu_offload": 0.5}, 1, "optimizer.cpu_offload", "precision_aware=true"),
+    ({"optimizer.moments": "bf16"}, 1, "optimizer.moments", "must be fp32"),
+    ({**AWARE, "optimizer.moments": "bf16", "optimizer.cpu_offload": 1.0}, 1, "optimizer.moments", "must be fp32"),
+    ({**AWARE, "execution.device": "cpu"}, 1, "optimizer.precision_aware", "execution.device=cpu"),
+    ({"parallel.overlap_tensor": True}, 1, "parallel.overlap_tensor", "parallel.sequence"),
+    ({**TENSOR, **OVERLAP, "execution.layers": "local"}, 2, "parallel.overlap_tensor", "Transformer Engine"),
+    ({**TENSOR, **OVERLAP}, 2, "parallel.overlap_tensor", "run.stages"),
     ({"execution.recompute_layers": 0}, 1, "execution.recompute_layers", "at least 1"),
     ({"execution.head_chunk_rows": 0}, 1, "execution.head_chunk_rows", "at least 1"),
     ({"execution.timeout_minutes": 0}, 1, "execution.timeout_minutes", "above 0"),
@@ -123,6 +150,11 @@ ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({"run.dry": True, "data.train": [], "data.validation": []}, 1),
     ({"data.validation": [], "validation.every": 0, "evaluation.every": 0}, 1),
     ({"execution.device": "cpu", "execution.precision": "fp32"}, 1),
+    ({"execution.device": "cpu", "execution.attention": "decomposed", "execution.compile": "default"}, 1),
+    (FP8, 1),
+    ({**AWARE, "optimizer.moments": "fp8"}, 1),
+    ({**AWARE, "optimizer.cpu_offload": 0.5}, 1),
+    ({**TENSOR, **OVERLAP, "run.stages": ["joint"]}, 2),
     ({"stages.ar.schedule.warmup_fraction": 0.8}, 1),
     ({"run.stages": ["joint", "ar"]}, 1),
 ]

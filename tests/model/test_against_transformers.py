@@ -68,7 +68,7 @@ def test_the_ar_forward_is_transformers_causal_model(variant: str) -> None:
 
 
 @pytest.mark.parametrize("two_streams", [False, True])
-@pytest.mark.parametrize("attention", ["dense", "chunked", "flex"])
+@pytest.mark.parametrize("attention", ["dense", "chunked", "flex", "split", "decomposed"])
 @torch.no_grad()
 def test_packed_documents_and_two_streams_are_its_model_under_a_naive_mask(attention: str, two_streams: bool) -> None:
     config = tiny_config(execution__attention=attention, diffusion__block_size=6)
@@ -136,19 +136,39 @@ def test_gradients_of_two_streams_are_transformers() -> None:
     assert_same_gradients(config, ours, theirs)
 
 
-@pytest.mark.parametrize(("recompute", "layers"), [("none", 1), ("selective", 1), ("full", 1), ("full", 2)])
-def test_recomputation_changes_no_gradient(recompute: str, layers: int) -> None:
-    config = tiny_config(execution__recompute=recompute, execution__recompute_layers=layers, diffusion__block_size=6)
+ATTENTION, MLP = "core_attn", "mlp"
+
+
+@pytest.mark.parametrize(
+    ("recompute", "modules", "layers"),
+    [
+        ("none", ATTENTION, 1),
+        ("selective", ATTENTION, 1),
+        ("selective", MLP, 1),
+        ("full", ATTENTION, 1),
+        ("full", ATTENTION, 2),
+    ],
+)
+def test_recomputation_changes_no_gradient(recompute: str, modules: str, layers: int) -> None:
+    config = tiny_config(
+        execution__recompute=recompute,
+        execution__recompute_modules=f"[{modules}]",
+        execution__recompute_layers=layers,
+        diffusion__block_size=6,
+    )
     ours, theirs = pair(config)
     ours.train()
-    passes = []
+    passes, others = [], []
     for layer in ours.decoder.layers:
         layer.self_attention.core_attention.register_forward_hook(lambda *_: passes.append(1))
+        layer.mlp.linear_fc1.register_forward_hook(lambda *_: others.append(1))
     tokens = random_tokens(2, 100)
     (logits(config, ours, tokens, torch.tensor(DOCUMENTS), True)[:, ::3] ** 2).mean().backward()
     (oracle_logits(theirs, tokens, DOCUMENTS, 6, True)[:, ::3] ** 2).mean().backward()
     assert_same_gradients(config, ours, theirs)
-    assert len(passes) == config.model.num_hidden_layers * (1 if recompute == "none" else 2)
+    again = {"none": "", "selective": modules, "full": f"{ATTENTION},{MLP}"}[recompute].split(",")
+    assert len(passes) == config.model.num_hidden_layers * (2 if ATTENTION in again else 1)
+    assert len(others) == config.model.num_hidden_layers * (2 if "mlp" in again else 1)
 
 
 def assert_same_gradients(config: Config, ours: Ministral3Model, theirs: Ministral3ForCausalLM) -> None:

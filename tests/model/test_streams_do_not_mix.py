@@ -15,7 +15,7 @@ from nld_train.model import streams
 from nld_train.model.ministral3 import Ministral3Model
 
 pytestmark = pytest.mark.usefixtures("groups")
-BACKENDS = ["dense", "chunked", "flex"]
+BACKENDS = ["dense", "chunked", "flex", "split", "decomposed"]
 # Length 18 goes beyond the original length of 16. Blocks of 4 divide neither the length nor these documents.
 ONE_DOCUMENT, THREE_DOCUMENTS = [0] * 18, [0] * 7 + [1] * 1 + [2] * 10
 BLOCK_SIZE = 4
@@ -62,7 +62,7 @@ def test_a_flipped_token_changes_the_logits_that_may_see_it_and_no_others(
     before = logits(config, model, tokens, documents_tensor, two_streams=True)[0]
     sees = naive.visibility(documents, BLOCK_SIZE, True)
     depends = reachable(sees, config.model.num_hidden_layers)
-    for place in range(0, 2 * length, 3 if attention == "flex" else 1):  # uncompiled, it takes its time
+    for place in range(0, 2 * length, 3 if attention in ("flex", "split") else 1):  # uncompiled, it takes its time
         flipped = tokens.clone()
         flipped[0, place] = (flipped[0, place] + 29) % 67
         after = logits(config, model, flipped, documents_tensor, two_streams=True)[0]

@@ -28,6 +28,11 @@ class Span:
     stop: int
     block_borders: tuple[int, ...]
 
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Where its blocks begin, and where the last one ends."""
+        return (*self.block_borders, self.stop)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -91,7 +96,7 @@ def _attend_alike(
     runs: tuple[tuple[int, int], ...],
 ) -> Tensor:
     """Rows whose documents lie alike. Queries are those of `runs`, begin and end of some places of each stream."""
-    blocks = [(span.start, *block) for span in spans for block in pairwise((*span.block_borders, span.stop))]
+    blocks = [(span.start, *block) for span in spans for block in pairwise(span.borders)]
     noisy = _pieces(blocks, runs) if layout.two_streams else []
     clean = _pieces([(span.start, span.start, span.stop) for span in spans], runs)
     parts = iter(query.split([piece.stop - piece.start for piece in (*noisy, *clean)], dim=2))

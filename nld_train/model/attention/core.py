@@ -16,7 +16,7 @@ from nld_train.model.streams import Attend, lookup
 
 @cache
 def backend(name: str) -> Attend:
-    """The `attend` function of a backend: `dense`, `chunked` or `flex`."""
+    """The `attend` function of a backend, by the name of its module in this package."""
     attend: Attend = import_module(f"nld_train.model.attention.{name}").attend
     return attend
 

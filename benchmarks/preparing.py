@@ -1,0 +1,77 @@
+"""One preparation of text, timed in a process of its own for `benchmarks.data`: prints seconds and tokens as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+    """`nld-data prepare`, in one process beside this one: its tokens are written as `.bin` and `.idx`."""
+    from rich.console import Console
+
+    from nld_train.data.prepare import prepare
+    from nld_train.data.request import PrepareRequest
+    from nld_train.data.sources import SourceSettings
+
+    settings = SourceSettings(
+        format="jsonl",
+        text_key="text",
+        documents_per="file",
+        glob="**/*",
+        split="train",
+        dataset_config=None,
+        encoding_errors="strict",
+        shard_bytes=8 << 20,
+    )
+    request = PrepareRequest((str(text),), str(out), "set", str(tokenizer), settings)
+
+    def run() -> int:
+        return sum(manifest.tokens for manifest in prepare(request, Console(quiet=True)).values())
+
+    return run
+
+
+def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+    """`datasets.map` over batches, as the usual recipes have it: its tokens are written as Arrow."""
+    from datasets import Dataset, load_dataset
+    from transformers import AutoTokenizer
+
+    encoder = AutoTokenizer.from_pretrained(str(tokenizer))
+    end = encoder.eos_token_id
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        ids = encoder(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return {"input_ids": [[*each, end] for each in ids]}
+
+    def run() -> int:
+        read: Dataset = load_dataset("json", data_files=str(text), split="train", cache_dir=str(out))
+        encoded = read.map(encode, batched=True, remove_columns=["text"])
+        return len(encoded.data.column("input_ids").combine_chunks().flatten())
+
+    return run
+
+
+def main() -> None:
+    """Takes the way, the text, the tokenizer and a folder for the result."""
+    way, text, tokenizer, out = sys.argv[1], *map(Path, sys.argv[2:5])
+    run = (ours if way == "nld-data prepare" else theirs)(text, tokenizer, out)
+    wall, processor = time.perf_counter(), _processor_time()
+    tokens = run()
+    print(
+        json.dumps({"tokens": tokens, "wall": time.perf_counter() - wall, "processor": _processor_time() - processor})
+    )
+
+
+def _processor_time() -> float:
+    """Of this process and those that it started."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Runs with released shapes on one device, over tokens drawn at random: no corpus is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from nld_train.config.compose import compose_config
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+from nld_train.planner.memory import largest_memory
+
+SHAPES = ("3b", "8b", "14b")
+# Of the device's free memory; the rest is for workspaces, gaps and what the planner does not count.
+_USABLE = 0.88
+# Ids of a token file of two bytes each.
+_SHORT_IDS = 2**16
+_FIRST_ID = 200  # beyond the special ids of a tokenizer, the mask among them
+
+
+def write_tokens(prefix: Path, vocabulary: int, tokens: int, document_tokens: int) -> None:
+    """A token set of uniform ids in documents of about `document_tokens`, geometrically distributed."""
+    from nld_train.data.packed import indexed_dataset_module
+
+    generator = np.random.default_rng(1)
+    first = min(_FIRST_ID, vocabulary // 2)
+    kind = np.uint16 if vocabulary <= _SHORT_IDS else np.int32
+    builder = indexed_dataset_module().IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind)
+    written = 0
+    while written < tokens:
+        length = int(generator.geometric(1 / document_tokens))
+        builder.add_document(generator.integers(first, vocabulary, length), [length])
+        written += length
+    builder.finalize(f"{prefix}.idx")
+
+
+@contextmanager
+def random_run(shape: str | None, overrides: Sequence[str], document_tokens: int = 1024) -> Iterator[Config]:
+    """The settings of a run over random tokens that lie in a folder of its own until the end.
+
+    Args:
+        shape: a name of `SHAPES`, with the batch and blocks of its pretraining, or None for the quickstart's.
+        overrides: more settings.
+        document_tokens: mean length of a document.
+    """
+    words = [] if shape is None else [f"model={shape}", "diffusion=pretraining", "batch=paper", "batch.global_size=1"]
+    with TemporaryDirectory(prefix="nld-benchmark-") as folder:
+        prefix = Path(folder) / "tokens"
+        config = compose_config(
+            [
+                *words,
+                f"data.train=[{{prefix: {prefix}, weight: 1}}]",
+                "data.validation=[]",
+                "data.tokenizer=null",
+                "data.workers=0",
+                "validation.every=0",
+                "evaluation.every=0",
+                "logging.wandb.mode=disabled",
+                *overrides,
+            ]
+        )
+        samples = 2 * config.batch.global_size * (config.batch.sequence_length + 1)
+        write_tokens(prefix, config.model.vocab_size, samples, document_tokens)
+        yield config
+
+
+def with_layers(config: Config, layers: int) -> Config:
+    """The same model with another number of layers."""
+    return replace(config, model=replace(config.model, num_hidden_layers=layers))
+
+
+def layers_that_fit(config: Config, free_bytes: int) -> int:
+    """As many layers of a shape as one device can train, by the planner's count of memory.
+
+    Raises:
+        UserError: not even one.
+    """
+    on_cuda = replace(config, execution=replace(config.execution, device="cuda"))
+    for layers in range(config.model.num_hidden_layers, 0, -1):
+        if largest_memory(with_layers(on_cuda, layers), 1).total <= _USABLE * free_bytes:
+            return layers
+    raise UserError(f"model.num_hidden_layers: not one layer of {config.model.name} fits {free_bytes / 2**30:.0f} GiB")

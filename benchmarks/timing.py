@@ -1,0 +1,68 @@
+"""Seconds and bytes of something that runs again and again on one device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+Work = Callable[[], Any]
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_in_turn(
+    works: dict[str, Work], device: torch.device, repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Times several works in turn, so that a drifting machine slows all alike; the first rounds do not count."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for round_number in range(warmup + repeats):
+        for name, work in works.items():
+            synchronize(device)
+            begin = time.perf_counter()
+            work()
+            synchronize(device)
+            if round_number >= warmup:
+                found[name].append(time.perf_counter() - begin)
+    return found
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new measurement of the peak: of the device, or of this process's resident memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, since the last reset."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def extra_memory(work: Work, device: torch.device) -> int:
+    """Bytes that a work takes at its worst moment beyond what was held before it.
+
+    On a CPU those of tensors alone, which do not depend on what else the process has done; what kernels allocate inside
+    is not seen there.
+    """
+    if device.type == "cpu":
+        with (tracker := MemTracker()):
+            work()
+        return int(tracker.get_tracker_snapshot("peak")[device]["Total"])
+    before = torch.cuda.memory_allocated(device)
+    reset_peak_memory(device)
+    work()
+    synchronize(device)
+    return peak_memory(device) - before

@@ -1,0 +1,114 @@
+"""Refusing kernels, precisions and optimizer states that cannot be together or not on this device.
+
+What depends on the packages that are installed is refused where the model and the optimizer are built.
+"""
+
+from __future__ import annotations
+
+from nld_train.config.checks import at_least, below_one, fraction, positive, refuse_unless
+from nld_train.config.schema import Config, ExecutionConfig
+
+# FP8 products need both sides of a matrix in multiples of this.
+_FP8_TILE = 16
+
+
+def validate_execution(config: Config) -> None:
+    """Raise `UserError` for the first key of `execution`, `optimizer` or an overlap that is impossible."""
+    _check_optimizer(config)
+    execution = config.execution
+    at_least("execution.head_chunk_rows", execution.head_chunk_rows, 1)
+    at_least("execution.recompute_layers", execution.recompute_layers, 1)
+    positive("execution.timeout_minutes", execution.timeout_minutes)
+    if execution.device == "cpu":
+        _check_cpu(config)
+    _check_attention(config)
+    _check_recomputation(execution)
+    _check_fp8(config)
+    valid = "means nothing with execution.layers=transformer_engine, whose layers are fused already; set none"
+    compiled = execution.compile != "none" and execution.layers == "transformer_engine"
+    refuse_unless(not compiled, "execution.compile", execution.compile, valid)
+    _check_tensor_overlap(config)
+
+
+def _check_cpu(config: Config) -> None:
+    execution, optimizer = config.execution, config.optimizer
+    precision, layers, attention = execution.precision, execution.layers, execution.attention
+    valid = "must be fp32 or auto with execution.device=cpu: the CPU trains in fp32"
+    refuse_unless(precision != "bf16", "execution.precision", precision, valid)
+    valid = "must be local or auto with execution.device=cpu: Transformer Engine needs CUDA"
+    refuse_unless(layers != "transformer_engine", "execution.layers", layers, valid)
+    valid = (
+        f"must be chunked, decomposed, dense or auto with execution.device=cpu: there {attention} has no backward pass"
+    )
+    refuse_unless(attention not in ("flex", "split"), "execution.attention", attention, valid)
+    valid = "must be none with execution.device=cpu: FP8 needs CUDA and Transformer Engine"
+    refuse_unless(execution.fp8 == "none", "execution.fp8", execution.fp8, valid)
+    valid = "must be none or default with execution.device=cpu: CUDA graphs need CUDA"
+    refuse_unless(execution.compile != "reduce-overhead", "execution.compile", execution.compile, valid)
+    valid = "must be false with execution.device=cpu: it is Transformer Engine's optimizer, or needs cpu_offload"
+    refuse_unless(not optimizer.precision_aware, "optimizer.precision_aware", True, valid)
+
+
+def _check_attention(config: Config) -> None:
+    attention, context = config.execution.attention, config.parallel.context
+    valid = f"is not made for parallel.context={context}; use flex, chunked or dense"
+    refuse_unless(context == 1 or attention not in ("split", "decomposed"), "execution.attention", attention, valid)
+
+
+def _check_recomputation(execution: ExecutionConfig) -> None:
+    modules = execution.recompute_modules
+    listed = f"[{','.join(modules)}]"
+    refuse_unless(len(modules) > 0, "execution.recompute_modules", listed, "must name at least one, e.g. [core_attn]")
+    once = len(set(modules)) == len(modules)
+    refuse_unless(once, "execution.recompute_modules", listed, "must name each part only once")
+
+
+def _check_fp8(config: Config) -> None:
+    execution, parallel, batch = config.execution, config.parallel, config.batch
+    if execution.fp8 == "none":
+        return
+    valid = "needs Transformer Engine's layers; set execution.layers=transformer_engine or execution.fp8=none"
+    refuse_unless(execution.layers != "local", "execution.fp8", execution.fp8, valid)
+    valid = "must be bf16 or auto with execution.fp8: what is not in 8 bits is in bf16"
+    refuse_unless(execution.precision != "fp32", "execution.precision", execution.precision, valid)
+    valid = "must be 0 with execution.fp8: a few rows that decode are too few for FP8 products; decode with nld-decode"
+    refuse_unless(config.evaluation.every == 0, "evaluation.every", config.evaluation.every, valid)
+    parts = parallel.context * (parallel.tensor if parallel.sequence else 1)
+    positions = batch.micro_size * batch.sequence_length // parts
+    valid = (
+        f"with batch.micro_size={batch.micro_size} puts {positions} positions on a process; execution.fp8 needs "
+        + (f"a multiple of {_FP8_TILE}")
+    )
+    refuse_unless(positions % _FP8_TILE == 0, "batch.sequence_length", batch.sequence_length, valid)
+
+
+def _check_tensor_overlap(config: Config) -> None:
+    if not config.parallel.overlap_tensor:
+        return
+    key = "parallel.overlap_tensor"
+    refuse_unless(config.parallel.sequence, key, True, "needs parallel.sequence=true")
+    valid = "needs Transformer Engine's layers on CUDA; set false"
+    elsewhere = config.execution.device == "cpu" or config.execution.layers == "local"
+    refuse_unless(not elsewhere, key, True, valid)
+    lengths = {config.stages[name].alpha > 0 for name in config.run.stages}
+    valid = (
+        "has buffers of one length, but AR and joint stages send different ones through the model; run them one by one "
+        "with run.stages, or set false"
+    )
+    refuse_unless(len(lengths) == 1, key, True, valid)
+
+
+def _check_optimizer(config: Config) -> None:
+    optimizer = config.optimizer
+    below_one("optimizer.beta1", optimizer.beta1)
+    below_one("optimizer.beta2", optimizer.beta2)
+    positive("optimizer.epsilon", optimizer.epsilon)
+    at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
+    at_least("optimizer.clip_grad", optimizer.clip_grad, 0)
+    fraction("optimizer.cpu_offload", optimizer.cpu_offload)
+    offloads, aware = optimizer.cpu_offload > 0, optimizer.precision_aware
+    valid = "needs optimizer.precision_aware=true, whose way Megatron's offloaded optimizer goes"
+    refuse_unless(aware or not offloads, "optimizer.cpu_offload", optimizer.cpu_offload, valid)
+    valid = "must be fp32 with optimizer.precision_aware=false or optimizer.cpu_offload above 0"
+    plain = offloads or not aware
+    refuse_unless(optimizer.moments == "fp32" or not plain, "optimizer.moments", optimizer.moments, valid)

@@ -1,0 +1,82 @@
+"""What there is on CUDA beyond plain kernels: FP8 products, overlapped exchange, compiled parts of layers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+
+# Of the recipe `delayed`: the largest value of the last so many steps decides the scale. Transformer Engine's default.
+_AMAX_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+
+
+def accelerator_settings(config: Config, layers: str) -> dict[str, Any]:
+    """Fields of Megatron's configuration for `execution.fp8` and `parallel.overlap_tensor`.
+
+    Args:
+        config: the run.
+        layers: `transformer_engine` or `local`, as resolved.
+
+    Raises:
+        UserError: one of them is asked for without Transformer Engine's layers.
+    """
+    execution = config.execution
+    settings: dict[str, Any] = {}
+    if execution.fp8 != "none":
+        _require_transformer_engine(f"execution.fp8={execution.fp8}", layers, "execution.fp8=none")
+        settings = {"fp8": execution.fp8, "fp8_recipe": execution.fp8_recipe}
+        settings |= _AMAX_HISTORY if execution.fp8_recipe == "delayed" else {}
+    if config.parallel.overlap_tensor:
+        _require_transformer_engine("parallel.overlap_tensor=true", layers, "parallel.overlap_tensor=false")
+        settings["tp_comm_overlap"] = True
+    return settings
+
+
+def _require_transformer_engine(setting: str, layers: str, otherwise: str) -> None:
+    if layers != "transformer_engine":
+        raise UserError(
+            f"{setting}: needs Transformer Engine's layers on CUDA, and here they are local; set {otherwise}"
+        )
+
+
+_buffers_exist = False
+
+
+def make_overlap_buffers(config: Config) -> None:
+    """The buffers that tensor-parallel processes exchange pieces through; once in a process, for one length."""
+    global _buffers_exist
+    if _buffers_exist:
+        return
+    from transformer_engine.pytorch.module.base import initialize_ub
+
+    joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
+    positions = config.batch.micro_size * config.batch.sequence_length * (2 if joint else 1)
+    initialize_ub(
+        shape=[positions // config.parallel.context, config.model.hidden_size],
+        tp_size=config.parallel.tensor,
+        use_fp8=config.execution.fp8 != "none",
+        bootstrap_backend="nccl",
+    )
+    _buffers_exist = True
+
+
+def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
+    """Compiles norms and MLPs in place, for the key `execution.compile`. Attention is left to its own kernels.
+
+    Raises:
+        UserError: the layers are Transformer Engine's.
+    """
+    mode = config.execution.compile
+    if mode == "none":
+        return
+    if layers == "transformer_engine":
+        raise UserError(f"execution.compile={mode}: is for local layers; set execution.layers=local or compile=none")
+    # Lengths are fixed in a stage; a second stage or a decode step compiles anew.
+    compiled = partial(torch.nn.Module.compile, dynamic=False, mode=mode)
+    for layer in chunk.decoder.layers:  # type: ignore[union-attr]
+        for part in (layer.input_layernorm, layer.pre_mlp_layernorm, layer.mlp):
+            compiled(part)

@@ -1,0 +1,96 @@
+"""The clean stream: ordinary causal attention inside each document, through the fastest kernel there is for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nld_train.model.streams import StreamContext
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of a micro-batch lie, its rows one after another.
+
+    Attributes:
+        borders: from 0 to b * L, the first place of each document, and the end.
+        cumulative: the same as int32 on the device.
+        longest: tokens of the longest document.
+    """
+
+    borders: tuple[int, ...]
+    cumulative: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, documents: Tensor, device: torch.device) -> Documents:
+        """From int `[b, L]`; equal values that are adjacent are one document."""
+        begins = torch.ones(documents.shape, dtype=torch.bool)
+        begins[:, 1:] = documents.diff(dim=1) != 0
+        borders = (*begins.flatten().nonzero().flatten().tolist(), documents.numel())
+        return cls(
+            borders=borders,
+            cumulative=torch.tensor(borders, dtype=torch.int32, device=device),
+            longest=max(stop - start for start, stop in pairwise(borders)),
+        )
+
+    def parts(self, length: int) -> Iterator[tuple[int, slice]]:
+        """Row and places of each document, in rows of `length`."""
+        for start, stop in pairwise(self.borders):
+            row = start // length
+            yield row, slice(start - row * length, stop - row * length)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
+    """Causal attention of the clean stream.
+
+    Args:
+        query: `[b, heads, L, head_dim]`.
+        key: `[b, groups, L, head_dim]`.
+        value: `[b, groups, L, head_dim]`.
+        context: the micro-batch; its noisy stream, if it has one, plays no part.
+
+    Returns:
+        `[b, heads, L, head_dim]`.
+    """
+    if "causal" not in context.masks:
+        context.masks["causal"] = Documents.of(context.layout.documents, query.device)
+    documents: Documents = context.masks["causal"]
+    batch, _, length, _ = query.shape
+    if len(documents.borders) == batch + 1:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        return _of_variable_length(query, key, value, documents)
+    parts = [
+        F.scaled_dot_product_attention(
+            query[row, :, places], key[row, :, places], value[row, :, places], is_causal=True, enable_gqa=True
+        )
+        for row, places in documents.parts(length)
+    ]
+    return torch.cat(parts, dim=1).unflatten(1, (batch, length)).transpose(0, 1)
+
+
+def _of_variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+    """All documents in one kernel, which exists in half precision on CUDA alone."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    queries, keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value))
+    ends, longest, grouped = documents.cumulative, documents.longest, _grouped_heads()
+    output: Any = varlen_attn(queries, keys, values, ends, ends, longest, longest, window_size=(-1, 0), **grouped)
+    return output.unflatten(0, (query.shape[0], query.shape[2])).transpose(1, 2)
+
+
+@cache
+def _grouped_heads() -> dict[str, Any]:
+    """torch 2.11 takes fewer heads of keys without being asked; later versions want to be told."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}

@@ -1,0 +1,138 @@
+"""Attention of two streams from three products, none of which needs a mask over both streams.
+
+The clean half is a causal pass. A noisy token sees its own block and the clean tokens of earlier blocks. Each of these
+two is a product of its own with its own normaliser, the log-sum-exp of the scores; the softmax over both is their mean
+with weights that follow from the difference of the normalisers:
+
+    softmax over A and B = w * softmax over A + (1 - w) * softmax over B,   w = sigmoid(lse_A - lse_B)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest
+from torch.utils.checkpoint import checkpoint
+
+from nld_train.masking.layout import StreamLayout
+from nld_train.model.attention import causal, flex
+from nld_train.model.attention.blocks import Blocks
+from nld_train.model.attention.chunked import row_groups
+from nld_train.model.streams import StreamContext
+
+# A product's output and the log-sum-exp of its scores.
+Partial = tuple[Tensor, Tensor]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
+    """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses."""
+    assert context.share is None, "the decomposition is made for whole streams"
+    if not context.layout.two_streams:
+        return causal.attend(query, key, value, context)
+    length = context.layout.length
+    noisy_query, clean_query = query.split(length, dim=2)
+    noisy_key, clean_key = key.split(length, dim=2)
+    noisy_value, clean_value = value.split(length, dim=2)
+    own: Any = checkpoint(
+        _own_blocks, noisy_query, noisy_key, noisy_value, context, use_reentrant=False, preserve_rng_state=False
+    )
+    noisy = merge(own, earlier_blocks(noisy_query, clean_key, clean_value, context))
+    return torch.cat([noisy, causal.attend(clean_query, clean_key, clean_value, context)], dim=2)
+
+
+def merge(first: Partial, second: Partial) -> Tensor:
+    """The softmax over the keys of both products; a normaliser of minus infinity stands for no keys at all."""
+    weight = torch.sigmoid(first[1] - second[1]).unsqueeze(-1)
+    return (weight * first[0] + (1 - weight) * second[0]).to(first[0].dtype)
+
+
+def product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Partial:
+    """Attention with all scores at once, in float32.
+
+    Args:
+        query: `[..., n, head_dim]`.
+        key: `[..., m, head_dim]`.
+        value: `[..., m, head_dim]`.
+        mask: bool, broadcast to `[..., n, m]`; at least one key per query, or None for all.
+
+    Returns:
+        `[..., n, head_dim]` and float32 `[..., n]`.
+    """
+    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    normaliser = scores.logsumexp(dim=-1)
+    return (scores - normaliser.unsqueeze(-1)).exp().to(value.dtype) @ value, normaliser
+
+
+def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
+    """Noisy tokens over the noisy tokens of their block: one batched product over blocks laid side by side.
+
+    Not kept for the backward pass but made again: its scores are larger than its inputs.
+    """
+    if "blocks" not in context.masks:
+        context.masks["blocks"] = Blocks.of(context.layout.blocks, query.device)
+    blocks: Blocks = context.masks["blocks"]
+    groups = key.shape[1]
+    # Query heads that share keys become more queries of the same block.
+    folded = blocks.gather(query).unflatten(1, (groups, -1)).movedim(2, 3).flatten(3, 4)
+    seen = blocks.seen(context.layout.causal_blocks)
+    if seen is not None:
+        seen = seen.repeat(1, 1, 1, query.shape[1] // groups, 1)
+    output, normaliser = product(folded, blocks.gather(key), blocks.gather(value), seen)
+    output, normaliser = (
+        each.unflatten(3, (-1, blocks.size)).movedim(3, 2).flatten(1, 2) for each in (output, normaliser)
+    )
+    return blocks.scatter(output), blocks.scatter(normaliser.unsqueeze(-1)).squeeze(-1)
+
+
+def earlier_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
+    """Noisy queries over the clean keys of earlier blocks of their document; zeros and minus infinity without any."""
+    if not query.is_cuda:
+        return _block_by_block(query, key, value, context.layout)
+    return in_one_kernel(query, key, value, context)
+
+
+def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
+    """`earlier_blocks` through FlexAttention, whose log-sum-exp has gradients."""
+    if "decomposed" not in context.masks:
+        length = context.layout.length
+        noisy, clean = torch.arange(length), torch.arange(length, 2 * length)
+        context.masks["decomposed"] = flex.block_mask(context.layout, query.device, noisy, clean)
+    named: dict[str, Any] = {"block_mask": context.masks["decomposed"], "enable_gqa": True}
+    output, auxiliary = flex.kernel(query.device)(query, key, value, return_aux=AuxRequest(lse=True), **named)
+    return output, auxiliary.lse
+
+
+def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout) -> Partial:
+    """`earlier_blocks` in plain torch: each block over the clean tokens before it, rows that lie alike together."""
+    found: list[Partial] = []
+    order: list[int] = []
+    for group in row_groups(layout):
+        rows = torch.tensor(group.rows, device=query.device)
+        order += group.rows
+        parts = _rows_alike(query[rows], key[rows], value[rows], [span.borders for span in group.spans])
+        output, normaliser = zip(*parts, strict=True)
+        found.append((torch.cat(output, dim=2), torch.cat(normaliser, dim=2)))
+    back = torch.argsort(torch.tensor(order, device=query.device))
+    outputs, normalisers = zip(*found, strict=True)
+    return torch.cat(outputs)[back], torch.cat(normalisers)[back]
+
+
+def _rows_alike(query: Tensor, key: Tensor, value: Tensor, documents: list[tuple[int, ...]]) -> Iterator[Partial]:
+    """Block after block; `documents` are the borders of the blocks of each."""
+    groups = key.shape[1]
+    for borders in documents:
+        for begin, end in pairwise(borders):
+            asking = query[:, :, begin:end]
+            if begin == borders[0]:
+                yield torch.zeros_like(asking), asking.new_full(asking.shape[:-1], float("-inf"), dtype=torch.float32)
+                continue
+            before = slice(borders[0], begin)
+            folded = asking.unflatten(1, (groups, -1)).flatten(2, 3)
+            output, normaliser = product(folded, key[:, :, before], value[:, :, before])
+            yield output.reshape(asking.shape), normaliser.reshape(asking.shape[:-1])

@@ -1,0 +1,29 @@
+"""Attention of two streams in two kernels: the clean half is a causal pass, the noisy half one of FlexAttention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nld_train.model.attention import causal, flex
+from nld_train.model.streams import StreamContext
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
+    """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses.
+
+    Raises:
+        UserError: gradients are asked for on a CPU.
+    """
+    assert context.share is None, "the halves are made for whole streams"
+    flex.refuse_gradients_on_cpu(query, "split")
+    length = context.layout.length
+    if not context.layout.two_streams:
+        return causal.attend(query, key, value, context)
+    if "split" not in context.masks:
+        context.masks["split"] = flex.block_mask(context.layout, query.device, torch.arange(length))
+    noisy = flex.kernel(query.device)(
+        query[:, :, :length], key, value, block_mask=context.masks["split"], enable_gqa=True
+    )
+    clean = causal.attend(query[:, :, length:], key[:, :, length:], value[:, :, length:], context)
+    return torch.cat([noisy, clean], dim=2)
