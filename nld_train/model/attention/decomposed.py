@@ -51,7 +51,7 @@ def merge(first: Partial, second: Partial) -> Tensor:
 
 
 def product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Partial:
-    """Attention with all scores at once, in float32.
+    """Attention with all scores at once, in float32 at least.
 
     Args:
         query: `[..., n, head_dim]`.
@@ -60,13 +60,18 @@ def product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = Non
         mask: bool, broadcast to `[..., n, m]`; at least one key per query, or None for all.
 
     Returns:
-        `[..., n, head_dim]` and float32 `[..., n]`.
+        `[..., n, head_dim]` and `[..., n]`, the latter in the type of the scores.
     """
-    scores = (query.float() * query.shape[-1] ** -0.5) @ key.float().transpose(-1, -2)
+    wide = _score_type(query)
+    scores = (query.to(wide) * query.shape[-1] ** -0.5) @ key.to(wide).transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     normaliser = scores.logsumexp(dim=-1)
     return (scores - normaliser.unsqueeze(-1)).exp().to(value.dtype) @ value, normaliser
+
+
+def _score_type(query: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, torch.float32)
 
 
 def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
@@ -130,7 +135,10 @@ def _rows_alike(query: Tensor, key: Tensor, value: Tensor, documents: list[tuple
         for begin, end in pairwise(borders):
             asking = query[:, :, begin:end]
             if begin == borders[0]:
-                yield torch.zeros_like(asking), asking.new_full(asking.shape[:-1], float("-inf"), dtype=torch.float32)
+                yield (
+                    torch.zeros_like(asking),
+                    asking.new_full(asking.shape[:-1], float("-inf"), dtype=_score_type(asking)),
+                )
                 continue
             before = slice(borders[0], begin)
             folded = asking.unflatten(1, (groups, -1)).flatten(2, 3)
