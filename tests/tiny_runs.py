@@ -68,10 +68,12 @@ def data_overrides(prefix: str) -> tuple[str, ...]:
 
 
 def two_stages(ar_steps: int, joint_steps: int, step_tokens: int = STEP_TOKENS) -> tuple[str, ...]:
-    """Two short stages whose learning rates change at every step."""
+    """Two short stages whose learning rates change at every step: up to 2e-3, and down to 2e-4."""
     overrides = [f"stages.ar.tokens={ar_steps * step_tokens}", f"stages.joint.tokens={joint_steps * step_tokens}"]
     for stage in ("ar", "joint"):
-        overrides += [f"stages.{stage}.schedule.warmup_fraction=0.5", f"stages.{stage}.schedule.decay_fraction=0.5"]
+        schedule = f"stages.{stage}.schedule"
+        overrides += [f"{schedule}.learning_rate=2e-3", f"{schedule}.final_learning_rate=2e-4"]
+        overrides += [f"{schedule}.warmup_fraction=0.5", f"{schedule}.decay_fraction=0.5"]
     return tuple(overrides)
 
 

@@ -13,9 +13,11 @@ def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Outcomes:
-    chosen = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
+    """Of the cases of one file: another process may run the others."""
+    items = [item for item in request.session.items if item.module is request.module]
+    chosen = [item.callspec.params.get("case") for item in items if hasattr(item, "callspec")]
     cases = [case for case in chosen if isinstance(case, Case)]
     needed = [other for case in cases for other in (case, *case.references())]
     return Outcomes(needed, tmp_path_factory.mktemp("groups"), token_set)

@@ -22,13 +22,18 @@ def stock() -> Any:
 
 
 def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    """To 1e-5 of the largest logit: some of these are above 8, where neighbouring float32 numbers are 1e-6 apart."""
+    torch.testing.assert_close(found, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+def random_ids(first: int, shape: tuple[int, int]) -> Tensor:
+    return torch.randint(first, 60, shape, generator=torch.Generator().manual_seed(9))
 
 
 @torch.no_grad()
 def test_causal_logits_are_the_stock_models(model: Any, stock: Any) -> None:
     """Also beyond the original length, where yarn and the query scale differ from plain RoPE."""
-    ids = torch.randint(0, 60, (2, 150))
+    ids = random_ids(0, (2, 150))
     close(model(ids).logits, stock(ids).logits)
     far = torch.arange(200, 230)[None]
     close(model(ids[:, :30], position_ids=far).logits, stock(ids[:, :30], position_ids=far).logits)
@@ -45,7 +50,7 @@ def test_padding_on_either_side_changes_nothing(model: Any, prompts: Any) -> Non
 
 @torch.no_grad()
 def test_packed_documents_do_not_see_each_other(model: Any) -> None:
-    ids = torch.randint(6, 60, (1, 20))
+    ids = random_ids(6, (1, 20))
     positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
     logits = model(ids, position_ids=positions).logits
     close(logits[:, :9], model(ids[:, :9]).logits)

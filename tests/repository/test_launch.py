@@ -60,7 +60,7 @@ def test_help_lists_the_targets() -> None:
 
 
 def test_targets_do_what_they_say() -> None:
-    assert 'pytest -m "not long"' in _make("-n", "test")
+    assert re.search(r'pytest .*-m "not long"', _make("-n", "test"))
     assert "-m" not in _make("-n", "test-all").partition("pytest")[2]
     check = _make("-n", "check")
     for tool in ("ruff format --check", "ruff check", "mypy", "shellcheck launch/"):
