@@ -26,12 +26,23 @@ def is_hugging_face(directory: Path) -> bool:
 
 
 def megatron_directory(path: Path) -> Path | None:
-    """The Megatron checkpoint that a path means: one itself, or the latest of a run; None where there is none."""
+    """The Megatron checkpoint that a path means: one itself, or the latest of a run; None where there is none.
+
+    Raises:
+        UserError: `latest` names nothing.
+    """
     for pointer in (path / _LATEST, path / "checkpoints" / _LATEST):
         if pointer.is_file():
-            path = pointer.with_name(pointer.read_text().strip())
+            path = _named_by(pointer)
             break
     return path if (path / "model.json").is_file() else None
+
+
+def _named_by(pointer: Path) -> Path:
+    try:
+        return pointer.with_name(pointer.read_text().strip())
+    except ValueError as error:  # empty, a path, or no text at all
+        raise UserError(f"{pointer}: must hold the name of a checkpoint beside it ({error})") from error
 
 
 def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:

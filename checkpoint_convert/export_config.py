@@ -7,7 +7,7 @@ from typing import Any
 
 from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.hf_package import AUTO_MAP
-from checkpoint_convert.source_config import keeps_lengths, rope_parameters
+from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
 
 ALPHA = 0.3  # of every joint stage of the paper (reference section 1)
@@ -97,10 +97,10 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
     """The origin's own words, where they mean what the model was trained with and `transformers` can use them."""
     if record.origin is None:
         return None
+    same = rope_parameters(record.origin.directory / "config.json", record.origin.text) == model.rope_parameters
     given = record.origin.text.get("rope_parameters")
     if not given or given.get("llama_4_scaling_beta") is None or not given.get("original_max_position_embeddings"):
         return None
-    same = rope_parameters(record.origin.directory, record.origin.text) == model.rope_parameters
     return dict(given) if same else None
 
 

@@ -156,6 +156,7 @@ def _open_shards(directory: Path) -> tuple[dict[str, SafetensorsFile], dict[str,
         files = {SINGLE: SafetensorsFile(directory / SINGLE)}
         return files, dict.fromkeys(files[SINGLE].tensors, SINGLE)
     listed = _weight_map(index)
+    _refuse_two_models(directory, listed)
     files = {name: SafetensorsFile(directory / name) for name in sorted(set(listed.values()))}
     found: dict[str, str] = {}
     for file_name, file in files.items():
@@ -166,6 +167,15 @@ def _open_shards(directory: Path) -> tuple[dict[str, SafetensorsFile], dict[str,
     _refuse(directory, f"{INDEX} lists, but its shard lacks, tensor", [name for name in listed if name not in found])
     _refuse(directory, f"extra tensor (not in {INDEX})", [name for name in found if name not in listed])
     return files, found
+
+
+def _refuse_two_models(directory: Path, listed: dict[str, str]) -> None:
+    """`transformers` would take the single file, other tools the shards: nothing says which of them is meant."""
+    others = sorted(set(listed.values()) - {SINGLE})
+    if others and (directory / SINGLE).is_file():
+        raise UserError(
+            f"{directory}: holds {SINGLE} and, named by {INDEX}, {others[0]}; remove the weights that are not meant"
+        )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

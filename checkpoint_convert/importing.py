@@ -34,7 +34,7 @@ def import_checkpoint(
     Args:
         source: the directory.
         destination: must not exist; what is written appears there whole.
-        mask_token_id: for a model that names none.
+        mask_token_id: for a model that names none; for one that does it may only say the same.
         say: is given lines for the user.
 
     Raises:
@@ -43,6 +43,7 @@ def import_checkpoint(
     if not source.is_dir():
         raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
     weights = HuggingFaceWeights(source, mask_token_id)
+    _refuse_another_mask(weights, mask_token_id)
     adapter = adapter_beside(source, weights.model)
     total = sum(piece.bytes for piece in pieces(weights))
     with staged(destination, total) as temporary:
@@ -57,6 +58,14 @@ def import_checkpoint(
     for line in _remarks(weights, mask_token_id):
         say(line)
     say(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
+
+
+def _refuse_another_mask(weights: HuggingFaceWeights, given: int | None) -> None:
+    if given is not None and given != (named := weights.model.mask_token_id):
+        raise UserError(
+            f"--mask-token-id {given}: {weights.source.directory}/config.json names {named}, which the weights were "
+            "trained with; leave the option out"
+        )
 
 
 def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
@@ -86,7 +95,7 @@ def _remarks(weights: HuggingFaceWeights, given: int | None) -> list[str]:
         lines.append(f"left aside: {len(aside)} tensors of the vision part ({prefixes})")
     if scales := weights.activation_scales:
         lines.append(f"left aside: {len(scales)} activation scales of FP8 weights, which are unfolded")
-    if "mask_token_id" not in weights.source.text and given is None:
+    if weights.source.text.get("mask_token_id") is None and given is None:
         lines.append(f"the model names no mask token: {weights.model.mask_token_id} is taken (--mask-token-id)")
     if weights.head_is_copy:
         lines.append("there is no head tensor: the head starts as a copy of the embedding")

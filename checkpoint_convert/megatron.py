@@ -2,6 +2,7 @@
 
 `.metadata` is a pickle: such a checkpoint is trusted input. The weights themselves are mapped from the files without
 unpickling anything; each stored piece is an uncompressed zip, whose CRC-32 is compared when the piece is first used.
+All other files are compared with the manifest before (`manifest_check`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
+from checkpoint_convert.manifest_check import refuse_damage
 from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
 from checkpoint_convert.safetensors_file import map_file
 from checkpoint_convert.stored_piece import StoredPiece
 from nld_train.config.load import model_from_dict
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
-from nld_train.training.integrity import MANIFEST, checksums
 
 _MOST_CHECKS = 8
-_PICKLES = (".metadata", "common.pt")
 
 
 class MegatronWeights:
@@ -42,8 +42,8 @@ class MegatronWeights:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        refuse_damage(directory)
         self.model = read_model(directory)
-        _check_pickles(directory)
         self._sizes, self._chunks, self._dtypes, self._storage = self._read_metadata()
         self._check_shapes()
         self._named = {tensor.name: tensor for tensor in tensors(self.model)}
@@ -160,24 +160,6 @@ class MegatronWeights:
             stored = sum(torch.Size(chunk.sizes).numel() for chunk in self._chunks[entry.key])
             if stored != torch.Size(found).numel():
                 raise UserError(f"{self.directory}: tensor {entry.key} is not stored whole")
-
-
-def _check_pickles(directory: Path) -> None:
-    """Compares what will be unpickled with the manifest, where there is one, before it is."""
-    if not (directory / MANIFEST).is_file():
-        return
-    try:
-        listed = json.loads((directory / MANIFEST).read_text())["files"]
-    except (ValueError, KeyError, OSError) as error:
-        raise UserError(f"{directory}/{MANIFEST}: cannot be read ({error}); the checkpoint is damaged") from error
-    for name, (size, _) in listed.items():
-        path = directory / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path}: is missing or does not have its {size} bytes; the checkpoint is damaged")
-    files = [directory / name for name in _PICKLES if name in listed]
-    for name, (_, checksum) in checksums(files).items():
-        if checksum != listed[name][1]:
-            raise UserError(f"{directory / name}: does not have the content that was written (checksum)")
 
 
 def read_model(directory: Path) -> ModelConfig:

@@ -6,28 +6,19 @@ Every value is taken from the directory itself. What a `ModelConfig` cannot expr
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nld_train.config.schema import SIZE_KEYS, ModelConfig, RopeParameters
+from checkpoint_convert.source_rope import rope_parameters
+from checkpoint_convert.source_values import is_token, named_tokens, number, positive_integer, shown
+from nld_train.config.schema import SIZE_KEYS, ModelConfig
 from nld_train.errors import UserError
 
 ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
 # The Ministral3 tokenizer's reserved id that stands at masked positions (reference section 1).
 MINISTRAL3_MASK_TOKEN = 100
-ROPE_TYPES = ("default", "yarn")
 
-# Keys beside those of `RopeParameters`, with the values under which they change nothing. `type` is the older name of
-# `rope_type`; `max_position_embeddings` is a copy of the model's, read by nothing.
-_ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "partial_rotary_factor": (None, 1, 1.0),
-    "attention_factor": (None,),
-    "truncate": (None, True),
-}
-# The same where `keeps_lengths`: other programs' ways to say it.
-_UNSCALED: dict[str, tuple[Any, ...]] = {"attention_factor": (None, 1), "apply_yarn_scaling": (None, False)}
-_ROPE_ALIASES = ("type", "max_position_embeddings")
 # Settings of the decoder that only have one supported value; absent means that value.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -81,6 +72,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply to be read") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object, not {type(value).__name__}")
     return value
@@ -97,6 +90,8 @@ def read_source_config(directory: Path) -> SourceConfig:
         raise UserError(f"{directory}: has no config.json; name a Hugging Face model directory")
     outer = read_json(path)
     named = outer.get("architectures") or [f"of model_type {outer.get('model_type')!r}"]
+    if not isinstance(named, list):
+        raise UserError(f"{path}: architectures must be a list of one name, but is {shown(outer, 'architectures')}")
     architecture = str(named[0])
     if len(named) != 1 or architecture not in ARCHITECTURES:
         raise UserError(
@@ -134,7 +129,7 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
         if text.get(key, valid[0]) not in valid:
             raise UserError(f"{path}: {key}={text[key]!r} is not supported; it must be {json.dumps(valid[0])}")
     _refuse_layer_types(path, text)
-    shapes = {key: _positive_integer(path, text, key) for key in SIZE_KEYS}
+    shapes = {key: positive_integer(path, text, key) for key in SIZE_KEYS}
     if shapes["num_attention_heads"] % shapes["num_key_value_heads"]:
         raise UserError(
             f"{path}: num_attention_heads={shapes['num_attention_heads']} must be a multiple of "
@@ -143,110 +138,45 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
     return ModelConfig(
         name=f"{source.directory.resolve().name}",
         **shapes,
-        rms_norm_eps=_number(path, text, "rms_norm_eps"),
-        initializer_range=_number(path, {"initializer_range": 0.02, **text}, "initializer_range"),
+        rms_norm_eps=number(path, text, "rms_norm_eps"),
+        initializer_range=number(path, {"initializer_range": 0.02, **text}, "initializer_range"),
         mask_token_id=_mask_token(source, shapes["vocab_size"], mask_token_id),
-        **_token_ids(source),
+        **_token_ids(source, shapes["vocab_size"]),
         rope_parameters=rope_parameters(path, text),
     )
 
 
 def _refuse_layer_types(path: Path, text: dict[str, Any]) -> None:
-    if other := {str(kind) for kind in text.get("layer_types") or ()} - {"full_attention"}:
+    kinds = text.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise UserError(f"{path}: layer_types must be a list of names, but is {shown(text, 'layer_types')}")
+    if other := {str(kind) for kind in kinds} - {"full_attention"}:
         raise UserError(f"{path}: layer_types {', '.join(sorted(other))} are not supported; only full_attention is")
 
 
-def _positive_integer(path: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{path}: {key} must be an integer above 0, but is {_shown(config, key)}")
-    return value
-
-
-def _number(path: Path, config: dict[str, Any], key: str) -> float:
-    value = config.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UserError(f"{path}: {key} must be a number, but is {_shown(config, key)}")
-    return float(value)
-
-
-def _shown(config: dict[str, Any], key: str) -> str:
-    return json.dumps(config[key]) if key in config else "missing"
-
-
 def _mask_token(source: SourceConfig, vocabulary: int, given: int | None) -> int:
-    token = source.text.get("mask_token_id", given)
+    token, remedy = source.text.get("mask_token_id"), "correct it in config.json"
+    if token is None:
+        token, remedy = given, "name another one with --mask-token-id"
     if token is None:
         token = min(MINISTRAL3_MASK_TOKEN, vocabulary - 1)
-    if not isinstance(token, int) or not 0 <= token < vocabulary:
+    if not is_token(token, vocabulary):
         raise UserError(
-            f"{source.directory}: mask_token_id {token} is not an id of its vocabulary of {vocabulary}; "
-            "name one with --mask-token-id"
+            f"{source.directory}: mask_token_id {token} is not an id of its vocabulary of {vocabulary}; {remedy}"
         )
-    return token
+    return int(token)
 
 
-def _token_ids(source: SourceConfig) -> dict[str, int]:
+def _token_ids(source: SourceConfig, vocabulary: int) -> dict[str, int]:
     """First, last and padding token; where `config.json` leaves one open, the generation config's, else Ministral3's.
 
     A list of stop tokens stays whole in the generation config; the first of them ends documents.
     """
     found: dict[str, int] = {}
     for key, default in (("eos_token_id", 2), ("bos_token_id", 1), ("pad_token_id", 11)):
-        value = source.text.get(key)
-        if value is None:
-            value = source.generation.get(key)
-        if isinstance(value, list) and value:
-            value = value[0]
-        if value is None:
-            value = found["eos_token_id"] if key in source.text and found else default
-        if not isinstance(value, int):
-            raise UserError(f"{source.directory}/config.json: {key} must be a token id, but is {value!r}")
-        found[key] = value
+        named = named_tokens(source.directory / "config.json", source.text, key, vocabulary)
+        named += named_tokens(source.directory / "generation_config.json", source.generation, key, vocabulary)
+        if not named:
+            named = [found["eos_token_id"] if key in source.text and found else min(default, vocabulary - 1)]
+        found[key] = named[0]
     return found
-
-
-def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
-    """The rotary embedding of a text config, in today's form (`rope_parameters`) or the older one (`rope_scaling`).
-
-    Raises:
-        UserError: a rope_type other than `ROPE_TYPES`, a missing value, or a setting that changes the result and has no
-            place in `RopeParameters`.
-    """
-    given = text.get("rope_parameters") or {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})}
-    rope_type = _rope_type(given)
-    if rope_type not in ROPE_TYPES:
-        raise UserError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-    names = [field.name for field in fields(RopeParameters)]
-    needed = ["rope_theta", *(["factor", "original_max_position_embeddings"] if rope_type == "yarn" else [])]
-    for key in needed:
-        _number(path, given, key)
-    without_effect = _ROPE_WITHOUT_EFFECT | (_UNSCALED if keeps_lengths(given) else {})
-    for key, value in given.items():
-        if key not in (*names, *_ROPE_ALIASES) and value not in without_effect.get(key, ()):
-            raise UserError(f"{path}: rope_parameters.{key}={json.dumps(value)} is not supported")
-    return _normalised({**{name: given.get(name) for name in names}, "rope_type": rope_type})
-
-
-def _rope_type(rope: dict[str, Any]) -> str:
-    return str(rope.get("rope_type", rope.get("type", "default")))
-
-
-def keeps_lengths(rope: dict[str, Any]) -> bool:
-    """Whether cosines and sines are multiplied by nothing but 1, by `transformers`' rule for yarn."""
-    mscale = rope.get("mscale")
-    return _rope_type(rope) != "yarn" or rope["factor"] <= 1 or bool(mscale and mscale == rope.get("mscale_all_dim"))
-
-
-def _normalised(values: dict[str, Any]) -> RopeParameters:
-    """One form for one meaning: plain rotary embedding without a query scale has no length of its own.
-
-    Our export writes a scale of 0 there, because `transformers` computes with the value without asking for it.
-    """
-    if values["rope_type"] == "default" and not values["llama_4_scaling_beta"]:
-        values = {"rope_type": "default", "rope_theta": values["rope_theta"]}
-        values |= {field.name: None for field in fields(RopeParameters) if field.name not in values}
-    values = {key: float(value) if isinstance(value, int) else value for key, value in values.items()}
-    if (length := values["original_max_position_embeddings"]) is not None:
-        values["original_max_position_embeddings"] = int(length)
-    return RopeParameters(**values)

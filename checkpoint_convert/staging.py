@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -11,10 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nld_train.errors import UserError
+from nld_train.files import synchronise, synchronise_all
 
 # Beside the weights: configuration, tokenizer, metadata and what the file system itself needs.
 _SLACK_BYTES = 64 << 20
 _FLUSH_SECONDS = 0.1
+# What file systems answer that have no locks: some over a network, some in user space.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
 
 @contextmanager
@@ -36,35 +40,56 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
     temporary = destination.with_name(f"{destination.name}.tmp")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir(exist_ok=True)
+        with _locked(destination):
+            try:
+                temporary.mkdir(exist_ok=True)
+                _empty(temporary)
+                _check_space(destination, needed_bytes)
+                with _written_behind(temporary):
+                    yield temporary
+                _finish(temporary, destination)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
     except OSError as error:
-        raise UserError(f"{destination}: cannot be written ({error.strerror})") from error
-    with _locked(temporary, destination):
-        try:
-            _empty(temporary)
-            _check_space(destination, needed_bytes)
-            with _written_behind(temporary):
-                yield temporary
-            _finish(temporary, destination)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"{destination}: cannot be written ({error.strerror or error})") from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        raise UserError(f"{destination}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
-def _locked(temporary: Path, destination: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends."""
-    descriptor = os.open(temporary, os.O_RDONLY)
+def _locked(destination: Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however it ends; it is on `DST.tmp.lock`, which is there meanwhile.
+
+    A file of its own, because over NFS only what is open for writing can be locked, and a directory cannot.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    path = destination.with_name(f"{destination.name}.tmp.lock")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"{destination}: another conversion is writing there") from error
+        if not _lock(descriptor, path):
+            raise UserError(f"{destination}: another conversion is writing there")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Whether this process may write: nobody else holds the lock, as far as the file system can tell."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    # Whoever had it removes the file at the end: a lock on what has been removed keeps nobody out.
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def _empty(directory: Path) -> None:
@@ -94,7 +119,7 @@ def _written_behind(directory: Path) -> Iterator[None]:
         while not done.wait(_FLUSH_SECONDS):
             for path in directory.iterdir():
                 with suppress(OSError):  # renamed meanwhile; `_finish` reports what cannot be written
-                    _synchronise(path)
+                    synchronise(path)
 
     thread = threading.Thread(target=work, name="write-behind", daemon=True)
     thread.start()
@@ -107,21 +132,11 @@ def _written_behind(directory: Path) -> Iterator[None]:
 
 def _finish(temporary: Path, destination: Path) -> None:
     """Everything on disk first, then the name."""
-    for path in sorted(temporary.rglob("*")):
-        _synchronise(path)
-    _synchronise(temporary)
+    synchronise_all(temporary)
     if destination.exists():
         raise UserError(f"{destination}: has appeared meanwhile; remove it and convert again")
     os.rename(temporary, destination)
-    _synchronise(destination.parent)
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    synchronise(destination.parent)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .options import DecodeOptions  # type: ignore[import-untyped]
-from .policies import CommitPolicy, EvenSteps, Threshold  # type: ignore[import-untyped]
+from .policies import CommitPolicy, Threshold, TotalSteps  # type: ignore[import-untyped]
 
 DEFAULT_THRESHOLD = 0.9
 
@@ -105,11 +105,13 @@ def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tens
     return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], 1)
 
 
-def diffusion_policy(threshold: float | None, steps: int | None, blocks: int) -> CommitPolicy:
-    """By threshold, or by `steps` denoising passes spread evenly over `blocks` blocks; by threshold 0.9 without either.
+def diffusion_policy(
+    threshold: float | None, steps: int | None, max_new_tokens: int, block_length: int, prompts: list[list[int]]
+) -> CommitPolicy:
+    """By threshold, or by `steps` denoising passes for all blocks; by threshold 0.9 without either.
 
     Raises:
-        ValueError: both are given, or one is out of its range.
+        ValueError: both are given, one is out of its range, or there are fewer steps than blocks.
     """
     if steps is None:
         return Threshold(DEFAULT_THRESHOLD if threshold is None else threshold)
@@ -117,4 +119,6 @@ def diffusion_policy(threshold: float | None, steps: int | None, blocks: int) ->
         raise ValueError("steps: give either a threshold or a number of steps, not both")
     if steps < 1:
         raise ValueError(f"steps: {steps} is not 1 or more")
-    return EvenSteps(max(1, steps // blocks))
+    # A block that is its first token alone has nothing to denoise.
+    blocks = sum(min(block_length, max_new_tokens - start) > 1 for start in range(0, max_new_tokens, block_length))
+    return TotalSteps(steps, blocks, block_length, tuple(map(len, prompts)))

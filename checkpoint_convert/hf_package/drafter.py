@@ -43,11 +43,19 @@ class Drafter:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The model runs with the adapter inside this context."""
+        self._follow()
         self._put(self._adapted)
         try:
             yield
         finally:
             self._put(self._plain)
+
+    def _follow(self) -> None:
+        """Moves the adapter to where the model has been moved: the model itself does not know of it."""
+        for plain, adapted in zip(self._plain, self._adapted, strict=True):
+            weight, trained = plain.weight, next(adapted.lora_A.parameters())
+            if (trained.device, trained.dtype) != (weight.device, weight.dtype):
+                adapted.to(device=weight.device, dtype=weight.dtype)
 
     def _put(self, projections: list[Any]) -> None:
         for attention, projection in zip(self._attentions, projections, strict=True):
@@ -76,7 +84,6 @@ def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
         raise ValueError(f"{directory}: the adapter does not fit this model: {reason}") from error
     for projection, was_trained in zip(plain, trained, strict=True):
         projection.weight.requires_grad_(was_trained)
-    peft_model.to(device=plain[0].weight.device, dtype=plain[0].weight.dtype)
     return [layer.self_attn.o_proj.eval() for layer in peft_model.base_model.model.encoder.layers]
 
 

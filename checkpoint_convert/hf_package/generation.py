@@ -73,14 +73,16 @@ class GenerationMethods:
             threshold: a pass commits what is at least this confident, and always the best position. 0.9 if neither
                 this nor `steps` is given.
             eos_token_id: id or ids that end a row; None for those of the generation config.
-            steps: instead of a threshold, denoising passes for all `max_new_tokens`, spread evenly.
+            steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. Blocks
+                share them evenly, the first ones taking what is left over; none takes more than it has masks.
             **settings: as in `ar_generate`.
 
         Returns:
             As `ar_generate`.
         """
         length = self._block_length(block_length)
-        policy = diffusion_policy(threshold, steps, blocks=-(-max_new_tokens // length))
+        prompts = prompts_of(input_ids, settings.get("attention_mask"))
+        policy = diffusion_policy(threshold, steps, max_new_tokens, length, prompts)
         settings = {"block_length": length, "eos_token_id": eos_token_id, **settings}
         result = self.decode(input_ids, "diffusion", max_new_tokens, policy=policy, **settings)
         return self._joined(input_ids, result), result.forwards
@@ -198,11 +200,11 @@ class GenerationMethods:
         return Path(found[0]).parent
 
     def stop_tokens(self) -> tuple[int, ...]:
-        """Stop tokens of the generation config, or of the config where there is none."""
+        """Stop tokens of the generation config, or of the config where that names none."""
         if self._stop_tokens is None:
             generation = self._generation_config()
-            ids = self.config.eos_token_id if generation is None else generation.eos_token_id
-            self._stop_tokens = as_tuple(ids)
+            named = () if generation is None else as_tuple(generation.eos_token_id)
+            self._stop_tokens = named or as_tuple(self.config.eos_token_id)
         return self._stop_tokens
 
     def _generation_config(self) -> GenerationConfig | None:

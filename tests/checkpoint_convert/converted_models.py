@@ -22,6 +22,7 @@ from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext, register
 from nld_train.training import checkpoint
+from nld_train.training.integrity import write_manifest
 
 CPU = torch.device("cpu")
 
@@ -44,12 +45,15 @@ def load_model(config: Config, directory: Path, direct: bool = False) -> list[Mi
 
 
 def save_model(config: Config, chunks: list[Ministral3Model], directory: Path) -> None:
-    """As a run saves its weights; on all ranks."""
+    """As a run saves its weights, with a manifest; on all ranks."""
     if torch.distributed.get_rank() == 0:
         directory.mkdir()
         (directory / "model.json").write_text(json.dumps(checkpoint_model(config)))
     torch.distributed.barrier()
     dist_checkpointing.save(checkpoint.sharded_state(chunks, None), str(directory))
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        write_manifest(directory, {})
 
 
 def checkpoint_model(config: Config) -> dict[str, Any]:

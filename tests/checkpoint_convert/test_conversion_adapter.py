@@ -10,6 +10,7 @@ from hugging_face_sources import named, write_source
 from refusals import refused
 
 from checkpoint_convert.cli import main
+from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
 from nld_train.model.adapter_files import AdapterShape, tensor_names, write_adapter
 
@@ -46,6 +47,27 @@ def test_an_adapter_of_another_model_or_rank(
     write_source(tmp_path / "model", named("nld"))
     write_drafter(tmp_path / "model" / "linear_spec_lora", **changes)
     assert wanted in refused(capsys, ["import", str(tmp_path / "model"), str(out)], out)
+
+
+@torch.no_grad()
+def test_plain_peft_loads_the_adapter_of_an_export(tmp_path: Path) -> None:
+    """Its logits are those of a drafting pass here."""
+    from peft import PeftModel
+
+    from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+
+    write_source(tmp_path / "model", named("nld"))
+    write_drafter(tmp_path / "model" / "linear_spec_lora")
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", say=lambda _: None)
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "nld", say=lambda _: None)
+    plain, model = (NemotronLabsDiffusionModel.from_pretrained(tmp_path / "out", dtype=torch.float32) for _ in "ab")
+    ids = torch.arange(20)[None]
+    before = plain(ids).logits
+    with plain.drafter().installed():
+        expected = plain(ids).logits
+    found = PeftModel.from_pretrained(model, tmp_path / "out" / "linear_spec_lora").eval()(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (expected - before).abs().max() > 0.1
 
 
 def test_an_adapter_travels_through_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,6 +103,10 @@ def missing_shard(source: Path) -> None:
     (source / "model-00002-of-00002.safetensors").unlink()
 
 
+def single_file_and_shards(source: Path) -> None:
+    write_tensors(source, read_tensors(source), shards=2)
+
+
 def index(weight_map: dict[str, str]) -> Callable[[Path], None]:
     text = json.dumps({"weight_map": weight_map})
     return lambda source: (source / "model.safetensors.index.json").write_text(text) and None
@@ -168,7 +173,35 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
     "no head_dim": ("untied", config(head_dim=None), ("head_dim", "missing")),
     "groups": ("untied", config(num_key_value_heads=4), ("num_attention_heads=6", "num_key_value_heads=4")),
     "size": ("untied", config(hidden_size="40"), ("hidden_size",)),
-    "mask token": ("nld", config(mask_token_id=67), ("mask_token_id 67", "--mask-token-id")),
+    "mask token": ("nld", config(mask_token_id=67), ("mask_token_id 67", "correct it")),
+    "mask token that is a truth value": ("nld", config(mask_token_id=True), ("mask_token_id True",)),
+    "rope is a list": ("untied", config(rope_parameters=[1]), ("rope_parameters must be an object", "[1]")),
+    "rope scaling is a name": (
+        "untied",
+        config(rope_parameters=None, rope_theta=1e4, rope_scaling="yarn"),
+        ("rope_scaling must be an object", '"yarn"'),
+    ),
+    "rope factor": ("untied", config(ROPE, factor=0), ("factor must be a number above 0, but is 0",)),
+    "rope length": ("untied", config(ROPE, original_max_position_embeddings=16.5), ("integer above 0, but is 16.5",)),
+    "rope beta": ("untied", config(ROPE, beta_fast="a"), ('beta_fast must be a number above 0, but is "a"',)),
+    "rope multiplier": ("untied", config(ROPE, mscale=-1), ("mscale must be a number of 0 or more, but is -1",)),
+    "norm": ("untied", config(rms_norm_eps=math.nan), ("rms_norm_eps must be a number above 0, but is NaN",)),
+    "number beyond all floats": ("untied", config(rms_norm_eps=10**400), ("rms_norm_eps must be a number above 0",)),
+    "layer types": ("untied", config(layer_types=3), ("layer_types must be a list of names, but is 3",)),
+    "architectures": ("untied", config(architectures="Llama"), ("architectures must be a list", '"Llama"')),
+    "stop token": ("untied", config(eos_token_id=67), ("config.json: eos_token_id must be", "67, or a list", "is 67")),
+    "one of several stop tokens": ("untied", config(eos_token_id=[2, -1]), ("eos_token_id must be", "[2, -1]")),
+    "stop token of generation": (
+        "untied",
+        lambda s: (s / "generation_config.json").write_text('{"eos_token_id": "x"}') and None,
+        ("generation_config.json: eos_token_id must be", '"x"'),
+    ),
+    "deeply nested config": (
+        "untied",
+        lambda s: (s / "config.json").write_text("[" * 200_000 + "]" * 200_000) and None,
+        ("config.json: is nested too deeply",),
+    ),
+    "single file and shards": ("untied", single_file_and_shards, ("model.safetensors and", "model-00001-of-00002")),
 }
 
 
@@ -280,6 +313,36 @@ def test_what_export_and_verify_cannot_read(imported: Path, tmp_path: Path, caps
     assert "--tokenizer" in refused(capsys, ["export", str(imported), str(out), *export, *no_tokenizer], out)
     assert "is not a directory" in refused(capsys, ["import", str(tmp_path / "none"), str(out)], out)
     assert "is neither" in refused(capsys, ["verify", str(imported), str(tmp_path / "none")], out)
+
+
+@pytest.mark.parametrize("text", ["", "../elsewhere"])
+def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from nld_train.training.checkpoint import resolve_checkpoint
+
+    pointer = tmp_path / "run" / "checkpoints" / "latest"
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text(text)
+    arguments = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "nld"]
+    assert f"{pointer}: must hold the name of a checkpoint" in refused(capsys, arguments, tmp_path / "out")
+    with pytest.raises(UserError, match=f"init.checkpoint: {pointer} names .*, which does not exist"):
+        resolve_checkpoint(str(tmp_path / "run"))
+
+
+def test_the_mask_token_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the option, if `config.json` holds null; by `config.json`, with which an option may only agree."""
+    for name, source, noted in (("null", "untied", None), ("named", "nld", 66)):
+        write_source(tmp_path / name, named(source))
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token_id": noted}))
+    for name, token in (("null", 7), ("named", 66)):
+        out = tmp_path / f"{name}-out"
+        import_checkpoint(tmp_path / name, out, mask_token_id=token, say=lambda _: None)
+        assert json.loads((out / "model.json").read_text())["mask_token_id"] == token
+    arguments = ["import", str(tmp_path / "named"), str(tmp_path / "out"), "--mask-token-id", "7"]
+    said = refused(capsys, arguments, tmp_path / "out")
+    assert said.startswith(f"error: --mask-token-id 7: {tmp_path}/named/config.json names 66")
+    assert main(["import", str(tmp_path / "null"), str(tmp_path / "out")]) == 0
+    assert "the model names no mask token: 66 is taken (--mask-token-id)" in capsys.readouterr().out
 
 
 def test_values_beyond_fp16_are_not_made_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,8 +43,18 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no metadata": (lambda d: (d / ".metadata").unlink(), ".metadata"),
     "common state": (lambda d: flip(d / "common.pt"), "common.pt"),
     "model": (lambda d: (d / "model.json").write_text("{}") and None, "model.json"),
+    "flipped model": (lambda d: flip_a_digit(d / "model.json"), "model.json"),
+    "flipped source": (lambda d: flip_a_digit(d / "source" / "config.json"), "source/config.json"),
     "manifest": (lambda d: (d / "manifest.json").write_text("{") and None, "manifest.json"),
+    "no manifest": (lambda d: (d / "manifest.json").unlink(), "manifest.json"),
 }
+
+
+def flip_a_digit(path: Path) -> None:
+    """Another constant of the rotary embedding: still JSON, and still a model."""
+    text = path.read_text()
+    assert text.count("12345.0") == 1
+    path.write_text(text.replace("12345.0", "12344.0"))
 
 
 def shorten(path: Path) -> None:
@@ -84,13 +94,28 @@ def read(reader: str, imported: Path) -> int:
 
         return decode([str(imported), "--mode", "ar", "--prompt", "x"])
     from nld_train.config.compose import compose_config
+    from nld_train.training.parallel import parallel_groups
     from nld_train.training.starting_weights import find_starting_weights
 
+    config = compose_config([f"init.checkpoint={imported}", "execution.device=cpu"])
     try:
-        find_starting_weights(compose_config([f"init.checkpoint={imported}"]))
+        with parallel_groups(config):
+            find_starting_weights(config)
     except UserError as error:
         print(error, file=sys.stderr)
     return 2
+
+
+@pytest.mark.parametrize("command", ["export", "verify"])
+def test_a_pickle_that_is_not_listed_is_not_read(
+    command: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = json.loads((imported / "manifest.json").read_text())
+    del manifest["files"][".metadata"]
+    (imported / "manifest.json").write_text(json.dumps(manifest))
+    arguments = [command, str(imported), str(tmp_path / ("out" if command == "export" else "source"))]
+    said = refused(capsys, arguments + ["--format", "nld"] * (command == "export"), tmp_path / "out")
+    assert said == f"error: {imported}/.metadata: is not in manifest.json, and will not be unpickled\n"
 
 
 def test_the_manifest_names_every_file(imported: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +17,7 @@ from test_conversion_round_trip import assert_same_bits, expected_tensors
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.staging import staged
+from nld_train.errors import UserError
 
 # Large enough that there is time to interrupt it.
 LARGE = larger(TEXT, vocab_size=16384, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4)
@@ -78,3 +82,38 @@ def test_two_at_once_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert "another conversion" in capsys.readouterr().err
         assert (temporary / "mine").read_text() == "kept"
     assert (tmp_path / "imported" / "mine").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "imported"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS does, it refuses the lock, and one on what is not open for writing in any case."""
+    modes = []
+
+    def refuse(descriptor: int, _: int) -> None:
+        modes.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with staged(tmp_path / "out", 0) as temporary:
+        (temporary / "mine").write_text("kept")
+    assert modes == [os.O_RDWR]
+    assert (tmp_path / "out" / "mine").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_fails_otherwise_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"out: cannot be written \(Input/output error\)"), staged(tmp_path / "out", 0):
+        pytest.fail("nothing may be written")
+
+
+def test_a_lock_that_was_given_back_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one finishes between the moments at which this one opens the file and locks it."""
+    lock = tmp_path / "out.tmp.lock"
+    monkeypatch.setattr(fcntl, "flock", lambda *_: lock.unlink())
+    with pytest.raises(UserError, match="another conversion is writing there"), staged(tmp_path / "out", 0):
+        pytest.fail("nothing may be written")

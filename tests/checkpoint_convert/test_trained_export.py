@@ -17,6 +17,7 @@ from trained_runs import ALPHA, ORIGINAL_LENGTH
 from checkpoint_convert.cli import main
 from checkpoint_convert.exporting import export_checkpoint
 from nld_train.revision import SOFTWARE, software
+from nld_train.training.integrity import MANIFEST, write_manifest
 
 LENGTH = 4 * ORIGINAL_LENGTH
 TOKENS = torch.randint(4, 260, (1, LENGTH), generator=torch.Generator().manual_seed(5))
@@ -71,7 +72,6 @@ def test_the_model_card_tells_the_run(trained: Path, exports: dict[str, Path]) -
 def test_the_card_names_the_code_of_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     """Not that of the last process of the run, nor that of the export."""
     shutil.copytree(newest_checkpoint(trained), tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / "manifest.json").unlink()
     for noted, wanted in (
         ({"version": "0.0.7", "git_revision": "abc"}, "version 0.0.7, commit abc"),
         ({"version": "0.0.7", "git_revision": "unknown"}, "version 0.0.7, commit unknown"),
@@ -81,6 +81,8 @@ def test_the_card_names_the_code_of_the_checkpoint(trained: Path, tmp_path: Path
             (tmp_path / "checkpoint" / SOFTWARE).unlink()
         else:
             (tmp_path / "checkpoint" / SOFTWARE).write_text(json.dumps(noted))
+        (tmp_path / "checkpoint" / MANIFEST).unlink()
+        write_manifest(tmp_path / "checkpoint", {})
         export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", "nld", say=lambda _: None)
         assert f"- Trained by nld-train, {wanted}" in (tmp_path / "out" / "README.md").read_text()
         shutil.rmtree(tmp_path / "out")

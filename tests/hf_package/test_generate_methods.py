@@ -44,9 +44,12 @@ def test_rows_that_stop_are_padded(model: Any, prompts: Any) -> None:
 
 
 def test_stop_tokens_come_from_the_generation_config(model: Any, load: Any, tmp_path: Path) -> None:
-    """Not from the config, whose `eos_token_id` here is another."""
+    """Not from the config, whose `eos_token_id` here is another, unless it names none."""
     assert model.stop_tokens() == (STOP,)
     directory = write_export(tmp_path / "model")
+    for text in ('{"pad_token_id": 0}', '{"eos_token_id": []}'):
+        (directory / "generation_config.json").write_text(text)
+        assert load(directory).stop_tokens() == (2,)
     (directory / "generation_config.json").unlink()
     assert load(directory).stop_tokens() == (2,)
 
@@ -86,6 +89,25 @@ def test_threshold_or_steps(model: Any, prompts: Any) -> None:
         model.generate(ids, threshold=1.5, **settings)
     with pytest.raises(ValueError, match="steps: 0 is not 1 or more"):
         model.generate(ids, steps=0, **settings)
+
+
+def test_all_steps_are_made(model: Any, prompts: Any) -> None:
+    """What does not divide evenly goes to the first blocks, after prompts of any length."""
+    ids, mask = prompts
+
+    def passes(steps: int, tokens: int) -> int:
+        _, nfe = model.generate(ids, tokens, 8, steps=steps, attention_mask=mask, eos_token_id=())
+        return nfe - (tokens - 1) // 8  # every block but the last is written by a forward
+
+    for steps in (4, 5, 10, 11, 28):
+        assert passes(steps, 32) == steps
+    # The third block is its first token alone, and needs no pass.
+    assert passes(7, 17) == 7
+    with pytest.raises(ValueError, match="steps: 3 is fewer than the 4 blocks"):
+        passes(3, 32)
+    for call in ({"steps": 4}, {}):
+        with pytest.raises(ValueError, match="max_new_tokens: 0 is not 1 or more"):
+            model.generate(ids, 0, attention_mask=mask, **call)
 
 
 def test_the_adapter_drafts_and_is_gone(load: Any, prompts: Any) -> None:
@@ -129,6 +151,18 @@ def test_the_adapter_is_the_low_rank_product(load: Any, export: Path, prompts: A
         with model.drafter().installed():
             found = model(ids, mask).logits
         torch.testing.assert_close(found, merged(ids, mask).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_the_adapter_goes_where_the_model_goes(load: Any, prompts: Any) -> None:
+    """Loaded before the model is moved, it drafts as if it had been loaded after."""
+    ids, mask = prompts
+    settings = {"mode": "linear", "max_new_tokens": 12, "block_length": 4, "attention_mask": mask, "adapter": True}
+    early, late = load(), load()
+    assert early.drafter() is not None
+    early, late = early.to(torch.float64), late.to(torch.float64)
+    assert early.decode(ids, **settings) == late.decode(ids, **settings)
+    with early.drafter().installed():
+        assert {tensor.dtype for tensor in early.encoder.layers[1].self_attn.o_proj.parameters()} == {torch.float64}
 
 
 def test_adapters_that_do_not_fit(load: Any, tmp_path: Path, prompts: Any) -> None:

@@ -67,7 +67,7 @@ def write_export(directory: Path, **changes: Any) -> Path:
 def write_adapter(directory: Path, rank: int = 4, target: str = "o_proj", layers: int = 2) -> Path:
     """A drafter adapter in PEFT layout, by the names of reference section 6."""
     directory.mkdir(parents=True, exist_ok=True)
-    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 4 * rank, "bias": "none"}
+    settings = {"peft_type": "LORA", "task_type": None, "r": rank, "lora_alpha": 4 * rank, "bias": "none"}
     (directory / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": [target]}))
     generator = torch.Generator().manual_seed(1)
     tensors = {}

@@ -1,0 +1,89 @@
+"""The rotary embedding of a Hugging Face `config.json`, in today's form or the older one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from checkpoint_convert.source_values import number, shown
+from nld_train.config.schema import RopeParameters
+from nld_train.errors import UserError
+
+ROPE_TYPES = ("default", "yarn")
+
+# Keys beside those of `RopeParameters`, with the values under which they change nothing. `type` is the older name of
+# `rope_type`; `max_position_embeddings` is a copy of the model's, read by nothing.
+_ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (None, 1, 1.0),
+    "attention_factor": (None,),
+    "truncate": (None, True),
+}
+# The same where `keeps_lengths`: other programs' ways to say it.
+_UNSCALED: dict[str, tuple[Any, ...]] = {"attention_factor": (None, 1), "apply_yarn_scaling": (None, False)}
+_ROPE_ALIASES = ("type", "max_position_embeddings")
+# Numbers that may be missing; `transformers` reads a multiplier of 0 as none.
+_ROPE_ABOVE_ZERO = ("factor", "beta_fast", "beta_slow")
+_ROPE_FROM_ZERO = ("mscale", "mscale_all_dim", "llama_4_scaling_beta")
+
+
+def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
+    """The rotary embedding of a text config, in today's form (`rope_parameters`) or the older one (`rope_scaling`).
+
+    Raises:
+        UserError: a rope_type other than `ROPE_TYPES`, a missing value, or a setting that changes the result and has no
+            place in `RopeParameters`.
+    """
+    given = _given_rope(path, text)
+    rope_type = _rope_type(given)
+    if rope_type not in ROPE_TYPES:
+        raise UserError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+    names = [field.name for field in fields(RopeParameters)]
+    _check_rope_numbers(path, given, yarn=rope_type == "yarn")
+    without_effect = _ROPE_WITHOUT_EFFECT | (_UNSCALED if keeps_lengths(given) else {})
+    for key, value in given.items():
+        if key not in (*names, *_ROPE_ALIASES) and value not in without_effect.get(key, ()):
+            raise UserError(f"{path}: rope_parameters.{key}={json.dumps(value)} is not supported")
+    return _normalised({**{name: given.get(name) for name in names}, "rope_type": rope_type})
+
+
+def _given_rope(path: Path, text: dict[str, Any]) -> dict[str, Any]:
+    for key in ("rope_parameters", "rope_scaling"):
+        if text.get(key) and not isinstance(text[key], dict):
+            raise UserError(f"{path}: {key} must be an object, but is {shown(text, key)}")
+    return text.get("rope_parameters") or {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})}
+
+
+def _check_rope_numbers(path: Path, rope: dict[str, Any], yarn: bool) -> None:
+    needed = ("rope_theta", *(("factor", "original_max_position_embeddings") if yarn else ()))
+    for key in ("rope_theta", *_ROPE_ABOVE_ZERO, *_ROPE_FROM_ZERO):
+        if key in needed or rope.get(key) is not None:
+            number(path, rope, key, from_zero=key in _ROPE_FROM_ZERO)
+    key = "original_max_position_embeddings"
+    if (key in needed or rope.get(key) is not None) and number(path, rope, key) % 1:
+        raise UserError(f"{path}: {key} must be an integer above 0, but is {shown(rope, key)}")
+
+
+def _rope_type(rope: dict[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default")))
+
+
+def keeps_lengths(rope: dict[str, Any]) -> bool:
+    """Whether cosines and sines are multiplied by nothing but 1, by `transformers`' rule for yarn."""
+    mscale = rope.get("mscale")
+    return _rope_type(rope) != "yarn" or rope["factor"] <= 1 or bool(mscale and mscale == rope.get("mscale_all_dim"))
+
+
+def _normalised(values: dict[str, Any]) -> RopeParameters:
+    """One form for one meaning: plain rotary embedding without a query scale has no length of its own.
+
+    Our export writes a scale of 0 there, because `transformers` computes with the value without asking for it.
+    """
+    if values["rope_type"] == "default" and not values["llama_4_scaling_beta"]:
+        values = {"rope_type": "default", "rope_theta": values["rope_theta"]}
+        values |= {field.name: None for field in fields(RopeParameters) if field.name not in values}
+    values = {key: float(value) if isinstance(value, int) else value for key, value in values.items()}
+    if (length := values["original_max_position_embeddings"]) is not None:
+        values["original_max_position_embeddings"] = int(length)
+    return RopeParameters(**values)

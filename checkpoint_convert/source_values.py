@@ -1,0 +1,55 @@
+"""Values of a Hugging Face directory's JSON files, of the type and in the range that a model needs.
+
+Each function takes the file for its message, the object that holds the value, and the key; it raises a `UserError`
+that names all three and says what would be right.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from nld_train.errors import UserError
+
+
+def positive_integer(path: Path, config: dict[str, Any], key: str) -> int:
+    """An integer above 0."""
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{path}: {key} must be an integer above 0, but is {shown(config, key)}")
+    return value
+
+
+def number(path: Path, config: dict[str, Any], key: str, from_zero: bool = False) -> float:
+    """A finite number above 0, or `from_zero`; what Python reads as JSON may be NaN, infinite or an endless integer."""
+    value = config.get(key)
+    found = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if (found > 0 or from_zero) and 0 <= found <= sys.float_info.max:
+        return float(found)
+    valid = "of 0 or more" if from_zero else "above 0"
+    raise UserError(f"{path}: {key} must be a number {valid}, but is {shown(config, key)}")
+
+
+def shown(config: dict[str, Any], key: str) -> str:
+    """A value as it stands in the file, for a message."""
+    return json.dumps(config[key]) if key in config else "missing"
+
+
+def is_token(value: Any, vocabulary: int) -> bool:
+    """Whether a value is an id below the size of the vocabulary."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
+
+
+def named_tokens(path: Path, config: dict[str, Any], key: str, vocabulary: int) -> list[int]:
+    """The ids under a key that holds one, a list of them, or nothing."""
+    value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(is_token(token, vocabulary) for token in ids):
+        raise UserError(
+            f"{path}: {key} must be an id of the vocabulary of {vocabulary}, or a list of such, "
+            f"but is {shown(config, key)}"
+        )
+    return list(ids)
