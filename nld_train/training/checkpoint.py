@@ -5,6 +5,7 @@
                           step_00000120/model.json       the model's shapes, under the names of `config.ModelConfig`
                           step_00000120/progress.json    where the run stood
                           step_00000120/software.json    version and commit of the code that wrote it
+                          step_00000120/linear_spec_lora/    the drafter adapter, in a stage that trains one
                           step_00000120/manifest.json    size and checksum of every file, written last
                           latest                         name of the newest one
 
@@ -27,12 +28,14 @@ from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
-from nld_train.training.optimizer import unwrap
+from nld_train.training.optimizer import load_optimizer, unwrap
 
 LATEST = "latest"
 # End of the name of a directory that is being written, or deleted.
 UNFINISHED = ".tmp"
-# Optimizer state as ordinary sharded tensors in the shape of the weights: any layout can load it.
+# Optimizer state as ordinary sharded tensors in the shape of the weights: any layout can load it. For a moment each
+# data-parallel rank has all of it. Megatron's memory-efficient variant collects it over gloo on the first one alone,
+# which then writes alone.
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -87,7 +90,7 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     Args:
         directory: a sound checkpoint. Megatron's format holds pickles: it is trusted input.
         model: this rank's chunks, wrapped.
-        optimizer: None to take the weights alone.
+        optimizer: fresh, with the settings of now, which it keeps; None to take the weights alone.
     """
     # Copies of one part of the model share out the reading. In a wider group every tensor would go to every process.
     copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -96,7 +99,7 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     for index, chunk in enumerate(model):
         unwrap(chunk).load_state_dict(state[f"model{index}"])
     if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
 
 
 def sharded_state(model: list[Any], optimizer: Any | None, loading: bool = False) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def resolve_checkpoint(path: str) -> Path:
     given = Path(path)
     for pointer in (given / LATEST, given / "checkpoints" / LATEST):
         if pointer.is_file():
-            given = pointer.with_name(pointer.read_text().strip())
+            given = pointer.parent / (pointer.read_text().strip() or "nothing")
             if not given.is_dir():
                 raise UserError(
                     f"init.checkpoint: {pointer} names {given.name}, which does not exist; name another one"

@@ -28,7 +28,7 @@ def newest_sound_checkpoint(directory: Path) -> Path | None:
     written = _seen_by_first_rank(directory)
     damages: list[str] = []
     for path in written:
-        damage = _agreed_damage(path)
+        damage = agreed_damage(path)
         if damage is None:
             _tell([*_unfinished(directory), *map(_passed_over, damages), *_lost_latest(directory, path)])
             return path
@@ -55,8 +55,8 @@ def _seen_by_first_rank(directory: Path) -> list[Path]:
     return seen[0]
 
 
-def _agreed_damage(directory: Path) -> str | None:
-    """What any rank found; the files are shared out among the ranks."""
+def agreed_damage(directory: Path) -> str | None:
+    """What any rank found wrong with a checkpoint, or None; called by all, who share out the files."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, find_damage(directory, dist.get_rank(), dist.get_world_size()))
     return next((damage for damage in found if damage is not None), None)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.metrics import Record
+from nld_train.training.metrics_file import Record
 
 
 class Hook(Protocol):
@@ -23,8 +23,8 @@ class Hook(Protocol):
     def due(self, plan: StagePlan, stage_step: int) -> bool:
         """Whether its turn has come after so many steps of a stage; the same answer on every rank."""
 
-    def run(self, model: list[Any]) -> Record:
-        """What it found; `model` are this rank's chunks, wrapped."""
+    def run(self, model: list[Any], plan: StagePlan) -> Record:
+        """What it found in a stage; `model` are this rank's chunks, wrapped."""
 
 
 # A run gives its hooks the settings and the rotary embedding, which knows the device.

@@ -59,6 +59,17 @@ def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
     return [unwrap(wrapped) for wrapped in model]
 
 
+def gather_parameters(model: list[Any]) -> None:
+    """Brings every weight up to date on every data-parallel rank; whoever reads weights between steps needs it.
+
+    With `parallel.overlap_param_gather` a step updates each rank's own shard, and the others arrive during the next
+    forward pass: until then they are those of the step before.
+    """
+    for wrapped in model:
+        if wrapped.ddp_config.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
+
+
 def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: Any) -> None:
     """Megatron's reduction of gradients, without its division by a number of tokens: the loss is already a mean."""
     del num_tokens
@@ -104,6 +115,9 @@ def _state_settings(config: Config) -> dict[str, Any]:
     moments = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
     return {
         "use_precision_aware_optimizer": True,
+        # Remainders are 16 bits beside the weight's own 16, as integers; Megatron saves them as if they were whole
+        # float32 weights, which a resumed run would then start from.
+        "store_param_remainders": False,
         "exp_avg_dtype": moments[settings.moments],
         "exp_avg_sq_dtype": moments[settings.moments],
         # Which decides where Megatron looks for gradients.
@@ -112,6 +126,26 @@ def _state_settings(config: Config) -> dict[str, Any]:
         "optimizer_offload_fraction": settings.cpu_offload,
         "overlap_cpu_optimizer_d2h_h2d": settings.cpu_offload > 0,
     }
+
+
+# What a parameter group notes of the past. All else in it is a setting.
+_NOTED = ("params", "step")
+
+
+def load_optimizer(optimizer: Any, state: Any) -> None:
+    """Loads what the steps so far have left: moments, main weights and the count of steps. Settings stay those of now.
+
+    Megatron keeps learning rates, betas, epsilon and weight decay in the parameter groups, takes those of a checkpoint
+    whole, and follows them rather than the schedule that it was given.
+
+    Args:
+        optimizer: fresh, from `build_optimizer`.
+        state: of the checkpoint, for this rank.
+    """
+    settings = [{key: value for key, value in group.items() if key not in _NOTED} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def build_scheduler(

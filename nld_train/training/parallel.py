@@ -15,6 +15,7 @@ import torch.distributed as dist
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model import cpu_stand_in
+from nld_train.model.accelerator import destroy_overlap_buffers
 
 
 def resolve_device(device: str) -> torch.device:
@@ -94,6 +95,8 @@ def _build_groups(config: Config) -> None:
 def _leave() -> None:
     from megatron.core import parallel_state
 
+    # While the groups that they belong to are still there.
+    destroy_overlap_buffers()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
 

@@ -11,7 +11,7 @@ from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, tokens_per_step, total_steps
 from nld_train.config.schema import Config
 from nld_train.training.drafter_step import DrafterResult
-from nld_train.training.metrics import Record
+from nld_train.training.metrics_file import Record
 from nld_train.training.step import StepResult
 
 
@@ -32,7 +32,7 @@ def step_record(
         stage_step: of the stage, from 1.
         measures: what the stage's task measured.
         learning_rate: of this step.
-        seconds: of the last steps, this one at the end.
+        seconds: of the last steps, their waits for data included, this one at the end.
         peak: operations per second that a device is capable of, or None.
     """
     step, tokens = plan.first_step + stage_step, tokens_per_step(config)

@@ -1,82 +1,19 @@
-"""The end of a run: `summary.json` and the curves in `report.png`, both from `metrics.jsonl` alone."""
+"""The curves of a run in `report.png`, from `metrics.jsonl` alone."""
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-from nld_train.files import write_atomically
-from nld_train.revision import git_revision
-from nld_train.training.metrics import Record, read_records
-
-_PACKAGES = ("nld-train", "torch", "megatron-core", "transformers", "transformer-engine", "numpy")
-
-
-def write_summary(directory: Path) -> Record:
-    """Writes and returns `<directory>/summary.json`."""
-    records = read_records(directory / "metrics.jsonl")
-    stages = {name: _stage_summary([r for r in records if r["stage"] == name]) for name in _stages(records)}
-    summary = {"stages": stages, "versions": _versions(), "git_revision": git_revision()}
-    write_atomically(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
-
-
-def _stages(records: list[Record]) -> list[str]:
-    return list(dict.fromkeys(record["stage"] for record in records))
-
-
-def _stage_summary(records: list[Record]) -> Record:
-    """Of one stage; first and last losses are means over (up to) 10 steps."""
-    validated = [record["validation"] | {"step": record["step"]} for record in records if "validation" in record]
-    decoded = [record["decoding"]["modes"] for record in records if "decoding" in record]
-    return {
-        "steps": len(records),
-        "tokens": sum(record["step_tokens"] for record in records),
-        "seconds": sum(record["seconds"] for record in records),
-        "tokens_per_second": median(record["tokens_per_second"] for record in records),
-        **{f"{where}_{name}": _mean(records, where, name) for name in _LOSSES for where in ("first", "last")},
-        "validation": validated[-1] if validated else None,
-        "validations": validated,
-        "decoding": decoded[-1] if decoded else None,
-        "drafter": _drafter_summary([record["drafter"] for record in records if "drafter" in record]),
-    }
-
-
-def _drafter_summary(figures: list[Record]) -> Record | None:
-    """Means over (up to) the last 10 steps of a stage that trains a drafter adapter."""
-    last = figures[-10:]
-    names = [name for name in last[-1] if name != "blocks"] if last else []
-    means = {name: [figure[name] for figure in last if figure[name] is not None] for name in names}
-    return {name: fmean(values) if values else None for name, values in means.items()} or None
-
-
-_LOSSES = ("ar_loss", "diffusion_loss")
-
-
-def _mean(records: list[Record], where: str, name: str) -> float | None:
-    chosen = records[:10] if where == "first" else records[-10:]
-    values = [record[name] for record in chosen if record[name] is not None]
-    return fmean(values) if values else None
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+from nld_train.training.metrics_file import Record, read_records
 
 
 def write_report(directory: Path) -> Path:
     """Draws `<directory>/report.png`: losses, held-out losses, learning rate, gradient norm and speed over tokens.
 
-    Where held-out prompts were decoded, tokens per forward and agreement with AR of each mode stand beside them.
+    Where held-out prompts were decoded, four panels about the modes stand beside them: tokens per forward, tokens per
+    second and agreement with AR over tokens, and the last acceptance by position in the block.
     """
     import matplotlib
 
@@ -85,7 +22,7 @@ def write_report(directory: Path) -> Path:
 
     records = read_records(directory / "metrics.jsonl")
     decoded = [record for record in records if "decoding" in record]
-    columns = 3 if decoded else 2
+    columns = 4 if decoded else 2
     figure, axes = plt.subplots(2, columns, figsize=(6 * columns, 8), constrained_layout=True)
     _draw_losses(axes[0, 0], records)
     _draw_accepted_length(axes[0, 0], [record for record in records if "drafter" in record])
@@ -97,10 +34,13 @@ def write_report(directory: Path) -> Path:
     if decoded:
         _draw_decoding(axes[0, 2], decoded, "tokens_per_forward", "decoded tokens per forward")
         _draw_decoding(axes[1, 2], decoded, "agreement", "share of tokens equal to AR's")
+        _draw_decoding(axes[0, 3], decoded, "tokens_per_second", "decoded tokens per second")
+        _draw_acceptance(axes[1, 3], decoded)
     for axis in axes.flat:
-        axis.set_xlabel("tokens")
         axis.grid(alpha=0.3)
-        _mark_stages(axis, records)
+        if not axis.get_xlabel():
+            axis.set_xlabel("tokens")
+            _mark_stages(axis, records)
     path = directory / "report.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -161,6 +101,18 @@ def _draw_decoding(axis: Any, decoded: list[Record], name: str, label: str) -> N
         axis.plot(*zip(*points, strict=True), ".-", label=mode)
     axis.set_ylabel(label)
     axis.legend()
+
+
+def _draw_acceptance(axis: Any, decoded: list[Record]) -> None:
+    """The last acceptance of each mode that drafts; its positions are those in the block, from 1."""
+    axis.set_xlabel("position in the block")
+    axis.set_ylabel("share of drafts accepted, at last")
+    last = {mode: figures for record in decoded for mode, figures in record["decoding"]["modes"].items()}
+    drafting = {mode: figures["acceptance"] for mode, figures in last.items() if figures.get("acceptance")}
+    for mode, shares in drafting.items():
+        axis.plot([int(position) for position in shares], list(shares.values()), ".-", label=mode)
+    if drafting:
+        axis.legend()
 
 
 def _mark_stages(axis: Any, records: list[Record]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nld_train.config.load import config_to_dict
 from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.order import StageOrder
 from nld_train.errors import UserError
@@ -19,6 +20,8 @@ _FIXED = (
     ("data", "documents"),
 )
 
+# Of what may change, the keys that decide what a step does: with all below them, `stages` for those not complete.
+_DECIDING = ("stages", "optimizer", "execution.precision", "execution.fp8", "execution.fp8_recipe")
 
 # Neither names nor special ids of the text nor how new weights are drawn matter to the weights that are there.
 _NOT_OF_THE_WEIGHTS = ("name", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -78,3 +81,36 @@ def _same(directory: Path, key: str, saved: Any, given: Any) -> None:
             f"{key}: {given} does not continue {directory}, which was written with {saved}; "
             "use that value, or start in a new run.dir"
         )
+
+
+def changed_settings(saved: Config, progress: Progress, config: Config) -> list[str]:
+    """What the steps to come do otherwise than the settings said that a checkpoint was written with.
+
+    All of it may change, and is taken from the settings of now. But whoever did not mean to change it should see it.
+
+    Args:
+        saved: the settings that wrote the checkpoint.
+        progress: where it stands.
+        config: the settings of now.
+
+    Returns:
+        `key: old -> new` for each key that decides what a step does.
+    """
+    before, now = _deciding(saved), _deciding(config)
+    complete = saved.run.stages[: saved.run.stages.index(progress.stage) + progress.ends_stage]
+    stages = [name for name in config.run.stages if name in saved.stages and name not in complete]
+    keys = [key for key in now if not key.startswith("stages.") or key.split(".")[1] in stages]
+    return [f"{key}: {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The settings below `_DECIDING`, under their whole names."""
+    named = _named("", config_to_dict(config))
+    return {key: value for key, value in named.items() if f"{key}.".startswith(tuple(f"{key}." for key in _DECIDING))}
+
+
+def _named(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    prefix = f"{name}." if name else ""
+    return {key: item for word, below in value.items() for key, item in _named(f"{prefix}{word}", below).items()}

@@ -16,25 +16,27 @@ from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
 from nld_train.data.order import StageOrder, stage_orders
-from nld_train.data.samples import batches, training_samples
+from nld_train.data.samples import batches, refuse_repeated_samples, training_samples
 from nld_train.errors import UserError
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training import checkpoint, report
+from nld_train.training import checkpoint
 from nld_train.training.checkpoint import Progress
 from nld_train.training.fallback import newest_sound_checkpoint
 from nld_train.training.hardware import peak_flops
 from nld_train.training.hooks import MakeHook
 from nld_train.training.metrics import Metrics, require_writable
-from nld_train.training.optimizer import build_optimizer, build_scheduler, wrap_model
+from nld_train.training.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
 from nld_train.training.parallel import parallel_groups
 from nld_train.training.records import step_record
-from nld_train.training.resume import refuse_other_run
+from nld_train.training.report import write_report
+from nld_train.training.resume import changed_settings, refuse_other_run
 from nld_train.training.saving import CheckpointWriter
 from nld_train.training.signals import StopRequest, stop_requests
 from nld_train.training.starting_weights import find_starting_weights, load_starting_weights
 from nld_train.training.step import NonFiniteError
+from nld_train.training.summary import progress_lines, write_summary
 from nld_train.training.tasks import make_task
 from nld_train.training.validation import Validation
 
@@ -53,23 +55,25 @@ def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
         UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
     """
     _check_files(config)
-    starting_weights = find_starting_weights(config)
     with parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop, starting_weights, hooks).train()
+        return Run(config, device, stop, hooks).train()
 
 
 def _check_files(config: Config) -> None:
-    """What can be refused before processes join and models are built."""
+    """What can be refused before processes join and models are built; what the disk refuses comes last, since it makes
+    `run.dir`."""
+    stages = [config.stages[name] for name in config.run.stages]
+    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
+    for prefix in dict.fromkeys(source.prefix for source in sources):
+        check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
+    if config.validation.every > 0:
+        refuse_repeated_samples(config)
     try:
         require_writable(Path(config.run.dir))
     except OSError as error:
         raise UserError(
             f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
         ) from error
-    stages = [config.stages[name] for name in config.run.stages]
-    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
-    for prefix in dict.fromkeys(source.prefix for source in sources):
-        check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
 
 
 class Run:
@@ -79,7 +83,6 @@ class Run:
         config: the settings.
         device: of this process.
         stop: whether this process was asked to stop.
-        starting_weights: directory of `init.checkpoint`, or None for random weights.
         hooks: what looks at the model between steps.
     """
 
@@ -88,15 +91,16 @@ class Run:
         config: Config,
         device: Any,
         stop: StopRequest,
-        starting_weights: Path | None,
         hooks: Sequence[MakeHook] = (),
     ) -> None:
         self.config = config
         self.device = device
         self.stop = stop
-        self.starting_weights = starting_weights
         self.plans = stage_plans(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
+        # Both are refused before models are built. Starting weights are not looked for where they are not needed.
+        self.resumed, self.changed = self._find_checkpoint()
+        self.starting_weights = None if self.resumed else find_starting_weights(config)
         self.rank = dist.get_rank()
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
@@ -117,11 +121,13 @@ class Run:
 
     def train(self) -> int:
         """Walks the stages, skipping what the latest sound checkpoint has done; returns the exit status."""
-        resumed = self._find_checkpoint()
+        resumed = self.resumed
         done = resumed[1].step if resumed else 0
         self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
         self.metrics.say(self._opening(resumed))
-        if resumed is None and self.starting_weights is not None:
+        if self.changed:
+            self.metrics.say(f"goes on with other settings: {', '.join(self.changed)}")
+        if self.starting_weights is not None:
             load_starting_weights(self.starting_weights, self.config, self.model)
         try:
             status = self._train_stages(resumed)
@@ -148,14 +154,17 @@ class Run:
                 break
         return status
 
-    def _find_checkpoint(self) -> tuple[Path, Progress] | None:
-        """The newest sound checkpoint, if there is one, checked against the settings. Damaged ones are named."""
+    def _find_checkpoint(self) -> tuple[tuple[Path, Progress] | None, list[str]]:
+        """The newest sound checkpoint, if there is one, checked against the settings, and which of them have changed.
+
+        Damaged ones are named.
+        """
         directory = newest_sound_checkpoint(checkpoint.checkpoints_directory(self.config))
         if directory is None:
-            return None
-        progress = checkpoint.read_progress(directory)
-        refuse_other_run(directory, checkpoint.saved_config(directory, self.config), progress, self.config, self.orders)
-        return directory, progress
+            return None, []
+        progress, saved = checkpoint.read_progress(directory), checkpoint.saved_config(directory, self.config)
+        refuse_other_run(directory, saved, progress, self.config, self.orders)
+        return (directory, progress), changed_settings(saved, progress, self.config)
 
     def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
         parallel = self.config.parallel
@@ -175,8 +184,11 @@ class Run:
             checkpoint.load(resumed[0], self.model, optimizer)
             first = resumed[1].stage_step
             scheduler.step(first)
-        for step, samples in enumerate(self._batches(plan, first, last), start=first + 1):
+        steps = iter(self._batches(plan, first, last))
+        for step in range(first + 1, last + 1):
+            # Waiting for the data is part of a step: a run that its loader slows down must not look fast.
             begin = time.perf_counter()
+            samples = next(steps)
             scheduler.step(1)
             measures = task.step(self.model, optimizer, samples)
             self.step_seconds.append(time.perf_counter() - begin)
@@ -186,7 +198,8 @@ class Run:
                 record |= task.validate(self.validation, self.model)
             for hook in self.hooks:
                 if hook.due(plan, step):
-                    record[hook.name] = hook.run(self.model)
+                    gather_parameters(self.model)
+                    record[hook.name] = hook.run(self.model, plan)
             self.metrics.write(record)
             status = self._agreed_status()
             if step % self.config.checkpoint.every == 0 or step == last or status:
@@ -237,7 +250,9 @@ class Run:
         summary, image = None, None
         if self.rank == 0:
             directory = Path(self.config.run.dir)
-            summary, image = report.write_summary(directory), report.write_report(directory)
+            summary, image = write_summary(directory), write_report(directory)
+            for line in progress_lines(summary):
+                self.metrics.say(line)
         if status:
             message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
         else:

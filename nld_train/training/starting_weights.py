@@ -8,13 +8,15 @@ from typing import Any
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.training import checkpoint
-from nld_train.training.integrity import find_damage
+from nld_train.training.fallback import agreed_damage
 from nld_train.training.optimizer import unwrap
 from nld_train.training.resume import refuse_other_model
 
 
 def find_starting_weights(config: Config) -> Path | None:
-    """The directory that `init.checkpoint` means, checked against the model before anything heavy starts.
+    """The directory that `init.checkpoint` means, checked against the model; called by all ranks together.
+
+    Only where there is no checkpoint to go on from: that holds all weights, and what it was started from may be gone.
 
     Raises:
         UserError: there is none, it is damaged, or it holds another model.
@@ -28,7 +30,7 @@ def find_starting_weights(config: Config) -> Path | None:
         refuse_other_model(given, model_config_of(given, config.model.mask_token_id), config.model)
         return given
     directory = checkpoint.resolve_checkpoint(config.init.checkpoint)
-    if (damage := find_damage(directory)) is not None:
+    if (damage := agreed_damage(directory)) is not None:
         raise UserError(f"init.checkpoint: {directory} is damaged: {damage}; name another one")
     refuse_other_model(directory, checkpoint.saved_model(directory), config.model)
     return directory

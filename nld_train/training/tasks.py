@@ -14,7 +14,7 @@ from nld_train.model.drafter_adapter import attach_adapter, initialize_adapter
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.drafter_batch import DrafterSettings
 from nld_train.training.drafter_step import drafter_step
-from nld_train.training.metrics import Record
+from nld_train.training.metrics_file import Record
 from nld_train.training.micro_batch import Samples, StreamSettings
 from nld_train.training.optimizer import release_wrappers, wrap_model
 from nld_train.training.records import drafter_measures, joint_measures

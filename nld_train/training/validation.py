@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,20 +14,25 @@ from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.micro_batch import Samples, StreamSettings, prepare
+from nld_train.training.time_share import TimeShare
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """Losses in nats per token.
+    """Losses in nats per token, and what they cost.
 
     Attributes:
         ar_loss: next-token loss on the clean stream.
         diffusion_loss: per noise level, mean cross-entropy of the masked tokens, not weighted by 1/p; empty where the
             stage has no noisy stream.
+        seconds: time of this validation.
+        share: time of all validations so far, as a share of the time since this start of the run.
     """
 
     ar_loss: float
     diffusion_loss: dict[str, float]
+    seconds: float
+    share: float
 
 
 class Validation:
@@ -42,6 +48,7 @@ class Validation:
         self.config = config
         self.data_rank, self.data_size = data_rank, data_size
         self._samples: dict[float | None, list[Samples]] = {}
+        self._time = TimeShare()
 
     def due(self, stage_step: int, stage_steps: int) -> bool:
         """Whether to validate after this many steps of a stage: at the interval, and at the stage's end."""
@@ -57,11 +64,12 @@ class Validation:
             settings: of the stage; its averaging does not matter here.
             rotary: gives the angles.
         """
-        if not settings.two_streams:
-            return ValidationResult(self._losses(model, None, settings, rotary)[0], {})
-        losses = {level: self._losses(model, level, settings, rotary) for level in self.config.validation.levels}
-        ar_loss = next(iter(losses.values()))[0]
-        return ValidationResult(ar_loss, {f"{level:g}": diffusion for level, (_, diffusion) in losses.items()})
+        begin = time.perf_counter()
+        levels: tuple[float | None, ...] = self.config.validation.levels if settings.two_streams else (None,)
+        losses = {level: self._losses(model, level, settings, rotary) for level in levels}
+        ar_loss = losses[levels[0]][0]
+        diffusion_loss = {f"{level:g}": diffusion for level, (_, diffusion) in losses.items() if level is not None}
+        return ValidationResult(ar_loss, diffusion_loss, **self._time.since(begin))
 
     def _losses(
         self, model: list[Any], level: float | None, settings: StreamSettings, rotary: RotaryEmbedding

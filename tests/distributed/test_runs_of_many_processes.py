@@ -29,6 +29,7 @@ WORKER = Path(__file__).with_name("runs_worker.py")
 LOSSES = ("loss", "ar_loss", "diffusion_loss", "grad_norm")
 TP2_PP2 = ("parallel.tensor=2", "parallel.pipeline=2")
 DP2 = ()
+OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 CP2 = ("parallel.context=2",)
 PP2_VIRTUAL = ("parallel.pipeline=2", "parallel.virtual_pipeline=2")
 # Under one layout: whole, and stopped inside each stage and at their border.
@@ -92,7 +93,12 @@ def two(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> 
     shard = folder / "damaged" / "checkpoints" / "step_00000003" / "__0_1.distcp"
     shard.write_bytes(shard.read_bytes()[:-9] + b"different")
     train_here(folder / "context", *settings, "run.max_steps=2")
-    starts = [*under_one_layout("two", DP2), Start("damaged", DP2, 6), Start("context", CP2, STAGE_STEPS + 3)]
+    starts = [
+        *under_one_layout("two", DP2),
+        *(Start("damaged", DP2, 6), Start("context", CP2, STAGE_STEPS + 3)),
+        *(Start("plain", DP2, 3), Start("overlap", OVERLAP, 3)),
+        *(Start("overlap-stopped", OVERLAP, limit) for limit in (3, None)),
+    ]
     done = start_all(2, starts, settings, folder)
     train_here(folder / "context", *settings)
     (folder / "said").write_text(done.output)
@@ -121,6 +127,15 @@ def moves(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -
 
 def test_two_data_parallel_processes_stop_and_go_on(two: Path) -> None:
     assert_same_bits(two / "two-stopped", two / "two-whole")
+
+
+def test_a_checkpoint_has_the_weights_of_its_own_step(two: Path) -> None:
+    """Of all ranks, also where they would arrive during the next forward pass, which this save does not wait for."""
+    found, expected = (saved_tensors(newest_checkpoint(two / name)) for name in ("overlap", "plain"))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert_same_bits(two / "overlap-stopped", two / "two-whole")
 
 
 def test_a_run_goes_on_with_and_without_context_parallelism(two: Path, whole: Path) -> None:

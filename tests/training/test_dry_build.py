@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from nld_train.config.compose import compose_config
@@ -42,6 +44,42 @@ def test_counted_and_built_parameters_agree(experiment: str, tensor: int, pipeli
     )
     validate(config, world_size)
     assert built_parameter_counts(config, world_size) == rank_parameter_counts(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["execution.fp8=hybrid"],
+        ["parallel.overlap_tensor=true"],
+        ["execution.layers=transformer_engine"],
+        ["execution.layers=local", "execution.compile=reduce-overhead"],
+    ],
+)
+def test_what_runs_on_gpus_only_is_built_without_one(overrides: list[str]) -> None:
+    """It changes how layers compute, not what they hold."""
+    words = [
+        "experiment=paper_3b",
+        "run.dry=build",
+        "run.plan_world_size=2",
+        "batch.global_size=8",
+        "batch.micro_size=1",
+    ]
+    layout = ["parallel.tensor=2", "parallel.sequence=true", "run.stages=[joint]", "validation.every=0"]
+    config = compose_config([*words, *layout, "evaluation.every=0", *overrides])
+    validate(config, 2)
+    assert built_parameter_counts(config, 2) == rank_parameter_counts(config)
+
+
+def test_only_the_first_process_builds(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """torchrun starts many, and all would print the same table."""
+    from nld_train.train import main
+
+    monkeypatch.setattr("sys.argv", ["nld-train", "run.dry=build"])
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "nld_train.model.dry_build", None)  # its import would fail
+    assert main() == 0
+    assert capfd.readouterr().out == ""
 
 
 def test_a_padded_vocabulary_is_counted_too() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import STEP_TOKENS, records_of
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
-from nld_train.training.report import write_report, write_summary
+from nld_train.training.console import decoding_lines, validation_line
+from nld_train.training.report import write_report
+from nld_train.training.summary import progress_lines, write_summary
 
 PROMISED = {
     "stage",
@@ -75,13 +79,89 @@ def test_the_summary_has_what_is_promised(whole: Path) -> None:
     assert "git_revision" in summary
 
 
-def test_losses_of_the_summary_are_means_over_ten_steps(tmp_path: Path) -> None:
-    records = [
-        {"stage": "joint", "step": step, "tokens": step, "step_tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0}
-        | {"loss": 0.0, "ar_loss": float(step), "diffusion_loss": 2.0 * step, "grad_norm": 1.0, "learning_rate": 1.0}
-        for step in range(1, 26)
+def step_of(step: int, stage: str = "joint", **more: Any) -> dict[str, Any]:
+    """A record as a run writes it, with losses that grow by one and by two a step."""
+    figures = {"tokens": step, "step_tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "loss": 0.0}
+    losses = {"ar_loss": float(step), "diffusion_loss": 2.0 * step, "grad_norm": 1.0, "learning_rate": 1.0}
+    return {"stage": stage, "step": step, **figures, **losses, **more}
+
+
+def write_records(directory: Path, records: list[dict[str, Any]]) -> None:
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def decoding_of(tokens_per_forward: float, agreement: float, modes: tuple[str, ...] = ("linear",)) -> dict[str, Any]:
+    """A decoding as the hook records it: AR, and modes that are all alike."""
+    counts = {"new_tokens": 64, "forwards": 32, "prefill": 1, "tokens_per_second": 1234.0}
+    ar = {"tokens_per_forward": 1.02, "agreement": 1.0, "accepted_per_cycle": 1.0, **counts}
+    own = {"tokens_per_forward": tokens_per_forward, "agreement": agreement, "accepted_per_cycle": 2.5, **counts}
+    own["acceptance"] = {str(position): 1 / position for position in range(1, 8)}
+    return {
+        "modes": {"ar": ar, **dict.fromkeys(modes, own)},
+        "agreements": {"ar/linear": agreement, "ar/quadratic": agreement, "linear/quadratic": 0.75},
+        "samples": [{"prompt": "def", "ar": " main(\n\x1b", "linear": " main(\n\x1b", "quadratic": "x" * 80}],
+        "seconds": 2.0,
+        "share": 0.125,
+    }
+
+
+def test_the_console_shows_a_decoding_in_few_lines() -> None:
+    found = decoding_lines(decoding_of(1.32, 0.55, ("linear", "quadratic")))
+    speed = "1.32 tokens/forward  1.23k tok/s  agreement with ar 55%"
+    accepted = "accepted length 2.50  by position 1:100% 2:50% 4:25% 7:14%"
+    assert [line.strip() for line in found] == [
+        "ar         1.02 tokens/forward  1.23k tok/s  agreement with ar 100%"
+        "  (2.0 s, decoding is 12.5% of the time so far)",
+        f"linear     {speed}  {accepted}",
+        f"quadratic  {speed}  {accepted}",
+        "agreement  linear/quadratic 75%",
+        r"ar, linear: ' main(\n\x1b'",
+        f"quadratic: '{'x' * 60}...'",
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_the_console_says_what_validation_costs() -> None:
+    said = validation_line({"ar_loss": 1.5, "diffusion_loss": {"0.5": 2.0}, "seconds": 1.25, "share": 0.05})
+    assert said.split("  ")[-1] == "(1.2 s, validation is 5.0% of the time so far)"
+
+
+def test_the_end_of_a_run_says_whether_the_modes_get_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the first decoding to the last of each stage; a stage that decoded once has one figure."""
+    validations = [{"validation": {"ar_loss": loss, "diffusion_loss": {}}} for loss in (1.5, 1.25)]
+    records = [
+        step_of(1, "ar"),
+        step_of(2, decoding=decoding_of(1.02, 0.41), **validations[0]),
+        step_of(3, decoding=decoding_of(5.0, 0.99)),
+        step_of(4, decoding=decoding_of(1.32, 0.55, ("linear", "quadratic")), **validations[1]),
+        step_of(5, "drafter", decoding=decoding_of(1.4, 1.0, ("linear + adapter",))),
+    ]
+    write_records(tmp_path, records)
+    summary = write_summary(tmp_path)
+    assert summary["stages"]["ar"]["decoding"] is None
+    expected = [
+        "joint, ar: 1.02 -> 1.02 tokens per forward, held-out loss 1.5000 -> 1.2500",
+        "joint, linear: 1.02 -> 1.32 tokens per forward, agreement 0.41 -> 0.55",
+        "joint, quadratic: 1.32 tokens per forward, agreement 0.55",
+        "drafter, ar: 1.02 tokens per forward",
+        "drafter, linear + adapter: 1.40 tokens per forward, agreement 1.00",
+    ]
+    assert progress_lines(summary) == expected
+    assert all(line in shown_summary(tmp_path, capsys) for line in expected)
+    assert write_report(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def shown_summary(directory: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What `launch/show_summary.py` prints."""
+    script = Path(__file__).parents[2] / "launch" / "show_summary.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [str(script), str(directory)])
+        capsys.readouterr()
+        runpy.run_path(str(script), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_losses_of_the_summary_are_means_over_ten_steps(tmp_path: Path) -> None:
+    write_records(tmp_path, [step_of(step) for step in range(1, 26)])
     stage = write_summary(tmp_path)["stages"]["joint"]
     assert (stage["first_ar_loss"], stage["last_ar_loss"]) == (5.5, 20.5)
     assert (stage["first_diffusion_loss"], stage["last_diffusion_loss"]) == (11.0, 41.0)
@@ -104,3 +184,23 @@ def test_weights_and_biases_gets_every_step(train: Train, tmp_path: Path) -> Non
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2
     assert all(b"grad_norm" in file.read_bytes() for file in files)
+
+
+def test_weights_and_biases_gets_tables_and_a_plot_of_a_decoding(data: tuple[str, ...], tmp_path: Path) -> None:
+    """Real ones, offline: each leaves its table in a file."""
+    from nld_train.config.compose import compose_config
+    from nld_train.training.wandb_log import WandbLog
+
+    log = WandbLog(compose_config([*data, f"run.dir={tmp_path}", "logging.wandb.mode=offline"]))
+    log.write(step_of(1))
+    log.write(step_of(2, decoding=decoding_of(1.32, 0.55, ("linear", "quadratic"))))
+    log.finish()
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/decoding")
+    tables = {file.name.split("_")[0]: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    assert tables.keys() == {"figures", "samples", "acceptance"}
+    figures = [dict(zip(tables["figures"]["columns"], row, strict=True)) for row in tables["figures"]["data"]]
+    assert [row["mode"] for row in figures] == ["ar", "linear", "quadratic"]
+    assert [row["tokens_per_forward"] for row in figures] == [1.02, 1.32, 1.32]
+    assert tables["samples"]["columns"] == ["prompt", "ar", "linear", "quadratic"]
+    assert tables["acceptance"]["data"][:2] == [[1, "linear", 1.0], [2, "linear", 0.5]]
+    assert len(tables["acceptance"]["data"]) == 2 * 7

@@ -92,6 +92,21 @@ def test_validation_samples_that_cannot_be_shared_out(command: Command, tmp_path
     assert contents(tmp_path) == {}
 
 
+def test_validation_samples_that_are_not_there(command: Command, tmp_path: Path) -> None:
+    """The set holds some 1,800 tokens: beyond, the first samples would come again and count twice."""
+    found = command(f"run.dir={tmp_path}/run", "validation.every=1", "validation.samples=160")
+    assert_one_line(found, "error: validation.samples=160: must be at most ", "data.validation")
+    most = int(found[1].partition("at most ")[2].partition(",")[0])
+    assert 50 < most < 100
+    assert contents(tmp_path) == {}
+
+
+def test_data_that_are_not_there_leave_no_directory(command: Command, tmp_path: Path) -> None:
+    found = command(f"run.dir={tmp_path}/run", f"data.train=[{{prefix: {tmp_path}/none, weight: 1}}]")
+    assert_one_line(found, f"{tmp_path}/none")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_attention_without_a_backward_pass(command: Command, tmp_path: Path) -> None:
     """FlexAttention trains on CUDA only."""
     found = command(f"run.dir={tmp_path}/run", "execution.attention=flex")

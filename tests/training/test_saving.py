@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import queue
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, saved_tensors
 from training_runs import Train
 
 from nld_train.training import run, saving
 from nld_train.training.checkpoint import Progress
-
-Command = Callable[..., tuple[int, str]]
+from nld_train.training.megatron_save import Plan, _snapshot, plan_save, write_share
 
 
 def test_what_the_next_step_changes_is_not_saved(
@@ -30,16 +33,16 @@ def test_what_the_next_step_changes_is_not_saved(
     may share memory with what the step changes.
     """
     overwritten = threading.Event()
-    write, save = saving._write, saving.dist_checkpointing.save
     handed_over: set[int] = set()
 
-    def write_late(*arguments: Any) -> Any:
+    def write_late(plan: Plan) -> Any:
         assert overwritten.wait(60)
-        return write(*arguments)
+        return write_share(plan)
 
-    def note_and_save(state: Any, *arguments: Any, **options: Any) -> Any:
-        handed_over.update(storages(sharded_tensors(state)))
-        return save(state, *arguments, **options)
+    def plan_and_note(*arguments: Any) -> Plan:
+        plan = plan_save(*arguments)
+        handed_over.update(storages(tensors_of(plan)))
+        return plan
 
     class Overwritten(saving.CheckpointWriter):
         def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
@@ -54,8 +57,8 @@ def test_what_the_next_step_changes_is_not_saved(
 
     train(tmp_path / "left_alone", "run.max_steps=3")
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "_write", write_late)
-        patch.setattr(saving.dist_checkpointing, "save", note_and_save)
+        patch.setattr(saving, "write_share", write_late)
+        patch.setattr(saving, "plan_save", plan_and_note)
         patch.setattr(run, "CheckpointWriter", Overwritten)
         train(tmp_path / "overwritten", "run.max_steps=3")
     found, expected = (saved_tensors(newest_checkpoint(tmp_path / name)) for name in ("overwritten", "left_alone"))
@@ -77,42 +80,83 @@ def live_tensors(model: list[Any], optimizer: Any) -> list[torch.Tensor]:
     return tensors
 
 
-def sharded_tensors(state: Any) -> list[torch.Tensor]:
-    """The tensors under the leaves of a sharded state."""
-    if isinstance(state, dict | list):
-        values = state.values() if isinstance(state, dict) else state
-        return [tensor for value in values for tensor in sharded_tensors(value)]
-    data = getattr(state, "data", None)
-    return [data] if isinstance(state, ShardedBase) and torch.is_tensor(data) else []
+def tensors_of(plan: Plan) -> list[torch.Tensor]:
+    """What a rank will write."""
+    return [tensor for _, _, (_, items) in plan.writer.write_buckets for _, tensor in items]
 
 
 def storages(tensors: list[torch.Tensor]) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
 
-def test_a_folder_that_cannot_be_made(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").write_text("in the way")
-    assert_one_line(*command(f"run.dir={tmp_path}", "checkpoint.every=1"), "by rank 0")
+def test_only_what_this_rank_writes_is_copied() -> None:
+    """Of a tensor that several ranks hold, one copies it; Megatron takes none that is not its rank's to write."""
+    mine, other = torch.ones(3), torch.ones(3)
+    state = {"a": [ShardedTensor.from_rank_offsets("a", mine, replica_id=0)]}
+    state |= {"b": ShardedTensor.from_rank_offsets("b", other, replica_id=1)}
+    copied = _snapshot(state)
+    assert copied["b"].data is other
+    assert copied["a"][0].data is not mine
+    assert torch.equal(copied["a"][0].data, mine)
 
 
-def test_a_file_that_cannot_be_written(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line comes from the thread that writes; the checkpoint before stays."""
-    write = saving._write
+def test_the_thread_leaves_the_gpu_alone(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its current device would be the first one, which may be another rank's."""
 
-    def write_nowhere(request: Any, directory: Path, rank: int) -> Any:
-        if directory.name == "step_00000002.tmp":
-            shutil.rmtree(directory)
-        return write(request, directory, rank)
+    def refuse(*_: Any) -> None:
+        raise AssertionError("Megatron's preloading synchronises the thread's current device")
 
-    monkeypatch.setattr(saving, "_write", write_nowhere)
-    assert_one_line(*command(f"run.dir={tmp_path}", "checkpoint.every=1"), "step_00000002.tmp", "No such file")
+    monkeypatch.setattr(FileSystemWriterAsync, "preload_tensors", staticmethod(refuse))
+    synchronise = torch.cuda.synchronize
+    threads: list[threading.Thread] = []
+
+    def note_thread(*arguments: Any) -> None:
+        threads.append(threading.current_thread())
+        synchronise(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", note_thread)
+    train(tmp_path, "run.max_steps=1")
     assert newest_checkpoint(tmp_path).name == "step_00000001"
+    assert set(threads) <= {threading.main_thread()}
 
 
-def assert_one_line(status: int, errors: str, *pieces: str) -> None:
-    assert status == 2
-    lines = [line for line in errors.splitlines() if "error" in line]
-    assert len(lines) == 1, errors
-    assert lines[0].startswith("error: checkpoint ")
-    for piece in ("could not be written", *pieces):
-        assert piece in lines[0]
+def test_no_server_is_started(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron's would die of a signal to the whole job, which asks for a save."""
+    monkeypatch.setattr(filesystem_async, "_results_queue", None)
+    before = multiprocessing.active_children()
+    train(tmp_path, "run.max_steps=1")
+    assert isinstance(filesystem_async._results_queue, queue.Queue)
+    assert multiprocessing.active_children() == before
+
+
+def test_all_is_on_the_disk_before_it_has_a_name(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the name is there before an older checkpoint goes: what a loss of power takes was not needed any more."""
+    events: list[tuple[str, Path]] = []
+    fsync, replace, remove = os.fsync, os.replace, shutil.rmtree
+
+    def note_fsync(descriptor: int) -> None:
+        events.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    def note_replace(source: Any, target: Any) -> None:
+        events.append(("rename", Path(target)))
+        replace(source, target)
+
+    def note_rmtree(path: Any, *arguments: Any, **options: Any) -> None:
+        events.append(("delete", Path(path)))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(shutil, "rmtree", note_rmtree)
+    train(tmp_path, "run.max_steps=2", "checkpoint.every=1", "checkpoint.keep_last=1")
+    final = tmp_path / "checkpoints" / "step_00000002"
+    temporary = final.with_name(f"{final.name}.tmp")
+    named = events.index(("rename", final))
+    before = {path for event, path in events[:named] if event == "fsync"}
+    assert before >= {temporary, *(temporary / path.name for path in final.iterdir())}
+    deleted = events.index(("delete", final.with_name("step_00000001.tmp")))
+    between = events[named:deleted]
+    folder = ("fsync", final.parent)
+    assert between.index(folder) < between.index(("rename", final.with_name("latest")))
+    assert folder in between[between.index(("rename", final.with_name("latest"))) :]

@@ -1,0 +1,127 @@
+"""A disk that refuses something: one line where a checkpoint cannot be written, a warning where none is deleted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from run_equality import assert_same_run
+from safetensors import SafetensorError
+from tiny_runs import newest_checkpoint
+from training_runs import Train
+
+from nld_train.config.schema import CheckpointConfig
+from nld_train.files import synchronise
+from nld_train.model.adapter_files import AdapterShape
+from nld_train.training import megatron_save, retention, saving
+from nld_train.training.megatron_save import Plan, Written, write_share
+from nld_train.training.retention import apply_retention, make_room
+
+Command = Callable[..., tuple[int, str]]
+FULL = OSError(errno.ENOSPC, "No space left on device")
+# As torch says it, with the frames of its C++ below.
+FULL_FOR_TORCH = RuntimeError(
+    "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nframe #0: c10::Error"
+)
+
+
+def refusing(error: Exception) -> Callable[..., Any]:
+    """Something that a disk refuses."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return refuse
+
+
+def assert_one_line(status: int, errors: str, *pieces: str) -> None:
+    assert status == 2
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("error: checkpoint ")
+    for piece in ("could not be written by rank 0", "the checkpoint before it is untouched", *pieces):
+        assert piece in lines[0]
+
+
+def test_a_folder_that_cannot_be_made(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    assert_one_line(*command(f"run.dir={tmp_path}", "checkpoint.every=1"), "File exists")
+
+
+def test_a_shard_that_cannot_be_written(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line comes from the thread that writes; the checkpoint before stays."""
+
+    def write_nowhere(plan: Plan) -> Written:
+        directory = Path(plan.writer.checkpoint_dir)
+        if directory.name == "step_00000002.tmp":
+            shutil.rmtree(directory)
+        return write_share(plan)
+
+    monkeypatch.setattr(saving, "write_share", write_nowhere)
+    assert_one_line(*command(f"run.dir={tmp_path}", "checkpoint.every=1"), "step_00000002.tmp", "No such file")
+    assert newest_checkpoint(tmp_path).name == "step_00000001"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "said"),
+    [
+        (TorchCommonSaveStrategy, "save_common", FULL_FOR_TORCH, "RuntimeError: [enforce fail at inline_container.cc"),
+        (FileSystemWriterAsync, "finish", FULL, "No space left on device"),
+        (megatron_save, "save_config", FULL, "No space left on device"),
+        (saving, "write_adapter", SafetensorError("Error while serializing: I/O error"), "SafetensorError"),
+        (saving, "synchronise_all", FULL, "No space left on device"),
+    ],
+)
+def test_a_small_file_that_cannot_be_written(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, said: str
+) -> None:
+    monkeypatch.setattr(owner, name, refusing(error))
+    monkeypatch.setattr(saving, "_adapter", lambda _: (AdapterShape(1, 1), {}))
+    assert_one_line(*command(f"run.dir={tmp_path}", "run.max_steps=1"), "step_00000001 could not", said)
+    assert not (tmp_path / "checkpoints" / "latest").exists()
+
+
+def test_what_cannot_be_deleted_stays(
+    train: Train, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Old checkpoints, and what a kill left under the name of one that comes; the run is the same."""
+    leftover = tmp_path / "checkpoints" / "step_00000002.tmp"
+    leftover.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(retention.shutil, "rmtree", refusing(OSError(errno.EBUSY, "Device or resource busy")))
+        train(tmp_path, "checkpoint.every=1", "checkpoint.keep_last=1")
+    said = capfd.readouterr().err
+    checkpoints = tmp_path / "checkpoints"
+    for path in (leftover, checkpoints / "step_00000001.tmp"):
+        assert f"warning: {path} cannot be deleted (Device or resource busy); the run goes on" in said
+    assert "could not be written" not in said
+    assert_same_run(tmp_path, whole)
+    assert make_room(checkpoints / "step_00000009").name == "step_00000009.tmp"
+    assert sorted(path.name for path in checkpoints.glob("*.tmp")) == ["step_00000009.tmp"]
+
+
+def test_what_cannot_be_renamed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = tmp_path / "step_00000001", tmp_path / "step_00000002"
+    older.mkdir()
+    newest.mkdir()
+    monkeypatch.setattr(os, "replace", refusing(PermissionError(errno.EACCES, "Permission denied")))
+    apply_retention(newest, CheckpointConfig(every=1, asynchronous=True, keep_last=1, keep_every=None))
+    assert capsys.readouterr().err == f"warning: {older} cannot be deleted (Permission denied); the run goes on\n"
+    assert older.exists()
+
+
+def test_a_file_system_that_cannot_synchronise_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "fsync", refusing(OSError(errno.EINVAL, "Invalid argument")))
+    synchronise(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        synchronise(tmp_path / "file")
