@@ -16,6 +16,8 @@ from nld_train.errors import UserError
 USER_ERROR_STATUS = 2
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
 POLICIES = ("threshold", "number", "steps", "entropy", "sampler")
+# Options that only diffusion reads, apart from the threshold, and what they are where nobody says.
+POLICY_DEFAULTS = {"policy": "threshold", "number": 1, "steps": 8, "entropy": 0.3, "sampler": None}
 
 
 def run_to_status(run: Callable[[], None]) -> int:
@@ -110,16 +112,16 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        default="threshold",
         help="what a pass of diffusion commits: by the model's probability or by the trained sampler's (both read "
         "--threshold), a number of tokens per pass, an even share in a number of passes per block, by entropy "
         "(default: threshold)",
     )
     add_threshold(parser)
-    parser.add_argument("--number", type=int, default=1, metavar="N", help="tokens per pass (default: 1)")
-    parser.add_argument("--steps", type=int, default=8, metavar="N", help="passes per block (default: 8)")
-    parser.add_argument("--entropy", type=float, default=0.3, metavar="H", help="most nats (default: 0.3)")
+    parser.add_argument("--number", type=int, metavar="N", help="tokens per pass (default: 1)")
+    parser.add_argument("--steps", type=int, metavar="N", help="passes per block (default: 8)")
+    parser.add_argument("--entropy", type=float, metavar="H", help="most nats (default: 0.3)")
     add_sampler(parser)
+    parser.set_defaults(**POLICY_DEFAULTS)
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_lengths(parser)
     add_policy(parser)
     _add_sampling(parser)
+    _add_stop(parser)
     add_adapter(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
     return parser
@@ -58,6 +59,24 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest tokens of this probability"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="prompt i draws with seed S + i (default: 0)")
+    parser.add_argument(
+        "--ar-weight",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="quadratic: share of the AR head in the token after the drafts; below 1 it is no longer AR's text "
+        "(default: 1)",
+    )
+
+
+def _add_stop(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a text with the token that completes this one; may be given several times",
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nld_train.command_line import MODES, add_checkpoint, add_threshold, run_to_status
+from nld_train.command_line import MODES, add_adapter, add_checkpoint, add_threshold, run_to_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, metavar="N", help="most new tokens of a text (default: each task's own number)"
     )
-    parser.add_argument("--adapter", action="store_true", help="linear: draft with the checkpoint's drafter adapter")
+    add_adapter(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of noise and of sampled texts (default: 0)")
 
 

@@ -78,7 +78,7 @@ class Batch:
             passes = [self.forwards_so_far(place)] * (good + 1)
             kept = output.commit([*row[1 : 1 + good], token], passes, [True] * good + [False])
             output.accepted.append(kept)
-            self.tell(place, rejected=tuple(row[1 + good : size]))
+            self.tell(place, rejected=row[1 + good : size])
         return self.leave()
 
     def leave(self) -> list[int]:
@@ -89,12 +89,29 @@ class Batch:
             self.sampler.keep(staying)
         return staying
 
-    def tell(self, place: int, block: tuple[int | None, ...] = (), rejected: tuple[int, ...] = ()) -> None:
-        """Tells the observer how the row at `place` stands."""
-        if self.observer is not None:
-            output = self.active[place]
-            finished = output.finish is not None
-            self.observer(Progress(self.session.rows[place], tuple(output.tokens), block, rejected, finished))
+    def tell(
+        self,
+        place: int,
+        rejected: Sequence[int] = (),
+        block: Sequence[int | None] = (),
+        committed_by: Sequence[int] = (),
+        drafted: Sequence[bool] = (),
+    ) -> None:
+        """Tells the observer how the row at `place` stands; the last three say it of a block at work."""
+        if self.observer is None:
+            return
+        output = self.active[place]
+        self.observer(
+            Progress(
+                row=self.session.rows[place],
+                tokens=tuple(output.tokens),
+                block=tuple(block),
+                rejected=tuple(rejected),
+                finished=output.finish is not None,
+                committed_by=(*output.committed_by, *committed_by),
+                drafted=(*output.drafted, *drafted),
+            )
+        )
 
     def result(self) -> DecodeResult:
         """The outputs of all rows, once every row has finished."""

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -16,32 +16,16 @@ from rich.text import Text
 
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
-from nld_train.decoding.options import DecodeOptions, Mode, check_request
+from nld_train.decoding.options import check_request
 from nld_train.decoding.outputs import DecodeResult
-from nld_train.decoding.request import PolicyOf, Request, in_one_line, policy_of, read_request
+from nld_train.decoding.request import Request, in_one_line, policy_of, read_request
 from nld_train.decoding.statistics import agreement, merged, tokens_per_forward
 from nld_train.decoding.terminal import Watcher, numeric, print_row, printable, report_console
-from nld_train.errors import UserError
+from nld_train.decoding.ways import Way, refuse_unread, ways_of
 
 # More of a text than any terminal has room for.
 _START_CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to decode the prompts.
-
-    Attributes:
-        name: the mode, with a remark where it drafts with the adapter or commits by another policy than the threshold.
-        mode: of the decoder.
-        options: settings of the first batch; later ones go on with the seeds.
-        policy: what a denoising pass of diffusion commits.
-    """
-
-    name: str
-    mode: Mode
-    options: DecodeOptions
-    policy: PolicyOf | None
+_WARMING_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -51,7 +35,7 @@ class Decoded:
     Attributes:
         first: number of its first prompt.
         result: its tokens.
-        seconds: wall time, its prefill included.
+        seconds: wall time, its prefill included, without what it took to show it.
     """
 
     first: int
@@ -65,41 +49,16 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: a request that cannot be answered, found before any weight is read.
     """
-    if arguments.mode is None and not arguments.compare:
-        raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
+    refuse_unread(arguments)
     request = read_request(arguments)
     job = Job(request.source, request.texts, request.prompts, request.batch_size)
     with in_one_line():
-        ways = _ways(arguments, policy_of(arguments, job.source))
+        ways = ways_of(arguments, job.source, policy_of(arguments, job.source))
         for way in ways:
             check_request(job.source.description, job.prompts, way.mode, way.options)
     show = job.compare if arguments.compare else job.show
     with job.source.open() as engine:
         show(engine, ways, arguments.json)
-
-
-def _ways(arguments: Namespace, policy: PolicyOf) -> list[Way]:
-    """The ways that were asked for; a comparison has every mode, and linear with the adapter where one is wanted."""
-    if not arguments.compare:
-        return [_way(arguments, policy, arguments.mode, bool(arguments.adapter))]
-    ways = [_way(arguments, policy, mode) for mode in get_args(Mode)]
-    return [*ways, _way(arguments, policy, "linear", adapter=True)] if arguments.adapter else ways
-
-
-def _way(arguments: Namespace, policy: PolicyOf, mode: Mode, adapter: bool = False) -> Way:
-    options = DecodeOptions(
-        max_new_tokens=arguments.max_new_tokens,
-        block_length=arguments.block_length,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seeds=arguments.seed,
-        adapter=adapter,
-    )
-    if mode != "diffusion":
-        return Way(f"{mode} + adapter" if adapter else mode, mode, options, None)
-    name = mode if arguments.policy == "threshold" else f"{mode} + {arguments.policy}"
-    return Way(name, mode, options, policy)
 
 
 @dataclass(frozen=True)
@@ -125,34 +84,46 @@ class Job(Request):
         table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
         reference: list[list[int]] = []
         for way in ways:
+            self._warm_up(engine, way)
             batches = list(self._decoded(engine, way))
             token_ids = [ids for decoded in batches for ids in decoded.result.token_ids]
             reference = reference or token_ids
             if as_json:
                 self._print_with_agreement(way, batches, reference)
-            same = agreement(token_ids, reference)
-            figures = (f"{_per_forward(batches):.2f}", f"{_speed(batches):,.0f}", f"{same:.1%}")
+            same = _same(way, token_ids, reference)
+            figures = (
+                f"{_per_forward(batches):.2f}",
+                f"{_speed(batches):,.0f}",
+                "-" if same is None else f"{same:.1%}",
+            )
             table.add_row(way.name, self._one_line(token_ids[0]), *figures)
         if not as_json:
             report_console().print(table)
+
+    def _warm_up(self, engine: Engine, way: Way) -> None:
+        """A few tokens that nobody counts: what a mode's first forwards cost once is not its speed."""
+        few = min(way.options.max_new_tokens, _WARMING_TOKENS)
+        brief = replace(way, options=replace(way.options, max_new_tokens=few))
+        next(self._decoded(engine, brief))
 
     def _decoded(self, engine: Engine, way: Way, console: Console | None = None) -> Iterator[Decoded]:
         """Batch after batch, watched on a terminal where one is given."""
         policy = way.policy(engine) if way.policy else None
         for first in range(0, len(self.prompts), self.batch_size):
             batch = slice(first, first + self.batch_size)
-            options = replace(way.options, seeds=way.options.seed_of(first), stop_tokens=self.source.stop_tokens)
+            options = replace(way.options, seeds=way.options.seed_of(first))
             watcher = Watcher(console, self.source.tokenizer, way.mode, self.texts[batch]) if console else None
-            begin = time.perf_counter()
             with watcher or nullcontext():
+                begin = time.perf_counter()
                 result = decode(engine, self.prompts[batch], way.mode, options, policy, watcher)
-            yield Decoded(first, result, time.perf_counter() - begin)
+                seconds = time.perf_counter() - begin
+            yield Decoded(first, result, seconds - (watcher.seconds if watcher else 0.0))
 
     def _print_with_agreement(self, way: Way, batches: list[Decoded], reference: list[list[int]]) -> None:
         for decoded in batches:
             for row, ids in enumerate(decoded.result.token_ids):
                 record = self._record(way, decoded, row)
-                record["agreement"] = agreement([ids], [reference[decoded.first + row]])
+                record["agreement"] = _same(way, [ids], [reference[decoded.first + row]])
                 print(json.dumps(record, ensure_ascii=False), flush=True)
 
     def _record(self, way: Way, decoded: Decoded, row: int) -> dict[str, Any]:
@@ -174,6 +145,11 @@ class Job(Request):
     def _one_line(self, token_ids: list[int]) -> Text:
         text = printable(self.source.tokenizer.decode(token_ids, skip_special_tokens=True)).replace("\n", "\u23ce")
         return Text(text[:_START_CHARACTERS], no_wrap=True, overflow="ellipsis")
+
+
+def _same(way: Way, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
+    """Share of tokens equal to AR's; None of sampled texts, which may differ however like AR they are drawn."""
+    return agreement(token_ids, reference) if way.options.temperature == 0 else None
 
 
 def _speed(batches: list[Decoded]) -> float:

@@ -127,11 +127,21 @@ def _finish_rows(batch: Batch, blocks: Blocks) -> None:
         size = int(blocks.sizes[place])
         masked, tokens = blocks.masked[place, :size].tolist(), blocks.tokens[place, :size].tolist()
         certain = masked.index(True) if any(masked) else size
-        done = certain == size or output.stop_after(tokens[:certain]) is not None
-        if done:
+        if certain == size or output.stop_after(tokens[:certain]) is not None:
             passes = blocks.committed_by[place, :certain].tolist()
             output.commit(tokens[:certain], passes, [False] + [True] * (certain - 1))
-        shown = () if done else tuple(None if hidden else token for token, hidden in zip(tokens, masked, strict=True))
-        batch.tell(place, block=shown)
+            batch.tell(place)
+        else:
+            _tell_of_block(batch, place, tokens, masked, blocks.committed_by[place, :size].tolist())
     staying = batch.leave()
     blocks.keep(staying)
+
+
+def _tell_of_block(batch: Batch, place: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:
+    """Shows a block that still has masks; what stands under a mask is not of this block."""
+    batch.tell(
+        place,
+        block=[None if hidden else token for token, hidden in zip(tokens, masked, strict=True)],
+        committed_by=[0 if hidden else number for number, hidden in zip(passes, masked, strict=True)],
+        drafted=[index > 0 and not hidden for index, hidden in enumerate(masked)],
+    )

@@ -88,7 +88,10 @@ class Engine(Limits, Protocol):
         """Makes an empty cache of `rows` lines with `capacity` entries each, in place of any earlier one."""
 
     def forward(self, step: Step) -> Tensor:
-        """Runs a step over all lines of the cache: float logits `[a, R, V]` (R = T without `step.outputs`)."""
+        """Runs a step over all lines of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
+
+        They may lie on any device; what a decoder makes of them lies on the CPU.
+        """
 
     def keep(self, rows: Tensor) -> None:
         """Drops all lines but these (int64, in this order): finished rows leave the work."""

@@ -176,8 +176,12 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
     """The export package's own model and engine, from this checkout: no code of the directory is run."""
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+    from nld_train.training.parallel import resolve_device
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device("auto")
+    if device.type == "cuda":
+        # Under torchrun every process has a card of its own, the one its kernels go to.
+        torch.cuda.set_device(device)
     # Matrix products in bf16 are hundreds of times slower than in fp32 on CPUs.
     dtype = "auto" if device.type == "cuda" else torch.float32
     try:

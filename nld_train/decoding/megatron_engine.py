@@ -60,6 +60,8 @@ class MegatronEngine:
                 yield self
         finally:
             self._cache = KeyValueCache(0, 0)
+            for chunk in self.chunks:
+                chunk.set_input_tensor(None)
             for chunk, mode in zip(self.chunks, modes, strict=True):
                 chunk.train(mode)
 
@@ -72,7 +74,7 @@ class MegatronEngine:
         self._cache.keep(rows)
 
     def forward(self, step: Step) -> Tensor:
-        """See `engine.Engine.forward`: the same logits on every rank of the model, on the CPU."""
+        """See `engine.Engine.forward`: the same logits on every rank of the model, on the model's device."""
         rows, length = step.tokens.shape
         wanted = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
         step = _pad(step, self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1)
@@ -80,9 +82,11 @@ class MegatronEngine:
         handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
         # Rows of the flattened [T * a] hidden states.
         index = (wanted * rows + torch.arange(rows)[:, None]).flatten().to(device)
-        logits = self._through_pipeline(step.tokens.to(device), handle, index)
-        streams.forget(handle)
-        return logits.cpu().view(rows, wanted.shape[1], self.vocabulary_size)
+        try:
+            logits = self._through_pipeline(step.tokens.to(device), handle, index)
+        finally:
+            streams.forget(handle)
+        return logits.view(rows, wanted.shape[1], self.vocabulary_size)
 
     def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
         """Runs the chunks in the order of their layers; chunk c of the model lives on pipeline stage c % stages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,6 +10,8 @@ from typing import Literal, get_args
 from .engine import Limits
 
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
+# What a generator of torch takes, with room for a batch: row i adds i.
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ class DecodeOptions:
 
     def __post_init__(self) -> None:
         for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
-            if not getattr(self, name) >= lowest:
+            if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
         if not 0 <= self.ar_weight <= 1:
             raise ValueError(f"ar_weight: {self.ar_weight} is not in [0, 1]")
+        for seed in (self.seeds,) if isinstance(self.seeds, int) else self.seeds:
+            if not 0 <= seed < _SEEDS:
+                raise ValueError(f"seeds: {seed} is not in [0, 2^63)")
         if self.stop_strings and self.to_text is None:
             raise ValueError("stop_strings: they need to_text, which turns ids into text")
         if any(not text for text in self.stop_strings):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .options import DecodeOptions
+from .stop_strings import StopStrings
 
 Finish = Literal["stop", "length"]
 
@@ -61,6 +62,8 @@ class Progress:
         block: tokens of the block at work, None where still masked (diffusion).
         rejected: drafts that this cycle refused (speculative modes).
         finished: has it ended.
+        committed_by: for each of `tokens`, then of `block`, as in `DecodeResult`; 0 where masked.
+        drafted: likewise; False where masked.
     """
 
     row: int
@@ -68,6 +71,8 @@ class Progress:
     block: tuple[int | None, ...] = ()
     rejected: tuple[int, ...] = ()
     finished: bool = False
+    committed_by: tuple[int, ...] = ()
+    drafted: tuple[bool, ...] = ()
 
 
 Observer = Callable[[Progress], None]
@@ -84,6 +89,14 @@ class RowOutput:
     drafted: list[bool] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    # How many tokens, those of a block at work included, were looked at for a stop, and how many stand up to one.
+    _checked: int = field(default=0, init=False)
+    _stop: int | None = field(default=None, init=False)
+    _strings: StopStrings | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.options.stop_strings and self.options.to_text is not None:
+            self._strings = StopStrings(self.options.stop_strings, self.options.to_text)
 
     @property
     def remaining(self) -> int:
@@ -104,14 +117,20 @@ class RowOutput:
         return kept
 
     def stop_after(self, tokens: Sequence[int]) -> int | None:
-        """After how many of these next tokens the row stops; None if it goes on. The budget is kept in mind."""
-        for count in range(1, min(len(tokens), self.remaining) + 1):
-            if tokens[count - 1] in self.options.stop_tokens or self._has_stop_string(tokens[:count]):
-                return count
-        return None
+        """After how many of these next tokens the row stops; None if it goes on. The budget is kept in mind.
 
-    def _has_stop_string(self, tokens: Sequence[int]) -> bool:
-        if not self.options.stop_strings or self.options.to_text is None:
-            return False
-        text = self.options.to_text([*self.tokens, *tokens])
-        return any(stop in text for stop in self.options.stop_strings)
+        Tokens may be asked about before they are committed, and again with more behind them; each is looked at once.
+        """
+        done = len(self.tokens)
+        for token in tokens[self._checked - done : self.remaining]:
+            if self._stop is not None:
+                break
+            self._checked += 1
+            if self._stops(token):
+                self._stop = self._checked
+        return None if self._stop is None else self._stop - done
+
+    def _stops(self, token: int) -> bool:
+        if token in self.options.stop_tokens:
+            return True
+        return self._strings is not None and self._strings.completed_by(token)

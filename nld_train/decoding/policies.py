@@ -121,8 +121,43 @@ class EvenSteps:
 
     def choose(self, view: BlockView) -> Tensor:
         """See `CommitPolicy`."""
-        left = (self.passes - view.passes).clamp(min=1)
-        return view.best(view.confidence, (view.masked.sum(1) + left - 1) // left)
+        return _even_share(view, torch.full_like(view.passes, self.passes))
+
+
+@dataclass(frozen=True)
+class TotalSteps:
+    """Spreads a text's masks evenly over so many passes: every block takes its share, the first ones what is left over.
+
+    Attributes:
+        steps: passes for a whole text, whose blocks have at least one each.
+        blocks: how many of a text's blocks have masks.
+        block_length: tokens of a block; only the last of a text may be shorter.
+        prompt_lengths: tokens of each row's prompt, for all rows of the batch.
+
+    Raises:
+        ValueError: fewer passes than blocks.
+    """
+
+    steps: int
+    blocks: int
+    block_length: int
+    prompt_lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.steps < self.blocks:
+            raise ValueError(f"steps: {self.steps} is fewer than the {self.blocks} blocks, which take one pass each")
+
+    def choose(self, view: BlockView) -> Tensor:
+        """See `CommitPolicy`."""
+        prompts = torch.tensor([self.prompt_lengths[row] for row in view.rows])
+        block = (view.starts - prompts) // self.block_length
+        return _even_share(view, self.steps // self.blocks + (block < self.steps % self.blocks).long())
+
+
+def _even_share(view: BlockView, passes: Tensor) -> Tensor:
+    """The most confident positions of each block, so many that it is complete after int64 `[d]` passes."""
+    left = (passes - view.passes).clamp(min=1)
+    return view.best(view.confidence, (view.masked.sum(1) + left - 1) // left)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def check_batch_size(arguments: Namespace) -> None:
 
 def _read_prompts(arguments: Namespace) -> list[str]:
     if arguments.prompts is None:
+        if not arguments.prompt:
+            raise UserError("--prompt: is empty")
         return [arguments.prompt]
     path = Path(arguments.prompts)
     return [_prompt_of(path, number, line) for number, line in enumerate(lines_of(path), start=1)]
@@ -92,11 +94,15 @@ def _read_prompts(arguments: Namespace) -> list[str]:
 def lines_of(path: Path) -> list[str]:
     """The lines of a file of prompts.
 
+    A line ends where a file's lines do, at a line break: the other characters that Unicode ends lines with, such as
+    U+2028, may stand unescaped in JSON.
+
     Raises:
         UserError: it cannot be read, or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = [line.removesuffix("\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not lines:

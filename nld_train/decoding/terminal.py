@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
@@ -39,11 +40,13 @@ def numeric(name: str) -> Column:
 
 def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, result: DecodeResult, row: int) -> None:
     """Prints a prompt and its continuation in the colours of what committed it."""
-    styles = [
-        _style(mode, number, drafted)
-        for number, drafted in zip(result.committed_by[row], result.drafted[row], strict=True)
-    ]
+    styles = styles_of(mode, result.committed_by[row], result.drafted[row])
     console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), result.token_ids[row], styles))
+
+
+def styles_of(mode: Mode, committed_by: Sequence[int], drafted: Sequence[bool]) -> list[str]:
+    """The style of each token, the same while a row grows and when it is done."""
+    return [_style(mode, number, was_drafted) for number, was_drafted in zip(committed_by, drafted, strict=True)]
 
 
 def _style(mode: Mode, number: int, drafted: bool) -> str:
@@ -100,20 +103,13 @@ class RowView:
         self.tokens: list[int | None] = []
         self.styles: list[str] = []
         self.rejected: tuple[int, ...] = ()
-        self._forwards = 0
+        self.finished = False
 
     def update(self, progress: Progress) -> None:
         """Takes in what a forward has changed."""
-        before, self._forwards = self.tokens, self._forwards + 1
         self.tokens = [*progress.tokens, *progress.block]
-        self.rejected = progress.rejected
-        self.styles = self.styles[: len(self.tokens)] + [""] * (len(self.tokens) - len(self.styles))
-        known = [place < len(before) and before[place] is not None for place in range(len(self.tokens))]
-        fresh = [place for place, token in enumerate(self.tokens) if token is not None and not known[place]]
-        # A cycle of speculation ends with an AR token, a block of diffusion begins with one.
-        predicted = len(progress.tokens) if self.mode == "diffusion" else max(fresh, default=0)
-        for place in fresh:
-            self.styles[place] = _style(self.mode, self._forwards, drafted=place != predicted)
+        self.styles = styles_of(self.mode, progress.committed_by, progress.drafted)
+        self.rejected, self.finished = progress.rejected, progress.finished
 
     def render(self, decode: Decode) -> Text:
         """The row as text, refused drafts behind it."""
@@ -135,6 +131,9 @@ class RowView:
 class Watcher:
     """An observer of a batch that shows its rows while they grow; what it showed is gone at the end.
 
+    Attributes:
+        seconds: how long it took itself to show them.
+
     Args:
         console: a terminal.
         tokenizer: of `transformers`.
@@ -143,6 +142,7 @@ class Watcher:
     """
 
     def __init__(self, console: Console, tokenizer: Any, mode: Mode, prompts: Sequence[str]) -> None:
+        self.seconds = 0.0
         self._decode = _decode_of(tokenizer)
         self._prompts = prompts
         self._rows = [RowView(mode) for _ in prompts]
@@ -158,10 +158,39 @@ class Watcher:
 
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
+        begin = time.perf_counter()
         self._rows[progress.row].update(progress)
-        if time.perf_counter() - self._shown > _REFRESH_SECONDS:
-            rows = [
-                _prompt(text) + row.render(self._decode) for text, row in zip(self._prompts, self._rows, strict=True)
-            ]
-            self._live.update(Group(*rows), refresh=True)
+        if begin - self._shown > _REFRESH_SECONDS:
+            self._show()
             self._shown = time.perf_counter()
+        self.seconds += time.perf_counter() - begin
+
+    def _show(self) -> None:
+        texts = [_prompt(text) + row.render(self._decode) for text, row in zip(self._prompts, self._rows, strict=True)]
+        self._live.update(Screen(texts, [not row.finished for row in self._rows]), refresh=True)
+
+
+class Screen:
+    """Texts one below the other; where they are longer than the screen, the ends of those that grow.
+
+    Args:
+        texts: of the rows.
+        growing: which of them still grow.
+    """
+
+    def __init__(self, texts: Sequence[Text], growing: Sequence[bool]) -> None:
+        self._texts, self._growing = texts, growing
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """See `rich`: the lines that fit."""
+        # A console that leaves long lines to the terminal would cut them off here, where lines are counted.
+        folded = options.update(no_wrap=False, overflow="fold")
+        shown = [console.render_lines(text, folded, pad=False) for text in self._texts]
+        if sum(map(len, shown)) > console.height:
+            shown = [lines for lines, grows in zip(shown, self._growing, strict=True) if grows][: console.height]
+            share = console.height // max(1, len(shown))
+            shown = [lines[-share:] for lines in shown]
+        for lines in shown:
+            for line in lines:
+                yield from line
+                yield Segment.line()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config, DecodingMode
 from nld_train.data.samples import Sample, validation_samples
 from nld_train.data.tokenizer import load_tokenizer
-from nld_train.decoding import DecodeOptions, DecodeResult, Threshold, decode
+from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
 from nld_train.decoding.megatron_engine import MegatronEngine
 from nld_train.decoding.statistics import (
     acceptance_by_position,
@@ -18,17 +20,34 @@ from nld_train.decoding.statistics import (
     agreement,
     tokens_per_forward,
 )
+from nld_train.evaluation.measure import decode_all, rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.metrics import Record
+from nld_train.training.metrics_file import Record
 from nld_train.training.optimizer import unwrap
+from nld_train.training.time_share import TimeShare
 
 # Prompts whose texts are kept.
 _SAMPLES = 2
 _SPECULATIVE = ("linear", "quadratic")
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to decode the prompts.
+
+    Attributes:
+        name: the mode, with a remark where it drafts with the adapter.
+        mode: how the weights are read.
+        options: of the decoder.
+    """
+
+    name: str
+    mode: DecodingMode
+    options: DecodeOptions
+
+
 class DecodingHook:
-    """A `training.hooks.Hook`: how many tokens a forward brings in each mode, and how far the modes agree with AR.
+    """A `training.hooks.Hook`: how many tokens a forward brings in each mode, and how far the modes agree.
 
     Every data-parallel rank decodes all prompts: the result is the same under every layout, and ranks stay in step.
 
@@ -42,39 +61,58 @@ class DecodingHook:
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
         self.config = config
         self.rotary = rotary
-        settings = config.evaluation
-        self.options = DecodeOptions(
-            max_new_tokens=settings.max_new_tokens,
-            block_length=settings.block_length,
-            stop_tokens=(config.model.eos_token_id,),
-        )
-        self._begin = time.perf_counter()
-        self._spent = 0.0
+        self._time = TimeShare()
 
     def due(self, plan: StagePlan, stage_step: int) -> bool:
-        """At the interval and at the end of a joint stage: before it, nothing has learned to fill in masks."""
+        """At the interval and at the end of a joint or drafter stage; before, nothing has learned to fill in masks."""
         every = self.config.evaluation.every
-        return every > 0 and plan.alpha > 0 and (stage_step % every == 0 or stage_step == plan.steps)
+        drafts = plan.alpha > 0 or plan.adapter is not None
+        return every > 0 and drafts and (stage_step % every == 0 or stage_step == plan.steps)
 
-    def run(self, model: list[Any]) -> Record:
+    def run(self, model: list[Any], plan: StagePlan) -> Record:
         """The record of a step under `decoding`; its keys are explained in docs/evaluation.md."""
         begin = time.perf_counter()
         engine = MegatronEngine([unwrap(chunk) for chunk in model], self.config.model, self.rotary)
-        results: dict[DecodingMode, DecodeResult] = {}
-        seconds: dict[DecodingMode, float] = {}
+        results: dict[str, DecodeResult] = {}
+        figures: dict[str, Record] = {}
         with engine.decoding():
-            for mode in self.config.evaluation.modes:
-                mode_begin = time.perf_counter()
-                results[mode] = self._decode(engine, mode)
-                seconds[mode] = time.perf_counter() - mode_begin
-        now = time.perf_counter()
-        self._spent += now - begin
+            for way in self.ways(plan):
+                way_begin = time.perf_counter()
+                result = results[way.name] = self._decode(engine, way)
+                seconds = time.perf_counter() - way_begin
+                figures[way.name] = self._figures(way, result, results["ar"], seconds)
         return {
-            "modes": {mode: self._figures(results, mode, seconds[mode]) for mode in results},
+            "modes": figures,
+            "agreements": _agreements(results),
             "samples": self._samples(results),
-            "seconds": now - begin,
-            "share": self._spent / (now - self._begin),
+            **self._time.since(begin),
         }
+
+    def ways(self, plan: StagePlan) -> list[Way]:
+        """What a stage decodes, AR first, since the others are measured against it.
+
+        A drafter stage changes the adapter and nothing else: it reads linear self-speculation without and with it, in
+        blocks of the length that the adapter is trained for.
+        """
+        if plan.adapter is None:
+            options = self._options(self.config.evaluation.block_length)
+            modes = sorted(self.config.evaluation.modes, key=lambda mode: mode != "ar")
+            return [Way(mode, mode, options) for mode in modes]
+        options = self._options(plan.adapter.block_length)
+        adapted = self._options(plan.adapter.block_length, adapter=True)
+        return [
+            Way("ar", "ar", options),
+            Way("linear", "linear", options),
+            Way("linear + adapter", "linear", adapted),
+        ]
+
+    def _options(self, block_length: int, adapter: bool = False) -> DecodeOptions:
+        return DecodeOptions(
+            max_new_tokens=self.config.evaluation.max_new_tokens,
+            block_length=block_length,
+            stop_tokens=(self.config.model.eos_token_id,),
+            adapter=adapter,
+        )
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -83,44 +121,55 @@ class DecodingHook:
         settings = self.config.evaluation
         return [prompt_of(samples[place], settings.prompt_tokens) for place in range(settings.prompts)]
 
-    def _decode(self, engine: MegatronEngine, mode: DecodingMode) -> DecodeResult:
-        policy = Threshold(self.config.evaluation.threshold) if mode == "diffusion" else None
-        return decode(engine, self.prompts, mode, self.options, policy)
+    def _decode(self, engine: MegatronEngine, way: Way) -> DecodeResult:
+        """In parts whose logits fit beside the state of training."""
+        policy = Threshold(self.config.evaluation.threshold) if way.mode == "diffusion" else None
+        rows = rows_at_once(way.mode, way.options.block_length, engine.vocabulary_size)
+        return decode_all(engine, self.prompts, way.mode, way.options, policy, rows)
 
-    def _figures(self, results: dict[DecodingMode, DecodeResult], mode: DecodingMode, seconds: float) -> Record:
-        result = results[mode]
+    def _figures(self, way: Way, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
+        """What a way came to in so many seconds, beside AR's result."""
         figures: Record = {
             "tokens_per_forward": tokens_per_forward(result),
             "tokens_per_second": sum(result.new_tokens) / seconds,
-            "agreement": agreement(result.token_ids, results["ar"].token_ids),
+            "agreement": agreement(result.token_ids, reference.token_ids),
             "accepted_per_cycle": accepted_per_cycle(result),
             "new_tokens": sum(result.new_tokens),
             "forwards": sum(result.row_forwards),
             "prefill": result.prefill,
         }
-        if mode in _SPECULATIVE:
-            length = self.options.block_length
-            shares = acceptance_by_position(result, length, [self._budget(prompt) for prompt in self.prompts])
+        if way.mode in _SPECULATIVE:
+            budgets = [self._budget(prompt) for prompt in self.prompts]
+            shares = acceptance_by_position(result, way.options.block_length, budgets)
             figures["acceptance"] = {str(position): share for position, share in shares.items()}
         return figures
 
     def _budget(self, prompt: list[int]) -> int:
-        return min(self.options.max_new_tokens, self.config.model.max_position_embeddings - len(prompt))
+        room = self.config.model.max_position_embeddings - len(prompt)
+        return min(self.config.evaluation.max_new_tokens, room)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.config.data.tokenizer) if self.config.data.tokenizer else None
 
-    def _samples(self, results: dict[DecodingMode, DecodeResult]) -> list[dict[str, str]]:
+    def _samples(self, results: dict[str, DecodeResult]) -> list[dict[str, str]]:
         """Texts of the first prompts and their continuations; none without a tokenizer."""
         if self._tokenizer is None:
             return []
         samples = []
         for row, prompt in enumerate(self.prompts[:_SAMPLES]):
             ids: dict[str, list[int]] = {"prompt": prompt}
-            ids |= {mode: result.token_ids[row] for mode, result in results.items()}
+            ids |= {name: result.token_ids[row] for name, result in results.items()}
             samples.append({name: self._tokenizer.decode(tokens) for name, tokens in ids.items()})
         return samples
+
+
+def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
+    """Of every two modes, under both names: the share of places with the same token."""
+    return {
+        f"{one}/{other}": agreement(results[one].token_ids, results[other].token_ids)
+        for one, other in combinations(results, 2)
+    }
 
 
 def prompt_of(sample: Sample, length: int) -> list[int]:

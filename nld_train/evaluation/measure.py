@@ -14,6 +14,8 @@ from nld_train.errors import UserError
 from nld_train.files import write_atomically
 
 Figures = dict[str, Any]
+# Most logits that a step may return: 1 GiB of float32.
+LOGITS_AT_ONCE = 2**28
 
 
 def decode_all(
@@ -27,6 +29,15 @@ def decode_all(
     """Decodes prompts in batches, as one result."""
     firsts = range(0, len(prompts), batch_size)
     return merged([decode(engine, prompts[i : i + batch_size], mode, options, policy) for i in firsts])
+
+
+def rows_at_once(mode: Mode, block_length: int, vocabulary_size: int) -> int:
+    """How many rows of a batch keep a decode step within `LOGITS_AT_ONCE`; at least one.
+
+    A step of quadratic self-speculation has logits for k drafts and k * k masks, one of the others for a block at most.
+    """
+    positions = {"ar": 1, "quadratic": block_length * (block_length + 1)}.get(mode, block_length)
+    return max(1, LOGITS_AT_ONCE // (positions * vocabulary_size))
 
 
 def figures(result: DecodeResult, reference: DecodeResult) -> Figures:

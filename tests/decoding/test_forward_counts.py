@@ -109,6 +109,11 @@ def test_an_observer_sees_the_text_grow(models: Models, mode: Mode, policy: Comm
         assert [event.finished for event in seen[row]] == [False] * (len(seen[row]) - 1) + [True]
         for earlier, later in zip(seen[row][:-1], seen[row][1:], strict=True):
             assert later.tokens[: len(earlier.tokens)] == earlier.tokens
+        for event in seen[row]:
+            told = zip((*event.tokens, *event.block), event.committed_by, event.drafted, strict=True)
+            final = zip(tokens, result.committed_by[row], result.drafted[row], strict=True)
+            # A block may go on behind a stop.
+            assert all(now == then or now[0] is None for now, then in zip(told, final, strict=False))
     if mode == "diffusion":
         assert any(None in event.block and event.block.count(None) < 3 for events in seen.values() for event in events)
     if mode in ("linear", "quadratic"):

@@ -22,7 +22,7 @@ from nld_train.decoding import (
     Threshold,
     decode,
 )
-from nld_train.decoding.policies import chosen_positions
+from nld_train.decoding.policies import TotalSteps, chosen_positions
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17]]
@@ -86,6 +86,15 @@ def test_even_steps(models: Models, passes: int, expected: list[int]) -> None:
     options = DecodeOptions(8, block_length=8)
     result = decode(CountingEngine(models["random"]), PROMPTS, "diffusion", options, EvenSteps(passes))
     assert result.accepted == [expected] * 3
+
+
+def test_total_steps_go_to_the_first_blocks(models: Models) -> None:
+    """Whose places follow from the prompts, which are of unequal length."""
+    policy = TotalSteps(10, blocks=4, block_length=8, prompt_lengths=tuple(map(len, PROMPTS)))
+    result = decode(CountingEngine(models["random"]), PROMPTS, "diffusion", DecodeOptions(32, block_length=8), policy)
+    assert result.accepted == [[3, 2, 2, 3, 2, 2, 4, 3, 4, 3]] * 3
+    with pytest.raises(ValueError, match="steps: 3 is fewer than the 4 blocks"):
+        TotalSteps(3, 4, 8, (1,))
 
 
 def test_entropy_zero_commits_one_and_infinity_all(models: Models) -> None:

@@ -1,6 +1,6 @@
-"""One process of a group that makes runs with decoding, one after another: `layout_worker.py RUNS.json`.
+"""One process of a group that makes runs, one after another: `layout_worker.py RUNS.json`. Started by torchrun.
 
-The file holds a list of lists of overrides. Started by torchrun.
+The file holds a list of objects: `overrides` is a list of settings, `hooked` says whether the run decodes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from nld_train.training.run import train
 
 
 def main(path: str) -> None:
-    for overrides in json.loads(Path(path).read_text()):
-        config = compose_config(overrides)
+    for run in json.loads(Path(path).read_text()):
+        config = compose_config(run["overrides"])
         validate(config, world_size())
-        assert train(config, [DecodingHook]) == 0
+        assert train(config, [DecodingHook] if run["hooked"] else []) == 0
 
 
 if __name__ == "__main__":

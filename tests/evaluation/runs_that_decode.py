@@ -1,8 +1,12 @@
-"""Tiny runs over a corpus of bytes that decode while they train."""
+"""Tiny runs over a corpus of bytes that decode while they train, and what they recorded."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_runs import newest_checkpoint, records_of, saved_tensors
 
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
@@ -39,6 +43,8 @@ EVALUATION = (
     "evaluation.block_length=4",
     "evaluation.threshold=0.3",
 )
+# What a clock decides.
+TIMED = ("seconds", "share", "tokens_per_second")
 
 
 def config_of(*overrides: str) -> Config:
@@ -55,3 +61,23 @@ def train(*overrides: str, hooked: bool) -> Path:
     config = config_of(*overrides)
     assert run.train(config, [DecodingHook] if hooked else []) == 0
     return Path(config.run.dir)
+
+
+def decodings(directory: Path) -> dict[int, dict[str, Any]]:
+    """The records of each step that decoded, without what a clock decides."""
+    return {record["step"]: untimed(record["decoding"]) for record in records_of(directory) if "decoding" in record}
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in record.items() if name not in TIMED}
+    return {name: untimed(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def assert_same_training(directory: Path, other: Path) -> None:
+    """Equal weights, optimizer state and losses, to the last bit."""
+    tensors, others = saved_tensors(newest_checkpoint(directory)), saved_tensors(newest_checkpoint(other))
+    assert tensors.keys() == others.keys()
+    assert any("exp_avg" in name for name in tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+    assert [record["loss"] for record in records_of(directory)] == [record["loss"] for record in records_of(other)]

@@ -109,6 +109,59 @@ def test_seeds_are_those_of_the_prompts(records: Any, export: Path, prompts_file
     assert records(export, "--prompts", prompts_file, *sampled, "--seed", 9) != found
 
 
+def test_texts_that_stop(records: Any, export: Path) -> None:
+    """At the first of two, in every mode, with the token that completes it; a special token is one of them."""
+    for mode in MODES:
+        asked = ("--prompt", "seven times", "--mode", mode)
+        (whole,) = records(export, *asked)
+        text, ids = whole["text"], whole["token_ids"]
+        assert len(text) > 12
+        stop = text[6:8]
+        (found,) = records(export, *asked, "--stop", "never said", "--stop", stop)
+        assert found["finish"] == "stop"
+        assert found["text"] == text[: text.index(stop) + 2]
+        assert found["token_ids"] == ids[: len(found["token_ids"])]
+        (same,) = records(export, *asked, "--stop", "<pad>")
+        assert same["token_ids"] == (ids[: ids.index(0) + 1] if 0 in ids else ids)
+
+
+def test_the_ar_weight_mixes_both_heads(records: Any, export: Path, prompts_file: Path) -> None:
+    asked = ("--prompts", prompts_file, "--ar-weight", 0.2)
+    alone = records(export, *asked, "--mode", "quadratic")
+    assert [record["mode"] for record in alone] == ["quadratic, AR weight 0.2"] * 3
+    compared = records(export, *asked, "--compare")
+    assert min([record.pop("agreement") for record in compared[-3:]]) < 1
+    assert compared[-3:] == alone
+    assert all(record["agreement"] == 1 for record in compared if record["mode"] == "linear")
+
+
+def test_sampled_texts_are_not_compared_with_ar(records: Any, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--prompt", "seven", "--compare", "--temperature", 1)
+    assert {record["agreement"] for record in records(export, *asked)} == {None}
+    assert main([str(export), *SHORT, *map(str, asked)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.rstrip(" \u2502").endswith(" -") for line in lines) == len(MODES)
+
+
+def test_what_is_shown_and_what_warms_up_is_not_timed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each mode of a comparison first decodes a few tokens that are not reported."""
+    from nld_train.decoding import command
+
+    asked: list[tuple[str, int]] = []
+
+    def decode(engine: Any, prompts: Any, mode: Any, options: Any, *more: Any) -> Any:
+        asked.append((mode, options.max_new_tokens))
+        return real(engine, prompts, mode, options, *more)
+
+    real = command.decode
+    monkeypatch.setattr(command, "decode", decode)
+    assert main([str(trained), *SHORT, "--prompt", "seven", "--compare", "--json"]) == 0
+    assert asked == [(mode, length) for mode in MODES for length in (8, 20)]
+    assert len(capsys.readouterr().out.splitlines()) == len(MODES)
+
+
 def test_the_table_shows_the_modes_side_by_side(
     trained: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,11 +246,16 @@ BAD = [
     (["--prompt", "seven", "--mode", "ar", "--top-p", "0"], "top_p"),
     (["--prompt", "seven", "--mode", "ar", "--max-new-tokens", "0"], "max_new_tokens"),
     (["--prompt", "seven", "--mode", "ar", "--batch-size", "0"], "--batch-size"),
-    (["--prompt", "", "--mode", "ar"], "prompt 0 is empty"),
+    (["--prompt", "", "--mode", "ar"], "--prompt: is empty"),
     (["--prompt", "x" * 96, "--mode", "ar"], "prompt 0 has 96 tokens, which leaves no room in the context of 96"),
     (["--prompt", "one <mask> two", "--mode", "ar"], "prompt 0 contains the mask token (id 3)"),
     (["--prompt", "seven", "--mode", "linear", "--adapter"], "this model has no drafter adapter"),
     (["--prompt", "seven", "--mode", "ar", "--adapter"], "only linear does"),
+    (["--prompt", "seven", "--mode", "ar", "--policy", "sampler"], "--policy: mode 'ar' has no denoising passes"),
+    (["--prompt", "seven", "--mode", "linear", "--steps", "4"], "--steps: mode 'linear' has no denoising passes"),
+    (["--prompt", "seven", "--mode", "linear", "--ar-weight", "0.5"], "--ar-weight: mode 'linear' does not mix"),
+    (["--prompt", "seven", "--mode", "quadratic", "--ar-weight", "1.5"], "ar_weight: 1.5 is not in [0, 1]"),
+    (["--prompt", "seven", "--mode", "ar", "--stop", "a", "--stop", ""], "--stop: an empty text"),
     (["--prompt", "seven"], "--mode: say how to decode"),
     (["--prompts", "nowhere.txt", "--mode", "ar"], "--prompts nowhere.txt: cannot be read"),
     (["--prompt", "seven", "--mode", "ar", "--tokenizer", "nowhere"], "no tokenizer directory nowhere"),

@@ -1,43 +1,26 @@
-"""Decoding during training: the same record under every layout, and no trace in the weights."""
+"""Decoding during training: when it comes, what it records, and no trace in the weights."""
 
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from runs_that_decode import AR_STEPS, JOINT_STEPS, config_of, train
-from tiny_runs import newest_checkpoint, records_of, saved_tensors, torchrun
+from runs_that_decode import AR_STEPS, JOINT_STEPS, assert_same_training, config_of, decodings, train, untimed
+from tiny_runs import records_of
 
 from nld_train.data.samples import validation_samples
 from nld_train.evaluation.decoding_hook import prompt_of
 
-TIMED = ("seconds", "share", "tokens_per_second")
-WORKER = Path(__file__).with_name("layout_worker.py")
 MODES = ("ar", "diffusion", "linear", "quadratic")
-
-
-def decodings(directory: Path) -> dict[int, dict[str, Any]]:
-    """The records of each step that decoded, without what a clock decides."""
-    return {record["step"]: untimed(record["decoding"]) for record in records_of(directory) if "decoding" in record}
-
-
-def untimed(record: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in record.items() if name not in TIMED}
-    return {name: untimed(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def test_decoding_changes_no_weight(settings: tuple[str, ...], trained: Path, tmp_path: Path) -> None:
     """Nor anything of the optimizer's state, to the last bit; losses neither."""
     plain = train(*settings, f"run.dir={tmp_path}", hooked=False)
-    tensors, others = saved_tensors(newest_checkpoint(trained)), saved_tensors(newest_checkpoint(plain))
-    assert tensors.keys() == others.keys()
-    assert any("exp_avg" in name for name in tensors)
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), name
-    assert [record["loss"] for record in records_of(trained)] == [record["loss"] for record in records_of(plain)]
+    assert_same_training(trained, plain)
     assert not decodings(plain)
 
 
@@ -63,6 +46,13 @@ def test_what_is_recorded(trained: Path) -> None:
         assert linear["tokens_per_forward"] < linear["accepted_per_cycle"]
         assert quadratic["forwards"] < linear["forwards"]
         assert 0 < record["share"] < 1
+        pairs = record["agreements"]
+        assert list(pairs) == [f"{one}/{other}" for one, other in combinations(MODES, 2)]
+        assert pairs["linear/quadratic"] == 1
+        for mode in MODES[1:]:
+            assert pairs[f"ar/{mode}"] == record["modes"][mode]["agreement"]
+        # Both give AR's text.
+        assert pairs["diffusion/linear"] == pairs["diffusion/quadratic"] == pairs["ar/diffusion"]
     assert raw[0]["modes"] != raw[-1]["modes"]
     assert raw[-1]["seconds"] < sum(record["seconds"] for record in raw)
 
@@ -93,52 +83,14 @@ def test_a_run_that_goes_on_decodes_the_same(settings: tuple[str, ...], trained:
     assert decodings(tmp_path) == decodings(trained)
 
 
-LAYOUTS = {
-    "tensor": ("parallel.tensor=2", "parallel.sequence=true", "execution.recompute=full"),
-    "pipeline": ("parallel.pipeline=2", "parallel.virtual_pipeline=2"),
-    "context": ("parallel.context=2",),
-    "data": ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
-}
-
-
-@pytest.fixture(scope="module")
-def still(settings: tuple[str, ...], trained: Path) -> tuple[str, ...]:
-    """Trains one step without moving: layouts differ by rounding, which Adam's first steps make large."""
-    rates = [f"stages.joint.schedule.{rate}=1e-30" for rate in ("learning_rate", "final_learning_rate")]
-    return (*settings, f"init.checkpoint={trained}", "run.stages=[joint]", "stages.joint.tokens=192", *rates)
-
-
-@pytest.fixture(scope="module")
-def by_layout(still: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of two processes in each layout; one group of processes makes them all."""
-    folder = tmp_path_factory.mktemp("layouts")
-    runs = [[*still, f"run.dir={folder / name}", *layout] for name, layout in LAYOUTS.items()]
-    (folder / "runs.json").write_text(json.dumps(runs))
-    done = torchrun(2, [str(WORKER), str(folder / "runs.json")], timeout=400)
-    (folder / "output").write_text(done.output)
-    assert done.status == 0, done.output[-6000:]
-    return {name: folder / name for name in LAYOUTS}
-
-
-@pytest.fixture(scope="module")
-def alone(still: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(*still, f"run.dir={tmp_path_factory.mktemp('alone')}", hooked=True)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_decodes_the_same(by_layout: dict[str, Path], alone: Path, layout: str) -> None:
-    assert list(decodings(alone)) == [1]
-    assert decodings(by_layout[layout]) == decodings(alone)
-
-
-def test_what_is_shown(by_layout: dict[str, Path], alone: Path) -> None:
-    printed = (by_layout["tensor"].parent / "output").read_text()
-    (record,) = [record["decoding"] for record in records_of(by_layout["tensor"])]
-    for mode, figures in record["modes"].items():
-        assert f"{mode:<10}  {figures['tokens_per_forward']:.2f} tokens/forward" in printed
-    assert "of the time so far" in printed
-    summary = json.loads((alone / "summary.json").read_text())
-    assert untimed(summary["stages"]["joint"]["decoding"]) == decodings(alone)[1]["modes"]
+def test_the_summary_has_the_first_and_the_last(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["stages"]["ar"]["decoding"] is None
+    found, records = summary["stages"]["joint"]["decoding"], decodings(trained)
+    assert list(found) == list(MODES)
+    for mode, ends in found.items():
+        for end, step in (("first", min(records)), ("last", max(records))):
+            assert untimed(ends[end]) == {"step": step, **records[step]["modes"][mode]}
 
 
 def test_the_report_has_a_panel_for_it(trained: Path) -> None:
@@ -150,6 +102,7 @@ def test_the_report_has_a_panel_for_it(trained: Path) -> None:
         return int(matplotlib.image.imread(write_report(trained)).shape[1])
 
     with_panels = width()
+    assert with_panels == 2 * 2 * 6 * 110
     records = records_of(trained)
     whole = (trained / "metrics.jsonl").read_text()
     without = ({**record} for record in records)
@@ -157,7 +110,52 @@ def test_the_report_has_a_panel_for_it(trained: Path) -> None:
         "".join(json.dumps({k: v for k, v in record.items() if k != "decoding"}) + "\n" for record in without)
     )
     try:
-        assert width() < with_panels
+        assert 2 * width() == with_panels
     finally:
         (trained / "metrics.jsonl").write_text(whole)
         write_report(trained)
+
+
+DRAFTER_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def drafter(settings: tuple[str, ...], trained: Path) -> tuple[str, ...]:
+    """A drafter stage over the weights of `trained`, whose blocks are not those of `evaluation`."""
+    kept = [override for override in settings if not override.startswith("stages.")]
+    adapter = ("stages.drafter.adapter.rank=4", "stages.drafter.adapter.block_length=6")
+    steps = (
+        "stages=drafter",
+        f"stages.drafter.tokens={DRAFTER_STEPS * 4 * 48}",
+        "stages.drafter.schedule.learning_rate=0.02",
+    )
+    return (*kept, *steps, *adapter, f"init.checkpoint={trained}")
+
+
+@pytest.fixture(scope="module")
+def drafted(drafter: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(*drafter, f"run.dir={tmp_path_factory.mktemp('drafted')}", hooked=True)
+
+
+def test_a_drafter_stage_decodes_without_and_with_its_adapter(drafted: Path) -> None:
+    found = decodings(drafted)
+    assert list(found) == [2, DRAFTER_STEPS]
+    for record in found.values():
+        modes = record["modes"]
+        assert list(modes) == ["ar", "linear", "linear + adapter"]
+        assert list(record["agreements"]) == ["ar/linear", "ar/linear + adapter", "linear/linear + adapter"]
+        # Every draft is verified by the model alone: the text is AR's with any adapter.
+        assert set(record["agreements"].values()) == {1}
+        for mode in ("linear", "linear + adapter"):
+            assert list(modes[mode]["acceptance"]) == ["1", "2", "3", "4", "5"]
+    first, last = (found[step]["modes"] for step in found)
+    assert first["linear"] == last["linear"]
+    assert last["linear + adapter"]["acceptance"] != last["linear"]["acceptance"]
+    stage = json.loads((drafted / "summary.json").read_text())["stages"]["drafter"]
+    assert list(stage["decoding"]) == ["ar", "linear", "linear + adapter"]
+
+
+def test_decoding_changes_no_adapter(drafter: tuple[str, ...], drafted: Path, tmp_path: Path) -> None:
+    plain = train(*drafter, f"run.dir={tmp_path}", hooked=False)
+    assert_same_training(drafted, plain)
+    assert not decodings(plain)

@@ -214,6 +214,7 @@ BAD = [
     (["--num-fewshot", "-1"], "--num-fewshot: -1 is not 0 or more"),
     (["--adapter"], "only linear does"),
     (["--mode", "linear", "--adapter"], "has no drafter adapter"),
+    (["--mode", "linear", "--adapter", "nowhere"], "nowhere"),
     (["--include-path", "nowhere"], "--include-path: there is no folder nowhere"),
     (["--output", "nowhere/results.json"], "--output: there is no folder"),
     (["--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
@@ -241,6 +242,17 @@ def test_mistakes_are_one_line(
     assert captured.err.splitlines()[-1].startswith("error: ")
     assert said in captured.err.splitlines()[-1]
     assert "Traceback" not in captured.err
+
+
+def test_a_missing_template_is_found_before_the_weights(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from nld_train.decoding import load
+
+    monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
+    asked = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--chat-template"]
+    assert eval.main([str(trained), *asked]) == 2
+    assert "--chat-template: the tokenizer of" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from nld_train.decoding import Progress
-from nld_train.decoding.terminal import RowView, pieces, printable
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from nld_train.decoding import Progress, terminal
+from nld_train.decoding.terminal import RowView, Screen, Watcher, pieces, printable, styles_of
 
 
 def decode_bytes(ids: list[int]) -> str:
@@ -31,12 +40,14 @@ def test_nothing_printed_commands_the_terminal() -> None:
 def test_masks_become_text_in_the_colour_of_their_pass() -> None:
     row = RowView("diffusion")
     a, b, c, d = b"abcd"
-    row.update(Progress(0, (), (a, None, None)))
+    row.update(Progress(0, (), (a, None, None), committed_by=(0, 0, 0), drafted=(False,) * 3))
     assert row.render(decode_bytes).plain == "a\u2591\u2591"
-    row.update(Progress(0, (), (a, None, c)))
+    row.update(Progress(0, (), (a, None, c), committed_by=(0, 0, 1), drafted=(False, False, True)))
     assert row.render(decode_bytes).plain == "a\u2591c"
-    row.update(Progress(0, (a, b, c)))
-    row.update(Progress(0, (a, b, c), (d, None)))
+    passes, drafted = (0, 2, 1), (False, True, True)
+    row.update(Progress(0, (a, b, c), committed_by=passes, drafted=drafted))
+    assert row.styles == styles_of("diffusion", passes, drafted)
+    row.update(Progress(0, (a, b, c), (d, None), committed_by=(*passes, 3, 0), drafted=(*drafted, False, False)))
     assert row.render(decode_bytes).plain == "abcd\u2591"
     assert row.styles[0] == row.styles[3] == ""
     assert len({row.styles[1], row.styles[2], ""}) == 3
@@ -45,9 +56,41 @@ def test_masks_become_text_in_the_colour_of_their_pass() -> None:
 def test_refused_drafts_stand_behind_the_text() -> None:
     row = RowView("linear")
     a, b, c, d = b"abcd"
-    row.update(Progress(0, (a,)))
-    row.update(Progress(0, (a, b, c), rejected=(d,)))
+    row.update(Progress(0, (a,), committed_by=(0,), drafted=(False,)))
+    row.update(Progress(0, (a, b, c), rejected=(d,), committed_by=(0, 1, 1), drafted=(False, True, False)))
     assert row.render(decode_bytes).plain == "abcd"
     assert row.styles == ["", "green", ""]
-    row.update(Progress(0, (a, b, c, d)))
+    row.update(Progress(0, (a, b, c, d), committed_by=(0, 1, 1, 2), drafted=(False, True, False, True)))
     assert row.render(decode_bytes).plain == "abcd"
+    assert row.styles[-1] == "green"
+
+
+def shown(texts: list[str], growing: list[bool]) -> list[str]:
+    """Lines on a screen of 6 lines of 10 characters, of a console that leaves long lines to the terminal."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=10, height=6, soft_wrap=True)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        live.update(Screen([Text(text) for text in texts], growing), refresh=True)
+        assert isinstance(console.file, io.StringIO)
+        # Commands of the terminal aside.
+        lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", console.file.getvalue()).splitlines()
+    return [line.strip() for line in lines]
+
+
+def test_what_grows_is_seen_to_its_end() -> None:
+    numbers = " ".join(f"{number:04}" for number in range(40))
+    assert shown(["0 1", "2 3"], [True, True]) == ["0 1", "2 3"]
+    assert shown([numbers], [True])[-1] == "0038 0039"
+    assert len(shown([numbers], [True])) == 6
+    ends = ["0034 0035", "0036 0037", "0038 0039", "0036 0037", "0038 0039", "new"]
+    assert shown(["done " * 20, numbers, f"{numbers} new"], [False, True, True]) == ends
+    assert shown([numbers] * 9, [True] * 9) == ["0038 0039"] * 6
+
+
+def test_a_watcher_knows_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watcher, "_show", lambda self: time.sleep(0.02))
+    monkeypatch.setattr(terminal, "_REFRESH_SECONDS", 0.0)
+    with Watcher(Console(file=io.StringIO(), force_terminal=True), None, "ar", ["a"]) as watcher:
+        begin = time.perf_counter()
+        for _ in range(3):
+            watcher(Progress(0, (1,), committed_by=(0,), drafted=(False,)))
+        assert 0.06 <= watcher.seconds <= time.perf_counter() - begin

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.engine import Engine, Step
-from nld_train.evaluation.harness.likelihood import LOGITS_AT_ONCE, log_probabilities
+from nld_train.evaluation.harness.likelihood import log_probabilities
 from nld_train.evaluation.harness.masks import Masks, draw_masks
 from nld_train.evaluation.harness.requests import Scoring, batches
+from nld_train.evaluation.measure import LOGITS_AT_ONCE
 from nld_train.masking.visibility import Coordinates, visible
 
 # Tokens of a step's row beside the context: its mask of visibility has the square of them.

@@ -51,7 +51,9 @@ def _settings(arguments: Namespace) -> ReadingSettings:
             threshold=arguments.threshold,
             samples=arguments.samples,
             max_new_tokens=arguments.max_new_tokens,
-            adapter=arguments.adapter,
+            adapter=bool(arguments.adapter),
+            # Without a value, `--adapter` means the checkpoint's own.
+            adapter_directory=arguments.adapter if isinstance(arguments.adapter, str) else None,
             seed=arguments.seed,
         )
     except ValueError as error:
@@ -118,7 +120,11 @@ def _model(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) ->
     values = asdict(settings)
     if settings.max_new_tokens is None:
         values["max_new_tokens"] = wanted.max_new_tokens
-    return NldModel(arguments.checkpoint, arguments.tokenizer, **values)
+    return NldModel(arguments.checkpoint, arguments.tokenizer, chat=_chat(arguments, wanted), **values)
+
+
+def _chat(arguments: Namespace, wanted: TaskList) -> bool:
+    return bool(wanted.chat_template or arguments.chat_template)
 
 
 def _serve(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) -> None:
@@ -133,9 +139,6 @@ def _evaluate(
     from lm_eval import simple_evaluate
 
     model = _model(arguments, settings, wanted)
-    chat = wanted.chat_template or arguments.chat_template
-    if chat and not model.tokenizer.chat_template:
-        raise UserError(f"--chat-template: the tokenizer of {arguments.checkpoint} has none")
     results: dict[str, Any] = simple_evaluate(
         model=model,
         tasks=tasks,
@@ -143,7 +146,7 @@ def _evaluate(
         num_fewshot=arguments.num_fewshot,
         batch_size=settings.batch_size,
         limit=arguments.limit,
-        apply_chat_template=chat,
+        apply_chat_template=_chat(arguments, wanted),
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.unsafe_code,
     )

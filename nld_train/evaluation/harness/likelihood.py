@@ -11,9 +11,7 @@ from torch import Tensor
 
 from nld_train.decoding.engine import Engine, Step
 from nld_train.evaluation.harness.requests import Score, Scoring, batches
-
-# Most logits that a step may return: 1 GiB of float32.
-LOGITS_AT_ONCE = 2**28
+from nld_train.evaluation.measure import LOGITS_AT_ONCE
 
 
 def score_exactly(

@@ -35,10 +35,11 @@ class NldModel(TemplateLM):
         tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
+        chat: whether prompts will go through the tokenizer's chat template.
         **settings: of `ReadingSettings`.
 
     Raises:
-        UserError: a checkpoint that cannot be read.
+        UserError: a checkpoint that cannot be read, or without the adapter or the chat template that is asked for.
         ValueError: a setting out of its range.
     """
 
@@ -48,12 +49,14 @@ class NldModel(TemplateLM):
         tokenizer: str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
+        chat: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__()
         self.settings = ReadingSettings(**settings)
-        self.source = find_source(Path(checkpoint), tokenizer)
-        check_adapter(self.source, self.settings)
+        directory = self.settings.adapter_directory
+        self.source = find_source(Path(checkpoint), tokenizer, None if directory is None else Path(directory))
+        _check(self.source, self.settings, chat)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
         group = self._open.enter_context(all_processes())
@@ -191,14 +194,12 @@ class NldModel(TemplateLM):
         return found
 
 
-def check_adapter(source: Source, settings: ReadingSettings) -> None:
-    """Refuses to draft with an adapter that is not there.
-
-    Raises:
-        UserError: the checkpoint has none.
-    """
+def _check(source: Source, settings: ReadingSettings, chat: bool) -> None:
+    """Refuses an adapter or a chat template that is not there, before any weight is read."""
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
+    if chat and not source.tokenizer.chat_template:
+        raise UserError(f"--chat-template: the tokenizer of {source.directory} has none")
 
 
 def _sampling(arguments: dict[str, Any]) -> Sampling:

@@ -8,6 +8,7 @@ from typing import Any
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.load import Source
 from nld_train.decoding.options import DecodeOptions
+from nld_train.decoding.stop_strings import stopping
 from nld_train.evaluation.harness.bound import BoundSettings, score_by_bound
 from nld_train.evaluation.harness.generation import generate, greedy_continuations
 from nld_train.evaluation.harness.likelihood import score_exactly
@@ -60,9 +61,6 @@ class Reader:
         return text
 
     def _options(self, sampling: Sampling, seeds: tuple[int, ...]) -> DecodeOptions:
-        vocabulary = self.source.tokenizer.get_added_vocab()
-        # Special tokens leave no trace in the text.
-        special = [vocabulary[stop] for stop in sampling.stop_strings if stop in vocabulary]
         return DecodeOptions(
             max_new_tokens=self.settings.most_new_tokens(sampling),
             block_length=self.settings.block_length,
@@ -70,8 +68,6 @@ class Reader:
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seeds=seeds,
-            stop_tokens=tuple(dict.fromkeys([*self.source.stop_tokens, *special])),
-            stop_strings=sampling.stop_strings,
-            to_text=self._text,
             adapter=self.settings.adapter,
+            **stopping(self.source.tokenizer, sampling.stop_strings, self.source.stop_tokens),
         )

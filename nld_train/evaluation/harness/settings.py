@@ -22,6 +22,7 @@ class ReadingSettings:
         samples: most noise samples per block of the bound.
         max_new_tokens: most new tokens of a text, in place of the task's own number.
         adapter: draft with the drafter adapter (linear).
+        adapter_directory: of another adapter than the checkpoint's own.
         seed: of the bound's noise and of sampled texts.
 
     Raises:
@@ -35,6 +36,7 @@ class ReadingSettings:
     samples: int = 32
     max_new_tokens: int | None = None
     adapter: bool = False
+    adapter_directory: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
