@@ -3,13 +3,18 @@
     python -m benchmarks.attention                                 heads of the 8B model at length 4096 on a GPU
     python -m benchmarks.attention --length 256 --backends chunked dense
 
-For every backend: seconds of a forward and backward pass, their ratio to the causal kernel's, the limit, which is the
-ratio of visible pairs, and the first over the second. Once for samples of one document and once for packed ones.
+For every backend: seconds of a forward and backward pass, their ratio to those of the fastest causal kernel, the limit,
+which is the ratio of visible pairs, and the first over the second. Once for samples of one document and once for packed
+ones, each kept when it is measured. Making a block mask, which a run does once per micro-batch where documents are
+isolated, has a row of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,12 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.arithmetic import visible_pairs
+from benchmarks.causal_kernels import NAMES, candidates
 from benchmarks.record import RESULTS, keep, on_device
-from benchmarks.step import visible_pairs
-from benchmarks.timing import extra_memory, seconds_in_turn
+from benchmarks.timing import Surroundings, Work, extra_memory, seconds_in_turn
+from nld_train.command_line import run_to_status
 from nld_train.config.compose import compose_config
 from nld_train.masking.layout import StreamLayout
-from nld_train.model.attention import causal
+from nld_train.model.attention import causal, flex
 from nld_train.model.attention.core import backend
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext
@@ -33,7 +40,8 @@ from nld_train.training.parallel import resolve_device
 BACKENDS = {"cuda": ["flex", "split", "decomposed"], "cpu": ["chunked", "decomposed", "dense"]}
 # Joint attention on an H100 should stay within this share of the ratio of visible pairs.
 TARGET = 1.15
-CAUSAL = "causal"
+# Rounds that compile and choose kernels.
+_WARMUP = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,50 +62,85 @@ def main(arguments: list[str] | None = None) -> None:
     options.length = options.length or (1024 if on_cpu else 4096)
     options.batch = options.batch or (1 if on_cpu else 2)
     options.heads = options.heads or ([8, 2, 64] if on_cpu else [32, 8, 128])
-    figures = measure(options, device)
+    options.backends = options.backends or BACKENDS[device.type]
+    for figures in measure(options, device):
+        path = keep(on_device("attention", device), figures, options.results)
     show(figures)
-    print(keep(on_device("attention", device), figures, options.results))
+    print(path)
 
 
-def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Both cases, whole and packed."""
+def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Both cases, whole and packed: all figures so far, after each."""
     piece = options.document_tokens or -(-options.length // 5)
     places = torch.arange(options.length)
-    cases = {"whole": places * 0, "packed": places // piece}
-    backends = options.backends or BACKENDS[device.type]
     shape = {name: getattr(options, name) for name in ("length", "batch", "heads", "block_size")}
+    figures: dict[str, Any] = {"device": str(device), **shape, "target": TARGET, "cases": {}}
+    for name, documents in {"whole": places * 0, "packed": places // piece}.items():
+        figures["cases"][name] = _case(documents, options, device)
+        yield figures
+
+
+def _case(documents: Tensor, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds of every causal kernel and backend; ratios are to the fastest causal kernel."""
+    kernels, missing = candidates(device, packed=bool(documents.any()))
+    surroundings: dict[str, Surroundings] = {name: kernel.chosen for name, kernel in kernels.items()}
+    causal_pass = _pass(None, documents, options, device)
+    works = dict.fromkeys(kernels, causal_pass)
+    works |= {name: _pass(name, documents, options, device) for name in options.backends}
+    memory: dict[str, int] = {}
+    for name, work in works.items():
+        try:
+            with surroundings.get(name, nullcontext)():
+                memory[name] = _first_pass(work, device)
+        except (RuntimeError, ImportError) as error:
+            missing[name] = f"failed: {str(error).strip().splitlines()[0][:120]}"
+    able = {name: works[name] for name in memory}
+    seconds = seconds_in_turn(able, device, options.repeats, _WARMUP, surroundings)
+    limit = visible_pairs(documents, options.block_size, True) / visible_pairs(documents, options.block_size, False)
     return {
-        "device": str(device),
-        **shape,
-        "target": TARGET,
-        "cases": {name: _case(documents, options, backends, device) for name, documents in cases.items()},
+        "limit": limit,
+        **_ratios(seconds, memory, limit),
+        "missing": missing,
+        "mask_seconds": _mask_seconds(documents, options, device),
     }
 
 
-def _case(documents: Tensor, options: argparse.Namespace, backends: list[str], device: torch.device) -> dict[str, Any]:
-    works = {CAUSAL: _pass(CAUSAL, documents, options, device)}
-    works |= {name: _pass(name, documents, options, device) for name in backends}
-    seconds = seconds_in_turn(works, device, options.repeats, warmup=2)
-    limit = visible_pairs(documents, options.block_size, True) / visible_pairs(documents, options.block_size, False)
-    rows = {}
+def _first_pass(work: Work, device: torch.device) -> int:
+    """The pass that compiles, then its bytes; on a CPU there is nothing to compile."""
+    if device.type == "cuda":
+        work()
+    return extra_memory(work, device)
+
+
+def _ratios(seconds: dict[str, list[float]], memory: dict[str, int], limit: float) -> dict[str, Any]:
+    fastest = min((name for name in seconds if name in NAMES), key=lambda name: median(seconds[name]))
+    rows: dict[str, Any] = {}
     for name, values in seconds.items():
-        ratio = median(a / b for a, b in zip(values, seconds[CAUSAL], strict=True))
-        rows[name] = {"seconds": median(values), "ratio": ratio, "of_limit": ratio / limit}
-        rows[name]["extra_bytes"] = extra_memory(works[name], device)
-    return {"limit": limit, "rows": rows}
+        ratio = median(a / b for a, b in zip(values, seconds[fastest], strict=True))
+        rows[name] = {"seconds": median(values), "extra_bytes": memory[name], "ratio": ratio}
+        if name not in NAMES:
+            rows[name]["of_limit"] = ratio / limit
+    return {"fastest_causal": fastest, "rows": rows}
 
 
-def _pass(name: str, documents: Tensor, options: argparse.Namespace, device: torch.device) -> Any:
+def _mask_seconds(documents: Tensor, options: argparse.Namespace, device: torch.device) -> float:
+    """Of the block mask of a micro-batch, whose rows have borders of their own where there are some."""
+    rows = torch.stack([documents.roll(row) for row in range(options.batch)])
+    layout = StreamLayout.of(rows, options.block_size, two_streams=True)
+    works = {"mask": lambda: flex.make_mask(layout, device)}
+    return median(seconds_in_turn(works, device, options.repeats)["mask"])
+
+
+def _pass(name: str | None, documents: Tensor, options: argparse.Namespace, device: torch.device) -> Work:
     """A forward and backward pass of a backend, or of the causal kernel over one stream."""
-    joint = name != CAUSAL
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    layout = StreamLayout.of(documents.expand(options.batch, -1), options.block_size, joint)
+    layout = StreamLayout.of(documents.expand(options.batch, -1), options.block_size, name is not None)
     context = StreamContext.of(layout, RotaryEmbedding(compose_config().model, device), dtype)
     heads, groups, width = options.heads
     generator = torch.Generator().manual_seed(1)
     shapes = [(options.batch, count, layout.total_length, width) for count in (heads, groups, groups)]
     inputs = [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
-    attend: Any = backend(name) if joint else causal.attend
+    attend: Any = causal.attend if name is None else backend(name)
     gradient = torch.ones(shapes[0], device=device, dtype=dtype)
 
     def both_passes() -> None:
@@ -107,15 +150,20 @@ def _pass(name: str, documents: Tensor, options: argparse.Namespace, device: tor
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Prints the figures as a table."""
+    """Prints the figures as a table for each case."""
     for case, found in figures["cases"].items():
         title = f"{case} samples of {figures['length']} on {figures['device']}, limit {found['limit']:.2f}"
-        table = Table("attention", "milliseconds", "over causal", "of limit", "extra memory (MiB)", title=title)
+        columns = ("attention", "milliseconds", "over fastest causal", "of limit", "extra memory (MiB)")
+        table = Table(*columns, title=f"{title}, target {TARGET} of it")
         for name, row in found["rows"].items():
-            ratios = ("", "") if name == CAUSAL else (f"{row['ratio']:.2f}", f"{row['of_limit']:.2f}")
-            table.add_row(name, f"{1e3 * row['seconds']:.2f}", *ratios, f"{row['extra_bytes'] / 2**20:.0f}")
+            of_limit = f"{row['of_limit']:.2f}" if "of_limit" in row else ""
+            cells = (f"{1e3 * row['seconds']:.2f}", f"{row['ratio']:.2f}", of_limit)
+            table.add_row(name, *cells, f"{row['extra_bytes'] / 2**20:.0f}")
+        for name, reason in found["missing"].items():
+            table.add_row(name, reason, "", "", "")
+        table.add_row("making the block mask", f"{1e3 * found['mask_seconds']:.2f}", "", "", "")
         Console(width=110, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_status(main))

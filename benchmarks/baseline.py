@@ -12,6 +12,7 @@ the peak memory of step and of head and loss, and their ratios.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -22,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import RESULTS, keep, on_device
-from benchmarks.shapes import SHAPES, layers_that_fit, random_run, with_layers
+from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
+from nld_train.command_line import run_to_status
 from nld_train.config.schema import Config
 from nld_train.training.parallel import parallel_groups
 
@@ -41,17 +43,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     shape = None if options.shape == "none" else options.shape
-    with random_run(shape, options.overrides) as config:
-        layers = options.layers or (_layers(config) if shape else config.model.num_hidden_layers)
-        with parallel_groups(with_layers(config, layers)) as device:
-            figures = measure(with_layers(config, layers), device, options.steps)
+    with random_run(shape, options.overrides) as config, parallel_groups(config) as device:
+        layers = options.layers or (_layers(config, device) if shape else config.model.num_hidden_layers)
+        fewest = 1 if shape and not options.layers else layers
+
+        def attempt(count: int) -> dict[str, Any]:
+            return measure(with_layers(config, count), device, options.steps)
+
+        figures, too_many = as_many_as_fit(layers, attempt, fewest)
+        figures["layers_beyond_memory"] = too_many
     show(figures)
     print(keep(on_device("baseline", device), figures, options.results))
 
 
-def _layers(config: Config) -> int:
+def _layers(config: Config, device: torch.device) -> int:
     """The straightforward design needs room beside what the planner counts."""
-    if not torch.cuda.is_available() or config.execution.device == "cpu":
+    if device.type == "cpu":
         return 1
     return max(1, layers_that_fit(config, torch.cuda.mem_get_info()[0]) // 2)
 
@@ -120,4 +127,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_status(main))

@@ -4,17 +4,15 @@
     python -m benchmarks.gpu --minutes 5 --only attention head     some rows, in less time
     python -m benchmarks.gpu --small --results /tmp/results        the same commands in small, on a CPU too
 
-The tests that need a GPU come first. Every row is a process of its own with a time limit, and keeps its result as soon
-as it has one, so that a run that is cut off, or a row that fails, takes nothing else with it. What became of each row
-is kept in `gpu.json`, which is written anew after every row.
+The most wanted figures come first. Every row is a process group of its own with a time limit, and keeps each part of
+its result at once, so that a run that is cut off, or a row that fails, takes nothing else with it. What became of each
+row is kept in `gpu.json`, written before the first row and around each; SIGTERM, SIGINT and SIGHUP end the row under
+way and leave the GPU free.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -24,11 +22,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.record import RESULTS, keep
+from benchmarks.row_process import GRACE, Stop, run_row, stoppable
 
-_ROOT = Path(__file__).resolve().parents[1]
-# A process that is told to end may take so long to do so.
-_GRACE = 5.0
 _TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
+# In small nothing is measured: a busy machine may take so many times longer.
+_SMALL_PATIENCE = 3
+_GPU_TESTS = ("tests/model/test_attention_backends.py", "tests/benchmarks/test_memory_on_gpu.py")
 
 
 @dataclass(frozen=True)
@@ -49,28 +48,35 @@ class Row:
 
 
 def rows(checkpoint: Path | None) -> list[Row]:
-    """What is run, the most wanted first: time may run out."""
-    tests = ("pytest", "-m", "gpu", "-q", "tests/model/test_attention_backends.py")
-    found = [Row("tests", tests, (*tests, "--collect-only"), 150)]
-    for shape in ("8b", "3b", "14b"):
-        step = ("benchmarks.step", "--shape", shape)
-        found.append(Row(f"step_{shape}", step, (*step, "--steps", "1", "--warmup", "0", *_TINY), 90))
+    """What is run, the most wanted first: time may run out. Limits and the graces of all rows make ten minutes."""
     small = ("--device", "cpu", "--length", "32", "--repeats", "1")
-    found += [
-        Row("attention", ("benchmarks.attention",), ("benchmarks.attention", *small), 90),
-        Row("head", ("benchmarks.head",), ("benchmarks.head", *small, "--vocabulary", "512"), 60),
-        Row("baseline", ("benchmarks.baseline",), ("benchmarks.baseline", "--steps", "1", *_TINY), 120),
-        Row("mfu", ("benchmarks.mfu",), ("benchmarks.mfu", "--peak-tflops", "1", "--steps", "1", *_TINY), 150),
+    mfu_small = ("benchmarks.mfu", "--peak-tflops", "1", "--steps", "1", *_TINY)
+    tests = ("pytest", "-m", "gpu", "-q", *_GPU_TESTS)
+    found = [
+        _step("8b", 90),
+        Row("baseline", ("benchmarks.baseline",), ("benchmarks.baseline", "--steps", "1", *_TINY), 85),
+        Row("attention", ("benchmarks.attention",), ("benchmarks.attention", *small), 75),
+        Row("mfu", ("benchmarks.mfu",), mfu_small, 120),
+        Row("head", ("benchmarks.head",), ("benchmarks.head", *small, "--vocabulary", "512"), 45),
+        _step("3b", 50),
+        _step("14b", 50),
+        Row("tests", tests, (*tests, "--collect-only"), 45),
     ]
     if checkpoint is not None:
+        # Beyond the limits above: it has what time the others leave.
         decode = ("benchmarks.decode", str(checkpoint))
         short = ("--repeats", "1", "--batch-sizes", "1", "--new-tokens", "8", "--prompt-tokens", "8")
         found.append(Row("decode", decode, (*decode, *short), 90))
     return found
 
 
+def _step(shape: str, seconds: float) -> Row:
+    words = ("benchmarks.step", "--shape", shape)
+    return Row(f"step_{shape}", words, (*words, "--steps", "1", "--warmup", "0", *_TINY), seconds)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 where a row failed."""
+    """The command line; returns 1 where a row failed, and 128 and the signal's number where one ended the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for everything (default: 10)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows (default: all)")
@@ -83,64 +89,39 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--only: no row {sorted(unknown)}; rows: {', '.join(row.name for row in wanted)}")
     if options.small and options.results == RESULTS:
         parser.error("--small: its figures mean nothing; name a folder for them with --results")
-    return run(wanted, options)
-
-
-def run(wanted: list[Row], options: argparse.Namespace) -> int:
-    """Row after row, until the time is over."""
-    console, end = Console(highlight=False, width=140), time.monotonic() + 60 * options.minutes
-    outcomes: dict[str, dict[str, Any]] = {row.name: {"outcome": "not reached"} for row in wanted}
-    for row in wanted:
-        left = end - time.monotonic()
-        if options.only and row.name not in options.only:
-            outcomes[row.name] = {"outcome": "not asked for"}
-        elif left > _GRACE:
-            console.print(f"{row.name}: at most {min(row.seconds, left):.0f} s of {left:.0f} s left")
-            outcomes[row.name] = _run(row, min(row.seconds, left - _GRACE), options)
-            console.print(f"{row.name}: {outcomes[row.name]['outcome']} after {outcomes[row.name]['seconds']:.0f} s")
-        keep("gpu", outcomes, options.results)
+    with stoppable() as stop:
+        outcomes = run(wanted, options, stop)
+    if stop.number is not None:
+        return 128 + stop.number
     return int(any(found["outcome"] not in ("done", "not asked for") for found in outcomes.values()))
 
 
-def _run(row: Row, limit: float, options: argparse.Namespace) -> dict[str, Any]:
-    """A row in a process group of its own, all of which ends with it."""
+def run(wanted: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, dict[str, Any]]:
+    """Row after row, until the time is over or a signal comes; returns and keeps what became of each."""
+    console, end = Console(highlight=False, width=140), time.monotonic() + 60 * options.minutes
+    asked = [row for row in wanted if not options.only or row.name in options.only]
+    outcomes: dict[str, dict[str, Any]] = {
+        row.name: {"outcome": "not reached" if row in asked else "not asked for"} for row in wanted
+    }
+    keep("gpu", outcomes, options.results)
+    for row in asked:
+        left = end - time.monotonic()
+        if stop.number is not None or left <= GRACE:
+            break
+        limit = min(row.seconds * (_SMALL_PATIENCE if options.small else 1), left - GRACE)
+        console.print(f"{row.name}: at most {limit:.0f} s of {left:.0f} s left")
+        outcomes[row.name] = {"outcome": "running"}
+        keep("gpu", outcomes, options.results)
+        outcomes[row.name] = _run(row, limit, options, stop)
+        console.print(f"{row.name}: {outcomes[row.name]['outcome']} after {outcomes[row.name]['seconds']:.0f} s")
+        keep("gpu", outcomes, options.results)
+    return outcomes
+
+
+def _run(row: Row, limit: float, options: argparse.Namespace, stop: Stop) -> dict[str, Any]:
     words = list(row.small if options.small else row.words)
     words += ["--results", str(options.results.resolve())] if words[0] != "pytest" else []
-    begin = time.monotonic()
-    options.results.mkdir(parents=True, exist_ok=True)
-    log = options.results / f"{row.name}.log"
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            cwd=_ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        outcome = _wait(process, limit)
-    found: dict[str, Any] = {"outcome": outcome, "seconds": time.monotonic() - begin, "words": words}
-    if outcome == "done":
-        log.unlink()
-    else:
-        found["output"] = log.read_text(errors="replace")[-2000:]
-    return found
-
-
-def _wait(process: subprocess.Popen[bytes], limit: float) -> str:
-    try:
-        status = process.wait(limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return "cut off"
-    # pytest's 5: there was nothing to run.
-    return "done" if status in (0, 5) else f"failed with status {status}"
+    return run_row(words, options.results / f"{row.name}.log", limit, stop)
 
 
 if __name__ == "__main__":

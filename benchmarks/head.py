@@ -5,119 +5,35 @@
 
 A joint step has 2L positions, of which the clean ones and the masked noisy ones (here every second) are supervised.
 Ways: all 2L rows of logits at once; the supervised rows at once; the same in chunks (what a run does, see
-`nld_train/losses/cross_entropy.py`); Liger's fused kernel and cut-cross-entropy where they are installed, on CUDA.
-Every way gives the mean over the supervised rows; loss and gradients are compared with float64.
+`nld_train/losses/cross_entropy.py`); Liger's fused kernel and cut-cross-entropy, as they come and exact, where they are
+installed (the extra `benchmark`), on CUDA. Every way gives the mean over the supervised rows; loss and gradients are
+compared with float64. Each is kept when it is measured.
+
+The limit of time is that of the three products alone, timed beside; the limit of memory is the gradients' own size.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from importlib.util import find_spec
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.head_ways import FOREIGN, Way, Work, gradient_bytes, in_float64, products_alone, ways
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import extra_memory, seconds_in_turn
+from nld_train.command_line import run_to_status
 from nld_train.config.compose import compose_config
 from nld_train.training.parallel import parallel_groups
 
-CHUNKED, WHOLE, EVERYTHING = "chunked", "whole supervised rows", "whole, all 2L rows"
-# Packages that know a way of their own, and the name of the way.
-PACKAGES = {"liger_kernel": "Liger", "cut_cross_entropy": "cut-cross-entropy"}
-
-
-class Work:
-    """Hidden states of both streams, supervised rows and the head's matrix.
-
-    Args:
-        options: the command line.
-        device: where.
-    """
-
-    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        generator = torch.Generator(device).manual_seed(1)
-        length, width, vocabulary = options.length, options.width, options.vocabulary
-
-        def drawn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, device=device)
-
-        self.hidden = drawn(2 * length, width).to(dtype).requires_grad_()
-        # Logits of a spread as in a trained model.
-        self.weight = (drawn(vocabulary, width) * 2 * width**-0.5).to(dtype).requires_grad_()
-        # All clean rows, which come behind the noisy ones, and every second noisy one.
-        self.index = torch.cat([torch.arange(length, 2 * length), torch.arange(0, length, 2)]).to(device)
-        targets = torch.randint(0, vocabulary, (len(self.index),), generator=torch.Generator().manual_seed(1))
-        self.targets, self.chunk_rows, self.vocabulary = targets.to(device), options.chunk_rows, vocabulary
-
-    @property
-    def rows(self) -> Tensor:
-        """Hidden states of the supervised rows."""
-        return self.hidden.index_select(0, self.index)
-
-
-def everything(work: Work) -> Tensor:
-    """Logits of both streams, as public implementations have them, in float32 for the loss."""
-    logits = (work.hidden @ work.weight.T).float()
-    targets = torch.full(logits.shape[:1], -100, device=logits.device)
-    return F.cross_entropy(logits, targets.index_copy(0, work.index, work.targets))
-
-
-def whole(work: Work) -> Tensor:
-    """Logits of the supervised rows, all at once."""
-    return F.cross_entropy((work.rows @ work.weight.T).float(), work.targets)
-
-
-def chunked(work: Work) -> Tensor:
-    """What a run does."""
-    from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
-
-    nll = vocabulary_parallel_nll(work.vocabulary)
-    return chunked_nll(work.rows, work.targets, lambda some: some @ work.weight.T, nll, work.chunk_rows).mean()
-
-
-def _in_float64(work: Work) -> Tensor:
-    """What all are compared with; its gradients arrive at the work's own tensors."""
-    return F.cross_entropy(work.rows.double() @ work.weight.double().T, work.targets)
-
-
-def liger(work: Work) -> Tensor:
-    """Liger's kernel makes the gradient in its forward pass, so that rows cannot be weighted one by one."""
-    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-    loss: Any = liger_fused_linear_cross_entropy(work.rows, work.weight, work.targets, reduction="mean")
-    return loss[0] if isinstance(loss, tuple) else loss
-
-
-def cut(work: Work) -> Tensor:
-    """cut-cross-entropy makes no logits in memory; it knows one process's vocabulary only."""
-    from cut_cross_entropy import linear_cross_entropy
-
-    nll: Tensor = linear_cross_entropy(work.rows, work.weight, work.targets, reduction="none")
-    return nll.float().mean()
-
-
-def ways(device: torch.device) -> tuple[dict[str, Callable[[Work], Tensor]], dict[str, str]]:
-    """The ways that can run here, and why the others cannot."""
-    found: dict[str, Callable[[Work], Tensor]] = {EVERYTHING: everything, WHOLE: whole, CHUNKED: chunked}
-    missing = {}
-    for package, way in zip(PACKAGES, (liger, cut), strict=True):
-        name = PACKAGES[package]
-        if find_spec(package) is None:
-            missing[name] = "not installed"
-        elif device.type != "cuda":
-            missing[name] = "not measured: needs CUDA"
-        else:
-            found[name] = way
-    return found, missing
+_LIMIT = "the three products alone"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -136,31 +52,50 @@ def main(arguments: list[str] | None = None) -> None:
         options.length = options.length or (128 if on_cpu else 4096)
         options.width = options.width or (256 if on_cpu else 4096)
         options.chunk_rows = options.chunk_rows or (64 if on_cpu else 2048)
-        figures = measure(options, device)
-        show(figures)
-        print(keep(on_device("head", device), figures, options.results))
+        for figures in measure(options, device):
+            path = keep(on_device("head", device), figures, options.results)
+    show(figures)
+    print(path)
 
 
-def measure(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds, bytes and errors of every way."""
+def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Seconds, bytes and errors of every way beside their limits: all figures so far, after each."""
     work = Work(options, device)
     found, missing = ways(device)
-    expected = _gradients(_in_float64(work), work)
-    passes = {name: _pass(way, work) for name, way in found.items()}
-    seconds = seconds_in_turn(passes, device, options.repeats)
-    rows: dict[str, Any] = {}
-    for name in found:
-        rows[name] = {
-            "seconds": median(seconds[name]),
-            "extra_bytes": extra_memory(passes[name], device),
-            "errors": _errors(passes[name](), expected),
-        }
     shape = {name: getattr(options, name) for name in ("vocabulary", "length", "width", "chunk_rows")}
-    return {"device": str(device), **shape, "supervised_rows": len(work.index), "rows": rows, "missing": missing}
+    figures: dict[str, Any] = {"device": str(device), **shape, "supervised_rows": len(work.index)}
+    figures |= {"limit_bytes": gradient_bytes(work), "rows": {}, "missing": missing}
+    expected = _gradients(in_float64(work), work)
+    for name, way in found.items():
+        try:
+            figures["rows"][name] = _row(way, work, expected, options.repeats, device)
+        except Exception as error:
+            # Another package's kernel that this torch or this device does not do, or no memory for all logits.
+            if name not in FOREIGN and not isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            missing[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:120]}"
+        yield figures
 
 
-def _pass(way: Callable[[Work], Tensor], work: Work) -> Callable[[], tuple[Tensor, ...]]:
-    return lambda: _gradients(way(work), work)
+def _row(
+    way: Way, work: Work, expected: tuple[Tensor, ...], repeats: int, device: torch.device
+) -> dict[str, float | dict[str, float]]:
+    """A way beside the products alone, in turn."""
+    errors = _errors(_gradients(way(work), work), expected)
+    both: dict[str, Callable[[], Any]] = {
+        "way": lambda: _gradients(way(work), work),
+        _LIMIT: lambda: products_alone(work),
+    }
+    seconds = seconds_in_turn(both, device, repeats)
+    extra = extra_memory(both["way"], device)
+    return {
+        "seconds": median(seconds["way"]),
+        "limit_seconds": median(seconds[_LIMIT]),
+        "of_limit": median(mine / limit for mine, limit in zip(seconds["way"], seconds[_LIMIT], strict=True)),
+        "extra_bytes": extra,
+        "bytes_of_limit": extra / gradient_bytes(work),
+        "errors": errors,
+    }
 
 
 def _gradients(loss: Tensor, work: Work) -> tuple[Tensor, ...]:
@@ -180,14 +115,17 @@ def _errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str
 def show(figures: dict[str, Any]) -> None:
     """Prints the figures as a table."""
     title = f"V = {figures['vocabulary']}, {figures['supervised_rows']} rows, width {figures['width']}"
-    table = Table("head and loss", "milliseconds", "extra memory (GiB)", "error of loss, gradients", title=title)
+    columns = ("head and loss", "milliseconds", "limit", "of limit", "extra memory (GiB)", "limit", "of limit")
+    table = Table(*columns, "error of loss, gradients", title=title)
     for name, row in figures["rows"].items():
         errors = ", ".join(f"{error:.0e}" for error in row["errors"].values())
-        table.add_row(name, f"{1e3 * row['seconds']:.1f}", f"{row['extra_bytes'] / 2**30:.2f}", errors)
+        times = (f"{1e3 * row['seconds']:.1f}", f"{1e3 * row['limit_seconds']:.1f}", f"{row['of_limit']:.2f}")
+        memory = (f"{row['extra_bytes'] / 2**30:.3f}", f"{figures['limit_bytes'] / 2**30:.3f}")
+        table.add_row(name, *times, *memory, f"{row['bytes_of_limit']:.2f}", errors)
     for name, reason in figures["missing"].items():
-        table.add_row(name, reason, "", "")
-    Console(width=110, highlight=False).print(table)
+        table.add_row(name, reason, *[""] * 6)
+    Console(width=130, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_status(main))

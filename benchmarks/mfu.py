@@ -5,7 +5,8 @@
 
 FLOP utilisation as in the reference, section 4: visible pairs, the body for 2L positions, the head for supervised rows,
 forward plus backward, over the chip's dense bf16 peak from its data sheet. Each kind of layers runs in a process of its
-own through `benchmarks.step`.
+own through `benchmarks.step`, and is kept as soon as it is measured. Prints utilisation, target and the first over the
+second; the limit of a utilisation is 1.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES
+from nld_train.command_line import run_to_status
+from nld_train.config.compose import compose_config
+from nld_train.errors import UserError
 from nld_train.training.hardware import peak_flops
+from nld_train.training.parallel import resolve_device
 
 KINDS = ("local", "transformer_engine")
 # The best that is published for AR pretraining of an 8B model on H100s.
@@ -33,7 +38,11 @@ TARGET = 0.52
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
+    """The command line.
+
+    Raises:
+        UserError: no kind of layers could be measured.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for nld-train")
     parser.add_argument("--shape", choices=SHAPES, default="8b", help="whose layers (default: 8b)")
@@ -43,19 +52,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the chip (default: from the table of data sheets)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device(compose_config(options.overrides).execution.device)
     peak = peak_flops(device, options.peak_tflops)
     if peak is None:
         parser.error("--peak-tflops: the peak of this device is not in nld_train/training/hardware.py; name it")
-    figures = measure(options, peak, device)
+    figures: dict[str, Any] = {"device": str(device), "peak_tflops": peak / 1e12, "target": TARGET, "kinds": {}}
+    for kind in options.kinds:
+        figures["kinds"][kind] = _missing(kind, device) or _utilisation(_step(kind, options), peak)
+        path = keep(on_device("mfu", device), figures, options.results)
     show(figures)
-    print(keep("mfu", figures, options.results))
-
-
-def measure(options: argparse.Namespace, peak: float, device: torch.device) -> dict[str, Any]:
-    """Utilisation by kind of layers and of step, or why there is none."""
-    kinds = {kind: _missing(kind, device) or _utilisation(_step(kind, options), peak) for kind in options.kinds}
-    return {"device": str(device), "peak_tflops": peak / 1e12, "target": TARGET, "kinds": kinds}
+    print(path)
+    if not any("utilisation" in found for found in figures["kinds"].values()):
+        raise UserError("--kinds: none of them could be measured; the table says why")
 
 
 def _missing(kind: str, device: torch.device) -> dict[str, Any]:
@@ -73,8 +81,10 @@ def _step(kind: str, options: argparse.Namespace) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.step", *words, f"execution.layers={kind}", *options.overrides]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            return {"missing": f"failed: {done.stderr.strip().splitlines()[-1][:200]}"}
-        figures: dict[str, Any] = json.loads((Path(folder) / f"step_{options.shape}.json").read_text())["figures"]
+            last_line = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+            return {"missing": f"failed: {last_line[:200]}"}
+        (path,) = Path(folder).glob("*.json")
+        figures: dict[str, Any] = json.loads(path.read_text())["figures"]
         return figures
 
 
@@ -82,17 +92,22 @@ def _utilisation(figures: dict[str, Any], peak: float) -> dict[str, Any]:
     if "missing" in figures:
         return figures
     share = {kind: figures["operations"][kind] / figures["seconds"][kind] / peak for kind in ("ar", "joint")}
-    return {**figures, "utilisation": share}
+    of_target = {kind: value / TARGET for kind, value in share.items()}
+    return {**figures, "peak_tflops": peak / 1e12, "utilisation": share, "of_target": of_target}
 
 
 def show(figures: dict[str, Any]) -> None:
     """Prints the figures as a table."""
-    table = Table("layers", "AR step", "joint step", title=f"of {figures['peak_tflops']:.0f} TFLOP/s")
+    title = f"of {figures['peak_tflops']:.0f} TFLOP/s"
+    table = Table("layers", "step", "utilisation", "target", "of target", title=title)
     for kind, found in figures["kinds"].items():
-        cells = [found["missing"], ""] if "missing" in found else [f"{x:.1%}" for x in found["utilisation"].values()]
-        table.add_row(kind, *cells)
+        if "missing" in found:
+            table.add_row(kind, "", found["missing"], "", "")
+            continue
+        for step, share in found["utilisation"].items():
+            table.add_row(kind, step, f"{share:.1%}", f"{TARGET:.0%}", f"{found['of_target'][step]:.2f}")
     Console(width=110, highlight=False).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_status(main))

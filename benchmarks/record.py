@@ -51,8 +51,11 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
 
 
 def on_device(name: str, device: Any) -> str:
-    """The name of a result that can be had on a CPU and on a GPU, so that one does not replace the other."""
-    return f"{name}_gpu" if device.type == "cuda" else name
+    """The name of a result that can be had on a CPU and on a GPU, so that one does not replace the other.
+
+    `device` is torch's, or its name as results have it.
+    """
+    return f"{name}_gpu" if str(device).startswith("cuda") else name
 
 
 def _command() -> str:

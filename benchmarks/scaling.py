@@ -5,6 +5,7 @@
 
 Every world makes the same joint steps on the same samples, one thread per process. Prints the median time of a step,
 the limit (that of the smallest world, scaled to the cores that the larger one can use), and the first over the second.
+A corpus that is not prepared yet is, for this time only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.corpus import with_corpus
 from benchmarks.record import RESULTS, keep
+from nld_train.command_line import run_to_status
 
 # The first steps of a process fill caches and buffers.
 _WARMUP = 2
@@ -37,7 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     worlds = [int(number) for number in options.processes.split(",")]
-    figures = measure(worlds, options.steps, options.overrides)
+    with with_corpus(options.overrides) as overrides:
+        figures = measure(worlds, options.steps, overrides)
     show(figures)
     print(keep("scaling", figures, options.results))
 
@@ -97,4 +101,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_to_status(main))

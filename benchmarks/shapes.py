@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
+import torch
 
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
@@ -20,6 +23,9 @@ SHAPES = ("3b", "8b", "14b")
 _USABLE = 0.88
 # Ids of a token file of two bytes each.
 _SHORT_IDS = 2**16
+# Of the layers, this part is taken away where they need more memory than was counted.
+_STEP_BACK = 8
+Found = TypeVar("Found")
 _FIRST_ID = 200  # beyond the special ids of a tokenizer, the mask among them
 
 
@@ -85,3 +91,36 @@ def layers_that_fit(config: Config, free_bytes: int) -> int:
         if largest_memory(with_layers(on_cuda, layers), 1).total <= _USABLE * free_bytes:
             return layers
     raise UserError(f"model.num_hidden_layers: not one layer of {config.model.name} fits {free_bytes / 2**30:.0f} GiB")
+
+
+def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1) -> tuple[Found, list[int]]:
+    """Tries with fewer and fewer layers until the device has memory enough.
+
+    The planner counts, and what it counts may be less than a device needs: then a result of fewer layers is worth more
+    than none.
+
+    Args:
+        layers: of the first attempt.
+        attempt: makes the result, from a number of layers.
+        fewest: layers that are still tried.
+
+    Returns:
+        The result, and the numbers of layers that the device had not memory enough for.
+
+    Raises:
+        UserError: not even with the fewest.
+    """
+    from nld_train.model import streams
+
+    too_many: list[int] = []
+    while layers >= fewest:
+        try:
+            return attempt(layers), too_many
+        except torch.cuda.OutOfMemoryError:
+            too_many.append(layers)
+        # Not in the handler: the error holds the frames of the attempt, and with them its tensors.
+        layers -= max(1, layers // _STEP_BACK)
+        streams.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise UserError(f"--layers: the device has no memory for {too_many[-1]}; take fewer, or a shorter batch")

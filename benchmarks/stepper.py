@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.model.attention import flex
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
@@ -18,7 +21,7 @@ from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.spec import resolve_attention, resolve_layers
 from nld_train.training.micro_batch import Samples, StreamSettings
 from nld_train.training.optimizer import build_optimizer, wrap_model
-from nld_train.training.step import train_step
+from nld_train.training.step import train_step, update
 
 
 class Stepper:
@@ -58,7 +61,13 @@ class Stepper:
         return self.samples[stage]
 
     def step(self, stage: str, update: bool = True) -> float:
-        """One optimizer step, to its end on the device; without `update` the learning rate is 0. Returns the loss."""
+        """One optimizer step, to its end on the device; without `update` the learning rate is 0. Returns the loss.
+
+        Every step is made on the same samples, whose mask would be found again; where documents are isolated, no two
+        steps of a run have the same borders, and each makes its mask anew.
+        """
+        if self.config.data.documents == "isolate":
+            flex.forget_masks()
         settings = StreamSettings(
             two_streams=self.config.stages[stage].alpha > 0,
             block_size=self.config.diffusion.block_size,
@@ -74,6 +83,20 @@ class Stepper:
         result = train_step(self.model, self.optimizer, samples, stage_config, settings, self.rotary, clip)
         synchronize(self.device)
         return result.loss
+
+    def update_seconds(self, repeats: int = 3) -> float:
+        """What zeroing, norm, clipping and update take of a step. The gradients are zeros: there is nothing to clip."""
+        seconds = []
+        for _ in range(1 + repeats):
+            synchronize(self.device)
+            begin = time.perf_counter()
+            for chunk in self.model:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            update(self.optimizer, self.config.optimizer.clip_grad)
+            synchronize(self.device)
+            seconds.append(time.perf_counter() - begin)
+        return median(seconds[1:])
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 Work = Callable[[], Any]
+# Makes what a work runs under.
+Surroundings = Callable[[], AbstractContextManager[Any]]
 
 
 def synchronize(device: torch.device) -> None:
@@ -20,18 +23,31 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_in_turn(
-    works: dict[str, Work], device: torch.device, repeats: int, warmup: int = 1
+    works: Mapping[str, Work],
+    device: torch.device,
+    repeats: int,
+    warmup: int = 1,
+    surroundings: Mapping[str, Surroundings] | None = None,
 ) -> dict[str, list[float]]:
-    """Times several works in turn, so that a drifting machine slows all alike; the first rounds do not count."""
+    """Times several works in turn, so that a drifting machine slows all alike; the first rounds do not count.
+
+    Args:
+        works: by name.
+        device: that they run on.
+        repeats: rounds that count.
+        warmup: rounds before.
+        surroundings: what some of them run under; entering and leaving it is not timed.
+    """
     found: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(warmup + repeats):
         for name, work in works.items():
-            synchronize(device)
-            begin = time.perf_counter()
-            work()
-            synchronize(device)
-            if round_number >= warmup:
-                found[name].append(time.perf_counter() - begin)
+            with (surroundings or {}).get(name, nullcontext)():
+                synchronize(device)
+                begin = time.perf_counter()
+                work()
+                synchronize(device)
+                if round_number >= warmup:
+                    found[name].append(time.perf_counter() - begin)
     return found
 
 

@@ -10,6 +10,9 @@ import torch
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 
+# Lengths of the stages, with and without gradients, and those of decoding, of which each mode has several. Beyond
+# torch's limit of 8 whatever comes new runs uncompiled, and only a warning says so.
+_COMPILED_SHAPES = 64
 # Of the recipe `delayed`: the largest value of the last so many steps decides the scale. Transformer Engine's default.
 _AMAX_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
 
@@ -47,7 +50,7 @@ _buffers_exist = False
 
 
 def make_overlap_buffers(config: Config) -> None:
-    """The buffers that tensor-parallel processes exchange pieces through; once in a process, for one length."""
+    """The buffers that tensor-parallel processes exchange pieces through; once in a run, for one length."""
     global _buffers_exist
     if _buffers_exist:
         return
@@ -55,13 +58,24 @@ def make_overlap_buffers(config: Config) -> None:
 
     joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
     positions = config.batch.micro_size * config.batch.sequence_length * (2 if joint else 1)
+    _buffers_exist = True  # also where the next line fails half-way
     initialize_ub(
         shape=[positions // config.parallel.context, config.model.hidden_size],
         tp_size=config.parallel.tensor,
         use_fp8=config.execution.fp8 != "none",
         bootstrap_backend="nccl",
     )
-    _buffers_exist = True
+
+
+def destroy_overlap_buffers() -> None:
+    """Gives the buffers back, where there are any: the next job of a sweep has groups and maybe shapes of its own."""
+    global _buffers_exist
+    if not _buffers_exist:
+        return
+    from transformer_engine.pytorch.module.base import destroy_ub
+
+    destroy_ub()
+    _buffers_exist = False
 
 
 def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
@@ -75,7 +89,8 @@ def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
         return
     if layers == "transformer_engine":
         raise UserError(f"execution.compile={mode}: is for local layers; set execution.layers=local or compile=none")
-    # Lengths are fixed in a stage; a second stage or a decode step compiles anew.
+    # Lengths are fixed in a stage; a second stage or a decode step compiles anew. All layers share what was compiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_SHAPES)
     compiled = partial(torch.nn.Module.compile, dynamic=False, mode=mode)
     for layer in chunk.decoder.layers:  # type: ignore[union-attr]
         for part in (layer.input_layernorm, layer.pre_mlp_layernorm, layer.mlp):

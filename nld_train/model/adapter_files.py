@@ -60,7 +60,8 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
     alpha = int(shape.alpha) if shape.alpha == int(shape.alpha) else shape.alpha
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # With a task, PEFT asks the model for methods of `transformers`' own generation, which it does not have.
+        "task_type": None,
         "base_model_name_or_path": None,
         "r": shape.rank,
         "lora_alpha": alpha,

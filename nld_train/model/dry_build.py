@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -41,9 +42,16 @@ def built_parameter_counts(config: Config, world_size: int) -> tuple[int, ...]:
         world_size: processes of the full layout; none of them is started.
     """
     cpu_stand_in.install()
+    config = _without_kernels(config)
     data_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     first_ranks = [stage * config.parallel.tensor * data_size for stage in range(config.parallel.pipeline)]
     return tuple(_count_on(config, rank, world_size) for rank in first_ranks)
+
+
+def _without_kernels(config: Config) -> Config:
+    """The settings without what needs a GPU or Transformer Engine: it changes how layers compute, not their weights."""
+    execution = replace(config.execution, layers="local", fp8="none", compile="none")
+    return replace(config, execution=execution, parallel=replace(config.parallel, overlap_tensor=False))
 
 
 def _count_on(config: Config, rank: int, world_size: int) -> int:

@@ -63,7 +63,7 @@ def assumptions(changes: Mapping[str, Any], results: Path = RESULTS) -> Assumpti
     """
     values: dict[str, Any] = yaml.safe_load(_FILE.read_text())
     sources = dict.fromkeys(_KINDS, f"not measured: assumed in nld_train/planner/{_FILE.name}")
-    for kind, (value, source) in measured_utilisations(results, values["peak_tflops"]).items():
+    for kind, (value, source) in measured_utilisations(results).items():
         values[f"{kind}_utilisation"], sources[kind] = value, source
     for name, value in changes.items():
         values[name] = _checked(name, value)
@@ -88,11 +88,12 @@ def _checked(name: str, value: Any) -> float:
     return float(value)
 
 
-def measured_utilisations(results: Path, peak_tflops: float) -> dict[str, tuple[float, str]]:
-    """FLOP utilisation by kind of step, from the results of `benchmarks.step` that were taken on a GPU.
+def measured_utilisations(results: Path) -> dict[str, tuple[float, str]]:
+    """FLOP utilisation of the arithmetic by kind of step, from the results of `benchmarks.step` taken on a GPU.
 
-    A result counts if it says of which device it is and has seconds and operations by kind. Where several do, the best
-    one is taken: the others had smaller shapes or other kernels.
+    A result counts if it says of which device it is, what that device's peak is (`training.hardware` has them by name),
+    and has seconds and operations by kind. The optimizer's update, which is planned by itself, is no arithmetic: its
+    seconds are taken off. Where several do, the best one is taken: the others had smaller shapes or other kernels.
 
     Returns:
         For `ar` and `joint`, where there is a measurement: the utilisation, and its source in words.
@@ -100,15 +101,20 @@ def measured_utilisations(results: Path, peak_tflops: float) -> dict[str, tuple[
     best: dict[str, tuple[float, str]] = {}
     for path in sorted(results.glob("*.json")):
         for name, figures, gpu in _step_figures(path):
+            peak = figures["peak_tflops"] * 1e12
             for kind in _KINDS:
-                share = figures["operations"][kind] / figures["seconds"][kind] / (peak_tflops * 1e12)
+                seconds = figures["seconds"][kind] - figures.get("update_seconds", 0.0)
+                share = figures["operations"][kind] / seconds / peak if seconds > 0 else 0.0
                 if share > best.get(kind, (0.0, ""))[0]:
                     best[kind] = (share, f"measured on {gpu} ({name})")
     return best
 
 
 def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
-    """Every table of seconds and operations by kind of step in a result file, at any depth."""
+    """Every table of seconds and operations by kind of step in a result file, at any depth.
+
+    A step on the CPU of a machine that has a GPU too is left out, as is one of a device whose peak is not known.
+    """
     try:
         result = json.loads(path.read_text())
         gpu = result["machine"]["gpu"]
@@ -117,10 +123,10 @@ def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
     waiting = [(path.name, result.get("figures"))]
     while waiting:
         name, figures = waiting.pop()
-        if not isinstance(figures, dict):
+        if not isinstance(figures, dict) or figures.get("device") == "cpu":
             continue
         tables = [figures.get("seconds"), figures.get("operations")]
-        if all(
+        if isinstance(figures.get("peak_tflops"), float) and all(
             isinstance(table, dict) and all(isinstance(table.get(kind), float) for kind in _KINDS) for table in tables
         ):
             yield name, figures, gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,57 @@ def test_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert ours["tokens"] == theirs["tokens"] > 50_000
     assert found["loader"]["share"] == pytest.approx(found["loader"]["load_seconds"] / found["loader"]["step_seconds"])
     assert "processor time" in capfd.readouterr().out
+
+
+def keep(folder: Path, name: str, figures: dict[str, Any], machine: dict[str, Any], revision: str = "0" * 40) -> None:
+    """A result as `record.keep` writes it."""
+    result = {"figures": figures, "machine": machine, "git_revision": revision, "command": f"python -m {name}"}
+    (folder / f"{name}.json").write_text(json.dumps(result))
+
+
+def test_planned_memory_stands_beside_the_peak(tmp_path: Path) -> None:
+    peaks = {"ar": 40 * 2**30, "joint": 60 * 2**30}
+    planned = {"ar": 0.95, "joint": 1.04}
+    keep(tmp_path, "step_8b_gpu", {"peak_bytes": peaks, "planned_over_peak": planned}, {"gpu": "H100", "cores": 1})
+    row = "| 8b | 40.0 | 0.95 | 60.0 | 1.04 | 1.50 | planned: 0.90 to 1.10 |"
+    assert row in tables.TABLES["memory"](tmp_path).splitlines()
+
+
+def test_conversion_and_decoding_say_which_target_is_met(tmp_path: Path) -> None:
+    seconds = {"convert": [2.0, 1.0, 4.0], "copy": [1.0, 1.0, 1.0]}
+    ways = {name: {"seconds": seconds, "ratio": ratio} for name, ratio in (("import", 0.5), ("export", 0.9))}
+    keep(tmp_path, "convert", {"bytes": 4e9, "target_ratio": 0.8, **ways}, {"cores": 2})
+    assert tables.TABLES["convert"](tmp_path).splitlines()[2:] == [
+        "| import | 2,000 | 4,000 | 0.50 | at least 0.8 | missed |",
+        "| export | 2,000 | 4,000 | 0.90 | at least 0.8 | met |",
+    ]
+    rows = [
+        {"engine": engine, "mode": mode, "batch_size": batch, "tokens_per_second_wall": 100.0 * batch, **more}
+        for engine, mode, batch, more in (
+            ("transformers", "ar", 16, {}),
+            ("in tree", "linear", 4, {"tokens_per_forward": 1.5}),
+            ("in tree", "ar", 16, {"tokens_per_forward": 1.0}),
+            ("in tree", "ar", 4, {"tokens_per_forward": 1.0}),
+        )
+    ]
+    targets = [{"name": "16 rows over one", "limit": 6.0, "wall": wall, "processor": 5.0} for wall in (6.0, 5.99)]
+    keep(tmp_path, "decode", {"rows": rows, "targets": targets}, {"cores": 2})
+    assert tables.TABLES["decode"](tmp_path).splitlines()[2:] == [
+        "| ar | 4 | 400 |  |  | 1.00 |",
+        "| ar | 16 | 1,600 |  | 1,600 | 1.00 |",
+        "| linear | 4 | 400 |  |  | 1.50 |",
+    ]
+    met = [line.rpartition(" | ")[2] for line in tables.TABLES["decode_targets"](tmp_path).splitlines()[2:]]
+    assert met == ["met |", "missed |"]
+
+
+def test_a_changed_checkout_is_told_from_a_clean_one(tmp_path: Path) -> None:
+    for name, revision in (("clean", "a" * 40), ("changed", f"{'b' * 40}-dirty")):
+        keep(tmp_path, name, {"device": "cpu"}, {"gpu": "H100", "cores": 2}, revision)
+    assert tables.TABLES["runs"](tmp_path).splitlines()[2:] == [
+        "| `changed.json` | 2 CPU cores | bbbbbbbbbbbb-dirty | `python -m changed` |",
+        "| `clean.json` | 2 CPU cores | aaaaaaaaaaaa | `python -m clean` |",
+    ]
 
 
 def test_the_page_says_what_the_results_say() -> None:
@@ -43,14 +95,17 @@ def test_tables_of_results(tmp_path: Path) -> None:
         "of_limit": 1.25,
         "target": 1.1,
     }
-    for name, machine in (("step_8b", {"gpu": "H100", "cores": 1}), ("step_3b", {"cores": 2}), ("step", {"cores": 2})):
-        (tmp_path / f"{name}.json").write_text(json.dumps({"figures": found, "machine": machine}))
+    gpu, cpu = {"gpu": "H100", "cores": 1}, {"cores": 2}
+    keep(tmp_path, "step_8b_gpu", found, gpu)
+    keep(tmp_path, "step_3b", found, gpu)
+    keep(tmp_path, "step", {**found, "target": 1.25}, cpu)
     lines = tables.with_tables(page, tmp_path).splitlines()
     assert "| 8b | H100 | 9 | 4,096 | 2,048 | 2.00 | 1.60 | 1.25 | 1.10 |" in lines
-    assert "| quickstart | 2 CPU cores | 9 | 4,096 | 2,048 | 2.00 | 1.60 | 1.25 |  |" in lines
+    assert "| quickstart | 2 CPU cores | 9 | 4,096 | 2,048 | 2.00 | 1.60 | 1.25 | 1.25 |" in lines
     assert [line.split(" | ")[1] for line in lines if line.startswith(("| 3b", "| 14b", "| local"))] == [
-        "not measured"
-    ] * 3
+        *["not measured"] * 2,
+        *["ar", "joint"],
+    ]
     assert {"before", "between"} <= set(lines)
     assert "old" not in lines
     wanted = tmp_path / "page.md"

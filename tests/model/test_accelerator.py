@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+from itertools import pairwise
+from types import ModuleType
+
 import pytest
 import torch
+from megatron.core import parallel_state
+from megatron.core.optimizer import OptimizerConfig
 from oracle import pair, tiny_config
+from torch._dynamo.testing import CompileCounter
 
 from nld_train.errors import UserError
-from nld_train.model.accelerator import accelerator_settings
+from nld_train.model.accelerator import accelerator_settings, destroy_overlap_buffers, make_overlap_buffers
 from nld_train.model.build import transformer_config
-from nld_train.training.optimizer import build_optimizer
+from nld_train.training import parallel
+from nld_train.training.optimizer import _state_settings, build_optimizer
 
 pytestmark = pytest.mark.usefixtures("groups")
 CPU = torch.device("cpu")
@@ -61,3 +70,65 @@ def test_compiled_layers_compute_the_same() -> None:
     assert found[0][3] == found[1][3]
     for plain, compiled in zip(found[0][:3], found[1][:3], strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_share_what_is_compiled_for_more_lengths_than_torch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run has the lengths of its stages, with and without gradients, and those of decoding."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    counter, compile_module = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda module, dynamic, mode: compile_module(module, backend=counter, dynamic=dynamic),
+    )
+    ours, _ = pair(tiny_config(execution__compile="default", model__num_hidden_layers=2))
+    counts = []
+    for length in [8, *range(9, 15), 8]:
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                hidden = torch.randn(length, 1, 40, requires_grad=gradients)
+                for layer in ours.decoder.layers:
+                    hidden, _bias = layer.mlp(layer.pre_mlp_layernorm(hidden))
+            counts.append(counter.frame_count)
+    new = [after - before for before, after in pairwise([0, *counts])]
+    assert all(new[:-2]), "each length is compiled, with and without gradients"
+    assert len(set(new[2:-2])) == 1, "for both layers together, and as often for each"
+    assert new[-2:] == [0, 0], "what was compiled is still there"
+
+
+def test_buffers_of_overlapped_exchange_last_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of a sweep share a process; Transformer Engine refuses to make its buffers twice."""
+    calls: list[object] = []
+    base = ModuleType("transformer_engine.pytorch.module.base")
+    monkeypatch.setattr(base, "initialize_ub", lambda **words: calls.append(words["shape"]), raising=False)
+    monkeypatch.setattr(base, "destroy_ub", lambda: calls.append("destroyed"), raising=False)
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    destroy_overlap_buffers()  # without any it asks for nothing
+    for length in (32, 48):
+        config = tiny_config(parallel__overlap_tensor=True, batch__sequence_length=length, batch__micro_size=2)
+        make_overlap_buffers(config)
+        make_overlap_buffers(config)
+        destroy_overlap_buffers()
+    assert calls == [[128, 40], "destroyed", [192, 40], "destroyed"]
+
+
+def test_leaving_the_groups_destroys_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the groups go, over which they were made."""
+    seen: list[str] = []
+    monkeypatch.setattr(parallel, "destroy_overlap_buffers", lambda: seen.append("buffers"))
+    monkeypatch.setattr(parallel_state, "destroy_model_parallel", lambda: seen.append("groups"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: seen.append("processes"))
+    parallel._leave()
+    assert seen == ["buffers", "groups", "processes"]
+
+
+def test_the_optimizer_keeps_whole_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron would save remainders of 16 bits as if they were weights."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = tiny_config(optimizer__precision_aware=True, optimizer__cpu_offload=0.5)
+    settings = _state_settings(config)
+    known = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    assert set(settings) <= known
+    assert settings["use_precision_aware_optimizer"] is True
+    assert settings["store_param_remainders"] is False

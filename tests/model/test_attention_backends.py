@@ -108,8 +108,9 @@ def expectation(case: Case) -> tuple[Tensor, tuple[Tensor, ...]]:
 def test_outputs_and_gradients_are_the_naive_ones(case: Case, name: str) -> None:
     """In float64 to its rounding.
 
-    In float32 to 1e-5 of a tensor's largest entry, or of 1. Two softmaxes are merged by the difference of their normalisers,
-    which are about 20 here, where neighbouring float32 numbers are 2e-6 apart: no merged weight is more exact than that.
+    In float32 to 1e-5 of a tensor's largest entry, or of 1. Two softmaxes are merged by the difference of their
+    normalisers, which are about 20 here, where neighbouring float32 numbers are 2e-6 apart: no merged weight is more
+    exact than that.
     """
     expected, expected_gradients = expectation(case)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):

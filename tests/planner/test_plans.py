@@ -126,13 +126,25 @@ def test_a_layout_on_one_device_communicates_nothing() -> None:
 
 
 def test_measurements_replace_assumptions(tmp_path: Path) -> None:
-    table = {"seconds": {"ar": 1.0, "joint": 2.0}, "operations": {"ar": 4.945e14, "joint": 8.901e14}}
-    (tmp_path / "gpu.json").write_text(json.dumps({"machine": {"gpu": "H100"}, "figures": {"8b": table}}))
+    """Each by the peak of its own device, without the optimizer's update; steps on a CPU do not count."""
+    table = {
+        "device": "cuda:0",
+        "peak_tflops": 500.0,
+        "seconds": {"ar": 1.25, "joint": 2.25},
+        "update_seconds": 0.25,
+        "operations": {"ar": 2.5e14, "joint": 4.5e14},
+    }
+    fast = {"ar": 1e15, "joint": 1e15}
+    on_cpu = {"device": "cpu", "peak_tflops": 1.0, "seconds": table["seconds"], "operations": fast}
+    unknown = {**table, "peak_tflops": None, "operations": fast}
+    for name, figures in (("gpu", {"8b": table}), ("mixed", {"8b": {**on_cpu, "peak_tflops": None}, "3b": unknown})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"machine": {"gpu": "A100"}, "figures": figures}))
+    (tmp_path / "on_cpu.json").write_text(json.dumps({"machine": {"gpu": "A100"}, "figures": on_cpu}))
     (tmp_path / "cpu.json").write_text(json.dumps({"machine": {"cores": 2}, "figures": table}))
     (tmp_path / "half.json").write_text("{")
-    (share, source), (joint, _) = (measured_utilisations(tmp_path, 989)[kind] for kind in ("ar", "joint"))
+    (share, source), (joint, _) = (measured_utilisations(tmp_path)[kind] for kind in ("ar", "joint"))
     assert (share, joint) == (pytest.approx(0.5), pytest.approx(0.45))
-    assert source == "measured on H100 (gpu.json: 8b)"
+    assert source == "measured on A100 (gpu.json: 8b)"
     assumed = assumptions({"joint_utilisation": 0.3}, tmp_path)
     assert (assumed.hardware.ar_utilisation, assumed.hardware.joint_utilisation) == (pytest.approx(0.5), 0.3)
     assert assumed.sources == {"ar": source, "joint": "given on the command line"}

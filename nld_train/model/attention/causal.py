@@ -52,6 +52,9 @@ class Documents:
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Causal attention of the clean stream.
 
+    Which of its kernels runs is left to torch, which knows the device and the version of cuDNN: `benchmarks.attention`
+    times each of them beside it, and until that has been read from a GPU there is nothing to know better.
+
     Args:
         query: `[b, heads, L, head_dim]`.
         key: `[b, groups, L, head_dim]`.
@@ -83,14 +86,20 @@ def _of_variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Do
     from torch.nn.attention.varlen import varlen_attn
 
     queries, keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value))
-    ends, longest, grouped = documents.cumulative, documents.longest, _grouped_heads()
-    output: Any = varlen_attn(queries, keys, values, ends, ends, longest, longest, window_size=(-1, 0), **grouped)
+    ends, longest = documents.cumulative, documents.longest
+    output: Any = varlen_attn(queries, keys, values, ends, ends, longest, longest, **varlen_arguments())
     return output.unflatten(0, (query.shape[0], query.shape[2])).transpose(1, 2)
 
 
 @cache
-def _grouped_heads() -> dict[str, Any]:
-    """torch 2.11 takes fewer heads of keys without being asked; later versions want to be told."""
+def varlen_arguments() -> dict[str, Any]:
+    """How this version of torch is told to look back only, and to share keys between heads.
+
+    Older ones have a flag `is_causal`, later ones a window instead; older ones take fewer heads of keys without being
+    asked, later ones want to be told.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+    known = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    return causal | ({"enable_gqa": True} if "enable_gqa" in known else {})

@@ -67,6 +67,11 @@ def block_mask(
     return _masks[identity]
 
 
+def forget_masks() -> None:
+    """The next mask is made anew, whatever layout it is for."""
+    _masks.clear()
+
+
 def _identity(layout: StreamLayout, device: torch.device, queries: Tensor | None, keys: Tensor | None) -> Any:
     """What decides a mask: the borders of documents and blocks, whatever their numbers are."""
     borders = [field.diff(dim=1).ne(0).numpy() for field in (layout.documents, layout.blocks)]

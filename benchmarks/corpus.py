@@ -1,0 +1,39 @@
+"""The quickstart's corpus for benchmarks that read it, also where nobody has prepared it yet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from nld_train.config.compose import compose_config
+from nld_train.errors import UserError
+
+
+@contextmanager
+def with_corpus(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The settings of a run; where they read the default corpus and it is missing, with one that is prepared for it.
+
+    It lies in a folder of its own until the end: a fresh clone stays as it is.
+    """
+    wanted = compose_config(overrides).data.train
+    missing = [source.prefix for source in wanted if not Path(f"{source.prefix}.idx").is_file()]
+    if not missing or wanted != compose_config().data.train:
+        yield list(overrides)
+        return
+    with TemporaryDirectory(prefix="nld-corpus-") as folder:
+        print(f"{missing[0]}: not prepared yet; preparing it in {folder}, for this time only", flush=True)
+        prepare(Path(folder))
+        parts = [f"data.{part}=[{{prefix: {folder}/stdlib-{part}, weight: 1}}]" for part in ("train", "validation")]
+        yield [*parts, f"data.tokenizer={folder}/tokenizer", *overrides]
+
+
+def prepare(folder: Path) -> None:
+    """`nld-data prepare stdlib`."""
+    command = [sys.executable, "-m", "nld_train.data.cli", "prepare", "stdlib", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    if done.returncode != 0:
+        raise UserError(f"nld-data prepare stdlib: {done.stderr.strip()[-500:]}")

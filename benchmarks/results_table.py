@@ -1,0 +1,53 @@
+"""Reading a kept result, and writing rows of it as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+NOT_MEASURED = "not measured"
+# A result, as `record.keep` wrote it.
+Result = dict[str, Any]
+Cells = tuple[str, ...]
+
+
+def load(results: Path, name: str, on_gpu: bool = False) -> Result | None:
+    """A result, or None where there is none; that of a GPU by `record.on_device`, and only if it is one."""
+    try:
+        result: Result = json.loads((results / f"{name}{'_gpu' if on_gpu else ''}.json").read_text())
+    except FileNotFoundError:
+        return None
+    return None if on_gpu and "gpu" not in result["machine"] else result
+
+
+def markdown(head: Cells, rows: Iterable[Cells]) -> str:
+    """A table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def where(result: Result) -> str:
+    """The device: a CPU's figures may come from a machine that has a GPU too."""
+    machine = result["machine"]
+    cores = f"{machine['cores']} CPU cores"
+    return cores if result["figures"].get("device") == "cpu" else str(machine.get("gpu", cores))
+
+
+def blank(first: str, columns: int) -> Cells:
+    """A row without a result."""
+    return (first, NOT_MEASURED, *[""] * (columns - 2))
+
+
+def both(results: Path, name: str, rows_of: Callable[[Result], Iterable[Cells]], head: Cells) -> str:
+    """A table of what can be had on a CPU in small, and on a GPU."""
+    rows: list[Cells] = []
+    for title, result in (("GPU", load(results, name, on_gpu=True)), ("CPU", load(results, name))):
+        rows += [blank(title, len(head))] if result is None else rows_of(result)
+    return markdown(head, rows)
+
+
+def verdict(met: bool) -> str:
+    """Of a target."""
+    return "met" if met else "missed"

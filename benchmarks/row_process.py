@@ -1,0 +1,110 @@
+"""One row of `benchmarks.gpu`: a command in a process group of its own, which leaves nothing behind on the GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# A process that is told to end may take so long to do so.
+GRACE = 5.0
+_POLL = 0.1
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# pytest counts skipped tests as a success; a row of tests is one only if a test passed, or in small was found.
+_SOME_TESTS = re.compile(r"\b[1-9]\d*(/\d+)? (passed|tests? collected)")
+
+
+@dataclass
+class Stop:
+    """Whether a signal has asked for the end, and which."""
+
+    number: int | None = field(default=None)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler only takes note: whoever waits for a row looks here, and ends the row first."""
+        self.number = number
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Signals that end a process are noted inside, instead."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_row(words: list[str], log: Path, limit: float, stop: Stop) -> dict[str, Any]:
+    """Runs `python -m words`, to its end, its limit or a signal.
+
+    Args:
+        words: behind `python -m`.
+        log: where its output goes; removed where the row is done.
+        limit: seconds.
+        stop: what a signal notes.
+
+    Returns:
+        The outcome and the seconds; the end of the output where the row was not done.
+    """
+    begin = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        outcome = _wait(process, begin + limit, stop)
+    text = log.read_text(errors="replace")
+    if outcome == "done" and words[0] == "pytest" and not _SOME_TESTS.search(text):
+        outcome = "nothing ran"
+    found: dict[str, Any] = {"outcome": outcome, "seconds": time.monotonic() - begin, "words": words}
+    if outcome == "done":
+        log.unlink()
+        return found
+    return {**found, "output": text[-2000:]}
+
+
+def _wait(process: subprocess.Popen[bytes], end: float, stop: Stop) -> str:
+    """Until the process is over or has to be; then its whole group is."""
+    outcome = None
+    try:
+        while process.poll() is None and outcome is None:
+            if stop.number is not None:
+                outcome = f"stopped by {signal.Signals(stop.number).name}"
+            elif time.monotonic() > end:
+                outcome = "cut off"
+            else:
+                time.sleep(_POLL)
+    finally:
+        _end_group(process)
+    if outcome is not None:
+        return outcome
+    # pytest's 5: there was nothing to run.
+    return {0: "done", 5: "nothing ran"}.get(process.returncode, f"failed with status {process.returncode}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Politely, then not; processes that the row has started and left are of its group, and end too."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,115 @@
+"""Tables of `docs/performance.md` about processes, data, commands, conversion and decoding, and that of all results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+
+from benchmarks.results_table import Cells, Result, blank, load, markdown, verdict, where
+
+_SHORT_REVISION = 12
+_DIRTY = "-dirty"
+# The ways of `benchmarks.decode`, in the order of their columns.
+_ENGINES = ("in tree", "export", "transformers")
+
+
+def scaling(results: Path) -> str:
+    """Question 5."""
+    columns = ("processes", "seconds per step", "limit", "of limit")
+    result = load(results, "scaling")
+    rows = [blank("1, 2, 4", len(columns))]
+    if result is not None:
+        found = result["figures"]["processes"].items()
+        rows = [(n, f"{r['seconds']:.3f}", f"{r['limit']:.3f}", f"{r['of_limit']:.2f}") for n, r in found]
+    return markdown(columns, rows)
+
+
+def data(results: Path) -> str:
+    """Question 6."""
+    columns = ("figure", "measured", "beside", "ratio", "target")
+    result = load(results, "data")
+    if result is None:
+        return markdown(columns, [blank(each, len(columns)) for each in ("preparation", "loader")])
+    prepared, loader = result["figures"]["preparation"], result["figures"]["loader"]
+    ours, theirs = (row["tokens_per_second_processor"] for row in prepared["rows"].values())
+    ratio = f"{prepared['ratios']['processor']:.2f}"
+    milliseconds = (f"{1e3 * loader['load_seconds']:.1f} ms", f"step of {1e3 * loader['step_seconds']:.0f} ms")
+    return markdown(
+        columns,
+        [
+            ("`nld-data prepare`, tokens/s per core", f"{ours:,.0f}", f"`datasets.map` {theirs:,.0f}", ratio, ""),
+            ("samples of a joint step", *milliseconds, f"{loader['share']:.2%}", "below 1 %"),
+        ],
+    )
+
+
+def start(results: Path) -> str:
+    """Question 7."""
+    columns = ("command", "seconds", "limit", "of limit")
+    result = load(results, "start")
+    rows = [blank("all", len(columns))]
+    if result is not None:
+        found = result["figures"].items()
+        rows = [(f"`{n}`", f"{r['seconds']:.2f}", f"{r['limit']:.1f}", f"{r['of_limit']:.2f}") for n, r in found]
+    return markdown(columns, rows)
+
+
+def convert(results: Path) -> str:
+    """Conversion beside a copy of the same bytes."""
+    columns = ("direction", "MB/s", "copy, MB/s", "of the copy's speed", "target", "")
+    result = load(results, "convert")
+    if result is None:
+        return markdown(columns, [blank(each, len(columns)) for each in ("import", "export")])
+    found, rows = result["figures"], []
+    for name in ("import", "export"):
+        speeds = (f"{found['bytes'] / median(found[name]['seconds'][act]) / 1e6:,.0f}" for act in ("convert", "copy"))
+        ratio, target = found[name]["ratio"], found["target_ratio"]
+        rows.append((name, *speeds, f"{ratio:.2f}", f"at least {target}", verdict(ratio >= target)))
+    return markdown(columns, rows)
+
+
+def decode(results: Path) -> str:
+    """Tokens per second by mode, batch and engine, by the clock."""
+    columns = ("mode", "rows", *(f"{engine}, tokens/s" for engine in _ENGINES), "tokens per forward")
+    result = load(results, "decode")
+    if result is None:
+        return markdown(columns, [blank("all", len(columns))])
+    found = {(row["mode"], row["batch_size"], row["engine"]): row for row in result["figures"]["rows"]}
+    rows: list[Cells] = []
+    for mode, batch in dict.fromkeys(key[:2] for key in sorted(found, key=lambda key: key[1]) if key[2] != _ENGINES[2]):
+        ways = [found.get((mode, batch, engine)) for engine in _ENGINES]
+        speeds = ("" if way is None else f"{way['tokens_per_second_wall']:,.0f}" for way in ways)
+        forward = next((way["tokens_per_forward"] for way in ways if way and "tokens_per_forward" in way), None)
+        rows.append((mode, str(batch), *speeds, "" if forward is None else f"{forward:.2f}"))
+    return markdown(columns, sorted(rows, key=lambda row: row[0]))
+
+
+def decode_targets(results: Path) -> str:
+    """The ratios of decoding that have a target; met or missed by the clock."""
+    columns = ("ratio of tokens/s", "target", "measured", "of processor time", "")
+    result = load(results, "decode")
+    if result is None:
+        return markdown(columns, [blank("all", len(columns))])
+    rows = []
+    for target in result["figures"]["targets"]:
+        cells = (f"at least {target['limit']:.2f}", f"{target['wall']:.2f}", f"{target['processor']:.2f}")
+        rows.append((target["name"], *cells, verdict(target["wall"] >= target["limit"])))
+    return markdown(columns, rows)
+
+
+def runs(results: Path) -> str:
+    """Which results there are, of which revision and where."""
+    columns = ("result", "on", "revision", "command")
+    rows = []
+    for path in sorted(results.glob("*.json")):
+        result: Result = json.loads(path.read_text())
+        rows.append((f"`{path.name}`", where(result), _revision(result), f"`{result['command']}`"))
+    return markdown(columns, rows)
+
+
+def _revision(result: Result) -> str:
+    """Short, but saying whether the code was changed since."""
+    revision = str(result.get("git_revision"))
+    changed = revision.endswith(_DIRTY)
+    return revision.removesuffix(_DIRTY)[:_SHORT_REVISION] + (_DIRTY if changed else "")

@@ -1,0 +1,112 @@
+"""Tables of `docs/performance.md` about steps and their parts, each named as its benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results_table import NOT_MEASURED, Cells, Result, blank, both, load, markdown, where
+
+_SHAPES = ("3b", "8b", "14b")
+_KINDS = ("ar", "joint")
+
+
+def step(results: Path) -> str:
+    """Question 1: joint over AR, per shape."""
+    head = ("shape", "on", "layers", "AR, tokens/s", "joint, tokens/s", "joint over AR", "limit", "of limit", "target")
+    rows = []
+    for title, name, on_gpu in (("quickstart", "step", False), *((s, f"step_{s}", True) for s in _SHAPES)):
+        result = load(results, name, on_gpu)
+        if result is None:
+            rows.append(blank(title, len(head)))
+            continue
+        found = result["figures"]
+        speeds = (f"{found['tokens'] / found['seconds'][kind]:,.0f}" for kind in _KINDS)
+        ratios = (f"{found[key]:.2f}" for key in ("time_ratio", "limit", "of_limit", "target"))
+        rows.append((title, where(result), str(found["layers"]), *speeds, *ratios))
+    return markdown(head, rows)
+
+
+def memory(results: Path) -> str:
+    """Question 1: peak memory of both steps, and what the planner counts for them."""
+    head = ("shape", "AR, GiB", "planned over AR", "joint, GiB", "planned over joint", "joint over AR", "target")
+    rows = []
+    for shape in _SHAPES:
+        result = load(results, f"step_{shape}", on_gpu=True)
+        if result is None:
+            rows.append(blank(shape, len(head)))
+            continue
+        peaks, planned = result["figures"]["peak_bytes"], result["figures"]["planned_over_peak"]
+        cells = [cell for kind in _KINDS for cell in (f"{peaks[kind] / 2**30:.1f}", f"{planned[kind]:.2f}")]
+        rows.append((shape, *cells, f"{peaks['joint'] / peaks['ar']:.2f}", "planned: 0.90 to 1.10"))
+    return markdown(head, rows)
+
+
+def baseline(results: Path) -> str:
+    """Question 2: ours over the straightforward design."""
+    head = ("on", "model", "tokens/s", "target", "head and loss, memory", "target")
+
+    def rows_of(result: Result) -> Iterable[Cells]:
+        found = result["figures"]
+        model = f"{found['model']}, {found['layers']} layers"
+        speed, share = f"{found['speed_ratio']:.2f} times", f"{found['head_memory_ratio']:.2f}"
+        yield where(result), model, speed, f"{found['speed_target']}", share, f"{found['head_memory_target']}"
+
+    return both(results, "baseline", rows_of, head)
+
+
+def attention(results: Path) -> str:
+    """Question 3: joint over the fastest causal attention."""
+    head = ("on", "samples", "kernel", "milliseconds", "over fastest causal", "limit", "of limit", "target")
+
+    def rows_of(result: Result) -> Iterable[Cells]:
+        figures, on = result["figures"], where(result)
+        for case, found in figures["cases"].items():
+            samples = f"{case}, {figures['length']} tokens"
+            for name, row in found["rows"].items():
+                of_limit = ("", "", "")
+                if "of_limit" in row:
+                    of_limit = (f"{found['limit']:.2f}", f"{row['of_limit']:.2f}", f"{figures['target']}")
+                yield on, samples, name, f"{1e3 * row['seconds']:.1f}", f"{row['ratio']:.2f}", *of_limit
+            for name, reason in found["missing"].items():
+                yield on, samples, name, reason, "", "", "", ""
+            yield on, samples, "making the block mask", f"{1e3 * found['mask_seconds']:.1f}", "", "", "", ""
+
+    return both(results, "attention", rows_of, head)
+
+
+def head(results: Path) -> str:
+    """Head and loss by way."""
+    columns: Cells = ("on", "rows x vocabulary", "way", "milliseconds", "of limit", "extra memory, GiB", "of limit")
+    columns += ("error of loss", "of gradients")
+
+    def rows_of(result: Result) -> Iterable[Cells]:
+        found = result["figures"]
+        size = f"{found['supervised_rows']} x {found['vocabulary']}"
+        for name, row in found["rows"].items():
+            errors = row["errors"]
+            gradients = max(errors["hidden_gradient"], errors["weight_gradient"])
+            times = (f"{1e3 * row['seconds']:.1f}", f"{row['of_limit']:.2f}")
+            memory = (f"{row['extra_bytes'] / 2**30:.2f}", f"{row['bytes_of_limit']:.2f}")
+            yield where(result), size, name, *times, *memory, f"{errors['loss']:.0e}", f"{gradients:.0e}"
+        for name, reason in found["missing"].items():
+            yield where(result), size, name, reason, *[""] * 5
+
+    return both(results, "head", rows_of, columns)
+
+
+def mfu(results: Path) -> str:
+    """Question 4."""
+    columns = ("layers", "step", "utilisation", "target", "of target")
+    result = load(results, "mfu", on_gpu=True)
+    rows: list[Cells] = []
+    for kind in ("local", "transformer_engine"):
+        found: dict[str, Any] = {} if result is None else result["figures"]["kinds"].get(kind, {})
+        for step_kind in _KINDS:
+            if "utilisation" not in found:
+                rows.append((kind, step_kind, found.get("missing", NOT_MEASURED), "above 52 %", ""))
+                continue
+            share, of_target = found["utilisation"][step_kind], found["of_target"][step_kind]
+            rows.append((kind, step_kind, f"{share:.1%}", "above 52 %", f"{of_target:.2f}"))
+    return markdown(columns, rows)
