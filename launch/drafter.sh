@@ -3,7 +3,8 @@
 #
 #   launch/drafter.sh [KEY=VALUE ...]          settings as for nld-train, e.g. stages.drafter.adapter.rank=32
 #
-# Run again, it goes on where it stopped. BASE is the run whose newest checkpoint it starts from.
+# Each command is printed before it runs. Run again, it goes on where it stopped. BASE is the run whose newest checkpoint
+# it starts from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,6 +12,14 @@ BASE=${BASE:-runs/quickstart}
 # Processes times threads is the number of cores to use. Any number of processes gives the same samples and drafts.
 PROCESSES=${PROCESSES:-2}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+# Prints a command, and runs it.
+run() {
+    printf '+'
+    printf ' %q' "$@"
+    printf '\n'
+    "$@"
+}
 
 if [[ ! -e $BASE/checkpoints/latest ]]; then
     echo "error: $BASE holds no checkpoint: make quickstart first, or name another run in BASE" >&2
@@ -23,7 +32,7 @@ for setting in "$@"; do
     case $setting in run.dir=*) directory=${setting#run.dir=} ;; esac
 done
 
-torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train experiment=quickstart stages=drafter_quickstart \
+run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train experiment=quickstart stages=drafter_quickstart \
     run.name=drafter execution.device=cpu init.checkpoint="$BASE" "$@"
-nld-data prompts data/stdlib/stdlib-validation --out "$directory/prompts.jsonl" --count 16 --tokens 128
-python launch/show_drafter.py "$directory"
+run nld-data prompts data/stdlib/stdlib-validation --out "$directory/prompts.jsonl" --count 16 --tokens 128
+run python launch/show_drafter.py "$directory"

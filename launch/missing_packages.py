@@ -2,6 +2,7 @@
 
 What the image has stays as it is, above all torch, Transformer Engine and Apex, which NVIDIA builds for each other, and
 whatever they need. Of the pinned environment only the rest is named, without what is only for tests and linters.
+The image's Transformer Engine is one package, where the package index has several.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 
 _CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 _ONLY_FOR_TESTS = re.compile(r"^(pytest|mypy|ruff|shellcheck|types-|cwevals|ast-serialize|librt|iniconfig|pluggy)")
+_OF_THE_IMAGE = re.compile(r"^transformer-engine")
 # This project is written against these: the image's own versions, if it has any, do not count.
 _ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "safetensors")
 
@@ -22,10 +24,12 @@ def missing() -> list[str]:
     """Requirements such as `hydra-core==1.3.8`, for this Python."""
     pins = [Requirement(line) for line in _CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
     wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
-    return [f"{pin.name}{pin.specifier}" for pin in wanted if not _ONLY_FOR_TESTS.match(pin.name) and _is_missing(pin)]
+    return [f"{pin.name}{pin.specifier}" for pin in wanted if _is_missing(pin)]
 
 
 def _is_missing(pin: Requirement) -> bool:
+    if _ONLY_FOR_TESTS.match(pin.name) or _OF_THE_IMAGE.match(pin.name):
+        return False
     try:
         found = version(pin.name)
     except PackageNotFoundError:

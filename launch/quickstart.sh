@@ -4,7 +4,8 @@
 #
 #   launch/quickstart.sh [KEY=VALUE ...]       settings as for nld-train, e.g. stages.joint.alpha=0.5
 #
-# Run again, it goes on where it stopped. `make quickstart` makes the environment first.
+# Each command is printed before it runs. Run again, it goes on where it stopped. `make quickstart` makes the environment
+# first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,23 +13,32 @@ cd "$(dirname "$0")/.."
 PROCESSES=${PROCESSES:-2}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-nld-data prepare stdlib --out data/stdlib
-torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train \
+# Prints a command, and runs it.
+run() {
+    printf '+'
+    printf ' %q' "$@"
+    printf '\n'
+    "$@"
+}
+
+run nld-data prepare stdlib --out data/stdlib
+run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train \
     experiment=quickstart execution.device=cpu "$@"
 
 directory=runs/quickstart
 for setting in "$@"; do
     case $setting in run.dir=*) directory=${setting#run.dir=} ;; esac
 done
-python launch/show_summary.py "$directory"
+run python launch/show_summary.py "$directory"
 
 prompts=$directory/prompts.jsonl
-nld-data prompts data/stdlib/stdlib-validation --out "$prompts"
+run nld-data prompts data/stdlib/stdlib-validation --out "$prompts"
 
 echo "The model as transformers read it, $directory/export:"
-rm -rf -- "$directory/export"
-nld-convert export "$directory" "$directory/export" --format nld
-python launch/read_export.py "$directory/export" "$prompts"
+run rm -rf -- "$directory/export"
+run nld-convert export "$directory" "$directory/export" --format nld
+run python launch/read_export.py "$directory/export" "$prompts"
 
 echo "Every way to read the weights, over the prompts of $prompts:"
-nld-decode "$directory" --compare --prompts "$prompts" --block-length 8
+# Of the length that the joint stage was trained with: the longest drafts that the model makes well.
+run nld-decode "$directory" --compare --prompts "$prompts" --block-length 16

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-NEW_TOKENS, BLOCK_LENGTH, SHOWN = 64, 8, 60
+# Blocks as long as those that the quickstart trains with.
+NEW_TOKENS, BLOCK_LENGTH, SHOWN = 64, 16, 60
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nld_train.training.summary import progress_lines
+
 
 def main() -> None:
     """Show `summary.json` of the run directory that is named on the command line."""
@@ -30,6 +32,8 @@ def main() -> None:
         )
     console = Console(width=120, highlight=False)
     console.print(table)
+    for line in progress_lines(summary):
+        console.print(line, markup=False)
     for file in ("summary.json", "report.png", "metrics.jsonl"):
         console.print(directory / file)
 

@@ -155,11 +155,12 @@ def _varied_keys() -> set[str]:
 
 def _start(config: Config, world_size: int) -> int:
     """Print the plan, build the model on the meta device, or train."""
+    if config.run.dry and _rank() != 0:  # the first process plans for all
+        return 0
     if config.run.dry is True:
-        if _rank() == 0:
-            from nld_train.config.report import print_plan
+        from nld_train.config.report import print_plan
 
-            print_plan(config, world_size)
+        print_plan(config, world_size)
         return 0
     from nld_train.library_warnings import ignore_known_warnings
 

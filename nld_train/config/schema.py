@@ -15,6 +15,9 @@ Attention = Literal["auto", "flex", "decomposed", "split", "chunked", "dense"]
 Recomputed = Literal["core_attn", "mlp"]
 DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
 
+# Held-out samples draw their noise under this name, as those of a stage do under the stage's. No stage may have it.
+VALIDATION = "validation"
+
 # Keys of `ModelConfig` that are sizes: integers of 1 or more.
 SIZE_KEYS = (
     "hidden_size",
@@ -46,6 +49,7 @@ class InitConfig:
     """The weights a run starts from."""
 
     checkpoint: str | None
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Decoding of held-out prompts during a joint stage."""
+    """Decoding of held-out prompts during a joint or drafter stage."""
 
     every: int
     modes: tuple[DecodingMode, ...]

@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nld_train.config.checks import at_least, below_one, divides, fraction, positive, refuse_unless
-from nld_train.config.schema import SIZE_KEYS, AdapterConfig, Config, ScheduleConfig, SourceConfig, StageConfig
+from nld_train.config.schema import (
+    SIZE_KEYS,
+    VALIDATION,
+    AdapterConfig,
+    Config,
+    ScheduleConfig,
+    SourceConfig,
+    StageConfig,
+)
 from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
 
 _YARN_KEYS = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+# Random generators take seeds of 64 bits, and Megatron adds a rank to its own.
+_SEED_BITS = 63
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -39,6 +49,7 @@ def _check_run(config: Config) -> None:
     defined = ", ".join(config.stages) or "none"
     refuse_unless(run.dir.strip() != "", "run.dir", repr(run.dir), "must be a path")
     at_least("run.seed", run.seed, 0)
+    refuse_unless(run.seed < 2**_SEED_BITS, "run.seed", run.seed, f"must be below 2**{_SEED_BITS} = {2**_SEED_BITS}")
     at_least("run.plan_world_size", run.plan_world_size, 1)
     if run.max_steps is not None:
         at_least("run.max_steps", run.max_steps, 1)
@@ -47,6 +58,12 @@ def _check_run(config: Config) -> None:
     for name in run.stages:
         refuse_unless(name in config.stages, "run.stages", listed, f"no stage {name!r} is defined; defined: {defined}")
     refuse_unless(len(set(run.stages)) == len(run.stages), "run.stages", listed, "must name each stage only once")
+    valid = f"must not define a stage {VALIDATION!r}, which would share its noise with held-out samples; rename it"
+    refuse_unless(VALIDATION not in config.stages, "stages", f"[{defined}]", valid)
+    # A plan needs no weights.
+    named = config.init.checkpoint is not None or not config.init.required or bool(run.dry)
+    valid = "must name trained weights to start from (init.required=true); init.required=false starts from random ones"
+    refuse_unless(named, "init.checkpoint", config.init.checkpoint, valid)
 
 
 def _check_model(config: Config) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from nld_train.config.checks import at_least, below_one, fraction, positive, refuse_unless
 from nld_train.config.schema import Config, ExecutionConfig
 
-# FP8 products need both sides of a matrix in multiples of this.
-_FP8_TILE = 16
+# Positions of a process come in multiples of this, by recipe. Tensor cores take 16; where scales belong to blocks, 32
+# or 128 positions share one, and Transformer Engine quantises whole blocks only.
+_FP8_MULTIPLES = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 
 
 def validate_execution(config: Config) -> None:
@@ -75,11 +76,12 @@ def _check_fp8(config: Config) -> None:
     refuse_unless(config.evaluation.every == 0, "evaluation.every", config.evaluation.every, valid)
     parts = parallel.context * (parallel.tensor if parallel.sequence else 1)
     positions = batch.micro_size * batch.sequence_length // parts
+    multiple = _FP8_MULTIPLES[execution.fp8_recipe]
     valid = (
-        f"with batch.micro_size={batch.micro_size} puts {positions} positions on a process; execution.fp8 needs "
-        + (f"a multiple of {_FP8_TILE}")
+        f"with batch.micro_size={batch.micro_size} puts {positions} positions on a process; execution.fp8_recipe="
+        f"{execution.fp8_recipe} needs a multiple of {multiple}"
     )
-    refuse_unless(positions % _FP8_TILE == 0, "batch.sequence_length", batch.sequence_length, valid)
+    refuse_unless(positions % multiple == 0, "batch.sequence_length", batch.sequence_length, valid)
 
 
 def _check_tensor_overlap(config: Config) -> None:
@@ -90,6 +92,17 @@ def _check_tensor_overlap(config: Config) -> None:
     valid = "needs Transformer Engine's layers on CUDA; set false"
     elsewhere = config.execution.device == "cpu" or config.execution.layers == "local"
     refuse_unless(not elsewhere, key, True, valid)
+    _check_one_length(config, key)
+
+
+def _check_one_length(config: Config, key: str) -> None:
+    """The buffers of overlapped exchange have the length of a training step; nothing else may pass the layers."""
+    every = config.evaluation.every
+    valid = f"must be 0 with {key}: its buffers are for whole batches, and decoding sends less; decode with nld-decode"
+    refuse_unless(every == 0, "evaluation.every", every, valid)
+    for name in config.run.stages:
+        valid = f"has buffers of one length, and stage {name!r} trains an adapter on drafts of others; set false"
+        refuse_unless(config.stages[name].adapter is None, key, True, valid)
     lengths = {config.stages[name].alpha > 0 for name in config.run.stages}
     valid = (
         "has buffers of one length, but AR and joint stages send different ones through the model; run them one by one "

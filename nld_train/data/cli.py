@@ -70,7 +70,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-end-of-document", action="store_true", help="put no end token after documents")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one per core)")
     parser.add_argument("--shard-megabytes", type=float, default=8.0, help="input per unit of work (default: 8)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name")
+    parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name, and OUT/tokenizer")
 
 
 def _cores() -> int:

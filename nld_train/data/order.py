@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -167,6 +168,16 @@ class StageOrder:
         samples = self.sets[chosen]
         epoch, position = divmod(self.starts[chosen] + index, len(samples))
         return chosen, permute(position, len(samples), round_keys(self.seed, samples.fingerprint, epoch))
+
+    def without_repetition(self, places: int) -> int:
+        """How many of the first `places` places come before any set begins anew."""
+
+        def repeats(count: int) -> bool:
+            used = self.blend.consumed(count)
+            ends = (start + more for start, more in zip(self.starts, used, strict=True))
+            return any(end > len(samples) for end, samples in zip(ends, self.sets, strict=True))
+
+        return bisect_left(range(1, places + 1), True, key=repeats)
 
     @property
     def fingerprint(self) -> str:

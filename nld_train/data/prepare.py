@@ -29,6 +29,7 @@ from nld_train.data.tokenizer import (
     EncoderSpec,
     bytes_tokenizer,
     directory_spec,
+    is_saved,
     own_spec,
     save_tokenizer,
     tokenizer_hash,
@@ -60,7 +61,7 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     os.makedirs(request.out, exist_ok=True)
     work = work_folder(request, identity)
     work.mkdir(exist_ok=True)
-    spec = _tokenizer(request, shards, work)
+    tokenizer, spec = _tokenizer(request, shards, work)
     job = ShardJob(request.settings, spec, request.validation, work)
     _encode(job, shards, request.workers, console)
     finished_shards = [job.path(number) for number in range(len(shards))]
@@ -69,6 +70,9 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     except UserError:  # a set without documents: going on from these shards would find the same
         shutil.rmtree(work)
         raise
+    # Only now, so that a request that failed has left nothing that stands in the way of a mended one.
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite)
     manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}
     for name, prefix in request.prefixes.items():
         manifests[name].write(work / f"{name}.manifest.json")
@@ -77,13 +81,19 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     return manifests
 
 
-def _tokenizer(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path) -> EncoderSpec:
-    """The encoder; a tokenizer made here is saved beside the sets."""
+def _tokenizer(
+    request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path
+) -> tuple[Tokenizer | None, EncoderSpec]:
+    """The encoder, and its tokenizer where that is made here, which will then be saved beside the sets.
+
+    Raises:
+        UserError: the tokenizer cannot be had, or another one lies where it would be saved.
+    """
     if not request.makes_tokenizer:
-        return directory_spec(request.tokenizer, request.append_end)
+        return None, directory_spec(request.tokenizer, request.append_end)
     tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work)
-    save_tokenizer(tokenizer, request.tokenizer_directory)
-    return own_spec(tokenizer, request.append_end)
+    is_saved(tokenizer, request.tokenizer_directory, request.overwrite)  # refused now, not after all the encoding
+    return tokenizer, own_spec(tokenizer, request.append_end)
 
 
 def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path) -> Tokenizer:

@@ -32,7 +32,7 @@ class PrepareRequest:
         validation: share of documents that is held out, 0 for none.
         append_end: whether each document ends with the tokenizer's end-of-sequence token.
         workers: processes; they do not change the result.
-        overwrite: replace a set of the same name.
+        overwrite: replace a set of the same name, and the tokenizer beside it.
     """
 
     sources: tuple[str, ...]

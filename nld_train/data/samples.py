@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nld_train.config.schema import Config, DiffusionConfig, Documents
+from nld_train.config.schema import VALIDATION, Config, DiffusionConfig, Documents
 from nld_train.data.order import StageOrder, make_order, open_sets
 from nld_train.errors import UserError
 from nld_train.masking.layout import block_indices
@@ -25,8 +25,6 @@ from nld_train.masking.noise import draw_noise
 
 Sample = dict[str, Any]
 Batch = dict[str, Tensor]
-
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,26 @@ def validation_samples(config: Config, level: float | None) -> TrainingSamples:
     Raises:
         UserError: a set cannot be read.
     """
+    return TrainingSamples(_held_out(config), _settings(config, VALIDATION, joint=level is not None, level=level))
+
+
+def refuse_repeated_samples(config: Config) -> None:
+    """Refuses more validation samples than are held out: the first ones would count twice.
+
+    Raises:
+        UserError: names how many there are; or a set cannot be read.
+    """
+    order, asked = _held_out(config), config.validation.samples
+    if (most := order.without_repetition(asked)) < asked:
+        raise UserError(
+            f"validation.samples={asked}: must be at most {most}, after which data.validation repeats a sample of "
+            f"batch.sequence_length={config.batch.sequence_length} tokens; take fewer, or hold out more text"
+        )
+
+
+def _held_out(config: Config) -> StageOrder:
     sources = config.data.validation
-    order = make_order(config.run.seed, sources, open_sets(sources, config.batch.sequence_length))
-    return TrainingSamples(order, _settings(config, VALIDATION, joint=level is not None, level=level))
+    return make_order(config.run.seed, sources, open_sets(sources, config.batch.sequence_length))
 
 
 def _settings(config: Config, stage: str, joint: bool, level: float | None) -> SampleSettings:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -172,15 +171,27 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str) -> None:
-    """Saves a tokenizer of this module as a Hugging Face directory, atomically.
+def is_saved(tokenizer: Tokenizer, directory: str, overwrite: bool) -> bool:
+    """Whether a directory holds this very tokenizer already.
 
     Raises:
-        UserError: `directory` holds another tokenizer.
+        UserError: it holds another tokenizer, and `overwrite` is not set; or something that is no tokenizer.
     """
-    if os.path.exists(directory):
-        if tokenizer_hash(directory) != definition_hash(tokenizer.to_str()):
-            raise UserError(f"{directory} holds another tokenizer: give another --out, or remove it")
+    if not os.path.exists(directory):
+        return False
+    same = tokenizer_hash(directory) == definition_hash(tokenizer.to_str())
+    if not same and not overwrite:
+        raise UserError(f"{directory} holds another tokenizer: give another --out, or --overwrite")
+    return same
+
+
+def save_tokenizer(tokenizer: Tokenizer, directory: str, overwrite: bool = False) -> None:
+    """Saves a tokenizer of this module as a Hugging Face directory, atomically. One that is there already stays.
+
+    Raises:
+        UserError: as `is_saved`.
+    """
+    if is_saved(tokenizer, directory, overwrite):
         return
     from transformers import PreTrainedTokenizerFast
 
@@ -189,13 +200,12 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
     parent = os.path.dirname(os.path.abspath(directory))
     os.makedirs(parent, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".tokenizer-", dir=parent)
-    try:
-        wrapped.save_pretrained(temporary)
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=parent) as temporary:
+        made = os.path.join(temporary, "made")
+        wrapped.save_pretrained(made)
+        if os.path.exists(directory):
+            os.replace(directory, os.path.join(temporary, "replaced"))
+        os.replace(made, directory)
 
 
 def own_spec(tokenizer: Tokenizer, append_end: bool) -> EncoderSpec:

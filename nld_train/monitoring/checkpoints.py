@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nld_train.config.load import config_from_yaml
+from nld_train.config.compose import compose_config
+from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.training.integrity import MANIFEST, find_damage
@@ -77,10 +78,10 @@ def _state(path: Path, read_all: bool) -> CheckpointState | None:
 
 
 def settings_of(states: list[CheckpointState]) -> Config | None:
-    """The settings beside the newest checkpoint that has readable ones."""
+    """The settings beside the newest checkpoint that has readable ones, whichever version wrote them."""
     for state in states:
         try:
-            return config_from_yaml((state.path / "config.yaml").read_text())
+            return read_saved_config((state.path / "config.yaml").read_text(), compose_config())
         except (OSError, UserError):
             continue
     return None

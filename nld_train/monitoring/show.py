@@ -60,8 +60,10 @@ def _progress(standing: Standing) -> Iterator[tuple[str, str]]:
 
 def _losses(standing: Standing) -> Iterator[tuple[str, str]]:
     last = standing["last"]
-    diffusion = "" if last["diffusion_loss"] is None else f", diffusion {last['diffusion_loss']:.4f}"
-    yield "last losses", f"{last['loss']:.4f}: AR {last['ar_loss']:.4f}{diffusion} (mean of the last steps)"
+    # A drafter stage has neither term.
+    terms = (("AR", last["ar_loss"]), ("diffusion", last["diffusion_loss"]))
+    known = ", ".join(f"{name} {value:.4f}" for name, value in terms if value is not None)
+    yield "last losses", f"{last['loss']:.4f}{': ' if known else ''}{known} (mean of the last steps)"
     yield "gradient", f"norm {last['grad_norm']:.3f}, learning rate {last['learning_rate']:.2e}"
     if (validation := last["validation"]) is not None:
         levels = "".join(f", t={level} {loss:.4f}" for level, loss in validation["diffusion_loss"].items())

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from nld_train.config.compose import compose_config
+from nld_train.config.load import config_to_dict
+from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.errors import UserError
 
@@ -26,12 +28,15 @@ TENSOR = {"parallel.tensor": 2, "parallel.sequence": True}
 FOUR = {"parallel.tensor": 4, "model.num_key_value_heads": 4}
 FP8 = {"execution.fp8": "hybrid", "evaluation.every": 0}
 AWARE = {"optimizer.precision_aware": True}
-OVERLAP = {"parallel.overlap_tensor": True}
+OVERLAP = {"parallel.overlap_tensor": True, "evaluation.every": 0}
+ODD = {"batch.micro_size": 1, "batch.sequence_length": 240}
 
 # Changed values, number of processes, the key that must be named, and what must be said about it.
 REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"run.dir": " "}, 1, "run.dir", "path"),
     ({"run.seed": -1}, 1, "run.seed", "at least 0"),
+    ({"run.seed": 2**63}, 1, "run.seed", "below 2**63"),
+    ({"init.required": True}, 1, "init.checkpoint", "must name trained weights"),
     ({"run.stages": []}, 1, "run.stages", "defined: ar, joint"),
     ({"run.stages": ["ar", "sft"]}, 1, "run.stages", "'sft'"),
     ({"run.stages": ["ar", "ar"]}, 1, "run.stages", "only once"),
@@ -87,6 +92,13 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({**FP8, "evaluation.every": 5}, 1, "evaluation.every", "must be 0"),
     ({**FP8, "batch.micro_size": 1, "batch.sequence_length": 248}, 1, "batch.sequence_length", "multiple of 16"),
     (
+        {**FP8, **ODD, "execution.fp8_recipe": "mxfp8"},
+        1,
+        "batch.sequence_length",
+        "fp8_recipe=mxfp8 needs a multiple of 32",
+    ),
+    ({**FP8, **ODD, "execution.fp8_recipe": "blockwise"}, 1, "batch.sequence_length", "needs a multiple of 128"),
+    (
         {"execution.layers": "transformer_engine", "execution.compile": "default"},
         1,
         "execution.compile",
@@ -102,6 +114,7 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"parallel.overlap_tensor": True}, 1, "parallel.overlap_tensor", "parallel.sequence"),
     ({**TENSOR, **OVERLAP, "execution.layers": "local"}, 2, "parallel.overlap_tensor", "Transformer Engine"),
     ({**TENSOR, **OVERLAP}, 2, "parallel.overlap_tensor", "run.stages"),
+    ({**TENSOR, **OVERLAP, "evaluation.every": 5, "run.stages": ["joint"]}, 2, "evaluation.every", "must be 0 with"),
     ({"execution.recompute_layers": 0}, 1, "execution.recompute_layers", "at least 1"),
     ({"execution.head_chunk_rows": 0}, 1, "execution.head_chunk_rows", "at least 1"),
     ({"execution.timeout_minutes": 0}, 1, "execution.timeout_minutes", "above 0"),
@@ -152,9 +165,14 @@ ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({"execution.device": "cpu", "execution.precision": "fp32"}, 1),
     ({"execution.device": "cpu", "execution.attention": "decomposed", "execution.compile": "default"}, 1),
     (FP8, 1),
+    ({**FP8, **ODD, "execution.fp8_recipe": "delayed"}, 1),
+    ({**FP8, "batch.sequence_length": 256, "execution.fp8_recipe": "blockwise"}, 1),
     ({**AWARE, "optimizer.moments": "fp8"}, 1),
     ({**AWARE, "optimizer.cpu_offload": 0.5}, 1),
     ({**TENSOR, **OVERLAP, "run.stages": ["joint"]}, 2),
+    ({"run.seed": 2**63 - 1}, 1),
+    ({"init.required": True, "init.checkpoint": "a"}, 1),
+    ({"init.required": True, "run.dry": True}, 1),
     ({"stages.ar.schedule.warmup_fraction": 0.8}, 1),
     ({"run.stages": ["joint", "ar"]}, 1),
 ]
@@ -182,6 +200,29 @@ def test_an_adapter_is_not_trained_under_context_parallelism() -> None:
     words = ["stages=drafter", "run.stages=[drafter]", "init.checkpoint=a", "parallel.context=2"]
     with pytest.raises(UserError, match=r"^parallel.context=2: stage 'drafter' trains an adapter"):
         validate(compose_config(words), 2)
+
+
+def test_an_adapter_is_not_trained_with_overlapped_exchange() -> None:
+    """Its drafts have lengths of their own, and the buffers one."""
+    words = ["stages=drafter", "init.checkpoint=a", "parallel.tensor=2", "parallel.sequence=true", "evaluation.every=0"]
+    with pytest.raises(UserError, match=r"^parallel.overlap_tensor=true: .* stage 'drafter' trains an adapter"):
+        validate(compose_config([*words, "parallel.overlap_tensor=true"]), 2)
+
+
+def test_a_stage_is_not_called_like_held_out_validation(change: Any, tiny: Config) -> None:
+    """Their noise would be the same."""
+    stages = {"validation": config_to_dict(tiny)["stages"]["joint"]}
+    with pytest.raises(UserError, match=r"^stages=\[validation\]: must not define a stage 'validation'"):
+        validate(change({"stages": stages, "run.stages": ["validation"]}), 1)
+
+
+def test_an_ablation_needs_its_base_model() -> None:
+    """Without it, it would train random weights; a plan needs none."""
+    data = ["data.train=[{prefix: a, weight: 1}]", "data.validation=[{prefix: a, weight: 1}]"]
+    with pytest.raises(UserError, match=r"^init.checkpoint=null: must name trained weights"):
+        validate(compose_config(["experiment=ablation_8b", *data]), 256)
+    validate(compose_config(["experiment=ablation_8b", *data, "init.checkpoint=base"]), 256)
+    validate(compose_config(["experiment=ablation_8b", "run.dry=build"]), 256)
 
 
 def test_a_stage_may_bring_its_own_data(change: Any) -> None:

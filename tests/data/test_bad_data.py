@@ -167,3 +167,38 @@ def test_inspect_refuses_what_is_not_there(prepared: Callable[[], Path], capsys:
     assert "fewer than one sample" in refused(capsys, "inspect", prefix, "--sample", "0", "--sequence-length", "99999")
     prefix.with_suffix(".idx").write_bytes(b"MMIDIDX\0\0")
     assert "set.idx is not an index" in refused(capsys, "inspect", prefix)
+
+
+def test_a_failed_request_leaves_no_tokenizer_in_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The BPE of the bad input is another one than that of the mended input."""
+    source, out = tmp_path / "a.jsonl", tmp_path / "out"
+    arguments = ("prepare", source, "--out", out, "--tokenizer", "train-bpe:270", "--workers", "1")
+    source.write_text('{"text": "one and one and one"}\n{"text": \n')
+    refused(capsys, *arguments)
+    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+    source.write_text('{"text": "one and one and one"}\n{"text": "two two two two"}\n')
+    assert main([str(argument) for argument in arguments]) == 0
+    check_against_model(str(out / "a"), 300, 3, str(out / "tokenizer"))
+
+
+def test_another_tokenizer_is_replaced_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("one and one and one")
+    arguments = ("prepare", source, "--out", out, "--workers", "1")
+    save_tokenizer(train_bpe(["two two two"], 262), str(out / "tokenizer"))
+    before = (out / "tokenizer/tokenizer.json").read_bytes()
+    assert "holds another tokenizer: give another --out, or --overwrite" in refused(capsys, *arguments)
+    assert (out / "tokenizer/tokenizer.json").read_bytes() == before
+    assert not (out / "a.bin").exists()
+    assert main([str(argument) for argument in (*arguments, "--overwrite")]) == 0
+    check_against_model(str(out / "a"), 260, 3, str(out / "tokenizer"))
+    assert {path.name for path in out.iterdir()} == {"tokenizer", "a.bin", "a.idx", "a.counts.npy", "a.manifest.json"}
+
+
+def test_what_is_no_tokenizer_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "out/tokenizer").mkdir(parents=True)
+    (tmp_path / "out/tokenizer/notes").write_text("mine")
+    said = refused(capsys, "prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--overwrite")
+    assert "holds no tokenizer" in said
+    assert (tmp_path / "out/tokenizer/notes").read_text() == "mine"

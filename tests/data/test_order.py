@@ -140,3 +140,17 @@ def test_a_set_that_stands_twice_is_refused() -> None:
     sets: Any = {"a": FakeSet("a", 30)}
     with pytest.raises(UserError, match="stands twice"):
         make_order(1, [SourceConfig("a", 1), SourceConfig("a", 2)], sets)
+
+
+@pytest.mark.parametrize("sizes", [(7,), (5, 9), (30, 2, 11)])
+def test_places_before_a_sample_comes_again_are_counted(sizes: tuple[int, ...]) -> None:
+    sources = [SourceConfig(str(number), number + 1.0) for number in range(len(sizes))]
+    sets: Any = {str(number): FakeSet(str(number), size) for number, size in enumerate(sizes)}
+    order = make_order(3, sources, sets)
+    most = order.without_repetition(100)
+    assert 0 < most < sum(sizes) + 1
+    assert len({order.locate(place) for place in range(most)}) == most
+    # The next place begins a set anew, whichever sample of it comes first.
+    chosen, _ = order.locate(most)
+    assert [order.locate(place)[0] for place in range(most)].count(chosen) == sizes[chosen]
+    assert order.without_repetition(most) == most

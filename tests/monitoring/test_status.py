@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_runs import TINY_MODEL, data_overrides, records_of, train_here, two_stages, write_token_set
 
 from nld_train.monitoring.records import last_records
@@ -142,6 +143,25 @@ def test_damage_is_told_and_the_sound_one_before_it(copy: Path, capfd: pytest.Ca
     printed = capfd.readouterr().out
     assert "DAMAGED" in printed
     assert "step_00000009 is being written" in printed
+
+
+def test_settings_of_an_older_version_are_read(copy: Path, finished: Path) -> None:
+    """It knew fewer keys, and one that is gone."""
+    path = copy / "checkpoints/step_00000008/config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    for group, key in (
+        ("parallel", "overlap_tensor"),
+        ("execution", "fp8"),
+        ("optimizer", "moments"),
+        ("init", "required"),
+    ):
+        del settings[group][key]
+    del settings["evaluation"]
+    settings["execution"]["gone"] = 1
+    path.write_text(yaml.safe_dump(settings))
+    found, now = standing(copy), standing(finished)
+    assert (found["name"], found["total_steps"]) == (now["name"], 8)
+    assert found["last"]["stage_steps"] == 4
 
 
 def test_only_checksums_find_changed_bytes(copy: Path) -> None:

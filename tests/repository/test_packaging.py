@@ -60,6 +60,20 @@ def test_everything_that_is_needed_is_pinned() -> None:
     assert {name for name in needed if not cuda.match(name)} <= set(_pins())
 
 
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_what_an_extra_asks_for_is_pinned(extra: str) -> None:
+    """Also of those that are not installed here."""
+    asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"][extra]}
+    assert asked <= set(_pins())
+
+
+def test_parts_of_transformer_engine_have_one_version() -> None:
+    """Its wheels are built for each other; which of the two for CUDA is taken depends on the machine."""
+    parts = {name: version for name, version in _pins().items() if name.startswith("transformer-engine")}
+    assert parts.keys() == {f"transformer-engine{part}" for part in ("", "-torch", "-cu12", "-cu13")}
+    assert len(set(parts.values())) == 1
+
+
 def test_pins_are_what_is_installed() -> None:
     pins = _pins()
     installed = {
