@@ -8,16 +8,18 @@ Megatron's, and so is all that reads and writes it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
@@ -26,8 +28,7 @@ from nld_train.training.agreement import on_first_rank
 from nld_train.training.checkpoint import SHARDING
 from nld_train.training.integrity import Checksums, checksums
 
-# Of Megatron's format "torch_dist", and of the file beside it that holds what is no tensor.
-_FORMAT, _COMMON_FORMAT = ("torch_dist", 1), ("torch", 1)
+_FORMAT = ("torch_dist", 1)
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,26 @@ def plan_save(state: dict[str, Any], directory: Path) -> Plan:
     with_format = {**state, "content_metadata": dict(SHARDING)}
     # Whether the shares cover everything is checked below, after they were dealt out.
     tensors, common = save_preprocess(with_format, validate_access_integrity=False)
-    on_first_rank(lambda: TorchCommonSaveStrategy(*_COMMON_FORMAT).save_common(common, directory))
+    on_first_rank(lambda: write_common(common, directory))
     strategy = _PlanOnly(*_FORMAT)
     copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
     _start_no_server()
     FullyParallelSaveStrategyWrapper(strategy, copies).apply_saving_parallelization(tensors)
-    plan: Plan = strategy.async_save(_snapshot(tensors), directory)
+    # Megatron 0.19 has other ways to write besides its own, and takes one of them that needs another package.
+    own = {"async_strategy": "mcore"} if "async_strategy" in signature(strategy.async_save).parameters else {}
+    plan: Plan = strategy.async_save(_snapshot(tensors), directory, **own)
     return plan
+
+
+def write_common(common: dict[str, Any], directory: Path) -> None:
+    """What is no tensor, where Megatron 0.16 puts it; 0.19 reads it there as well."""
+    torch.save(common, directory / COMMON_STATE_FNAME)
 
 
 class _PlanOnly(TorchDistSaveShardedStrategy):
     """Megatron's strategy, which hands out its plan instead of callbacks that carry it out."""
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any) -> Plan:
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any, *_: Any) -> Plan:
         return Plan(writer, planned[1])
 
 

@@ -1,6 +1,6 @@
 """One process of a group in which the disk refuses a file to rank 0 (started by torchrun).
 
-refused_worker.py CONFIG.yaml CLASS METHOD
+refused_worker.py CONFIG.yaml OWNER FUNCTION
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from nld_train.config.load import config_from_yaml
 from nld_train.errors import UserError
+from nld_train.training import megatron_save
 from nld_train.training.run import train
 
-OWNERS = {owner.__name__: owner for owner in (TorchCommonSaveStrategy, FileSystemWriterAsync)}
+OWNERS = {"megatron_save": megatron_save, "FileSystemWriterAsync": FileSystemWriterAsync}
 
 
 def refuse_first_rank(owner: Any, name: str) -> None:
-    """Where Megatron lets rank 0 alone write something."""
+    """Where rank 0 alone writes something."""
     write = getattr(owner, name)
 
     def refuse(*arguments: Any) -> Any:

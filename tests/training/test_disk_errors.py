@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from run_equality import assert_same_run
 from safetensors import SafetensorError
@@ -72,7 +71,7 @@ def test_a_shard_that_cannot_be_written(command: Command, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("owner", "name", "error", "said"),
     [
-        (TorchCommonSaveStrategy, "save_common", FULL_FOR_TORCH, "RuntimeError: [enforce fail at inline_container.cc"),
+        (megatron_save, "write_common", FULL_FOR_TORCH, "RuntimeError: [enforce fail at inline_container.cc"),
         (FileSystemWriterAsync, "finish", FULL, "No space left on device"),
         (megatron_save, "save_config", FULL, "No space left on device"),
         (saving, "write_adapter", SafetensorError("Error while serializing: I/O error"), "SafetensorError"),
