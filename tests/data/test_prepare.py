@@ -272,7 +272,7 @@ def test_a_killed_run_leaves_nothing_final_and_goes_on(
 
 
 def test_an_interrupt_is_one_line_and_status_130(tmp_path: Path) -> None:
-    texts = [f"{i} " + "interrupted " * 3000 for i in range(400)]
+    texts = [f"{i} " + "interrupted " * 3000 for i in range(2000)]
     (tmp_path / "in.jsonl").write_bytes(json_lines(texts))
     command = [sys.executable, "-m", "nld_train.data.cli", "prepare", "in.jsonl", "--out", "out", "--workers", "2"]
     process = subprocess.Popen(

@@ -42,7 +42,7 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "prompt 0 is empty"),
+        ("", "--prompt: is empty"),
         ("x" * 96, "prompt 0 has 96 tokens, which leaves no room in the context of 96"),
         ("one <mask> two", "prompt 0 contains the mask token (id 3)"),
     ],
