@@ -22,10 +22,18 @@ from nld_train.errors import UserError
 # Large enough that there is time to interrupt it.
 LARGE = larger(TEXT, vocab_size=16384, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4)
 SOURCE = Source("interrupted", tied=True)
+# The command, which waits a minute before it gives the destination its name: a busy machine may signal it late.
+SLOW = """
+import sys, time
+from checkpoint_convert import cli, staging
+finish = staging._finish
+staging._finish = lambda *paths: (time.sleep(60), finish(*paths))
+sys.exit(cli.main())
+"""
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "checkpoint_convert.cli", *arguments]
+    command = [sys.executable, "-W", "ignore", "-c", SLOW, *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
