@@ -40,11 +40,11 @@ def run(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout after `make quickstart` and `make drafter`, and 48 held-out prompts in it."""
+    """A checkout after `make quickstart` and `make drafter`, and 20 held-out prompts in it."""
     folder = copy_checkout(tmp_path_factory.mktemp("quickstart"))
     run(folder, "launch/quickstart.sh")
     run(folder, "launch/drafter.sh")
-    sizes = ("--count", "48", "--tokens", "128")
+    sizes = ("--count", "20", "--tokens", "128")
     run(folder, "nld-data", "prompts", "data/stdlib/stdlib-validation", "--out", "held-out.jsonl", *sizes)
     return folder
 
@@ -53,7 +53,7 @@ def decoded(folder: Path, directory: str, mode: str, extra: Sequence[str] = ()) 
     """An object per held-out prompt."""
     words = ["nld-decode", directory, "--mode", mode, "--prompts", "held-out.jsonl", "--json"]
     lines = run(folder, *words, "--block-length", "16", "--max-new-tokens", "64", *extra).splitlines()
-    assert len(lines) == 48
+    assert len(lines) == 20
     return [json.loads(line) for line in lines]
 
 
