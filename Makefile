@@ -45,10 +45,10 @@ format: $(STAMP) ## write the formatting, and what the linter can mend
 	$(RUN) ruff format .
 
 test: $(STAMP) ## the tests that take seconds each
-	$(RUN) pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGUMENTS)
+	$(RUN) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGUMENTS)
 
 test-all: $(STAMP) ## every test
-	$(RUN) pytest -n $(WORKERS) --dist loadfile $(ARGUMENTS)
+	$(RUN) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
 clean: ## remove the environment and everything built; data/ and runs/ stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -80,6 +80,8 @@ def figures_of(timings: dict[Key, Timing], new_tokens: int) -> list[dict[str, An
             record[f"seconds_{clock}"] = timing.seconds(clock)
         if timing.result is not None:
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
+            # A batch takes the forwards of its slowest row; the others have left by then.
+            record["rows_at_work"] = sum(timing.result.row_forwards) / max(1, batch * timing.result.forwards)
             record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / max(1, timing.result.forwards)
         record["agreement"] = agreement(timing.token_ids, reference)

@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.corpus import with_corpus
 from benchmarks.record import RESULTS, keep
 from nld_train.command_line import run_to_status
+from nld_train.errors import UserError
 
 # The first steps of a process fill caches and buffers.
 _WARMUP = 2
@@ -70,7 +71,8 @@ def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
             "run.stages=[joint]",
             f"run.max_steps={steps + _WARMUP}",
             "execution.device=cpu",
-            "batch.micro_size=4",
+            # The largest of which four processes still get one each.
+            "batch.micro_size=2",
             "validation.every=0",
             "evaluation.every=0",
             "checkpoint.every=1000000",
@@ -87,7 +89,9 @@ def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
             check=False,
         )
         if done.returncode != 0:
-            raise SystemExit(f"{world} processes: {done.stderr[-2000:]}")
+            lines = done.stderr.splitlines()
+            said = [line for line in lines if line.startswith("error: ")] or lines[-20:]
+            raise UserError(f"{world} processes: " + "\n".join(said))
         lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["seconds"] for line in lines[_WARMUP:]]
 

@@ -71,7 +71,8 @@ def convert(results: Path) -> str:
 
 def decode(results: Path) -> str:
     """Tokens per second by mode, batch and engine, by the clock."""
-    columns = ("mode", "rows", *(f"{engine}, tokens/s" for engine in _ENGINES), "tokens per forward")
+    engines = (f"{engine}, tokens/s" for engine in _ENGINES)
+    columns = ("mode", "rows", *engines, "tokens per forward", "rows at work")
     result = load(results, "decode")
     if result is None:
         return markdown(columns, [blank("all", len(columns))])
@@ -80,8 +81,9 @@ def decode(results: Path) -> str:
     for mode, batch in dict.fromkeys(key[:2] for key in sorted(found, key=lambda key: key[1]) if key[2] != _ENGINES[2]):
         ways = [found.get((mode, batch, engine)) for engine in _ENGINES]
         speeds = ("" if way is None else f"{way['tokens_per_second_wall']:,.0f}" for way in ways)
-        forward = next((way["tokens_per_forward"] for way in ways if way and "tokens_per_forward" in way), None)
-        rows.append((mode, str(batch), *speeds, "" if forward is None else f"{forward:.2f}"))
+        known = next((way for way in ways if way and "tokens_per_forward" in way), None)
+        account = (f"{known['tokens_per_forward']:.2f}", f"{known['rows_at_work']:.0%}") if known else ("", "")
+        rows.append((mode, str(batch), *speeds, *account))
     return markdown(columns, sorted(rows, key=lambda row: row[0]))
 
 

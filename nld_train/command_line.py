@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import get_args
 
 from nld_train.config.schema import DecodingMode
-from nld_train.errors import UserError
+from nld_train.errors import UserError, report_mistake
 
-USER_ERROR_STATUS = 2
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
 POLICIES = ("threshold", "number", "steps", "entropy", "sampler")
 # Options that only diffusion reads, apart from the threshold, and what they are where nobody says.
@@ -25,8 +24,7 @@ def run_to_status(run: Callable[[], None]) -> int:
     try:
         run()
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return USER_ERROR_STATUS
+        return report_mistake(str(error))
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
@@ -39,6 +37,18 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint of it, an imported checkpoint, or an export"
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="take this tokenizer (default: the checkpoint's)")
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """--tensor and --pipeline."""
+    for name, cut in (("tensor", "every layer"), ("pipeline", "the layers")):
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"cut {cut} of a Megatron checkpoint over so many processes of torchrun (default: 1)",
+        )
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from nld_train.command_line import (
     MODES,
     add_adapter,
     add_checkpoint,
+    add_layout,
     add_lengths,
     add_policy,
     add_prompts,
@@ -35,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nld-decode",
-        description="Continues prompts with the weights of a checkpoint, in any of the ways to read them.",
+        description="Continues prompts with the weights of a checkpoint, in any of the ways to read them. Started by "
+        "torchrun, all processes share one model.",
     )
     add_checkpoint(parser)
+    add_layout(parser)
     parser.add_argument("--mode", choices=MODES, help="how to decode")
     parser.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
     add_prompts(parser)

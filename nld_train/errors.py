@@ -1,4 +1,11 @@
-"""What a user can cause."""
+"""What a user can cause, and how a process says it."""
+
+import os
+import sys
+import time
+
+USER_ERROR_STATUS = 2
+SECONDS_FOR_FIRST_RANK = 3
 
 
 class UserError(ValueError):
@@ -7,3 +14,21 @@ class UserError(ValueError):
     The message is one line that names the key, file or tensor and says what would be right. The commands print it
     without a traceback and exit with a non-zero status.
     """
+
+
+def report_mistake(message: str, *, every_rank: bool = True) -> int:
+    """Prints one line and returns the exit status of a mistake.
+
+    Args:
+        message: of the `UserError`.
+        every_rank: False for what all processes find alike, which the first one prints alone.
+    """
+    rank, line = int(os.environ.get("RANK", 0)), " ".join(message.split())
+    if rank == 0:
+        print(f"error: {line}", file=sys.stderr)
+        return USER_ERROR_STATUS
+    if every_rank:
+        print(f"error: rank {rank}: {line}", file=sys.stderr)
+    # torchrun ends all processes as soon as one has failed: let the first one speak before.
+    time.sleep(SECONDS_FOR_FIRST_RANK)
+    return USER_ERROR_STATUS

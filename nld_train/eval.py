@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from nld_train.command_line import MODES, add_adapter, add_checkpoint, add_threshold, run_to_status
+from nld_train.command_line import MODES, add_adapter, add_checkpoint, add_layout, add_policy, run_to_status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,9 +28,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nld-eval",
         description="Runs tasks of lm-evaluation-harness on the weights of a checkpoint, in any of the ways to read "
-        "them. Started by torchrun, every process takes a share of the requests.",
+        "them. Started by torchrun, every process, or every group of them that shares a model, takes a share of the "
+        "requests.",
     )
     add_checkpoint(parser)
+    add_layout(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="how to read the weights")
     parser.add_argument(
         "--tasks",
@@ -53,7 +55,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic (default: 32)",
     )
-    add_threshold(parser)
+    add_policy(parser)
     parser.add_argument(
         "--samples",
         type=int,

@@ -11,19 +11,16 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nld_train.errors import UserError
+from nld_train.errors import USER_ERROR_STATUS, UserError, report_mistake
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from nld_train.config.schema import Config
 
-USER_ERROR_STATUS = 2
-SECONDS_FOR_FIRST_RANK = 3
 _SWEEP_FLAGS = {"-m", "--multirun"}
 
 
@@ -33,7 +30,7 @@ def main() -> int:
         jobs = _read_jobs()
     except UserError as error:
         # Every process reads the same settings and finds the same mistake.
-        return _report(str(error), every_rank=False)
+        return report_mistake(str(error), every_rank=False)
     # Outside Hydra, so that a failure's traceback is the program's own.
     return _run_jobs(jobs)
 
@@ -113,7 +110,7 @@ def _run_job(config: Config, world_size: int) -> int:
     try:
         return _start(config, world_size)
     except UserError as error:
-        return _report(str(error), every_rank=True)
+        return report_mistake(str(error))
 
 
 def _read(composed: DictConfig) -> tuple[Config, int]:
@@ -177,18 +174,6 @@ def _start(config: Config, world_size: int) -> int:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", 0))
-
-
-def _report(message: str, every_rank: bool) -> int:
-    """Print one line and return the status of a mistake; what all processes find alike is printed by the first only."""
-    if _rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
-        return USER_ERROR_STATUS
-    if every_rank:
-        print(f"error: rank {_rank()}: {message}", file=sys.stderr)
-    # torchrun ends all processes as soon as one has failed: let the first one speak before.
-    time.sleep(SECONDS_FOR_FIRST_RANK)
-    return USER_ERROR_STATUS
 
 
 if __name__ == "__main__":

@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# What takes longest begins first, so that no worker is left alone with it; what starts many processes comes after the
+# quickstart and what runs beside that.
+FIRST = ("test_quickstart.py", "test_readme.py", "test_layout_parity.py", "test_runs_of_many_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:

@@ -71,6 +71,7 @@ class CachedEngine:
         self.context_length: int = config.max_position_embeddings
         self.has_adapter = drafter is not None
         self._cache: StaticCache | None = None
+        self._hidden: Tensor | None = None
 
     @property
     def _implementation(self) -> str:
@@ -85,11 +86,13 @@ class CachedEngine:
         config = self.encoder.config
         capacity += -capacity % FLEX_KEYS if self._flex else 0
         shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        self._hidden = None
         self._cache = StaticCache(config.num_hidden_layers, shape, self.encoder.embed_tokens.weight.detach())
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
         self._open_cache().keep(rows)
+        self._hidden = None
 
     def forward(self, step: Step) -> Tensor:
         """Logits `[a, R, V]` of one step."""
@@ -99,11 +102,17 @@ class CachedEngine:
         embeddings = encoder.embed_tokens(step.tokens.to(device))
         view = step_view(self._implementation, step, cache.entries, device, embeddings.dtype)
         with self.drafter.installed() if step.adapter and self.drafter else nullcontext():
-            hidden = encoder(embeddings, step.positions.to(device), view, cache)
-        if step.outputs is not None:
-            wanted = step.outputs.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-            hidden = hidden.gather(1, wanted)
-        logits: Tensor = self.head(hidden)
+            self._hidden = encoder(embeddings, step.positions.to(device), view, cache)
+        logits: Tensor = self.head(self._hidden) if step.outputs is None else self.reread(step.outputs)
+        return logits
+
+    def reread(self, outputs: Tensor) -> Tensor:
+        """Logits `[a, R, V]` of other tokens of the last step, int64 `[a, R]`: the head alone runs."""
+        hidden = self._hidden
+        assert hidden is not None, "nothing was run, or a line was dropped since"
+        logits: Tensor = self.head(
+            hidden.gather(1, outputs.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        )
         return logits
 
     def _open_cache(self) -> StaticCache:

@@ -12,9 +12,14 @@ from nld_train.config.schema import Config
 def validate_layout(config: Config, world_size: int) -> None:
     """Raise `UserError` for a layout that is impossible for `world_size` processes."""
     _check_context_parallel(config)
+    validate_cut(config)
+    _check_world(config, world_size)
+
+
+def validate_cut(config: Config) -> None:
+    """Raise `UserError` where the model cannot be cut so over tensor- and pipeline-parallel processes."""
     _check_tensor_parallel(config)
     _check_pipeline_parallel(config)
-    _check_world(config, world_size)
 
 
 def _check_context_parallel(config: Config) -> None:

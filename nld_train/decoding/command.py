@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
+from nld_train.decoding.layout import first_process_speaks
 from nld_train.decoding.options import check_request
 from nld_train.decoding.outputs import DecodeResult
 from nld_train.decoding.request import Request, in_one_line, policy_of, read_request
@@ -57,7 +58,7 @@ def run(arguments: Namespace) -> None:
         for way in ways:
             check_request(job.source.description, job.prompts, way.mode, way.options)
     show = job.compare if arguments.compare else job.show
-    with job.source.open() as engine:
+    with job.source.open() as engine, first_process_speaks():
         show(engine, ways, arguments.json)
 
 

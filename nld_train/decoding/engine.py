@@ -93,5 +93,12 @@ class Engine(Limits, Protocol):
         They may lie on any device; what a decoder makes of them lies on the CPU.
         """
 
+    def reread(self, outputs: Tensor) -> Tensor:
+        """Logits of other tokens of the last step: int64 `[a, R]`, its tokens, to float `[a, R, V]`.
+
+        Only the head runs. Which logits are worth their price often depends on others of the same forward. Comes right
+        after the forward: nothing began and no line was dropped in between.
+        """
+
     def keep(self, rows: Tensor) -> None:
         """Drops all lines but these (int64, in this order): finished rows leave the work."""

@@ -1,4 +1,4 @@
-"""From a path to an engine: what a checkpoint is, how it is tokenized, and its weights in this one process.
+"""From a path to an engine: what a checkpoint is, how it is tokenized, and its weights in the processes of a layout.
 
 Describing comes first and is cheap, so that a request that cannot be answered is refused before any weight is read.
 """
@@ -14,23 +14,16 @@ from typing import Any
 
 import torch
 
-from nld_train.config.schema import ModelConfig, ParallelConfig
+from nld_train.config.compose import compose_config
+from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.decoding.engine import Engine
+from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors
 
 EXPORT_TYPE = "nemotron_labs_diffusion"
-_ONE_PROCESS = ParallelConfig(
-    tensor=1,
-    pipeline=1,
-    virtual_pipeline=None,
-    sequence=False,
-    context=1,
-    overlap_grad_reduce=False,
-    overlap_param_gather=False,
-)
 
 
 @dataclass
@@ -62,29 +55,38 @@ class Source:
     open: Callable[[], AbstractContextManager[Engine]]
 
 
-def find_source(path: Path, tokenizer: str | None = None, adapter: Path | None = None) -> Source:
+def find_source(
+    path: Path, tokenizer: str | None = None, adapter: Path | None = None, layout: Layout = ONE_PROCESS
+) -> Source:
     """Finds out what a path means.
 
     Args:
         path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
         tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
         adapter: directory of a drafter adapter that is taken instead of the checkpoint's.
+        layout: of the processes that share the model of a Megatron checkpoint.
 
     Raises:
-        UserError: it is none of them, it is damaged, no tokenizer is known of it, or an adapter does not fit it.
+        UserError: it is none of them, it is damaged, no tokenizer is known of it, or an adapter or the layout does not
+            fit it.
     """
     from checkpoint_convert.checkpoints import is_hugging_face, megatron_directory
 
     if is_hugging_face(path):
+        if layout.processes > 1:
+            raise UserError(
+                f"--tensor, --pipeline: one process reads an export, and {path} is one; nld-convert import makes a "
+                "checkpoint of it that several can share"
+            )
         return _find_export(path, tokenizer, adapter)
     directory = megatron_directory(path)
     if directory is None:
         what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
         raise UserError(f"{path}: {what}")
-    return _find_megatron(directory, tokenizer, adapter)
+    return _find_megatron(directory, tokenizer, adapter, layout)
 
 
-def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
+def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
     from checkpoint_convert.checkpoints import read_record
     from checkpoint_convert.megatron import read_model
     from nld_train.training.integrity import find_damage
@@ -92,6 +94,7 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None)
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")
     model, record = read_model(directory), read_record(directory)
+    config = layout.applied(replace(compose_config(), model=model))
     adapter = _find_adapter(directory, adapter, model)
     generation = record.origin.generation if record.origin is not None else {}
     return Source(
@@ -104,17 +107,16 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None)
         ),
         tokenizer=_tokenizer(directory, tokenizer, record.tokenizers),
         stop_tokens=_ids(generation.get("eos_token_id")) or (model.eos_token_id,),
-        open=partial(_open_megatron, directory, model, adapter),
+        open=partial(_open_megatron, directory, config, adapter),
     )
 
 
 @contextmanager
-def _open_megatron(directory: Path, model: ModelConfig, adapter: Path | None) -> Iterator[Engine]:
-    """Megatron's model with the weights of any layout, in a group of this process alone."""
+def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Iterator[Engine]:
+    """Megatron's model, this process's part of it, with weights that were saved under any layout."""
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
-    from nld_train.config.compose import compose_config
     from nld_train.decoding.megatron_engine import MegatronEngine
     from nld_train.model.build import build_model, transformer_config
     from nld_train.model.drafter_adapter import attach_adapter, load_adapter
@@ -122,7 +124,7 @@ def _open_megatron(directory: Path, model: ModelConfig, adapter: Path | None) ->
     from nld_train.training import checkpoint
     from nld_train.training.parallel import parallel_groups
 
-    config = replace(compose_config(), model=model, parallel=_ONE_PROCESS)
+    model = config.model
     with parallel_groups(config) as device:
         chunks = build_model(config, transformer_config(config, device), device)
         checkpoint.load(directory, chunks, None)

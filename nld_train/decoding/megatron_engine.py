@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ class MegatronEngine:
         self._config: Any = self.chunks[0].config
         self._hidden_size = model.hidden_size
         self._cache = KeyValueCache(0, 0)
+        # Of the last step: its rows, and on the last pipeline stage its hidden states, flat `[T * rows, h]`.
+        self._rows = 0
+        self._hidden: Tensor | None = None
 
     @contextmanager
     def decoding(self) -> Iterator[MegatronEngine]:
@@ -59,7 +63,7 @@ class MegatronEngine:
                     leaner.enter_context(lean(chunk))
                 yield self
         finally:
-            self._cache = KeyValueCache(0, 0)
+            self.begin(0, 0)
             for chunk in self.chunks:
                 chunk.set_input_tensor(None)
             for chunk, mode in zip(self.chunks, modes, strict=True):
@@ -68,25 +72,38 @@ class MegatronEngine:
     def begin(self, rows: int, capacity: int) -> None:
         """See `engine.Engine.begin`."""
         self._cache = KeyValueCache(rows, capacity)
+        self._rows, self._hidden = 0, None
 
     def keep(self, rows: Tensor) -> None:
         """See `engine.Engine.keep`."""
         self._cache.keep(rows)
+        self._rows, self._hidden = 0, None
 
     def forward(self, step: Step) -> Tensor:
         """See `engine.Engine.forward`: the same logits on every rank of the model, on the model's device."""
         rows, length = step.tokens.shape
         wanted = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
         step = _pad(step, self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1)
-        device = self.rotary.frequencies.device
+        device, self._rows = self.rotary.frequencies.device, rows
         handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
-        # Rows of the flattened [T * a] hidden states.
-        index = (wanted * rows + torch.arange(rows)[:, None]).flatten().to(device)
         try:
-            logits = self._through_pipeline(step.tokens.to(device), handle, index)
+            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(wanted))
         finally:
             streams.forget(handle)
         return logits.view(rows, wanted.shape[1], self.vocabulary_size)
+
+    def reread(self, outputs: Tensor) -> Tensor:
+        """See `engine.Engine.reread`."""
+        assert len(outputs) == self._rows, "nothing was run, or a line was dropped since"
+        index, logits = self._index(outputs), torch.empty(0)
+        if self._hidden is not None:
+            logits = self.chunks[-1].logits(self._hidden.index_select(0, index))
+        return self._share(logits, index, _pipeline_size()).view(*outputs.shape, self.vocabulary_size)
+
+    def _index(self, wanted: Tensor) -> Tensor:
+        """Rows of the flattened `[T * a]` hidden states: int64 `[a, R]`, tokens of each line, to int64 `[a * R]`."""
+        rows = self._rows
+        return (wanted * rows + torch.arange(rows)[:, None]).flatten().to(self.rotary.frequencies.device)
 
     def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
         """Runs the chunks in the order of their layers; chunk c of the model lives on pipeline stage c % stages."""
@@ -100,10 +117,15 @@ class MegatronEngine:
             if number > 0 and stages > 1:
                 output = self._receive(tokens, (number - 1) % stages)
             chunk.set_input_tensor(output if number > 0 else None)
-            output = chunk(tokens, handle, index)
+            output = chunk(tokens, handle, readout=partial(self._read, chunk, index))
             if number < last and stages > 1:
                 dist.send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
         return self._share(output, index, stages)
+
+    def _read(self, chunk: Ministral3Model, index: Tensor, hidden: Tensor, _: Any) -> Tensor:
+        """The logits that are wanted now; the hidden states stay at hand for those that may be wanted next."""
+        self._hidden = hidden
+        return chunk.logits(hidden.index_select(0, index))
 
     def _receive(self, tokens: Tensor, source: int) -> Tensor:
         """Hidden states `[T, a, h]` (or the sequence-parallel part) from another pipeline stage."""

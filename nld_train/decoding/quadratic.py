@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,24 +20,26 @@ def decode_quadratic(batch: Batch) -> None:
     drafts = _first_drafts(batch)
     while batch.session.rows:
         before = batch.session.lengths
-        verdicts, predictions = _cycle(batch, drafts.tokens)
-        accepted, following = verify(batch.sampler, drafts, verdicts, _blend(batch, predictions[:, :, 0]))
+        verdicts = _cycle(batch, drafts.tokens)
+        length = drafts.tokens.shape[1]
+        accepted, following = verify(batch.sampler, drafts, verdicts, _blend(batch, _first_mask(batch, length)))
+        # Of the k groups only one goes on: the head runs over its k masks instead of all k * k.
+        predictions = batch.session.reread(masks_of(accepted, length))
         batch.session.crop(before + 1 + accepted)
-        chosen = predictions[torch.arange(len(accepted)), accepted]
         staying = batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
-        drafts = _drafts_from(batch, chosen[staying], following[staying])
+        drafts = _drafts_from(batch, predictions[staying], following[staying])
 
 
 def _first_drafts(batch: Batch) -> Drafts:
     """Prefill `[prompt | MASK x k]`: the AR token, and drafts after it."""
     logits = batch.session.prefill(masks=batch.options.block_length)
     alone = Drafts(torch.zeros(len(logits), 1).long(), torch.ones(len(logits)).long(), logits[:, :1])
-    _, following = verify(batch.sampler, alone, logits[:, :1], _blend(batch, logits[:, 1:2]))
+    _, following = verify(batch.sampler, alone, logits[:, :1], _blend(batch, lambda _: logits[:, 1]))
     staying = batch.commit_first(following)
     return _drafts_from(batch, logits[staying, 1:], following[staying])
 
 
-def _blend(batch: Batch, predictions: Tensor) -> Blend | None:
+def _blend(batch: Batch, predictions: Callable[[Tensor], Tensor]) -> Blend | None:
     """The diffusion share of the token after the accepted drafts; None for the lossless w = 1."""
     return Blend(batch.options.ar_weight, predictions) if batch.options.ar_weight < 1 else None
 
@@ -55,13 +59,22 @@ def _drafts_from(batch: Batch, predictions: Tensor, first: Tensor) -> Drafts:
     return Drafts(tokens, sizes, predictions)
 
 
-def _cycle(batch: Batch, drafts: Tensor) -> tuple[Tensor, Tensor]:
-    """One forward: verdicts `[a, k, V]` after each draft, and predictions `[a, k, k, V]` of the masks of its group."""
+def _cycle(batch: Batch, drafts: Tensor) -> Tensor:
+    """One forward over the drafts and the masks after each: verdicts `[a, k, V]` after each draft."""
     rows, length = drafts.shape
     group, offsets = groups(length)
     masks = torch.full((rows, len(group) - length), batch.mask_token_id)
-    logits = batch.session.append_pattern(torch.cat([drafts, masks], 1), offsets, group_pattern(group, length), length)
-    return logits[:, :length], logits[:, length:].unflatten(1, (length, length))
+    return batch.session.append_pattern(torch.cat([drafts, masks], 1), offsets, group_pattern(group, length), length)
+
+
+def _first_mask(batch: Batch, length: int) -> Callable[[Tensor], Tensor]:
+    """From groups int64 `[a]` of the last cycle to the logits `[a, V]` at the first mask of each."""
+    return lambda group: batch.session.reread(masks_of(group, length)[:, :1])[:, 0]
+
+
+def masks_of(groups: Tensor, length: int) -> Tensor:
+    """Where the masks of group int64 `[a]` stand among the tokens of a cycle: int64 `[a, k]`."""
+    return length + groups[:, None] * length + torch.arange(length)
 
 
 def groups(length: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nld_train.command_line import POLICY_DEFAULTS
 from nld_train.decoding.engine import Engine
+from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.policies import CommitPolicy, Entropy, EvenSteps, FixedNumber, Threshold
 from nld_train.decoding.sampler_files import DIRECTORY, load_sampler, require_sampler
@@ -69,7 +71,10 @@ def source_of(arguments: Namespace) -> Source:
     # Without a value, `--adapter` means the checkpoint's own; not every command has it.
     adapter = getattr(arguments, "adapter", None)
     named = Path(adapter) if isinstance(adapter, str) else None
-    return find_source(Path(arguments.checkpoint), arguments.tokenizer, named)
+    # Nor does every command share a model among processes.
+    layout = Layout(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1))
+    layout.require_one_model()
+    return find_source(Path(arguments.checkpoint), arguments.tokenizer, named, layout)
 
 
 def check_batch_size(arguments: Namespace) -> None:
@@ -122,12 +127,16 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     return text
 
 
-def policy_of(arguments: Namespace, source: Source) -> PolicyOf:
-    """The commit policy that a command line asks for.
+def policy_of(arguments: Any, source: Source) -> PolicyOf:
+    """The commit policy that a command line, or whatever has the attributes of `command_line.add_policy`, asks for.
 
     Raises:
-        UserError: a number out of its range, or a trained sampler that is not there.
+        UserError: a number that is out of its range or that the policy does not read, or a trained sampler that is not
+            there.
     """
+    for name, default in POLICY_DEFAULTS.items():
+        if name not in ("policy", arguments.policy) and getattr(arguments, name) != default:
+            raise UserError(f"--{name}: the policy {arguments.policy!r} does not read it; add --policy {name}")
     with in_one_line():
         # Before the sampler is looked for, and in every mode: a threshold out of range is never meant.
         threshold = Threshold(arguments.threshold)
@@ -140,12 +149,14 @@ def policy_of(arguments: Namespace, source: Source) -> PolicyOf:
         if arguments.policy != "sampler":
             policy = plain[arguments.policy]()
             return lambda engine: policy
+    if max(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1)) > 1:
+        raise UserError("--policy sampler: reads the whole embedding; take --tensor 1 and --pipeline 1")
     directory = sampler_directory(arguments, source)
     require_sampler(directory)
     return partial(_sampler_policy, directory, arguments.threshold)
 
 
-def sampler_directory(arguments: Namespace, source: Source) -> Path:
+def sampler_directory(arguments: Any, source: Source) -> Path:
     """Where `--sampler` says, or beside the weights."""
     return Path(arguments.sampler) if arguments.sampler is not None else source.directory / DIRECTORY
 

@@ -93,16 +93,26 @@ class Session:
     def append_pattern(self, tokens: Tensor, offsets: Tensor, pattern: Tensor, appended: int) -> Tensor:
         """Runs tokens in an order and a pattern of their own and keeps the first `appended` of each row.
 
+        `reread` then tells the logits of the others.
+
         Args:
             tokens: int64 `[a, T]`.
             offsets: int64 `[T]`, positions counted from each row's length; 0, 1, .. for the appended tokens.
             pattern: bool `[T, T]` (query, key); causal among the appended tokens, which see no others.
             appended: tokens to keep.
+
+        Returns:
+            float32 `[a, appended, V]`, after each token that is kept.
         """
         counts = torch.full((len(tokens),), tokens.shape[1])
-        logits = self._counted(tokens, counts, offsets=offsets, pattern=pattern)
+        outputs = torch.arange(appended).expand(len(tokens), -1)
+        logits = self._counted(tokens, counts, offsets=offsets, pattern=pattern, outputs=outputs)
         self.lengths = self.lengths + appended
         return logits
+
+    def reread(self, outputs: Tensor) -> Tensor:
+        """Logits at int64 `[a, R]`, places in the tokens of the last forward, which is not run again: `[a, R, V]`."""
+        return self._without_mask(self.engine.reread(outputs))
 
     def crop(self, lengths: Tensor) -> None:
         """Takes back committed tokens: int64 `[a]`, the length of each row from here on."""
@@ -143,8 +153,11 @@ class Session:
             outputs=outputs,
             adapter=adapter,
         )
-        logits = self.engine.forward(step).float()
-        # The mask is no text: it is never predicted, in no mode.
+        return self._without_mask(self.engine.forward(step))
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        """The mask is no text: it is never predicted, in no mode. float32."""
+        logits = logits.float()
         logits[..., self.engine.mask_token_id] = float("-inf")
         return logits
 

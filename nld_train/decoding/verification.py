@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +32,11 @@ class Blend:
 
     Attributes:
         ar_weight: w, the share of the AR prediction.
-        logits: float32 `[a, T, V]`, the other prediction after draft j.
+        logits: from int64 `[a]`, the accepted drafts of each row, to float32 `[a, V]`, the other prediction after them.
     """
 
     ar_weight: float
-    logits: Tensor
+    logits: Callable[[Tensor], Tensor]
 
 
 def verify(sampler: Sampler, drafts: Drafts, verdicts: Tensor, blend: Blend | None = None) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def verify(sampler: Sampler, drafts: Drafts, verdicts: Tensor, blend: Blend | No
         refused = accepted < drafts.sizes - 1
         following = _residual(following, q[rows, (accepted + 1).clamp(max=q.shape[1] - 1)], refused)
     if blend is not None:
-        other = blend.logits[rows, accepted]
+        other = blend.logits(accepted)
         following = _blended(sampler, verdicts[rows, accepted], following, other, blend.ar_weight)
     if sampler.greedy:
         return accepted, following.argmax(-1).cpu()

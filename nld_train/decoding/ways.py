@@ -44,11 +44,20 @@ def refuse_unread(arguments: Namespace) -> None:
         return
     if arguments.mode is None:
         raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
+    refuse_unread_policy(arguments)
+    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
+        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
+
+
+def refuse_unread_policy(arguments: Namespace) -> None:
+    """Refuses a commit policy for a mode that has no denoising passes.
+
+    Raises:
+        UserError: there is one.
+    """
     for name, default in POLICY_DEFAULTS.items():
         if arguments.mode != "diffusion" and getattr(arguments, name) != default:
             raise UserError(f"--{name}: mode {arguments.mode!r} has no denoising passes; only diffusion reads it")
-    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
-        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
 
 
 def ways_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[Way]:

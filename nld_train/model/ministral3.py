@@ -81,10 +81,15 @@ class Ministral3Model(GPTModel):
         if readout is not None:
             return readout(selected, self._head)
         if targets is None:
-            return gather_from_tensor_model_parallel_region(self._head(selected))[:, : self.real_vocab_size]
+            return self.logits(selected)
         return chunked_nll(
             selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
         )
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits `[n, vocab_size]` of hidden rows `[n, h]`, whole on every tensor-parallel rank; last stage only."""
+        whole: Tensor = gather_from_tensor_model_parallel_region(self._head(rows))
+        return whole[:, : self.real_vocab_size]
 
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(input_ids=tokens, position_ids=None)

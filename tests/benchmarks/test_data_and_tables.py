@@ -51,17 +51,17 @@ def test_conversion_and_decoding_say_which_target_is_met(tmp_path: Path) -> None
         {"engine": engine, "mode": mode, "batch_size": batch, "tokens_per_second_wall": 100.0 * batch, **more}
         for engine, mode, batch, more in (
             ("transformers", "ar", 16, {}),
-            ("in tree", "linear", 4, {"tokens_per_forward": 1.5}),
-            ("in tree", "ar", 16, {"tokens_per_forward": 1.0}),
-            ("in tree", "ar", 4, {"tokens_per_forward": 1.0}),
+            ("in tree", "linear", 4, {"tokens_per_forward": 1.5, "rows_at_work": 0.75}),
+            ("in tree", "ar", 16, {"tokens_per_forward": 1.0, "rows_at_work": 1.0}),
+            ("in tree", "ar", 4, {"tokens_per_forward": 1.0, "rows_at_work": 1.0}),
         )
     ]
     targets = [{"name": "16 rows over one", "limit": 6.0, "wall": wall, "processor": 5.0} for wall in (6.0, 5.99)]
     keep(tmp_path, "decode", {"rows": rows, "targets": targets}, {"cores": 2})
     assert tables.TABLES["decode"](tmp_path).splitlines()[2:] == [
-        "| ar | 4 | 400 |  |  | 1.00 |",
-        "| ar | 16 | 1,600 |  | 1,600 | 1.00 |",
-        "| linear | 4 | 400 |  |  | 1.50 |",
+        "| ar | 4 | 400 |  |  | 1.00 | 100% |",
+        "| ar | 16 | 1,600 |  | 1,600 | 1.00 | 100% |",
+        "| linear | 4 | 400 |  |  | 1.50 | 75% |",
     ]
     met = [line.rpartition(" | ")[2] for line in tables.TABLES["decode_targets"](tmp_path).splitlines()[2:]]
     assert met == ["met |", "missed |"]

@@ -61,15 +61,17 @@ def test_quadratic(models: Models, readers: Readers, weights: str, length: int) 
 
 
 class Listener(CountingEngine):
-    """Keeps the logits of each step too."""
+    """Keeps the logits of every token of each step too."""
 
     def __init__(self, model: NemotronLabsDiffusionModel) -> None:
         super().__init__(model)
         self.answers: list[Tensor] = []
 
     def forward(self, step: Step) -> Tensor:
-        self.answers.append(super().forward(step))
-        return self.answers[-1]
+        wanted = super().forward(step)
+        everything = torch.arange(step.tokens.shape[1]).expand(len(step.tokens), -1)
+        self.answers.append(self.reread(everything))
+        return wanted
 
 
 @pytest.mark.parametrize("length", [1, 3, 6])
@@ -80,7 +82,9 @@ def test_quadratic_predictions_are_those_of_each_group_alone(models: Models, rea
     texts = [prompt + new for prompt, new in zip(PROMPTS, result.token_ids, strict=True)]
     masks = [MASK] * length
     for row, prompt in enumerate(PROMPTS):
-        check_logits(engine.answers[0][row], reader.logits(prompt + masks, block=length)[len(prompt) - 1 :])
+        last = len(prompt) - 1
+        found = engine.answers[0][row, last : last + 1 + length]
+        check_logits(found, reader.logits(prompt + masks, block=length)[last:])
     for step, answer in list(zip(engine.steps, engine.answers, strict=True))[1:]:
         if len(step.tokens) < len(PROMPTS):
             break

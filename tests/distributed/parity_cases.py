@@ -126,11 +126,13 @@ def possible(layout: Layout, micro_size: int) -> bool:
     return 8 % (micro_size * data_size) == 0
 
 
-def layout_cases(averagings: Sequence[str], micro_sizes: Sequence[int]) -> list[Case]:
-    """Every layout with AR and joint steps."""
+def layout_cases(
+    averagings: Sequence[str], micro_sizes: Sequence[int], layouts: Sequence[Layout] = LAYOUTS
+) -> list[Case]:
+    """Layouts with AR and joint steps."""
     return [
         Case(layout, stage, averaging, micro_size, key_value_heads=4 if layout is TP4 else 2)
-        for layout in LAYOUTS
+        for layout in layouts
         for stage in ("ar", "joint")
         for averaging in averagings
         for micro_size in micro_sizes

@@ -14,6 +14,7 @@ from parity_cases import (
     CP2,
     CP2_DP2,
     DP2,
+    LAYOUTS,
     PP2_VIRTUAL,
     SINGLE,
     STEPS,
@@ -55,7 +56,14 @@ SHORT = list(dict.fromkeys([*QUICK, *EXECUTIONS]))
 SINGLES = [
     Case(SINGLE, stage, averaging, size) for stage in ("ar", "joint") for averaging in AVERAGINGS for size in (1, 2, 4)
 ]
-REST = [case for case in [*SINGLES, *layout_cases(AVERAGINGS, (1, 2, 4))] if case not in SHORT]
+# The whole matrix of the layouts without context parallelism; of those with it, one thing changed at a time, because
+# what they add, the cut of a sample, happens before any averaging and inside every micro-batch.
+MATRIX = [
+    *layout_cases(AVERAGINGS, (1, 2, 4), [layout for layout in LAYOUTS if layout not in CONTEXT]),
+    *(Case(layout, "joint", averaging) for layout in CONTEXT for averaging in AVERAGINGS),
+    *layout_cases(["global"], (1, 4), CONTEXT),
+]
+REST = [case for case in [*SINGLES, *MATRIX] if case not in SHORT]
 CASES = [
     *(pytest.param(case, id=case.name) for case in SHORT),
     *(pytest.param(case, id=case.name, marks=[pytest.mark.long]) for case in REST),

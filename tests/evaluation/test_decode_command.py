@@ -253,6 +253,8 @@ BAD = [
     (["--prompt", "seven", "--mode", "ar", "--adapter"], "only linear does"),
     (["--prompt", "seven", "--mode", "ar", "--policy", "sampler"], "--policy: mode 'ar' has no denoising passes"),
     (["--prompt", "seven", "--mode", "linear", "--steps", "4"], "--steps: mode 'linear' has no denoising passes"),
+    (["--prompt", "seven", "--mode", "diffusion", "--steps", "4"], "--steps: the policy 'threshold' does not read it"),
+    (["--prompt", "seven", "--mode", "diffusion", "--sampler", "x"], "--sampler: the policy 'threshold' does not"),
     (["--prompt", "seven", "--mode", "linear", "--ar-weight", "0.5"], "--ar-weight: mode 'linear' does not mix"),
     (["--prompt", "seven", "--mode", "quadratic", "--ar-weight", "1.5"], "ar_weight: 1.5 is not in [0, 1]"),
     (["--prompt", "seven", "--mode", "ar", "--stop", "a", "--stop", ""], "--stop: an empty text"),

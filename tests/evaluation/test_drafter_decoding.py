@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from runs_that_decode import train
+from test_harness import TASKS
 from tiny_runs import newest_checkpoint
 
+from nld_train import eval as evaluate
 from nld_train.decode import main
 from nld_train.model.adapter_files import (
     CONFIG_FILE,
@@ -92,6 +94,21 @@ def test_the_text_is_the_ar_text_with_any_adapter(records: Any, drafted: Path, l
     assert texts[0] == texts[1] == texts[2]
     forwards = [[record["forwards"] for record in found] for found in (adapted, plain)]
     assert forwards[0] != forwards[1]
+
+
+def test_an_evaluation_drafts_with_it(drafted: Path, learned: Path, tmp_path: Path) -> None:
+    """The same texts with other numbers of forwards: without, with the checkpoint's own, with one that is named."""
+    figures, texts = {}, set()
+    for name, adapter in {"none": (), "own": ("--adapter",), "named": ("--adapter", str(learned))}.items():
+        output = tmp_path / f"{name}.json"
+        given = [str(drafted), "--mode", "linear", *adapter, "--tasks", "local_text", "--include-path", str(TASKS)]
+        wanted = ["--block-length", "4", "--max-new-tokens", "20", "--log-samples", "--output", str(output)]
+        assert evaluate.main([*given, *wanted]) == 0
+        results = json.loads(output.read_text())
+        figures[name] = results["reading"]["generation"]["local_text"]["forwards"]
+        texts.add(str([sample["resps"] for sample in results["samples"]["local_text"]]))
+    assert len(texts) == 1
+    assert figures["named"] not in (figures["none"], figures["own"])
 
 
 def test_a_comparison_has_a_line_with_the_adapter(records: Any, drafted: Path) -> None:

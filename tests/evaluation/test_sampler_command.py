@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from reading_commands import FEW, Decoded, Report, per_forward, refusal
+from test_harness import DOCUMENTS, STOPS, TASKS
 from tiny_runs import newest_checkpoint
 
 from nld_train import bound, curve, decode, sampler
+from nld_train import eval as evaluate
 
 SMALL = ("--width", "16", "--layers", "1", "--heads", "2", "--components", "4", "--steps", "20")
 
@@ -55,6 +57,26 @@ def test_it_plugs_in_as_a_policy(
     assert points[0]["tokens_per_forward"] == pytest.approx(per_forward(found, "diffusion + sampler"))
     ways = reported(bound.main, checkpoint, "--block-lengths", "8", "--threshold", 0.5)["bounds"][0]["ways"]
     assert ways["diffusion, trained sampler"]["tokens_per_forward"] == points[0]["tokens_per_forward"]
+
+
+@pytest.mark.usefixtures("learned")
+def test_it_evaluates(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many forwards for the same prompts as `nld-decode` takes with it, and not as many as without."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps({"prompt": document["question"]}) + "\n" for document in DOCUMENTS))
+    asked = [str(checkpoint), "--mode", "diffusion", "--block-length", "8", "--threshold", "0.4"]
+    asked += ["--max-new-tokens", "20", "--policy", "sampler"]
+    capsys.readouterr()
+    stops = [word for stop in STOPS for word in ("--stop", stop)]
+    assert decode.main([*asked, "--prompts", str(questions), "--json", *stops]) == 0
+    found = [json.loads(line)["forwards"] for line in capsys.readouterr().out.splitlines()]
+    forwards = {}
+    for policy in ("sampler", "threshold"):
+        output = tmp_path / f"{policy}.json"
+        words = [*asked, "--policy", policy, "--tasks", "local_text", "--include-path", str(TASKS)]
+        assert evaluate.main([*words, "--output", str(output)]) == 0
+        forwards[policy] = json.loads(output.read_text())["reading"]["generation"]["local_text"]["forwards"]
+    assert forwards["sampler"] == sum(found) != forwards["threshold"]
 
 
 def test_the_sampler_of_another_model_is_refused(

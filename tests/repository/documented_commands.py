@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_TRAINS = re.compile(r"\bnld-train\b|nld_train\.train|launch/\w+\.sh|make quickstart")
+_TRAINS = re.compile(r"\bnld-train\b|nld_train\.train|launch/\w+\.sh")
 
 # Two steps per stage instead of hundreds, on short samples.
 SHORT_SAMPLES = (
@@ -73,8 +73,6 @@ def shorten(command: str) -> str:
         return command
     if "experiment=paper" in command or "experiment=ablation" in command:
         return f"{command} run.dry=true"
-    if "make quickstart" in command:
-        return f'{command} OVERRIDES="{SHORT_RUN}"'
     if "stages=drafter" in command:  # which defines no other stage
         return f"{command} {SHORT_DRAFTER} {SHORT_SAMPLES}"
     return f"{command} {SHORT_DRAFTER if 'drafter' in command else ''} {SHORT_RUN}"

@@ -1,4 +1,4 @@
-"""The quickstart and its drafter as a user runs them, with nothing shortened: what they promise of their weights."""
+"""The quickstart and its drafter from a fresh clone, with nothing shortened: that they run, and what they promise."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from documented_commands import copy_checkout
 
 Records = list[dict[str, Any]]
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
 
-def run(folder: Path, *words: str) -> str:
-    """Runs a command in a checkout, with the commands of this environment first; returns what it printed."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment = {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"}
+def run(folder: Path, command: str) -> str:
+    """Runs a line as a user in a clone would, the clone's own commands first; returns its standard output."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "VIRTUAL_ENV")}
+    environment = {**kept, "PATH": f"{folder / '.venv/bin'}{os.pathsep}{kept['PATH']}", "PYTHON": sys.executable}
     with (folder / "errors.txt").open("w+") as errors:
         done = subprocess.run(
-            words,
+            ["bash", "-euo", "pipefail", "-c", command],
             cwd=folder,
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            timeout=1500,
+            timeout=2400,
             check=False,
         )
         errors.seek(0)
-        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{errors.read()[-3000:]}"
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{errors.read()[-3000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout after `make quickstart` and `make drafter`, and 20 held-out prompts in it."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which a user has said `make quickstart`: it makes an environment of its own."""
     folder = copy_checkout(tmp_path_factory.mktemp("quickstart"))
-    run(folder, "launch/quickstart.sh")
-    run(folder, "launch/drafter.sh")
-    sizes = ("--count", "20", "--tokens", "128")
-    run(folder, "nld-data", "prompts", "data/stdlib/stdlib-validation", "--out", "held-out.jsonl", *sizes)
+    (folder / "printed.txt").write_text(run(folder, "make quickstart"))
+    sizes = "--count 20 --tokens 128"
+    run(folder, f"nld-data prompts data/stdlib/stdlib-validation --out held-out.jsonl {sizes}")
     return folder
 
 
-def decoded(folder: Path, directory: str, mode: str, extra: Sequence[str] = ()) -> Records:
+def decoded(folder: Path, command: str) -> Records:
     """An object per held-out prompt."""
-    words = ["nld-decode", directory, "--mode", mode, "--prompts", "held-out.jsonl", "--json"]
-    lines = run(folder, *words, "--block-length", "16", "--max-new-tokens", "64", *extra).splitlines()
+    words = "--prompts held-out.jsonl --json --block-length 16 --max-new-tokens 64"
+    lines = run(folder, f"nld-decode {command} {words}").splitlines()
     assert len(lines) == 20
     return [json.loads(line) for line in lines]
 
@@ -62,20 +62,48 @@ def tokens_per_forward(records: Records) -> float:
     return sum(record["new_tokens"] for record in records) / sum(record["forwards"] for record in records)
 
 
-def test_self_speculation_reaches_its_tokens_per_forward(trained: Path) -> None:
-    ar, linear = decoded(trained, "runs/quickstart", "ar"), decoded(trained, "runs/quickstart", "linear")
-    assert [record["token_ids"] for record in linear] == [record["token_ids"] for record in ar]
+def texts(records: Sequence[dict[str, Any]]) -> list[list[int]]:
+    return [record["token_ids"] for record in records]
+
+
+def test_it_says_what_it_made(clone: Path) -> None:
+    printed = (clone / "printed.txt").read_text()
+    steps = sum(stage["steps"] for stage in stages(clone).values())
+    assert f"joint  step {steps}/{steps}" in printed
+    assert "Warning" not in printed
+    for name in ("summary.json", "report.png", "metrics.jsonl"):
+        assert (clone / "runs/quickstart" / name).is_file()
+        assert f"runs/quickstart/{name}" in printed
+    assert (clone / "runs/quickstart/checkpoints/latest").is_file()
+
+
+def stages(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "runs/quickstart/summary.json").read_text())["stages"]
+    return found
+
+
+def test_both_losses_fell(clone: Path) -> None:
+    """By far more than noise: each stage from its first ten steps to its last ten."""
+    found = stages(clone)
+    for stage, loss, share in (("ar", "ar_loss", 0.5), ("joint", "ar_loss", 0.9), ("joint", "diffusion_loss", 0.8)):
+        assert found[stage][f"last_{loss}"] < share * found[stage][f"first_{loss}"], (stage, loss)
+
+
+def test_self_speculation_reaches_its_tokens_per_forward(clone: Path) -> None:
+    ar, linear = (decoded(clone, f"runs/quickstart --mode {mode}") for mode in ("ar", "linear"))
+    assert texts(linear) == texts(ar)
     assert tokens_per_forward(linear) >= 1.3
 
 
-def test_the_drafter_raises_them(trained: Path) -> None:
-    plain, adapted = (decoded(trained, "runs/drafter", "linear", extra) for extra in ([], ["--adapter"]))
-    assert [record["token_ids"] for record in adapted] == [record["token_ids"] for record in plain]
+def test_the_drafter_raises_them(clone: Path) -> None:
+    run(clone, "make drafter")
+    plain, adapted = (decoded(clone, f"runs/drafter --mode linear {extra}") for extra in ("", "--adapter"))
+    assert texts(adapted) == texts(plain)
     assert tokens_per_forward(adapted) > tokens_per_forward(plain)
 
 
-def test_both_losses_fell(trained: Path) -> None:
-    """By far more than noise: each stage from its first ten steps to its last ten."""
-    stages = json.loads((trained / "runs/quickstart/summary.json").read_text())["stages"]
-    for stage, loss, share in (("ar", "ar_loss", 0.5), ("joint", "ar_loss", 0.9), ("joint", "diffusion_loss", 0.8)):
-        assert stages[stage][f"last_{loss}"] < share * stages[stage][f"first_{loss}"], (stage, loss)
+def test_again_it_trains_nothing(clone: Path) -> None:
+    again = run(clone, "make -q .venv/.installed && make quickstart")
+    assert "already prepared" in again
+    assert "step 1/" not in again
+    assert "step    1/" not in again

@@ -1,4 +1,7 @@
-"""Every command of the README and the docs runs, shortened as `documented_commands` says."""
+"""Every command of the README and the docs runs, shortened as `documented_commands` says.
+
+`make quickstart` runs in `test_quickstart.py`, with nothing shortened.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,16 @@ import pytest
 from documented_commands import Block, blocks, copy_checkout, shorten
 
 BLOCKS = list(blocks())
-FRESH = [block for block in BLOCKS if any(command.startswith("make quickstart") for command in block.commands)]
+UNSHORTENED = [block for block in BLOCKS if block.commands == ("make quickstart",)]
 RESUMED = [block for block in BLOCKS if any("run.max_steps" in command for command in block.commands)]
-OTHERS = [block for block in BLOCKS if block not in FRESH + RESUMED]
+OTHERS = [block for block in BLOCKS if block not in UNSHORTENED + RESUMED]
 
 
-def _environment(*, with_this_python: bool) -> Mapping[str, str]:
-    """The user's, without a trace of the test; the commands of this Python come first where they are wanted."""
+def _environment() -> Mapping[str, str]:
+    """The user's, without a trace of the test; the commands of this Python come first."""
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "VIRTUAL_ENV")}
-    kept |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    if with_this_python:
-        kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
 
 
 def _run(command: str, folder: Path, environment: Mapping[str, str], timeout: int) -> str:
@@ -50,14 +51,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = copy_checkout(tmp_path_factory.mktemp("clone"))
     texts = [f"{number} times seven is {7 * number}, and that is all there is to it.\n" * 20 for number in range(200)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    _run("nld-data prepare stdlib --out data/stdlib", folder, _environment(with_this_python=True), 300)
+    _run("nld-data prepare stdlib --out data/stdlib", folder, _environment(), 300)
     return folder
 
 
 def test_there_are_commands() -> None:
     pages = [block.page for block in BLOCKS]
     assert pages.count("README.md") >= 7
-    assert FRESH
+    assert len(UNSHORTENED) == 1
     assert RESUMED
 
 
@@ -69,7 +70,7 @@ def test_there_are_commands() -> None:
 def test_block_runs(checkout: Path, block: Block) -> None:
     # One shell for a block, so that what it exports counts for the lines after it.
     lines = "\n".join(shorten(command) for command in block.commands)
-    _run(lines, checkout, _environment(with_this_python=True), 600)
+    _run(lines, checkout, _environment(), 600)
 
 
 @pytest.mark.long
@@ -77,28 +78,7 @@ def test_block_runs(checkout: Path, block: Block) -> None:
 def test_interrupted_run_goes_on(checkout: Path, block: Block) -> None:
     steps = []
     for command in block.commands:
-        _run(shorten(command), checkout, _environment(with_this_python=True), 300)
+        _run(shorten(command), checkout, _environment(), 300)
         lines = (checkout / "runs/interrupted/metrics.jsonl").read_text().splitlines()
         steps.append([json.loads(line)["step"] for line in lines])
     assert steps == [[1, 2, 3], [1, 2, 3, 4]]
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in FRESH])
-def test_quickstart_from_a_fresh_clone(tmp_path: Path, block: Block) -> None:
-    """With an environment that this test makes."""
-    folder = copy_checkout(tmp_path / "clone")
-    (command,) = block.commands
-    environment = dict(_environment(with_this_python=False))
-    environment["PYTHON"] = sys.executable
-    printed = _run(shorten(command), folder, environment, 1700)
-    assert "joint  step 4/4" in printed
-    assert "Warning" not in printed
-    for name in ("summary.json", "report.png", "metrics.jsonl", "checkpoints/latest"):
-        assert (folder / "runs/quickstart" / name).is_file()
-        if name != "checkpoints/latest":
-            assert f"runs/quickstart/{name}" in printed
-    again = _run(f"make -q .venv/.installed && {shorten(command)}", folder, environment, 600)
-    assert "already prepared" in again
-    assert "step 1/4" not in again

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nld_train.decoding.ways import refuse_unread_policy
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import ReadingSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
@@ -43,18 +44,26 @@ def _settings(arguments: Namespace) -> ReadingSettings:
         raise UserError(f"--limit: {arguments.limit} is not 1 or more")
     if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
         raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
+    refuse_unread_policy(arguments)
     try:
         return ReadingSettings(
             mode=arguments.mode,
             batch_size=arguments.batch_size,
             block_length=arguments.block_length,
             threshold=arguments.threshold,
+            policy=arguments.policy,
+            number=arguments.number,
+            steps=arguments.steps,
+            entropy=arguments.entropy,
+            sampler=arguments.sampler,
             samples=arguments.samples,
             max_new_tokens=arguments.max_new_tokens,
             adapter=bool(arguments.adapter),
             # Without a value, `--adapter` means the checkpoint's own.
             adapter_directory=arguments.adapter if isinstance(arguments.adapter, str) else None,
             seed=arguments.seed,
+            tensor=arguments.tensor,
+            pipeline=arguments.pipeline,
         )
     except ValueError as error:
         name, _, rest = str(error).partition(":")

@@ -9,7 +9,7 @@ from typing import Any
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.options import DecodeOptions, Mode
-from nld_train.decoding.policies import Threshold
+from nld_train.decoding.policies import CommitPolicy
 from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring, batches
 
 
@@ -19,7 +19,7 @@ def generate(
     batch_size: int,
     mode: Mode,
     options: Callable[[Sampling, tuple[int, ...]], DecodeOptions],
-    threshold: float,
+    policy: CommitPolicy,
     to_text: Callable[[Sequence[int]], str],
 ) -> list[Generated]:
     """Continues prompts; those with the same settings together, the longest first.
@@ -30,7 +30,7 @@ def generate(
         batch_size: prompts that are decoded together.
         mode: how.
         options: the decoder's options from a batch's settings and its rows' seeds.
-        threshold: of diffusion.
+        policy: what a denoising pass of diffusion commits.
         to_text: turns new ids into text.
     """
     found: dict[int, Generated] = {}
@@ -42,15 +42,11 @@ def generate(
         for batch in batches(indices, batch_size):
             rows = [requests[index] for index in batch]
             settings = options(sampling, tuple(row.seed for row in rows))
-            result = decode(engine, [row.prompt for row in rows], mode, settings, policy_of(mode, threshold))
+            prompts = [row.prompt for row in rows]
+            result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None)
             for index, ids, forwards in zip(batch, result.token_ids, result.row_forwards, strict=True):
                 found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
     return [found[index] for index in range(len(requests))]
-
-
-def policy_of(mode: Mode, threshold: float) -> Threshold | None:
-    """What a denoising pass commits, where there are such passes."""
-    return Threshold(threshold) if mode == "diffusion" else None
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -59,7 +55,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def greedy_continuations(
-    engine: Engine, requests: Sequence[Scoring], batch_size: int, block_length: int, threshold: float
+    engine: Engine, requests: Sequence[Scoring], batch_size: int, block_length: int, policy: CommitPolicy
 ) -> list[bool]:
     """Would greedy diffusion decoding of as many tokens give the continuation?"""
     found = [True] * len(requests)
@@ -70,7 +66,6 @@ def greedy_continuations(
     for size, askers in groups.items():
         settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
         for contexts in batches(sorted(askers, key=len, reverse=True), batch_size):
-            policy = Threshold(threshold)
             result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy)
             for context, ids in zip(contexts, result.token_ids, strict=True):
                 for index in askers[context]:

@@ -15,7 +15,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
+from nld_train.decoding.request import policy_of
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.ranks import Ranks, all_processes
 from nld_train.evaluation.harness.reader import Reader
@@ -55,12 +57,17 @@ class NldModel(TemplateLM):
         super().__init__()
         self.settings = ReadingSettings(**settings)
         directory = self.settings.adapter_directory
-        self.source = find_source(Path(checkpoint), tokenizer, None if directory is None else Path(directory))
+        layout = Layout(self.settings.tensor, self.settings.pipeline)
+        layout.require_whole_models()
+        adapter = None if directory is None else Path(directory)
+        self.source = find_source(Path(checkpoint), tokenizer, adapter, layout)
         _check(self.source, self.settings, chat)
+        policy = policy_of(self.settings, self.source)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
         group = self._open.enter_context(all_processes())
-        self.ranks = Ranks(Reader(engine, self.source, self.settings).answer, group)
+        reader = Reader(engine, self.source, self.settings, policy(engine))
+        self.ranks = Ranks(reader.answer, group)
         self.tokenizer = self.source.tokenizer
         self.max_length = self.source.description.context_length
         self.errors: list[float] = []

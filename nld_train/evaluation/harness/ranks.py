@@ -1,4 +1,4 @@
-"""Processes that share out requests: rank 0 runs the harness, every rank answers its share."""
+"""Processes that share out requests: rank 0 runs the harness, every copy of the model answers its share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answer = Callable[[str, Sequence[Any]], list[Any]]
 
 
 class Ranks:
-    """The processes of one evaluation, each with a model of its own.
+    """The processes of one evaluation. Those that share a copy of the model answer the same requests.
 
     Args:
         answer: answers requests of a kind on this rank, in order.
@@ -28,10 +28,10 @@ class Ranks:
     def __init__(self, answer: Answer, group: dist.ProcessGroup | None) -> None:
         self._answer, self._group = answer, group
         self.rank = dist.get_rank() if group is not None else 0
-        self.size = dist.get_world_size() if group is not None else 1
+        self._copy, self._copies = _copy_of_model(self.rank, dist.get_world_size() if group is not None else 1)
 
     def ask(self, kind: str, requests: Sequence[Any]) -> list[Any]:
-        """On rank 0: answers from all ranks, in the order of the requests."""
+        """On rank 0: answers from all copies, in the order of the requests."""
         self._tell((kind, list(requests)))
         return self._join(kind, requests)
 
@@ -52,16 +52,25 @@ class Ranks:
         return box[0]
 
     def _join(self, kind: str, requests: Sequence[Any]) -> list[Any]:
-        """This rank's share, and all shares put together."""
-        own = self._answer(kind, requests[self.rank :: self.size])
+        """This copy's share, and all shares put together."""
+        own = self._answer(kind, requests[self._copy :: self._copies])
         if self._group is None:
             return own
-        shares: list[list[Any]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(shares, own, group=self._group)
+        shares: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(shares, (self._copy, own), group=self._group)
         joined: list[Any] = [None] * len(requests)
-        for rank, share in enumerate(shares):
-            joined[rank :: self.size] = share
+        for copy, share in shares:
+            joined[copy :: self._copies] = share
         return joined
+
+
+def _copy_of_model(rank: int, size: int) -> tuple[int, int]:
+    """Which copy of the model this process has a part of, and how many there are; an export has one in each process."""
+    from megatron.core import parallel_state
+
+    if not parallel_state.is_initialized():
+        return rank, size
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
 @contextmanager

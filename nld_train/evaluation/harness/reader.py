@@ -8,6 +8,7 @@ from typing import Any
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.load import Source
 from nld_train.decoding.options import DecodeOptions
+from nld_train.decoding.policies import CommitPolicy
 from nld_train.decoding.stop_strings import stopping
 from nld_train.evaluation.harness.bound import BoundSettings, score_by_bound
 from nld_train.evaluation.harness.generation import generate, greedy_continuations
@@ -23,10 +24,11 @@ class Reader:
         engine: the model.
         source: its checkpoint.
         settings: how to read it.
+        policy: what a denoising pass of diffusion commits.
     """
 
-    def __init__(self, engine: Engine, source: Source, settings: ReadingSettings) -> None:
-        self.engine, self.source, self.settings = engine, source, settings
+    def __init__(self, engine: Engine, source: Source, settings: ReadingSettings, policy: CommitPolicy) -> None:
+        self.engine, self.source, self.settings, self.policy = engine, source, settings, policy
 
     def answer(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         """`score`, `score_windows` (nobody asks whether they are greedy) or `generate`; answers in order."""
@@ -39,9 +41,7 @@ class Reader:
         found = score_by_bound(self.engine, requests, settings.batch_size, bound)
         same = [False] * len(requests)
         if kind == "score":
-            same = greedy_continuations(
-                self.engine, requests, settings.batch_size, settings.block_length, settings.threshold
-            )
+            same = greedy_continuations(self.engine, requests, settings.batch_size, settings.block_length, self.policy)
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
     def _generate(self, requests: Sequence[Generation]) -> list[Generated]:
@@ -52,7 +52,7 @@ class Reader:
             settings.batch_size,
             settings.mode,
             self._options,
-            settings.threshold,
+            self.policy,
             self._text,
         )
 

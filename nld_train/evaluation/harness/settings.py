@@ -18,12 +18,19 @@ class ReadingSettings:
             distribution, and bounds in `diffusion`.
         batch_size: rows that run together.
         block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic.
-        threshold: diffusion commits tokens that are at least this probable.
+        policy: what a denoising pass of diffusion commits, one of `command_line.POLICIES`.
+        threshold: of the policies `threshold` and `sampler`.
+        number: of the policy `number`.
+        steps: of the policy `steps`.
+        entropy: of the policy `entropy`.
+        sampler: directory of the policy `sampler`; None for the checkpoint's own.
         samples: most noise samples per block of the bound.
         max_new_tokens: most new tokens of a text, in place of the task's own number.
         adapter: draft with the drafter adapter (linear).
         adapter_directory: of another adapter than the checkpoint's own.
         seed: of the bound's noise and of sampled texts.
+        tensor: processes that share every layer.
+        pipeline: processes that share the stack of layers.
 
     Raises:
         ValueError: a value out of its range.
@@ -32,12 +39,19 @@ class ReadingSettings:
     mode: Mode = "ar"
     batch_size: int = 16
     block_length: int = 32
+    policy: str = "threshold"
     threshold: float = 0.9
+    number: int = 1
+    steps: int = 8
+    entropy: float = 0.3
+    sampler: str | None = None
     samples: int = 32
     max_new_tokens: int | None = None
     adapter: bool = False
     adapter_directory: str | None = None
     seed: int = 0
+    tensor: int = 1
+    pipeline: int = 1
 
     def __post_init__(self) -> None:
         for name, lowest in (("batch_size", 1), ("samples", 2), ("seed", 0)):
