@@ -7,19 +7,10 @@
 # it starts from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 BASE=${BASE:-runs/quickstart}
-# Processes times threads is the number of cores to use. Any number of processes gives the same samples and drafts.
-PROCESSES=${PROCESSES:-2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-
-# Prints a command, and runs it.
-run() {
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
-    "$@"
-}
 
 if [[ ! -e $BASE/checkpoints/latest ]]; then
     echo "error: $BASE holds no checkpoint: make quickstart first, or name another run in BASE" >&2
@@ -28,9 +19,7 @@ fi
 
 directory=runs/drafter
 set -- "run.dir=$directory" "$@"
-for setting in "$@"; do
-    case $setting in run.dir=*) directory=${setting#run.dir=} ;; esac
-done
+find_directory "$@"
 
 run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train experiment=quickstart stages=drafter_quickstart \
     run.name=drafter execution.device=cpu init.checkpoint="$BASE" "$@"

@@ -8,27 +8,15 @@
 # first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-# Processes times threads is the number of cores to use. Any number of processes gives the same samples and noise.
-PROCESSES=${PROCESSES:-2}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-
-# Prints a command, and runs it.
-run() {
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
-    "$@"
-}
+# shellcheck source=launch/common.sh
+source launch/common.sh
 
 run nld-data prepare stdlib --out data/stdlib
 run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train \
     experiment=quickstart execution.device=cpu "$@"
 
 directory=runs/quickstart
-for setting in "$@"; do
-    case $setting in run.dir=*) directory=${setting#run.dir=} ;; esac
-done
+find_directory "$@"
 run python launch/show_summary.py "$directory"
 
 prompts=$directory/prompts.jsonl

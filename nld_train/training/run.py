@@ -14,19 +14,18 @@ from megatron.core import parallel_state
 
 from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
-from nld_train.data.manifest import check_against_model
 from nld_train.data.order import StageOrder, stage_orders
-from nld_train.data.samples import batches, refuse_repeated_samples, training_samples
-from nld_train.errors import UserError
+from nld_train.data.samples import batches, training_samples
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training import checkpoint
 from nld_train.training.checkpoint import Progress
 from nld_train.training.fallback import newest_sound_checkpoint
+from nld_train.training.files import check_files
 from nld_train.training.hardware import peak_flops
 from nld_train.training.hooks import MakeHook
-from nld_train.training.metrics import Metrics, require_writable
+from nld_train.training.metrics import Metrics
 from nld_train.training.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
 from nld_train.training.parallel import parallel_groups
 from nld_train.training.records import step_record
@@ -54,26 +53,9 @@ def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
     Raises:
         UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
     """
-    _check_files(config)
+    check_files(config)
     with parallel_groups(config) as device, stop_requests() as stop:
         return Run(config, device, stop, hooks).train()
-
-
-def _check_files(config: Config) -> None:
-    """What can be refused before processes join and models are built; what the disk refuses comes last, since it makes
-    `run.dir`."""
-    stages = [config.stages[name] for name in config.run.stages]
-    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
-    for prefix in dict.fromkeys(source.prefix for source in sources):
-        check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
-    if config.validation.every > 0:
-        refuse_repeated_samples(config)
-    try:
-        require_writable(Path(config.run.dir))
-    except OSError as error:
-        raise UserError(
-            f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
-        ) from error
 
 
 class Run:
