@@ -55,6 +55,11 @@ def data_parallel_size(config: Config, world_size: int) -> int:
     return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
 
 
+def copies_of_weights(config: Config, world_size: int) -> int:
+    """Processes that hold the same weights: those that take other samples, or other parts of the same ones."""
+    return data_parallel_size(config, world_size) * config.parallel.context
+
+
 def micro_batches(config: Config, world_size: int) -> int:
     """Forward passes that each process makes for one optimizer step."""
     return config.batch.global_size // (config.batch.micro_size * data_parallel_size(config, world_size))

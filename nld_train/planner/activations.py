@@ -29,9 +29,9 @@ FUSED, PLAIN = Kernels(norm=0, mlp=0), Kernels(norm=1, mlp=2)
 
 
 def positions(config: Config, joint: bool) -> int:
-    """Tokens that travel through the layers in one micro-batch: of both streams in a joint step."""
+    """Tokens of one micro-batch that travel through the layers of a process: of both streams in a joint step."""
     length = config.batch.sequence_length * (2 if joint else 1)
-    return length * config.batch.micro_size
+    return length * config.batch.micro_size // config.parallel.context
 
 
 def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
@@ -41,6 +41,9 @@ def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
     query-key-value product, of which the value is a view; attention's output, once for its own backward pass and once
     laid out for the output product; its log-sum-exp in float32. Selective recomputation drops the first and the last
     of these four.
+
+    Under context parallelism attention keeps the keys and values of the whole sample, which it gathers, instead of its
+    own and of the product that they come from; selective recomputation gathers them again.
     """
     model, tensor = config.model, config.parallel.tensor
     query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
@@ -48,6 +51,8 @@ def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
     attention = (query + 2 * key) + (query + key) + query
     attention_extra = 0.0
     if config.execution.recompute == "none":
+        if config.parallel.context > 1:
+            attention = query + config.parallel.context * 2 * key + query
         attention += query
         attention_extra = _FLOAT32 * model.num_attention_heads / tensor
     mlp = (3 + kernels.mlp) * model.intermediate_size

@@ -1,8 +1,9 @@
 """Weights, gradients and optimizer state of one process, to the byte, as Megatron's buffers lay them out.
 
 Megatron puts the weights of a model's chunk, the last ones first, into one buffer of weights and one of gradients, each
-weight at a multiple of 64 elements, cut into buckets whose ends are padded so that data-parallel processes get equal
-shares. The distributed optimizer keeps its state for the weights in its share of each bucket.
+weight at a multiple of 64 elements, cut into buckets whose ends are padded so that all processes with the same weights,
+data-parallel and context-parallel ones, get equal shares. The distributed optimizer keeps its state for the weights in
+its share of each bucket.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 from math import lcm, prod
 
 from nld_train.config.counts import padded_vocabulary
-from nld_train.config.plan import data_parallel_size
+from nld_train.config.plan import copies_of_weights
 from nld_train.config.schema import Config, ModelConfig, ParallelConfig
 
 _START, _END = 64, 128
@@ -39,11 +40,11 @@ def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: 
         config: the run.
         world_size: number of processes.
         pipeline_rank: of the process.
-        data_rank: of the process. The first one's share has no padding at its end, so that no other's is larger by
-            more than the padding between weights.
+        data_rank: of the process, among those with the same weights. The first one's share has no padding at its end,
+            so that no other's is larger by more than the padding between weights.
     """
     vocabulary = padded_vocabulary(config)
-    size = data_parallel_size(config, world_size)
+    size = copies_of_weights(config, world_size)
     weight_bytes = bytes_per_number(config)
     return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank)
 
@@ -105,7 +106,7 @@ def _bucket_size(parallel: ParallelConfig, size: int, pipeline_rank: int, chunk:
     """None for one bucket: where nothing overlaps, behind the first pipeline stage, and in later chunks."""
     if not parallel.overlap_grad_reduce or pipeline_rank > 0 or chunk > 0:
         return None
-    return max(_BUCKET, _BUCKET_PER_PROCESS * size)
+    return max(_BUCKET, _BUCKET_PER_PROCESS * size // parallel.context)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Literal
 
 from nld_train.config.checks import divisors
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, ParallelConfig
 from nld_train.config.validate import validate
 from nld_train.errors import UserError
 
@@ -18,6 +18,7 @@ _LARGEST_MICRO_BATCH = 64
 # Keys that the planner chooses, and their place in the settings. What the command line names of them stays as it is.
 CHOSEN = (
     "parallel.tensor",
+    "parallel.context",
     "parallel.pipeline",
     "parallel.virtual_pipeline",
     "parallel.sequence",
@@ -32,7 +33,7 @@ class Choices:
 
     Attributes:
         gpus: number of devices.
-        node_size: devices of a node: tensor-parallel groups stay inside one.
+        node_size: devices of a node: tensor-parallel groups stay inside one, and context-parallel ones with them.
         fixed: keys of `CHOSEN` that the command line has decided.
     """
 
@@ -49,7 +50,10 @@ def legal_layouts(config: Config, choices: Choices) -> Iterator[Config]:
 def every_layout(config: Config, choices: Choices) -> Iterator[Config]:
     """The settings under every layout, legal or not; the simplest comes first."""
     for tensor, pipeline in product(_tensors(config, choices), _pipelines(config, choices)):
-        yield from _with_sizes(config, choices, tensor, pipeline)
+        for context in _contexts(config, choices, tensor):
+            yield from _with_sizes(
+                config, choices, replace(config.parallel, tensor=tensor, context=context, pipeline=pipeline)
+            )
 
 
 def _tensors(config: Config, choices: Choices) -> list[int]:
@@ -62,6 +66,13 @@ def _pipelines(config: Config, choices: Choices) -> list[int]:
     if "parallel.pipeline" in choices.fixed:
         return [config.parallel.pipeline]
     return divisors(config.model.num_hidden_layers)
+
+
+def _contexts(config: Config, choices: Choices, tensor: int) -> list[int]:
+    if "parallel.context" in choices.fixed:
+        return [config.parallel.context]
+    parts = config.batch.sequence_length // 2
+    return [size for size in divisors(max(1, choices.node_size // tensor)) if parts % size == 0]
 
 
 def _virtual(config: Config, choices: Choices, pipeline: int) -> list[int | None]:
@@ -88,19 +99,16 @@ def _recomputations(config: Config, choices: Choices) -> list[Recompute]:
     return [config.execution.recompute] if "execution.recompute" in choices.fixed else ["none", "selective", "full"]
 
 
-def _with_sizes(config: Config, choices: Choices, tensor: int, pipeline: int) -> Iterator[Config]:
+def _with_sizes(config: Config, choices: Choices, sizes: ParallelConfig) -> Iterator[Config]:
     for virtual, sequence, micro_size, recompute in product(
-        _virtual(config, choices, pipeline),
-        _sequence(config, choices, tensor),
+        _virtual(config, choices, sizes.pipeline),
+        _sequence(config, choices, sizes.tensor),
         _micro_sizes(config, choices),
         _recomputations(config, choices),
     ):
-        parallel = replace(
-            config.parallel, tensor=tensor, pipeline=pipeline, virtual_pipeline=virtual, sequence=sequence
-        )
         yield replace(
             config,
-            parallel=parallel,
+            parallel=replace(sizes, virtual_pipeline=virtual, sequence=sequence),
             batch=replace(config.batch, micro_size=micro_size),
             execution=replace(config.execution, recompute=recompute),
         )
@@ -120,6 +128,7 @@ def override_words(config: Config) -> list[str]:
     virtual = "null" if parallel.virtual_pipeline is None else str(parallel.virtual_pipeline)
     values = (
         str(parallel.tensor),
+        str(parallel.context),
         str(parallel.pipeline),
         virtual,
         str(parallel.sequence).lower(),

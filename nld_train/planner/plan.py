@@ -64,7 +64,7 @@ def recommended(plans: Iterable[LayoutPlan]) -> list[LayoutPlan]:
 
     def key(plan: LayoutPlan) -> tuple[bool, float, int, int]:
         parallel = plan.config.parallel
-        cuts = parallel.tensor * parallel.pipeline * (parallel.virtual_pipeline or 1)
+        cuts = parallel.tensor * parallel.context * parallel.pipeline * (parallel.virtual_pipeline or 1)
         return not plan.fits, float(f"{plan.days:.3g}"), plan.memory.total, cuts
 
     return sorted(plans, key=key)

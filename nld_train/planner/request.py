@@ -66,8 +66,6 @@ def read_request(arguments: Sequence[str]) -> Request:
     config = compose_config([*words, f"run.plan_world_size={own['gpus']}", "run.dry=true"])
     if any(config.stages[name].adapter is not None for name in config.run.stages if name in config.stages):
         raise UserError("run.stages: nld-plan knows no stages that train an adapter; name the others, e.g. [ar,joint]")
-    valid = "nld-plan does not count context parallelism; plan with 1"
-    refuse_unless(config.parallel.context == 1, "parallel.context", config.parallel.context, valid)
     _refuse_uncounted(config)
     fixed = frozenset(key for key in CHOSEN if any(word.startswith(f"{key}=") for word in words))
     choices = Choices(own["gpus"], own["node_size"], fixed)

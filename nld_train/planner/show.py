@@ -48,7 +48,7 @@ def override_line(request: Request, plan: LayoutPlan) -> str:
 def _table(request: Request, plans: Sequence[LayoutPlan]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     stages = [plan.name for plan in stage_plans(request.config)]
-    layout = ("TP", "PP", "VP", "DP", "SP", "micro", "recompute")
+    layout = ("TP", "CP", "PP", "VP", "DP", "SP", "micro", "recompute")
     memory = ("weights", "grads", "state", "activ.", "head", "GiB")
     speed = [f"{stage} {what}" for stage in stages for what in ("s", "tok/s", "MFU")]
     for column in (*layout, *memory, *speed, "days"):
@@ -63,8 +63,8 @@ def _layout(request: Request, plan: LayoutPlan) -> list[str]:
     size = data_parallel_size(plan.config, request.choices.gpus)
     virtual = str(parallel.virtual_pipeline or "-")
     sequence = "on" if parallel.sequence else "-"
-    numbers = [str(parallel.tensor), str(parallel.pipeline), virtual, str(size), sequence, str(batch.micro_size)]
-    return [*numbers, plan.config.execution.recompute]
+    sizes = [str(part) for part in (parallel.tensor, parallel.context, parallel.pipeline)]
+    return [*sizes, virtual, str(size), sequence, str(batch.micro_size), plan.config.execution.recompute]
 
 
 def _memory(plan: LayoutPlan) -> list[str]:

@@ -14,7 +14,7 @@ from nld_train.config.counts import (
     joint_visible_pairs,
     layer_matrix_parameters,
 )
-from nld_train.config.plan import data_parallel_size, micro_batches
+from nld_train.config.plan import copies_of_weights, micro_batches
 from nld_train.config.schema import Config
 from nld_train.planner.activations import positions
 from nld_train.planner.buffers import bytes_per_number, state_bytes
@@ -33,6 +33,7 @@ class StepTime:
     Attributes:
         arithmetic: of the slowest pipeline rank.
         tensor: communication between tensor-parallel processes that nothing hides.
+        context: gathering of keys and values between context-parallel processes.
         pipeline: transfers between pipeline ranks.
         bubble: waiting at the ends of the pipeline.
         data: reduction of gradients and gathering of weights that nothing hides.
@@ -41,6 +42,7 @@ class StepTime:
 
     arithmetic: float
     tensor: float
+    context: float
     pipeline: float
     bubble: float
     data: float
@@ -49,7 +51,7 @@ class StepTime:
     @property
     def total(self) -> float:
         """All of it."""
-        return self.arithmetic + self.tensor + self.pipeline + self.bubble + self.data + self.update
+        return self.arithmetic + self.tensor + self.context + self.pipeline + self.bubble + self.data + self.update
 
 
 def step_time(config: Config, world_size: int, joint: bool, hardware: Hardware, node_size: int) -> StepTime:
@@ -65,14 +67,16 @@ def step_time(config: Config, world_size: int, joint: bool, hardware: Hardware, 
     count = micro_batches(config, world_size)
     arithmetic = _arithmetic(config, joint, hardware)
     tensor = _tensor_parallel(config, joint, hardware)
+    context = _context_parallel(config, joint, hardware, node_size)
     transfer = _pipeline_transfer(config, joint, hardware, world_size, node_size)
     parallel = config.parallel
     idle = (parallel.pipeline - 1) / (parallel.virtual_pipeline or 1)
     return StepTime(
         arithmetic=count * arithmetic,
         tensor=count * tensor,
+        context=count * context,
         pipeline=count * transfer,
-        bubble=idle * (arithmetic + tensor + transfer),
+        bubble=idle * (arithmetic + tensor + context + transfer),
         data=_data_parallel(config, world_size, hardware, node_size, arithmetic),
         update=_update(config, world_size, hardware),
     )
@@ -90,7 +94,8 @@ def _layer_products(config: Config, joint: bool) -> float:
     body = positions(config, joint) * layer_matrix_parameters(model)
     length = batch.sequence_length
     pairs = joint_visible_pairs(length, config.diffusion.block_size) if joint else causal_visible_pairs(length)
-    attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim
+    # Context-parallel processes have equally many pairs each (`masking.sequence_share`).
+    attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim / parallel.context
     forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]
     layers = model.num_hidden_layers / parallel.pipeline
     return layers * ((1 + _BACKWARD) * (body + attention) + forward) / parallel.tensor
@@ -99,7 +104,8 @@ def _layer_products(config: Config, joint: bool) -> float:
 def _head_products(config: Config, joint: bool) -> float:
     """The same of the head. With more rows than fit a chunk, its forward pass is done twice."""
     model, batch = config.model, config.batch
-    rows = batch.micro_size * expected_head_rows(batch.sequence_length, config.diffusion.epsilon, joint)
+    samples = batch.micro_size / config.parallel.context
+    rows = samples * expected_head_rows(batch.sequence_length, config.diffusion.epsilon, joint)
     passes = 1 + _BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0)
     return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor
 
@@ -122,6 +128,22 @@ def _tensor_parallel(config: Config, joint: bool, hardware: Hardware) -> float:
     return volume / (hardware.nvlink * _GIGA * hardware.bandwidth_share) * (1 - hardware.tensor_overlap)
 
 
+def _context_parallel(config: Config, joint: bool, hardware: Hardware, node_size: int) -> float:
+    """Of one micro-batch on one process, in seconds: nothing hides it.
+
+    Each layer gathers the keys and values of the other processes, and in its backward pass adds up their gradients,
+    which moves as much; recomputation of attention gathers once more.
+    """
+    model, parallel = config.model, config.parallel
+    if parallel.context == 1:
+        return 0.0
+    key = model.num_key_value_heads * model.head_dim / parallel.tensor
+    whole = 2 * key * positions(config, joint) * parallel.context * bytes_per_number(config)
+    passes = 2 if config.execution.recompute == "none" else 3
+    volume = model.num_hidden_layers / parallel.pipeline * passes * (parallel.context - 1) / parallel.context * whole
+    return volume / _ring_bandwidth(config, parallel.context, hardware, node_size)
+
+
 def _pipeline_transfer(config: Config, joint: bool, hardware: Hardware, world_size: int, node_size: int) -> float:
     """Of one micro-batch: its hidden states forward and their gradient back, once per virtual stage."""
     parallel = config.parallel
@@ -141,10 +163,10 @@ def _data_parallel(
 ) -> float:
     """Reduction of float32 gradients and gathering of weights, each (d - 1) / d of its buffer, after what overlaps.
 
-    Gradients hide behind the last micro-batch's backward pass, weights behind the first one's forward pass, where the
-    settings let them.
+    Among all d processes with the same weights. Gradients hide behind the last micro-batch's backward pass, weights
+    behind the first one's forward pass, where the settings let them.
     """
-    size = data_parallel_size(config, world_size)
+    size = copies_of_weights(config, world_size)
     if size == 1:
         return 0.0
     ranks = range(config.parallel.pipeline)
@@ -159,7 +181,7 @@ def _data_parallel(
 
 
 def _ring_bandwidth(config: Config, size: int, hardware: Hardware, node_size: int) -> float:
-    """Bytes per second of a ring over a data-parallel group.
+    """Bytes per second of a ring over a data-parallel or context-parallel group.
 
     Of each group `node_size / tensor` processes share a node, whose adapters they share with the other groups; between
     nodes a ring moves its volume once per node.

@@ -48,6 +48,7 @@ def rank_of(config: Config, rank: int, world: int) -> Iterator[None]:
             tensor_model_parallel_size=config.parallel.tensor,
             pipeline_model_parallel_size=config.parallel.pipeline,
             virtual_pipeline_model_parallel_size=config.parallel.virtual_pipeline,
+            context_parallel_size=config.parallel.context,
             create_gloo_process_groups=False,
         )
         # Megatron asks for groups of CPUs too, of which torch has no kind that sends nothing.

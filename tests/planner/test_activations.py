@@ -27,19 +27,22 @@ WIDE = (
 def _kept_bytes(config: Config, joint: bool) -> int:
     """Bytes of all storages that a forward pass through the layers keeps, weights and shared angles left out."""
     from nld_train.masking.layout import StreamLayout
+    from nld_train.masking.sequence_share import SequenceShare
     from nld_train.model import streams
     from nld_train.model.build import build_model, transformer_config
     from nld_train.model.rotary import RotaryEmbedding
 
     device = torch.device("cpu")
-    with rank_of(config, 0, 1):
+    ranks = config.parallel.context
+    with rank_of(config, 0, ranks):
         (chunk,) = build_model(config, transformer_config(config, device), device)
         for parameter in chunk.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
         documents = torch.zeros(config.batch.micro_size, config.batch.sequence_length, dtype=torch.int64)
         layout = StreamLayout.of(documents, config.diffusion.block_size, joint)
         rotary = RotaryEmbedding(config.model, device)
-        handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32))
+        share = SequenceShare(0, ranks, layout.length, joint) if ranks > 1 else None
+        handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32, share=share))
         context: Any = streams.lookup(handle)
         left_out = {
             tensor.untyped_storage().data_ptr() for tensor in (*chunk.parameters(), context.cosine, context.sine)
@@ -49,12 +52,13 @@ def _kept_bytes(config: Config, joint: bool) -> int:
         def note(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             # The dense backend keeps its mask as numbers in each layer; those for GPUs have one for all layers.
-            is_mask = tensor.dim() == 4 and tensor.shape[-2:] == (layout.total_length, layout.total_length)
+            is_mask = tensor.dim() == 4 and tensor.shape[-2:] == (layout.total_length // ranks, layout.total_length)
             if storage.data_ptr() not in left_out and not is_mask:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        hidden = torch.randn(layout.total_length, config.batch.micro_size, config.model.hidden_size, requires_grad=True)
+        travelling = layout.total_length // ranks
+        hidden = torch.randn(travelling, config.batch.micro_size, config.model.hidden_size, requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             output = chunk.decoder(hidden_states=hidden, attention_mask=handle)
         assert output.requires_grad
@@ -71,11 +75,16 @@ def _of_layers(config: Config, joint: bool) -> float:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective"])
-@pytest.mark.parametrize(("joint", "attention"), [(False, "chunked"), (True, "dense")])
-def test_layers_keep_what_is_counted(joint: bool, attention: str, recompute: str) -> None:
-    config = layout_config(1, *WIDE, f"execution.attention={attention}", f"execution.recompute={recompute}")
+@pytest.mark.parametrize(
+    ("joint", "attention", "context"),
+    [(False, "chunked", 1), (True, "dense", 1), (False, "dense", 2), (True, "dense", 2), (True, "dense", 4)],
+)
+def test_layers_keep_what_is_counted(joint: bool, attention: str, context: int, recompute: str) -> None:
+    """Over groups that send nothing: of what is gathered, the size is right."""
+    settings = (f"execution.attention={attention}", f"execution.recompute={recompute}", f"parallel.context={context}")
+    config = layout_config(context, *WIDE, *settings)
     counted, measured = layer_bytes(config, joint, PLAIN), _of_layers(config, joint)
-    assert counted == pytest.approx(measured, rel=0.1)
+    assert counted == pytest.approx(measured, rel=0.06)
 
 
 @pytest.mark.parametrize(

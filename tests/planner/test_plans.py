@@ -40,6 +40,8 @@ def test_every_layout_is_legal_and_there_once(model: str, gpus: int) -> None:
         assert layout.parallel.tensor <= request.choices.node_size
     assert len({(layout.parallel, layout.batch, layout.execution) for layout in layouts}) == len(layouts)
     assert {layout.parallel.tensor for layout in layouts} == {1, 2, 4, 8}
+    assert {layout.parallel.context for layout in layouts} == {1, 2, 4, 8}
+    assert all(layout.parallel.tensor * layout.parallel.context <= request.choices.node_size for layout in layouts)
     assert any(layout.parallel.virtual_pipeline for layout in layouts)
 
 
@@ -88,6 +90,11 @@ def test_memory_moves_as_it_should() -> None:
     by_recompute = [_total(_layout(64, f"execution.recompute={kind}"), 64) for kind in ("none", "selective", "full")]
     assert by_recompute == sorted(by_recompute, reverse=True)
     assert rank_memory(plain, 64, 0, joint=False).total < _total(plain, 64)
+    # Half the tokens and the keys and values of all, instead of those that they are gathered from; the optimizer's
+    # state is shared as widely as before.
+    whole, half = (rank_memory(_layout(64, f"parallel.context={size}"), 64, 0, joint=True) for size in (1, 2))
+    assert half.activations == pytest.approx(whole.activations / 2, rel=0.06)
+    assert half.optimizer == whole.optimizer
     # More copies of the model share out its optimizer's state, and nothing else.
     few, many = (rank_memory(plain, gpus, 0, joint=True) for gpus in (16, 256))
     assert few.optimizer > 10 * many.optimizer
@@ -112,6 +119,12 @@ def test_time_moves_as_it_should() -> None:
     for key in ("peak_tflops", "nvlink", "network", "joint_utilisation"):
         halved = replace(ASSUMED, **{key: getattr(ASSUMED, key) / 2})
         assert _seconds(plain, hardware=halved) > _seconds(plain), key
+    # Twice the micro-batches of half the tokens each: what is added is the gathering, by how fast the links are.
+    one, two = (step_time(_layout(64, f"parallel.context={size}"), 64, True, ASSUMED, 8) for size in (1, 2))
+    assert two.arithmetic == pytest.approx(one.arithmetic)
+    assert one.context == 0 < two.context < 0.05 * two.arithmetic
+    slow = step_time(_layout(64, "parallel.context=2"), 64, True, replace(ASSUMED, nvlink=ASSUMED.nvlink / 2), 8)
+    assert slow.context == pytest.approx(2 * two.context)
     # Without a pipeline there is no bubble; virtual stages make it smaller.
     parts = ["parallel.pipeline=2", "parallel.virtual_pipeline=17"]
     bubbles = [step_time(_layout(64, *parts[:count]), 64, True, ASSUMED, 8).bubble for count in range(3)]

@@ -16,6 +16,8 @@ LAYOUTS = {
     "tensor": (4, ("parallel.tensor=2", "parallel.sequence=true")),
     "pipeline": (6, ("parallel.pipeline=2", "batch.global_size=60")),
     "virtual": (4, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
+    "context": (4, ("parallel.context=2",)),
+    "context and tensor": (8, ("parallel.context=2", "parallel.tensor=2", "parallel.pipeline=2")),
     "all": (8, ("parallel.tensor=2", "parallel.pipeline=2", "parallel.virtual_pipeline=2")),
     # 67 rows of the table, and 7 ranks: nothing divides.
     "odd": (7, ("batch.global_size=56",)),
