@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from naive_decoding import Chooser, Naive, Reader, at_least, diffusion, linear, lowest_entropy, quadratic
-from tiny_models import MASK, CountingEngine
+from tiny_models import LENGTHS, MASK, CountingEngine
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -45,7 +45,7 @@ def check(result: DecodeResult, expected: list[Naive]) -> None:
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_linear(models: Models, readers: Readers, weights: str, length: int) -> None:
     options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
     result = decode(CountingEngine(models[weights]), PROMPTS, "linear", options)
@@ -53,7 +53,7 @@ def test_linear(models: Models, readers: Readers, weights: str, length: int) -> 
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_quadratic(models: Models, readers: Readers, weights: str, length: int) -> None:
     options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS)
     result = decode(CountingEngine(models[weights]), PROMPTS, "quadratic", options)
@@ -105,7 +105,7 @@ def check_logits(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", list(POLICIES))
 def test_diffusion(models: Models, readers: Readers, weights: str, length: int, name: str) -> None:
     policy, chooser = POLICIES[name]
@@ -115,6 +115,7 @@ def test_diffusion(models: Models, readers: Readers, weights: str, length: int, 
 
 
 WAYS: list[tuple[Mode, CommitPolicy | None]] = [
+    ("ar", None),
     ("linear", None),
     ("quadratic", None),
     ("diffusion", Threshold(0.4)),
@@ -124,9 +125,8 @@ WAYS: list[tuple[Mode, CommitPolicy | None]] = [
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize(
-    ("mode", "policy", "length"), [("ar", None, 1), *((*way, length) for way in WAYS for length in (1, 2, 7, 32))]
-)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(("mode", "policy"), WAYS)
 def test_a_batch_equals_its_rows(
     models: Models, mode: Mode, policy: CommitPolicy | None, weights: str, temperature: float, length: int
 ) -> None:

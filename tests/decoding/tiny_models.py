@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tiny_shape import MASK, SHAPE
 from torch import Tensor
@@ -14,7 +15,10 @@ from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.decoding import Step
 
-__all__ = ["MASK", "CountingEngine", "as_ministral3", "counting_texts", "random_model", "trained_model"]
+__all__ = ["LENGTHS", "MASK", "CountingEngine", "as_ministral3", "counting_texts", "random_model", "trained_model"]
+
+# Of blocks. A quadratic cycle of 32 drafts runs 1056 tokens.
+LENGTHS = [1, 2, 7, pytest.param(32, marks=pytest.mark.long)]
 
 
 def random_model(seed: int = 0, **changes: Any) -> NemotronLabsDiffusionModel:

@@ -11,7 +11,7 @@ from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 
-STEPS = 3
+STEPS = 2
 Kind = Literal["train", "naive", "validation", "gradients", "nan weight", "infinite gradient"]
 AVERAGINGS = ("global", "contributing", "masked", "sequence")
 

@@ -15,7 +15,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict
 
 WORKER = Path(__file__).with_name("drafter_worker.py")
-STEPS = 3
+STEPS = 2
 Case = tuple[Layout, tuple[str, ...]]
 # A vocabulary of 67 is padded under TP2; what is chosen of it is less than what there is.
 STAGE = (
