@@ -159,11 +159,9 @@ def _start(config: Config, world_size: int) -> int:
 
         print_plan(config, world_size)
         return 0
-    from nld_train.library_imports import import_megatron
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
-    import_megatron()
     if config.run.dry == "build":
         from nld_train.model.dry_build import build_plan
 

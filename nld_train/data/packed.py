@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.errors import UserError
-from nld_train.library_imports import import_megatron
 
 # What the head of an `.idx` holds: magic, version, dtype code, sequences, document borders.
 _HEADER = struct.Struct("<9sQBQQ")
@@ -131,7 +130,6 @@ def indexed_dataset_module() -> ModuleType:
     """Megatron's `indexed_dataset`. It takes seconds to import, so what only checks sets must not wait for it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of each accelerator package that is not installed
-        import_megatron()
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
 

@@ -114,11 +114,9 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
 @contextmanager
 def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Iterator[Engine]:
     """Megatron's model, this process's part of it, with weights that were saved under any layout."""
-    from nld_train.library_imports import import_megatron
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
-    import_megatron()
     from nld_train.decoding.megatron_engine import MegatronEngine
     from nld_train.model.build import build_model, transformer_config
     from nld_train.model.drafter_adapter import attach_adapter, load_adapter
