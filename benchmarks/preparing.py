@@ -13,13 +13,15 @@ from pathlib import Path
 def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     """`nld-data prepare`, in one process beside this one: its tokens are written as `.bin` and `.idx`."""
     from rich.console import Console
-    from transformers import AutoTokenizer  # noqa: F401 (imported here, outside of what is timed)
 
     from nld_train.data.packed import indexed_dataset_module
     from nld_train.data.prepare import prepare
     from nld_train.data.request import PrepareRequest
     from nld_train.data.sources import SourceSettings
+    from nld_train.data.tokenizer import load_tokenizer
 
+    # What both import late is imported here, outside of what is timed.
+    load_tokenizer(str(tokenizer))
     indexed_dataset_module()
     settings = SourceSettings(
         format="jsonl",

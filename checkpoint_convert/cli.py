@@ -6,10 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, report_mistake
 
 DISAGREEMENT_STATUS = 1
-USER_ERROR_STATUS = 2
 INTERRUPT_STATUS = 130
 
 
@@ -23,8 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _COMMANDS[options.command](options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR_STATUS
+        return report_mistake(str(error))
     except KeyboardInterrupt:
         print("error: interrupted; nothing was left behind", file=sys.stderr)
         return INTERRUPT_STATUS

@@ -24,7 +24,7 @@ def run_to_status(run: Callable[[], None]) -> int:
     try:
         run()
     except UserError as error:
-        return report_mistake(str(error))
+        return report_mistake(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -1,8 +1,9 @@
 """What a user can cause, and how a process says it."""
 
-import os
 import sys
 import time
+
+from nld_train.processes import rank
 
 USER_ERROR_STATUS = 2
 SECONDS_FOR_FIRST_RANK = 3
@@ -20,15 +21,14 @@ def report_mistake(message: str, *, every_rank: bool = True) -> int:
     """Prints one line and returns the exit status of a mistake.
 
     Args:
-        message: of the `UserError`.
+        message: of the `UserError`, in one line.
         every_rank: False for what all processes find alike, which the first one prints alone.
     """
-    rank, line = int(os.environ.get("RANK", 0)), " ".join(message.split())
-    if rank == 0:
-        print(f"error: {line}", file=sys.stderr)
+    if rank() == 0:
+        print(f"error: {message}", file=sys.stderr)
         return USER_ERROR_STATUS
     if every_rank:
-        print(f"error: rank {rank}: {line}", file=sys.stderr)
+        print(f"error: rank {rank()}: {message}", file=sys.stderr)
     # torchrun ends all processes as soon as one has failed: let the first one speak before.
     time.sleep(SECONDS_FOR_FIRST_RANK)
     return USER_ERROR_STATUS

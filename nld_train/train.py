@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nld_train.errors import USER_ERROR_STATUS, UserError, report_mistake
+from nld_train.processes import rank
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -152,7 +153,7 @@ def _varied_keys() -> set[str]:
 
 def _start(config: Config, world_size: int) -> int:
     """Print the plan, build the model on the meta device, or train."""
-    if config.run.dry and _rank() != 0:  # the first process plans for all
+    if config.run.dry and rank() != 0:  # the first process plans for all
         return 0
     if config.run.dry is True:
         from nld_train.config.report import print_plan
@@ -170,10 +171,6 @@ def _start(config: Config, world_size: int) -> int:
     from nld_train.training.run import train
 
     return train(config, [DecodingHook]) or 0
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
 
 
 if __name__ == "__main__":

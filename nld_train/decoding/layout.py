@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from nld_train.config.schema import Config, ParallelConfig
 from nld_train.config.validate_layout import validate_cut
 from nld_train.errors import UserError
+from nld_train.processes import rank
 from nld_train.training.parallel import world_size
 
 
@@ -91,7 +92,7 @@ ONE_PROCESS = Layout()
 @contextmanager
 def first_process_speaks() -> Iterator[None]:
     """What the other processes would print in it goes nowhere: they have the same to say."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank() == 0:
         yield
         return
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):

@@ -71,10 +71,18 @@ def source_of(arguments: Namespace) -> Source:
     # Without a value, `--adapter` means the checkpoint's own; not every command has it.
     adapter = getattr(arguments, "adapter", None)
     named = Path(adapter) if isinstance(adapter, str) else None
-    # Nor does every command share a model among processes.
-    layout = Layout(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1))
+    layout = layout_of(arguments)
     layout.require_one_model()
     return find_source(Path(arguments.checkpoint), arguments.tokenizer, named, layout)
+
+
+def layout_of(arguments: Any) -> Layout:
+    """What `command_line.add_layout` has read; one process where a command shares no model.
+
+    Raises:
+        UserError: a number below 1.
+    """
+    return Layout(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1))
 
 
 def check_batch_size(arguments: Namespace) -> None:
@@ -149,7 +157,7 @@ def policy_of(arguments: Any, source: Source) -> PolicyOf:
         if arguments.policy != "sampler":
             policy = plain[arguments.policy]()
             return lambda engine: policy
-    if max(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1)) > 1:
+    if layout_of(arguments).processes > 1:
         raise UserError("--policy sampler: reads the whole embedding; take --tensor 1 and --pipeline 1")
     directory = sampler_directory(arguments, source)
     require_sampler(directory)

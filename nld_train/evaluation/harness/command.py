@@ -14,6 +14,7 @@ from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import ReadingSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
 from nld_train.files import write_atomically
+from nld_train.processes import rank
 
 _OPTIONS = {"batch_size": "--batch-size", "max_new_tokens": "--max-new-tokens", "block_length": "--block-length"}
 
@@ -29,7 +30,7 @@ def run(arguments: Namespace) -> None:
     wanted = resolve(arguments.tasks)
     _check_output(arguments.output)
     _require_lm_eval()
-    if _rank() > 0:
+    if rank() > 0:
         _serve(arguments, settings, wanted)
         return
     tasks, manager = _load(arguments, wanted)
@@ -80,10 +81,6 @@ def _require_lm_eval() -> None:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise UserError(f"nld-eval needs the extra eval: pip install 'nld-train[eval]' ({error})") from error
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _load(arguments: Namespace, wanted: TaskList) -> tuple[list[Any], Any]:

@@ -15,9 +15,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
-from nld_train.decoding.request import policy_of
+from nld_train.decoding.request import layout_of, policy_of
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.ranks import Ranks, all_processes
 from nld_train.evaluation.harness.reader import Reader
@@ -57,7 +56,7 @@ class NldModel(TemplateLM):
         super().__init__()
         self.settings = ReadingSettings(**settings)
         directory = self.settings.adapter_directory
-        layout = Layout(self.settings.tensor, self.settings.pipeline)
+        layout = layout_of(self.settings)
         layout.require_whole_models()
         adapter = None if directory is None else Path(directory)
         self.source = find_source(Path(checkpoint), tokenizer, adapter, layout)
