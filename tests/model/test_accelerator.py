@@ -72,10 +72,11 @@ def test_compiled_layers_compute_the_same() -> None:
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-5)
 
 
+# Torch's own patch: pytest's deletes the setting afterwards, which then is missing for every later test.
+@torch._dynamo.config.patch(recompile_limit=8)
 def test_layers_share_what_is_compiled_for_more_lengths_than_torch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run has the lengths of its stages, with and without gradients, and those of decoding."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     counter, compile_module = CompileCounter(), torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module,
