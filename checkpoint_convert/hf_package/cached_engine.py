@@ -22,6 +22,7 @@ class StaticCache:
 
     Attributes:
         cached: int64 `[a]`, where the next step's tokens go in each row.
+        lines: int64 `[a]`, the lines of its rows; None for all of them.
         entries: how many entries the step may look at.
     """
 
@@ -31,13 +32,12 @@ class StaticCache:
         self._values = [like.new_zeros(shape) for _ in range(layers)]
         self.capacity = shape[2]
         self.cached = torch.zeros(shape[0], dtype=torch.int64)
+        self.lines: Tensor | None = None
         self.entries = 0
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Puts `[a, groups, T, d]` at each row's place and returns the entries to look at, `[a, groups, E, d]`."""
-        for cache, new in ((self._keys[layer], key), (self._values[layer], value)):
-            self._write(cache, new)
-        return self._keys[layer][:, :, : self.entries], self._values[layer][:, :, : self.entries]
+        return self._written(self._keys[layer], key), self._written(self._values[layer], value)
 
     def keep(self, rows: Tensor) -> None:
         """Drops all rows but these."""
@@ -45,13 +45,19 @@ class StaticCache:
             for layer, cache in enumerate(caches):
                 caches[layer] = cache[rows.to(cache.device)]
 
-    def _write(self, cache: Tensor, new: Tensor) -> None:
+    def _written(self, cache: Tensor, new: Tensor) -> Tensor:
         start, length = int(self.cached[0]), new.shape[2]
+        if self.lines is not None:
+            lines = self.lines.to(cache.device)
+            entries = (self.cached[:, None] + torch.arange(length)).to(cache.device)
+            cache[lines[:, None], :, entries] = new.transpose(1, 2)
+            return cache[:, :, : self.entries][lines]
         if bool((self.cached == start).all()):
             cache[:, :, start : start + length] = new
-            return
-        index = (self.cached[:, None] + torch.arange(length)).to(cache.device)
-        cache.scatter_(2, index[:, None, :, None].expand_as(new), new)
+        else:
+            index = (self.cached[:, None] + torch.arange(length)).to(cache.device)
+            cache.scatter_(2, index[:, None, :, None].expand_as(new), new)
+        return cache[:, :, : self.entries]
 
 
 class CachedEngine:
@@ -97,7 +103,7 @@ class CachedEngine:
     def forward(self, step: Step) -> Tensor:
         """Logits `[a, R, V]` of one step."""
         cache, encoder = self._open_cache(), self.encoder
-        cache.cached, cache.entries = step.cached, self._entries(step, cache.capacity)
+        cache.cached, cache.lines, cache.entries = step.cached, step.lines, self._entries(step, cache.capacity)
         device = encoder.embed_tokens.weight.device
         embeddings = encoder.embed_tokens(step.tokens.to(device))
         view = step_view(self._implementation, step, cache.entries, device, embeddings.dtype)

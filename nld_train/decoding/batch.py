@@ -1,7 +1,8 @@
-"""The rows of one call together: their session, their random streams and their outputs, and how finished rows leave."""
+"""The rows of one call: those at work, and how others take the places of those that have finished."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ class Batch:
         prompts: ids of each row, checked by `check_request`.
         options: settings of the call.
         slack: entries of the cache that a step may need beyond a row's text.
+        places: most rows at work at once; None for all.
         observer: told of every row after each forward that changed it.
     """
 
@@ -31,22 +33,34 @@ class Batch:
         prompts: Sequence[Sequence[int]],
         options: DecodeOptions,
         slack: int,
+        places: int | None = None,
         observer: Observer | None = None,
     ) -> None:
+        places = len(prompts) if places is None else min(places, len(prompts))
         self.options = options
         self.observer = observer
         self.outputs = [
             RowOutput(min(options.max_new_tokens, engine.context_length - len(prompt)), options) for prompt in prompts
         ]
         longest = max(len(prompt) + output.budget for prompt, output in zip(prompts, self.outputs, strict=True))
-        self.session = Session(engine, prompts, longest + slack)
-        self.sampler = Sampler(options, len(prompts))
+        self.session = Session(engine, prompts, places, longest + slack)
+        self.sampler = Sampler(options, range(places))
         self.mask_token_id = engine.mask_token_id
+        self._waiting = deque(range(places, len(prompts)))
+
+    @property
+    def places(self) -> list[int]:
+        """All places of rows at work."""
+        return list(range(len(self.session.rows)))
 
     @property
     def active(self) -> list[RowOutput]:
         """Outputs of the rows at work, in the session's order."""
         return [self.outputs[row] for row in self.session.rows]
+
+    def output(self, place: int) -> RowOutput:
+        """Output of the row at a place."""
+        return self.outputs[self.session.rows[place]]
 
     def remaining(self) -> Tensor:
         """int64 `[a]`: new tokens that still fit into each row at work."""
@@ -56,15 +70,36 @@ class Batch:
         """Decode forwards of the row at `place` until now."""
         return self.session.row_forwards[self.session.rows[place]]
 
-    def commit_first(self, tokens: Tensor) -> list[int]:
-        """Gives each row the token that the prefill predicted, int64 `[a]`; returns the places that go on."""
-        for place, (output, token) in enumerate(zip(self.active, tokens.tolist(), strict=True)):
-            output.commit([token], [0], [False])
-            self.tell(place)
-        return self.leave()
+    def prefill(self, places: Sequence[int], masks: int = 0) -> Tensor:
+        """Begins the rows at these places; see `Session.prefill`."""
+        for place in places:
+            self.output(place).begin()
+        return self.session.prefill(places, masks)
 
-    def commit_cycle(self, drafts: Tensor, sizes: Tensor, accepted: Tensor, following: Tensor) -> list[int]:
-        """Gives each row what a verify pass brought; returns the places that go on.
+    def commit_first(self, places: Sequence[int], tokens: Tensor) -> None:
+        """Gives the rows at these places the token that their prefill predicted, int64 `[n]`."""
+        for place, token in zip(places, tokens.tolist(), strict=True):
+            self.output(place).commit([token], [0], [False])
+            self.tell(place)
+
+    def begin_rows(self, places: Sequence[int]) -> Tensor:
+        """Prefills the rows at these places and gives each its first token: int64 `[n]`."""
+        one = torch.ones(len(places), 1, dtype=torch.bool)
+        tokens = self.sampler.at(places).draw(self.prefill(places), one)[:, 0]
+        self.commit_first(places, tokens)
+        return tokens
+
+    def next_tokens(self, following: Tensor) -> Tensor:
+        """Lets rows leave and others begin: int64 `[a]`, the last token of each row, to that of each row at work."""
+        while True:
+            staying, fresh = self.turn_over()
+            following = following[staying]
+            if not fresh:
+                return following
+            following[fresh] = self.begin_rows(fresh)
+
+    def commit_cycle(self, drafts: Tensor, sizes: Tensor, accepted: Tensor, following: Tensor) -> None:
+        """Gives each row what a verify pass brought.
 
         Args:
             drafts: int64 `[a, T]`, column 0 already committed.
@@ -79,15 +114,28 @@ class Batch:
             kept = output.commit([*row[1 : 1 + good], token], passes, [True] * good + [False])
             output.accepted.append(kept)
             self.tell(place, rejected=row[1 + good : size])
-        return self.leave()
 
-    def leave(self) -> list[int]:
-        """Lets finished rows leave the work; returns the places of those that stay."""
-        staying = [place for place, output in enumerate(self.active) if output.finish is None]
+    def turn_over(self) -> tuple[list[int], list[int]]:
+        """Lets finished rows leave the work, and waiting ones take their places.
+
+        Returns:
+            The places that stay, and which of these, counted anew, have a row that is still to be prefilled.
+        """
+        staying: list[int] = []
+        fresh: list[int] = []
+        for place, output in enumerate(self.active):
+            if output.finish is not None:
+                if not self._waiting:
+                    continue
+                row = self._waiting.popleft()
+                self.session.begin_row(place, row)
+                self.sampler.begin_row(place, row)
+                fresh.append(len(staying))
+            staying.append(place)
         if len(staying) < len(self.session.rows):
             self.session.keep(staying)
             self.sampler.keep(staying)
-        return staying
+        return staying, fresh
 
     def tell(
         self,
@@ -100,14 +148,16 @@ class Batch:
         """Tells the observer how the row at `place` stands; the last three say it of a block at work."""
         if self.observer is None:
             return
-        output = self.active[place]
+        output = self.output(place)
         self.observer(
             Progress(
                 row=self.session.rows[place],
                 tokens=tuple(output.tokens),
                 block=tuple(block),
                 rejected=tuple(rejected),
-                finished=output.finish is not None,
+                finish=output.finish,
+                forwards=self.forwards_so_far(place),
+                seconds=output.seconds,
                 committed_by=(*output.committed_by, *committed_by),
                 drafted=(*output.drafted, *drafted),
             )
@@ -124,4 +174,5 @@ class Batch:
             accepted=[output.accepted for output in self.outputs],
             committed_by=[output.committed_by for output in self.outputs],
             drafted=[output.drafted for output in self.outputs],
+            seconds=[output.seconds for output in self.outputs],
         )

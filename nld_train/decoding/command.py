@@ -1,11 +1,10 @@
-"""What `nld-decode` does: read prompts, open a checkpoint, decode batch after batch, show what came of it."""
+"""What `nld-decode` does: read prompts, open a checkpoint, decode, show what came of it."""
 
 from __future__ import annotations
 
 import json
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +17,11 @@ from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.layout import first_process_speaks
 from nld_train.decoding.options import check_request
-from nld_train.decoding.outputs import DecodeResult
+from nld_train.decoding.outputs import DecodeResult, Observer, Progress
 from nld_train.decoding.request import Request, in_one_line, policy_of, read_request
-from nld_train.decoding.statistics import agreement, merged, tokens_per_forward
+from nld_train.decoding.statistics import agreement, tokens_per_forward
 from nld_train.decoding.terminal import Watcher, numeric, print_row, printable, report_console
+from nld_train.decoding.watching import InOrder, Observers
 from nld_train.decoding.ways import Way, refuse_unread, ways_of
 
 # More of a text than any terminal has room for.
@@ -31,17 +31,22 @@ _WARMING_TOKENS = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """A batch and how long it took.
+    """All prompts in one way, and how long it took.
 
     Attributes:
-        first: number of its first prompt.
-        result: its tokens.
-        seconds: wall time, its prefill included, without what it took to show it.
+        result: their tokens.
+        rows: each as it ended.
+        seconds: wall time, prefills included, without what it took to show them.
     """
 
-    first: int
     result: DecodeResult
+    rows: list[Progress]
     seconds: float
+
+    @property
+    def speed(self) -> float:
+        """New tokens per second."""
+        return sum(self.result.new_tokens) / self.seconds
 
 
 def run(arguments: Namespace) -> None:
@@ -67,18 +72,20 @@ class Job(Request):
     """A request and how its answer is shown."""
 
     def show(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
-        """Decodes in one way; each batch is shown while it grows, or as JSON when it is done."""
-        console = Console(highlight=False, soft_wrap=True)
-        live = console.is_terminal and not as_json
-        for decoded in self._decoded(engine, ways[0], console if live else None):
-            for row in range(len(decoded.result.token_ids)):
-                if as_json:
-                    print(json.dumps(self._record(ways[0], decoded, row), ensure_ascii=False), flush=True)
-                else:
-                    text = self.texts[decoded.first + row]
-                    print_row(console, self.source.tokenizer, ways[0].mode, text, decoded.result, row)
-            if not as_json:
-                console.print(_summary(ways[0], [decoded]), style="dim")
+        """Decodes in one way; rows are shown while they grow, and printed, or given as JSON, as they are done."""
+        way, console = ways[0], Console(highlight=False, soft_wrap=True)
+        if as_json:
+            self._decode(engine, way, InOrder(lambda row: _print_json(self._record(way, row))))
+            return
+        tokenizer, watcher = self.source.tokenizer, None
+        if console.is_terminal:
+            watcher = Watcher(console, tokenizer, way.mode, self.texts)
+        printed = InOrder(
+            watcher.print if watcher else lambda row: print_row(console, tokenizer, way.mode, self.texts[row.row], row)
+        )
+        with watcher or nullcontext():
+            decoded = self._decode(engine, way, watcher, printed)
+        console.print(_summary(way, decoded), style="dim")
 
     def compare(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
         """Decodes in every way, AR first, and shows them side by side."""
@@ -86,15 +93,17 @@ class Job(Request):
         reference: list[list[int]] = []
         for way in ways:
             self._warm_up(engine, way)
-            batches = list(self._decoded(engine, way))
-            token_ids = [ids for decoded in batches for ids in decoded.result.token_ids]
+            decoded = self._decode(engine, way)
+            token_ids = decoded.result.token_ids
             reference = reference or token_ids
             if as_json:
-                self._print_with_agreement(way, batches, reference)
+                for row in decoded.rows:
+                    same = _same(way, [list(row.tokens)], [reference[row.row]])
+                    _print_json({**self._record(way, row), "agreement": same})
             same = _same(way, token_ids, reference)
             figures = (
-                f"{_per_forward(batches):.2f}",
-                f"{_speed(batches):,.0f}",
+                f"{tokens_per_forward(decoded.result):.2f}",
+                f"{decoded.speed:,.0f}",
                 "-" if same is None else f"{same:.1%}",
             )
             table.add_row(way.name, self._one_line(token_ids[0]), *figures)
@@ -104,43 +113,31 @@ class Job(Request):
     def _warm_up(self, engine: Engine, way: Way) -> None:
         """A few tokens that nobody counts: what a mode's first forwards cost once is not its speed."""
         few = min(way.options.max_new_tokens, _WARMING_TOKENS)
-        brief = replace(way, options=replace(way.options, max_new_tokens=few))
-        next(self._decoded(engine, brief))
+        first = replace(self, prompts=self.prompts[: self.batch_size])
+        first._decode(engine, replace(way, options=replace(way.options, max_new_tokens=few)))
 
-    def _decoded(self, engine: Engine, way: Way, console: Console | None = None) -> Iterator[Decoded]:
-        """Batch after batch, watched on a terminal where one is given."""
+    def _decode(self, engine: Engine, way: Way, *observers: Observer | None) -> Decoded:
         policy = way.policy(engine) if way.policy else None
-        for first in range(0, len(self.prompts), self.batch_size):
-            batch = slice(first, first + self.batch_size)
-            options = replace(way.options, seeds=way.options.seed_of(first))
-            watcher = Watcher(console, self.source.tokenizer, way.mode, self.texts[batch]) if console else None
-            with watcher or nullcontext():
-                begin = time.perf_counter()
-                result = decode(engine, self.prompts[batch], way.mode, options, policy, watcher)
-                seconds = time.perf_counter() - begin
-            yield Decoded(first, result, seconds - (watcher.seconds if watcher else 0.0))
+        rows: list[Progress] = []
+        observer = Observers(*observers, InOrder(rows.append))
+        begin = time.perf_counter()
+        result = decode(engine, self.prompts, way.mode, way.options, policy, observer, self.batch_size)
+        return Decoded(result, rows, time.perf_counter() - begin - observer.seconds)
 
-    def _print_with_agreement(self, way: Way, batches: list[Decoded], reference: list[list[int]]) -> None:
-        for decoded in batches:
-            for row, ids in enumerate(decoded.result.token_ids):
-                record = self._record(way, decoded, row)
-                record["agreement"] = _same(way, [ids], [reference[decoded.first + row]])
-                print(json.dumps(record, ensure_ascii=False), flush=True)
-
-    def _record(self, way: Way, decoded: Decoded, row: int) -> dict[str, Any]:
-        """One prompt as JSON; `seconds` are those of its batch, all other numbers its own."""
-        result = decoded.result
+    def _record(self, way: Way, row: Progress) -> dict[str, Any]:
+        """One prompt as JSON, all numbers its own; `seconds` beside the others at work."""
+        new = len(row.tokens)
         return {
             "mode": way.name,
-            "prompt": self.texts[decoded.first + row],
-            "text": self.source.tokenizer.decode(result.token_ids[row], skip_special_tokens=True),
-            "token_ids": result.token_ids[row],
-            "new_tokens": result.new_tokens[row],
-            "forwards": result.row_forwards[row],
-            "prefill": result.prefill,
-            "tokens_per_forward": result.tokens_per_forward[row],
-            "seconds": decoded.seconds,
-            "finish": result.finish[row],
+            "prompt": self.texts[row.row],
+            "text": self.source.tokenizer.decode(list(row.tokens), skip_special_tokens=True),
+            "token_ids": list(row.tokens),
+            "new_tokens": new,
+            "forwards": row.forwards,
+            "prefill": 1,
+            "tokens_per_forward": new / max(1, row.forwards),
+            "seconds": row.seconds,
+            "finish": row.finish,
         }
 
     def _one_line(self, token_ids: list[int]) -> Text:
@@ -153,17 +150,11 @@ def _same(way: Way, token_ids: list[list[int]], reference: list[list[int]]) -> f
     return agreement(token_ids, reference) if way.options.temperature == 0 else None
 
 
-def _speed(batches: list[Decoded]) -> float:
-    """New tokens per second of all batches."""
-    return sum(sum(decoded.result.new_tokens) for decoded in batches) / sum(decoded.seconds for decoded in batches)
+def _print_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
-def _per_forward(batches: list[Decoded]) -> float:
-    return tokens_per_forward(merged([decoded.result for decoded in batches]))
-
-
-def _summary(way: Way, batches: list[Decoded]) -> str:
-    new = sum(sum(decoded.result.new_tokens) for decoded in batches)
-    seconds = sum(decoded.seconds for decoded in batches)
-    figures = f"{_per_forward(batches):.2f} tokens per forward, {_speed(batches):,.0f} tokens/s"
-    return f"{way.name}: {new} tokens in {seconds:.2f} s, {figures}"
+def _summary(way: Way, decoded: Decoded) -> str:
+    new = sum(decoded.result.new_tokens)
+    figures = f"{tokens_per_forward(decoded.result):.2f} tokens per forward, {decoded.speed:,.0f} tokens/s"
+    return f"{way.name}: {new} tokens in {decoded.seconds:.2f} s, {figures}"

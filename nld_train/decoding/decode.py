@@ -25,8 +25,11 @@ def decode(
     options: DecodeOptions,
     policy: CommitPolicy | None = None,
     observer: Observer | None = None,
+    batch_size: int | None = None,
 ) -> DecodeResult:
     """Continues prompts of unequal length together (reference section 7).
+
+    A prompt that waits begins as soon as a row has finished, in its place. A row's text is the same in any batch.
 
     Args:
         engine: the model.
@@ -35,17 +38,21 @@ def decode(
         options: settings of the call.
         policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
         observer: told of every row after each forward that changed it.
+        batch_size: most rows at work at once; None for all.
 
     Raises:
-        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one.
+        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one; a batch of no
+            rows.
     """
     check_request(engine, prompts, mode, options)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is not 1 or more")
     if (policy is not None) != (mode == "diffusion"):
         raise ValueError(f"policy: mode {mode!r} {'needs one' if mode == 'diffusion' else 'takes none'}")
     length = options.block_length
     # Quadratic runs k drafts and k * k masks past the text, the others at most a block.
     slack = length * (length + 1) if mode == "quadratic" else 0 if mode == "ar" else length
-    batch = Batch(engine, prompts, options, slack, observer)
+    batch = Batch(engine, prompts, options, slack, batch_size, observer)
     if mode == "ar":
         decode_autoregressive(batch)
     elif mode == "linear":

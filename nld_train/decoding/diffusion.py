@@ -41,26 +41,42 @@ def decode_diffusion(batch: Batch, policy: CommitPolicy) -> None:
     Rows do not wait for each other: one forward denoises the blocks of some and writes the complete blocks of others,
     so the batch takes as many forwards as its slowest row would alone.
     """
-    first = torch.ones(len(batch.outputs), 1, dtype=torch.bool)
-    seeds = batch.sampler.draw(batch.session.prefill(), first)
     blocks = _empty_blocks(batch)
-    _start_blocks(batch, blocks, torch.ones(len(seeds), dtype=torch.bool), seeds[:, 0])
-    _finish_rows(batch, blocks)
+    _begin_rows(batch, blocks, batch.places)
+    _turn_over(batch, blocks)
     while batch.session.rows:
         complete = ~blocks.masked.any(1)
         width = int(blocks.sizes.max())
         logits = batch.session.look_or_append(blocks.tokens[:, :width], blocks.sizes, appended=complete)
         proposals = batch.sampler.draw(logits, _wanted(blocks, complete, width))
         _denoise(batch, policy, blocks, logits, proposals, ~complete)
-        seeds = proposals[torch.arange(len(complete)), blocks.sizes - 1]
-        _start_blocks(batch, blocks, complete, seeds)
-        _finish_rows(batch, blocks)
+        written = torch.nonzero(complete).flatten()
+        _start_blocks(batch, blocks, written.tolist(), proposals[written, blocks.sizes[written] - 1])
+        _commit(batch, blocks, batch.places)
+        _turn_over(batch, blocks)
 
 
 def _empty_blocks(batch: Batch) -> Blocks:
-    shape = (len(batch.outputs), batch.options.block_length)
-    zeros = torch.zeros(shape, dtype=torch.int64)
+    zeros = torch.zeros(len(batch.places), batch.options.block_length, dtype=torch.int64)
     return Blocks(zeros.clone(), zeros.bool(), zeros[:, 0].clone(), zeros[:, 0].clone(), zeros)
+
+
+def _begin_rows(batch: Batch, blocks: Blocks, places: list[int]) -> None:
+    """Prefills the rows at these places, and begins the first block of each."""
+    one = torch.ones(len(places), 1, dtype=torch.bool)
+    seeds = batch.sampler.at(places).draw(batch.prefill(places), one)[:, 0]
+    _start_blocks(batch, blocks, places, seeds)
+    _commit(batch, blocks, places)
+
+
+def _turn_over(batch: Batch, blocks: Blocks) -> None:
+    """Lets rows leave and others begin, until every row at work has something to do."""
+    while True:
+        staying, fresh = batch.turn_over()
+        blocks.keep(staying)
+        if not fresh:
+            return
+        _begin_rows(batch, blocks, fresh)
 
 
 def _wanted(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
@@ -69,12 +85,12 @@ def _wanted(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
     return torch.where(complete[:, None], last, blocks.masked[:, :width])
 
 
-def _start_blocks(batch: Batch, blocks: Blocks, fresh: Tensor, seeds: Tensor) -> None:
-    """`[seed, MASK x (size - 1)]` in the rows of bool `[a]` `fresh`; the seed was predicted by the last forward."""
-    for place in torch.nonzero(fresh).flatten().tolist():
-        size = min(batch.options.block_length, batch.active[place].remaining)
+def _start_blocks(batch: Batch, blocks: Blocks, places: list[int], seeds: Tensor) -> None:
+    """`[seed, MASK x (size - 1)]` at these places; the seeds, int64 `[n]`, were predicted by the last forward."""
+    for place, seed in zip(places, seeds.tolist(), strict=True):
+        size = min(batch.options.block_length, batch.output(place).remaining)
         blocks.tokens[place] = batch.mask_token_id
-        blocks.tokens[place, 0] = seeds[place]
+        blocks.tokens[place, 0] = seed
         blocks.masked[place] = False
         blocks.masked[place, 1:size] = True
         blocks.sizes[place] = size
@@ -96,7 +112,7 @@ def _denoise(
         blocks.tokens[place, where] = proposals[place, where]
         blocks.masked[place, where] = False
         blocks.committed_by[place, where] = batch.forwards_so_far(place)
-        batch.active[place].accepted.append(len(where))
+        batch.output(place).accepted.append(len(where))
     blocks.passes[places] += 1
 
 
@@ -121,9 +137,10 @@ def _view(batch: Batch, blocks: Blocks, logits: Tensor, proposals: Tensor, place
     )
 
 
-def _finish_rows(batch: Batch, blocks: Blocks) -> None:
-    """Moves complete blocks into the outputs, ends rows at a stop with no mask before it, and lets them leave."""
-    for place, output in enumerate(batch.active):
+def _commit(batch: Batch, blocks: Blocks, places: list[int]) -> None:
+    """Moves complete blocks into the outputs, and ends rows at a stop with no mask before it."""
+    for place in places:
+        output = batch.output(place)
         size = int(blocks.sizes[place])
         masked, tokens = blocks.masked[place, :size].tolist(), blocks.tokens[place, :size].tolist()
         certain = masked.index(True) if any(masked) else size
@@ -133,8 +150,6 @@ def _finish_rows(batch: Batch, blocks: Blocks) -> None:
             batch.tell(place)
         else:
             _tell_of_block(batch, place, tokens, masked, blocks.committed_by[place, :size].tolist())
-    staying = batch.leave()
-    blocks.keep(staying)
 
 
 def _tell_of_block(batch: Batch, place: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:

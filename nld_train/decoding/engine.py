@@ -32,6 +32,7 @@ class Step:
         causal: bool `[a]`, rows whose tokens see each other causally (True) or in both directions (False).
         pattern: bool `[T, T]` or `[a, T, T]` (query, key), says who sees whom instead of `causal`; None elsewhere.
         outputs: int64 `[a, R]`, the tokens whose logits are wanted; None for all T.
+        lines: int64 `[a]`, the lines of the cache that the rows stand on, each once; None for all lines in order.
         adapter: run with the drafter adapter. What such a step leaves in the cache is never kept.
     """
 
@@ -42,6 +43,7 @@ class Step:
     causal: Tensor
     pattern: Tensor | None = None
     outputs: Tensor | None = None
+    lines: Tensor | None = None
     adapter: bool = False
 
     def visible_inside(self) -> Tensor:
@@ -88,7 +90,7 @@ class Engine(Limits, Protocol):
         """Makes an empty cache of `rows` lines with `capacity` entries each, in place of any earlier one."""
 
     def forward(self, step: Step) -> Tensor:
-        """Runs a step over all lines of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
+        """Runs a step over lines of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
 
         They may lie on any device; what a decoder makes of them lies on the CPU.
         """
@@ -101,4 +103,4 @@ class Engine(Limits, Protocol):
         """
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all lines but these (int64, in this order): finished rows leave the work."""
+        """Drops all lines but these (int64, in this order): rows have finished, and no others wait for their lines."""

@@ -11,16 +11,15 @@ from .verification import Drafts, verify
 
 def decode_linear(batch: Batch) -> None:
     """Decodes all rows, 1 to B tokens per 2 forwards, as AR decoding would (reference section 7)."""
-    first = torch.ones(len(batch.outputs), 1, dtype=torch.bool)
-    seeds = batch.sampler.draw(batch.session.prefill(), first)[:, 0]
-    seeds = seeds[batch.commit_first(seeds)]
+    seeds = batch.next_tokens(batch.begin_rows(batch.places))
     while batch.session.rows:
         drafts = _draft(batch, seeds)
         before = batch.session.lengths
         verdicts = batch.session.append(drafts.tokens, drafts.sizes)
         accepted, following = verify(batch.sampler, drafts, verdicts)
         batch.session.crop(before + 1 + accepted)
-        seeds = following[batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)]
+        batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
+        seeds = batch.next_tokens(following)
 
 
 def _draft(batch: Batch, seeds: Tensor) -> Drafts:

@@ -46,11 +46,13 @@ class Destinations:
     """Where a step's keys and values go, one member per real token.
 
     Attributes:
+        rows: int64 `[n]`, rows of the step.
         lines: int64 `[n]`, lines of the cache.
         tokens: int64 `[n]`, which token of its row each of them is.
         entries: int64 `[n]`, places in the line.
     """
 
+    rows: Tensor
     lines: Tensor
     tokens: Tensor
     entries: Tensor
@@ -59,9 +61,10 @@ class Destinations:
     def of(cls, step: Step, device: torch.device) -> Destinations:
         """The destinations of any step."""
         real = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
-        lines, tokens = real.nonzero(as_tuple=True)
-        entries = step.cached[lines] + tokens
-        return cls(lines.to(device), tokens.to(device), entries.to(device))
+        rows, tokens = real.nonzero(as_tuple=True)
+        lines = rows if step.lines is None else step.lines[rows]
+        entries = step.cached[rows] + tokens
+        return cls(rows.to(device), lines.to(device), tokens.to(device), entries.to(device))
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ class CachedContext:
         sine: `[T, a, 1, head_dim]`.
         query_scale: `[T, a, 1, 1]` or None.
         cache: of this rank.
-        destinations: of the step's keys and values; None where all rows stand at the same place without padding, and
+        destinations: of the step's keys and values; None where all lines stand at the same place without padding, and
             they go to the last T of the first `size` entries.
+        lines: int64 `[a]`, those of the rows; None for all.
         size: entries that are looked at.
         visible: bool `[a, 1, T, size]`, who sees which of them; None where everyone sees all.
         adapted: `[1, 1, 1]`, 1, where the step drafts with the adapter, else None.
@@ -86,6 +90,7 @@ class CachedContext:
     query_scale: Tensor | None
     cache: KeyValueCache
     destinations: Destinations | None
+    lines: Tensor | None
     size: int
     visible: Tensor | None
     adapted: Tensor | None = None
@@ -106,7 +111,8 @@ class CachedContext:
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
             cache=cache,
-            destinations=None if together else Destinations.of(step, device),
+            destinations=None if together and step.lines is None else Destinations.of(step, device),
+            lines=None if step.lines is None else step.lines.to(device),
             size=size,
             visible=visible,
             adapted=cosine.new_ones(1, 1, 1) if step.adapter else None,
@@ -118,23 +124,24 @@ class CachedContext:
         Query heads of a group share their keys, so they are laid out as more rows of one product.
         """
         del attend
-        keys, values = self.cache.of_layer(layer, key)
-        self._write(keys, key)
-        self._write(values, value)
+        keys, values = (
+            self._written(lines, new) for lines, new in zip(self.cache.of_layer(layer, key), (key, value), strict=True)
+        )
         rows, heads, length, width = query.shape
         repeats = heads // key.shape[1]
         folded = query.reshape(rows, key.shape[1], repeats * length, width)
-        output = F.scaled_dot_product_attention(
-            folded, keys[:, :, : self.size], values[:, :, : self.size], attn_mask=self._mask(repeats)
-        )
+        output = F.scaled_dot_product_attention(folded, keys, values, attn_mask=self._mask(repeats))
         return output.reshape(rows, heads, length, width)
 
-    def _write(self, lines: Tensor, new: Tensor) -> None:
+    def _written(self, lines: Tensor, new: Tensor) -> Tensor:
+        """Writes `[a, groups, T, head_dim]` and returns the entries to look at, `[a, groups, size, head_dim]`."""
         if self.destinations is None:
             lines[:, :, self.size - new.shape[2] : self.size] = new
         else:
             places = self.destinations
-            lines[places.lines, :, places.entries] = new[places.lines, :, places.tokens]
+            lines[places.lines, :, places.entries] = new[places.rows, :, places.tokens]
+        seen = lines[:, :, : self.size]
+        return seen if self.lines is None else seen[self.lines]
 
     def _mask(self, repeats: int) -> Tensor | None:
         if self.visible is None:

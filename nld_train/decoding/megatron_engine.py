@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -167,13 +168,6 @@ def _pad(step: Step, multiple: int) -> Step:
     if missing == 0:
         return step
     pattern = None if step.pattern is None else F.pad(step.pattern, (0, missing, 0, missing))
-    return Step(
-        tokens=F.pad(step.tokens, (0, missing)),
-        positions=F.pad(step.positions, (0, missing)),
-        counts=step.counts,
-        cached=step.cached,
-        causal=step.causal,
-        pattern=pattern,
-        outputs=step.outputs,
-        adapter=step.adapter,
+    return replace(
+        step, tokens=F.pad(step.tokens, (0, missing)), positions=F.pad(step.positions, (0, missing)), pattern=pattern
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,6 +28,7 @@ class DecodeResult:
             counted in the speculative modes. The first token comes from the prefill, outside of any cycle.
         committed_by: for each new token the row's forward that committed it, from 1; 0 for the prefill.
         drafted: for each new token, whether it was a draft (or was denoised) rather than an AR prediction.
+        seconds: wall time of each row from its prefill to its last token, beside the other rows at work.
     """
 
     token_ids: list[list[int]]
@@ -37,6 +39,7 @@ class DecodeResult:
     accepted: list[list[int]]
     committed_by: list[list[int]]
     drafted: list[list[bool]]
+    seconds: list[float] = field(compare=False)
 
     @property
     def new_tokens(self) -> list[int]:
@@ -61,7 +64,9 @@ class Progress:
         tokens: committed new tokens.
         block: tokens of the block at work, None where still masked (diffusion).
         rejected: drafts that this cycle refused (speculative modes).
-        finished: has it ended.
+        finish: how it has ended; None while it goes on.
+        forwards: decode forwards it has taken part in.
+        seconds: as in `DecodeResult`; 0 while it goes on.
         committed_by: for each of `tokens`, then of `block`, as in `DecodeResult`; 0 where masked.
         drafted: likewise; False where masked.
     """
@@ -70,7 +75,9 @@ class Progress:
     tokens: tuple[int, ...]
     block: tuple[int | None, ...] = ()
     rejected: tuple[int, ...] = ()
-    finished: bool = False
+    finish: Finish | None = None
+    forwards: int = 0
+    seconds: float = 0.0
     committed_by: tuple[int, ...] = ()
     drafted: tuple[bool, ...] = ()
 
@@ -89,6 +96,8 @@ class RowOutput:
     drafted: list[bool] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     finish: Finish | None = None
+    began: float = 0.0
+    seconds: float = 0.0
     # How many tokens, those of a block at work included, were looked at for a stop, and how many stand up to one.
     _checked: int = field(default=0, init=False)
     _stop: int | None = field(default=None, init=False)
@@ -103,6 +112,10 @@ class RowOutput:
         """New tokens that still fit."""
         return self.budget - len(self.tokens)
 
+    def begin(self) -> None:
+        """Its prefill is about to run."""
+        self.began = time.perf_counter()
+
     def commit(self, tokens: Sequence[int], passes: Sequence[int], drafted: Sequence[bool]) -> int:
         """Takes tokens up to the first stop and to the budget; returns how many it took."""
         stop = self.stop_after(tokens)
@@ -114,6 +127,8 @@ class RowOutput:
             self.finish = "stop"
         elif self.remaining == 0:
             self.finish = "length"
+        if self.finish is not None:
+            self.seconds = time.perf_counter() - self.began
         return kept
 
     def stop_after(self, tokens: Sequence[int]) -> int | None:

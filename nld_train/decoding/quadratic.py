@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def decode_quadratic(batch: Batch) -> None:
     The tokens of a cycle travel as `[draft_0 .. draft_{k-1} | masks of group 0 | .. | masks of group k-1]`, the drafts
     in front, so that what they leave in the cache lies there as text, and keeping the accepted ones is a crop.
     """
-    drafts = _first_drafts(batch)
+    drafts = _next_drafts(batch, *_begin_rows(batch, batch.places))
     while batch.session.rows:
         before = batch.session.lengths
         verdicts = _cycle(batch, drafts.tokens)
@@ -26,17 +26,28 @@ def decode_quadratic(batch: Batch) -> None:
         # Of the k groups only one goes on: the head runs over its k masks instead of all k * k.
         predictions = batch.session.reread(masks_of(accepted, length))
         batch.session.crop(before + 1 + accepted)
-        staying = batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
-        drafts = _drafts_from(batch, predictions[staying], following[staying])
+        batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
+        drafts = _next_drafts(batch, predictions, following)
 
 
-def _first_drafts(batch: Batch) -> Drafts:
-    """Prefill `[prompt | MASK x k]`: the AR token, and drafts after it."""
-    logits = batch.session.prefill(masks=batch.options.block_length)
+def _begin_rows(batch: Batch, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Prefills `[prompt | MASK x k]`: predictions `[n, k, V]` at the masks, int64 `[n]` the AR tokens before them."""
+    logits = batch.prefill(places, masks=batch.options.block_length)
     alone = Drafts(torch.zeros(len(logits), 1).long(), torch.ones(len(logits)).long(), logits[:, :1])
-    _, following = verify(batch.sampler, alone, logits[:, :1], _blend(batch, lambda _: logits[:, 1]))
-    staying = batch.commit_first(following)
-    return _drafts_from(batch, logits[staying, 1:], following[staying])
+    blend = _blend(batch, lambda _: logits[:, 1])
+    _, following = verify(batch.sampler.at(places), alone, logits[:, :1], blend)
+    batch.commit_first(places, following)
+    return logits[:, 1:], following
+
+
+def _next_drafts(batch: Batch, predictions: Tensor, following: Tensor) -> Drafts:
+    """Lets rows leave and others begin; then the drafts of each row at work, from what was predicted for it."""
+    while True:
+        staying, fresh = batch.turn_over()
+        predictions, following = predictions[staying], following[staying]
+        if not fresh:
+            return _drafts_from(batch, predictions, following)
+        predictions[fresh], following[fresh] = _begin_rows(batch, fresh)
 
 
 def _blend(batch: Batch, predictions: Callable[[Tensor], Tensor]) -> Blend | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,18 +16,31 @@ class Sampler:
 
     Args:
         options: temperature, top-k, top-p and seeds.
-        rows: number of rows.
+        rows: numbers of the rows, in the order of all tensors here.
     """
 
-    def __init__(self, options: DecodeOptions, rows: int) -> None:
+    def __init__(self, options: DecodeOptions, rows: Sequence[int]) -> None:
         self.options = options
         self.greedy = options.temperature == 0
         # Drawn on the CPU: the same numbers on every device and on every rank.
-        self._generators = [torch.Generator().manual_seed(options.seed_of(row)) for row in range(rows)]
+        self._generators = [self._stream(row) for row in rows]
 
-    def keep(self, rows: list[int]) -> None:
-        """Forgets all rows but these."""
-        self._generators = [self._generators[row] for row in rows]
+    def begin_row(self, place: int, row: int) -> None:
+        """Gives a place to another row."""
+        self._generators[place] = self._stream(row)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Forgets all rows but those at these places."""
+        self._generators = [self._generators[place] for place in places]
+
+    def at(self, places: Sequence[int]) -> Sampler:
+        """A sampler for the rows at these places alone; it draws from the same streams."""
+        part = copy.copy(self)
+        part.keep(places)
+        return part
+
+    def _stream(self, row: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.options.seed_of(row))
 
     def distribution(self, logits: Tensor) -> Tensor:
         """Probabilities `[..., V]` after temperature, top-k and top-p; a greedy sampler puts all on the argmax."""

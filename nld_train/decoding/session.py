@@ -1,4 +1,7 @@
-"""The cache of one batch as its decoders see it: prefill, look, append, crop, and the count of every forward."""
+"""The cache of one batch as its decoders see it: prefill, look, append, crop, and the count of every forward.
+
+A place is a line of the cache. It holds one row after another: when a row has finished, the next prompt begins there.
+"""
 
 from __future__ import annotations
 
@@ -16,48 +19,59 @@ class Session:
     Args:
         engine: the model.
         prompts: ids of each row.
-        capacity: entries per row; must hold the text and the largest step beyond it.
+        places: how many rows are at work at once; the first prompts begin in them.
+        capacity: entries per place; must hold any row's text and the largest step beyond it.
 
     Attributes:
-        rows: places in the batch of the rows still at work, in the order of every tensor here.
+        rows: numbers of the rows at work, in the order of every tensor here.
         lengths: int64 `[a]`, committed tokens of each of them that are in the cache.
         forwards: decode forwards of the batch.
         prefills: prefill forwards of the batch.
         row_forwards: decode forwards that each row of the whole batch took part in.
     """
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], capacity: int) -> None:
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], places: int, capacity: int) -> None:
         self.engine = engine
-        self.rows = list(range(len(prompts)))
-        self.lengths = torch.zeros(len(prompts), dtype=torch.int64)
+        self.rows = list(range(places))
+        self.lengths = torch.zeros(places, dtype=torch.int64)
         self.forwards = 0
         self.prefills = 0
         self.row_forwards = [0] * len(prompts)
         self._prompts = prompts
-        engine.begin(len(prompts), capacity)
+        engine.begin(places, capacity)
 
-    def prefill(self, masks: int = 0) -> Tensor:
-        """Runs the prompts causally and keeps them.
+    def begin_row(self, place: int, row: int) -> None:
+        """Gives a place to another row, whose prompt then has to be prefilled."""
+        self.rows[place] = row
+        self.lengths = self.lengths.clone()
+        self.lengths[place] = 0
+
+    def prefill(self, places: Sequence[int], masks: int = 0) -> Tensor:
+        """Runs prompts causally and keeps them.
 
         Args:
+            places: of the rows whose prompts they are, ascending; no token of theirs is in the cache yet.
             masks: so many mask tokens follow each prompt; they see the prompt and each other and are not kept.
 
         Returns:
-            float32 `[b, 1 + masks, V]`: after the prompt's last token, then at each mask.
+            float32 `[n, 1 + masks, V]`, one for each place: after the prompt's last token, then at each mask.
         """
-        sizes = torch.tensor([len(prompt) for prompt in self._prompts])
+        prompts = [self._prompts[self.rows[place]] for place in places]
+        sizes = torch.tensor([len(prompt) for prompt in prompts])
         width = int(sizes.max()) + masks
         tokens = torch.full((len(sizes), width), self.engine.mask_token_id)
-        for row, prompt in enumerate(self._prompts):
-            tokens[row, : len(prompt)] = torch.as_tensor(prompt)
+        for line, prompt in zip(tokens, prompts, strict=True):
+            line[: len(prompt)] = torch.as_tensor(prompt)
+        where = torch.tensor(places)
         logits = self._run(
             tokens,
             sizes + masks,
             pattern=_prompt_then_masks(sizes, width, masks) if masks else None,
             outputs=(sizes - 1)[:, None] + torch.arange(1 + masks),
+            lines=None if len(places) == len(self.rows) else where,
         )
         self.prefills += 1
-        self.lengths = sizes
+        self.lengths = self.lengths.index_copy(0, where, sizes)
         return logits
 
     def look(self, tokens: Tensor, counts: Tensor, adapter: bool = False, busy: Tensor | None = None) -> Tensor:
@@ -120,11 +134,11 @@ class Session:
             raise ValueError("crop: a row cannot become longer")
         self.lengths = lengths
 
-    def keep(self, rows: list[int]) -> None:
-        """Goes on with these rows only (indices into `rows`); the others leave the cache."""
-        self.engine.keep(torch.tensor(rows, dtype=torch.int64))
-        self.rows = [self.rows[row] for row in rows]
-        self.lengths = self.lengths[rows]
+    def keep(self, places: list[int]) -> None:
+        """Goes on with these places only; the rows in the others leave the cache."""
+        self.engine.keep(torch.tensor(places, dtype=torch.int64))
+        self.rows = [self.rows[place] for place in places]
+        self.lengths = self.lengths[places]
 
     def _counted(self, tokens: Tensor, counts: Tensor, busy: Tensor | None = None, **kwargs: object) -> Tensor:
         self.forwards += 1
@@ -140,17 +154,20 @@ class Session:
         offsets: Tensor | None = None,
         pattern: Tensor | None = None,
         outputs: Tensor | None = None,
+        lines: Tensor | None = None,
         adapter: bool = False,
     ) -> Tensor:
         offsets = torch.arange(tokens.shape[1]) if offsets is None else offsets
+        cached = self.lengths if lines is None else self.lengths[lines]
         step = Step(
             tokens=tokens,
-            positions=self.lengths[:, None] + offsets,
+            positions=cached[:, None] + offsets,
             counts=counts,
-            cached=self.lengths,
+            cached=cached,
             causal=torch.ones(len(tokens), dtype=torch.bool) if causal is None else causal,
             pattern=pattern,
             outputs=outputs,
+            lines=lines,
             adapter=adapter,
         )
         return self._without_mask(self.engine.forward(step))

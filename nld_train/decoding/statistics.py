@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 
 from .outputs import DecodeResult
@@ -58,15 +59,22 @@ def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Seq
     return {position: held[position] / number for position, number in enumerate(tested) if number}
 
 
+def one_row(result: DecodeResult, row: int) -> DecodeResult:
+    """A row as if it had been decoded alone."""
+    lists = {name: [values[row]] for name, values in vars(result).items() if isinstance(values, list)}
+    return replace(result, **lists, forwards=result.row_forwards[row], prefill=1)
+
+
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:
-    """Batches that were decoded one after another as one result: rows in order, forwards and prefills added up."""
-    return DecodeResult(
-        token_ids=[row for result in results for row in result.token_ids],
-        finish=[row for result in results for row in result.finish],
+    """Results of several calls as one: rows in order, forwards and prefills added up."""
+    lists = {
+        name: [row for result in results for row in getattr(result, name)]
+        for name, values in vars(results[0]).items()
+        if isinstance(values, list)
+    }
+    return replace(
+        results[0],
+        **lists,
         forwards=sum(result.forwards for result in results),
         prefill=sum(result.prefill for result in results),
-        row_forwards=[row for result in results for row in result.row_forwards],
-        accepted=[row for result in results for row in result.accepted],
-        committed_by=[row for result in results for row in result.committed_by],
-        drafted=[row for result in results for row in result.drafted],
     )

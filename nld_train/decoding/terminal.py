@@ -14,7 +14,7 @@ from rich.table import Column
 from rich.text import Text
 
 from nld_train.decoding.options import Mode
-from nld_train.decoding.outputs import DecodeResult, Progress
+from nld_train.decoding.outputs import Progress
 
 # Tokens of one denoising pass have one colour; neighbouring passes differ.
 _PASSES = ("cyan", "green", "yellow", "magenta", "blue", "red")
@@ -38,10 +38,10 @@ def numeric(name: str) -> Column:
     return Column(name, justify="right", min_width=max(map(len, name.split())))
 
 
-def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, result: DecodeResult, row: int) -> None:
-    """Prints a prompt and its continuation in the colours of what committed it."""
-    styles = styles_of(mode, result.committed_by[row], result.drafted[row])
-    console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), result.token_ids[row], styles))
+def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, row: Progress) -> None:
+    """Prints a prompt and its continuation, a row that has finished, in the colours of what committed it."""
+    styles = styles_of(mode, row.committed_by, row.drafted)
+    console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), row.tokens, styles))
 
 
 def styles_of(mode: Mode, committed_by: Sequence[int], drafted: Sequence[bool]) -> list[str]:
@@ -103,13 +103,13 @@ class RowView:
         self.tokens: list[int | None] = []
         self.styles: list[str] = []
         self.rejected: tuple[int, ...] = ()
-        self.finished = False
+        self.grows = True
 
     def update(self, progress: Progress) -> None:
         """Takes in what a forward has changed."""
         self.tokens = [*progress.tokens, *progress.block]
         self.styles = styles_of(self.mode, progress.committed_by, progress.drafted)
-        self.rejected, self.finished = progress.rejected, progress.finished
+        self.rejected, self.grows = progress.rejected, progress.finish is None
 
     def render(self, decode: Decode) -> Text:
         """The row as text, refused drafts behind it."""
@@ -129,10 +129,7 @@ class RowView:
 
 
 class Watcher:
-    """An observer of a batch that shows its rows while they grow; what it showed is gone at the end.
-
-    Attributes:
-        seconds: how long it took itself to show them.
+    """An observer that shows rows from their first token until they are printed; what it shows is gone at the end.
 
     Args:
         console: a terminal.
@@ -142,10 +139,10 @@ class Watcher:
     """
 
     def __init__(self, console: Console, tokenizer: Any, mode: Mode, prompts: Sequence[str]) -> None:
-        self.seconds = 0.0
+        self._console, self._tokenizer, self._mode = console, tokenizer, mode
         self._decode = _decode_of(tokenizer)
         self._prompts = prompts
-        self._rows = [RowView(mode) for _ in prompts]
+        self._rows: dict[int, RowView] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._shown = 0.0
 
@@ -158,16 +155,22 @@ class Watcher:
 
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
-        begin = time.perf_counter()
-        self._rows[progress.row].update(progress)
-        if begin - self._shown > _REFRESH_SECONDS:
+        self._rows.setdefault(progress.row, RowView(self._mode)).update(progress)
+        if time.perf_counter() - self._shown > _REFRESH_SECONDS:
             self._show()
-            self._shown = time.perf_counter()
-        self.seconds += time.perf_counter() - begin
+
+    def print(self, row: Progress) -> None:
+        """Prints a finished row for good, above those that are still shown."""
+        del self._rows[row.row]
+        # First away with it, or it would stand there twice.
+        self._show()
+        print_row(self._console, self._tokenizer, self._mode, self._prompts[row.row], row)
 
     def _show(self) -> None:
-        texts = [_prompt(text) + row.render(self._decode) for text, row in zip(self._prompts, self._rows, strict=True)]
-        self._live.update(Screen(texts, [not row.finished for row in self._rows]), refresh=True)
+        rows = sorted(self._rows.items())
+        texts = [_prompt(self._prompts[number]) + view.render(self._decode) for number, view in rows]
+        self._live.update(Screen(texts, [view.grows for _, view in rows]), refresh=True)
+        self._shown = time.perf_counter()
 
 
 class Screen:

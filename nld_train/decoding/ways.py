@@ -22,7 +22,7 @@ class Way:
         name: the mode, with a remark where it drafts with the adapter, commits by another policy than the threshold, or
             mixes both heads.
         mode: of the decoder.
-        options: settings of the first batch; later ones go on with the seeds.
+        options: of the decoder.
         policy: what a denoising pass of diffusion commits.
     """
 

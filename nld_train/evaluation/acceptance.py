@@ -16,7 +16,7 @@ from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine
 from nld_train.decoding.load import Source
 from nld_train.decoding.options import check_request
 from nld_train.decoding.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
-from nld_train.decoding.statistics import accepted_per_cycle, merged, tokens_per_forward
+from nld_train.decoding.statistics import accepted_per_cycle, merged, one_row, tokens_per_forward
 from nld_train.decoding.terminal import numeric, report_console
 from nld_train.errors import UserError
 from nld_train.evaluation.categories import Conversation, Question, read_questions
@@ -143,21 +143,7 @@ def _converse(
         result = decode(engine, prompts, reading.mode, reading.options, policy)
         for row, conversation in enumerate(asked):
             conversation.answer(result.token_ids[row])
-            yield conversation.question.category, _row(result, row)
-
-
-def _row(result: DecodeResult, row: int) -> DecodeResult:
-    """One row as if it had been decoded alone."""
-    return DecodeResult(
-        token_ids=[result.token_ids[row]],
-        finish=[result.finish[row]],
-        forwards=result.row_forwards[row],
-        prefill=result.prefill,
-        row_forwards=[result.row_forwards[row]],
-        accepted=[result.accepted[row]],
-        committed_by=[result.committed_by[row]],
-        drafted=[result.drafted[row]],
-    )
+            yield conversation.question.category, one_row(result, row)
 
 
 def _by_category(

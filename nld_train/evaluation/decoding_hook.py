@@ -12,7 +12,7 @@ from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config, DecodingMode
 from nld_train.data.samples import Sample, validation_samples
 from nld_train.data.tokenizer import load_tokenizer
-from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
+from nld_train.decoding import DecodeOptions, DecodeResult, Threshold, decode
 from nld_train.decoding.megatron_engine import MegatronEngine
 from nld_train.decoding.statistics import (
     acceptance_by_position,
@@ -20,7 +20,7 @@ from nld_train.decoding.statistics import (
     agreement,
     tokens_per_forward,
 )
-from nld_train.evaluation.measure import decode_all, rows_at_once
+from nld_train.evaluation.measure import rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.metrics_file import Record
 from nld_train.training.optimizer import unwrap
@@ -122,10 +122,10 @@ class DecodingHook:
         return [prompt_of(samples[place], settings.prompt_tokens) for place in range(settings.prompts)]
 
     def _decode(self, engine: MegatronEngine, way: Way) -> DecodeResult:
-        """In parts whose logits fit beside the state of training."""
+        """As many rows at once as have logits that fit beside the state of training."""
         policy = Threshold(self.config.evaluation.threshold) if way.mode == "diffusion" else None
         rows = rows_at_once(way.mode, way.options.block_length, engine.vocabulary_size)
-        return decode_all(engine, self.prompts, way.mode, way.options, policy, rows)
+        return decode(engine, self.prompts, way.mode, way.options, policy, batch_size=rows)
 
     def _figures(self, way: Way, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
         """What a way came to in so many seconds, beside AR's result."""

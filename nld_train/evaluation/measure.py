@@ -1,34 +1,21 @@
-"""What the reports on decoding share: prompts in batches, figures of a result, and where they are written."""
+"""What the reports on decoding share: figures of a result, and where they are written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, decode
-from nld_train.decoding.statistics import accepted_per_cycle, agreement, merged, tokens_per_forward
+from nld_train.decoding import DecodeResult, Mode
+from nld_train.decoding.statistics import accepted_per_cycle, agreement, tokens_per_forward
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 
 Figures = dict[str, Any]
 # Most logits that a step may return: 1 GiB of float32.
 LOGITS_AT_ONCE = 2**28
-
-
-def decode_all(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    mode: Mode,
-    options: DecodeOptions,
-    policy: CommitPolicy | None,
-    batch_size: int,
-) -> DecodeResult:
-    """Decodes prompts in batches, as one result."""
-    firsts = range(0, len(prompts), batch_size)
-    return merged([decode(engine, prompts[i : i + batch_size], mode, options, policy) for i in firsts])
 
 
 def rows_at_once(mode: Mode, block_length: int, vocabulary_size: int) -> int:

@@ -120,6 +120,5 @@ def collect(engine: Engine, prompts: Sequence[Sequence[int]], options: DecodeOpt
         ValueError: no block had a mask whose token is known, as with a block length of 1.
     """
     collector = Collector()
-    for first in range(0, len(prompts), batch_size):
-        decode(engine, prompts[first : first + batch_size], "diffusion", options, collector)
+    decode(engine, prompts, "diffusion", options, collector, batch_size=batch_size)
     return collector.examples(options.block_length)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, decode
 from nld_train.decoding.terminal import numeric
-from nld_train.evaluation.measure import Figures, decode_all, figures, plot, shown
+from nld_train.evaluation.measure import Figures, figures, plot, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
@@ -48,20 +48,20 @@ def measure_bound(
         `block_length`; `ways`, by name what `measure.figures` has; `oracle_blocks`, how the oracle's blocks went (see
         `of_blocks`).
     """
-    reference = decode_all(engine, prompts, "ar", options, None, batch_size)
+    reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
     rivals = {**policies, "one per pass": ONE_PER_PASS}
     oracle = Oracle(budget, policies)
     ways: dict[str, DecodeResult] = {
-        ORACLE: decode_all(engine, prompts, "diffusion", options, oracle, batch_size),
+        ORACLE: decode(engine, prompts, "diffusion", options, oracle, batch_size=batch_size),
         "ar": reference,
     }
     for name, policy in rivals.items():
-        ways[f"{DIFFUSION}, {name}"] = decode_all(engine, prompts, "diffusion", options, policy, batch_size)
+        ways[f"{DIFFUSION}, {name}"] = decode(engine, prompts, "diffusion", options, policy, batch_size=batch_size)
     for mode in _SPECULATIVE:
-        ways[mode] = decode_all(engine, prompts, mode, options, None, batch_size)
+        ways[mode] = decode(engine, prompts, mode, options, None, batch_size=batch_size)
     if engine.has_adapter:
         with_adapter = replace(options, adapter=True)
-        ways["linear + adapter"] = decode_all(engine, prompts, "linear", with_adapter, None, batch_size)
+        ways["linear + adapter"] = decode(engine, prompts, "linear", with_adapter, None, batch_size=batch_size)
     return {
         "block_length": options.block_length,
         "ways": {name: figures(result, reference) for name, result in ways.items()},

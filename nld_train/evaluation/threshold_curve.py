@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
+from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold, decode
 from nld_train.decoding.statistics import agreement
 from nld_train.decoding.terminal import numeric
 from nld_train.decoding.trained_sampler import SamplerPolicy, TrainedSampler
-from nld_train.evaluation.measure import Figures, decode_all, figures, plot, shown
+from nld_train.evaluation.measure import Figures, figures, plot, shown
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 
@@ -38,14 +38,14 @@ def measure_curves(
         one object per threshold, lowest first: `threshold`, what `measure.figures` has, and
         `agreement_with_one_per_pass`.
     """
-    reference = decode_all(engine, prompts, "ar", options, None, batch_size)
-    slow = decode_all(engine, prompts, "diffusion", options, ONE_PER_PASS, batch_size)
+    reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
+    slow = decode(engine, prompts, "diffusion", options, ONE_PER_PASS, batch_size=batch_size)
     policies: dict[str, Callable[[float], CommitPolicy]] = {"confidence": Threshold}
     if sampler is not None:
         policies["sampler"] = lambda threshold: SamplerPolicy(sampler, threshold)
 
     def point(policy: Callable[[float], CommitPolicy], threshold: float) -> Figures:
-        result = decode_all(engine, prompts, "diffusion", options, policy(threshold), batch_size)
+        result = decode(engine, prompts, "diffusion", options, policy(threshold), batch_size=batch_size)
         same = agreement(result.token_ids, slow.token_ids)
         return {"threshold": threshold, **figures(result, reference), "agreement_with_one_per_pass": same}
 

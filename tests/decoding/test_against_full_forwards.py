@@ -135,7 +135,7 @@ def test_a_batch_equals_its_rows(
     prompts = [*PROMPTS[: 2 if wide else 4], [11, 12], [11, 12]]
     limit = 9 if wide else LIMIT
 
-    def decoded(prompts: list[list[int]], seeds: tuple[int, ...]) -> DecodeResult:
+    def decoded(prompts: list[list[int]], seeds: tuple[int, ...], places: int | None = None) -> DecodeResult:
         options = DecodeOptions(
             limit,
             block_length=length,
@@ -145,13 +145,15 @@ def test_a_batch_equals_its_rows(
             seeds=seeds,
             stop_tokens=(*STOPS, 22),
         )
-        return decode(CountingEngine(models[weights]), prompts, mode, options, policy)
+        return decode(CountingEngine(models[weights]), prompts, mode, options, policy, batch_size=places)
 
     seeds = tuple(range(100, 100 + len(prompts)))
     together = decoded(prompts, seeds)
     alone = [decoded([prompt], (seed,)) for prompt, seed in zip(prompts, seeds, strict=True)]
-    for name in ("token_ids", "finish", "row_forwards", "accepted", "committed_by", "drafted"):
-        assert getattr(together, name) == [getattr(row, name)[0] for row in alone], name
+    # As many places as rows, and fewer, so that rows begin beside others that are far ahead.
+    for result in (together, decoded(prompts, seeds, 2), decoded(prompts, seeds, 3)):
+        for name in ("token_ids", "finish", "row_forwards", "accepted", "committed_by", "drafted"):
+            assert getattr(result, name) == [getattr(row, name)[0] for row in alone], name
     assert together.forwards == max(row.forwards for row in alone)
     unequal = len(set(map(len, together.token_ids))) > 1 or len(set(together.row_forwards)) > 1
     assert wide or unequal, "rows of unequal progress are the point"

@@ -62,6 +62,8 @@ def test_modes_and_what_they_need(engine: CountingEngine) -> None:
         decode(engine, [[1]], "linear", DecodeOptions(3, adapter=True))
     with pytest.raises(ValueError, match="adapter: mode 'quadratic' does not draft with one"):
         decode(engine, [[1]], "quadratic", DecodeOptions(3, adapter=True))
+    with pytest.raises(ValueError, match="batch_size: 0 is not 1 or more"):
+        decode(engine, [[1]], "ar", DecodeOptions(3), batch_size=0)
     with pytest.raises(ValueError, match="seeds: 3 of them for 1 prompts"):
         decode(engine, [[1]], "ar", DecodeOptions(3, seeds=(1, 2, 3)))
 

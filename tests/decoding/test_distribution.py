@@ -48,7 +48,7 @@ def ar_probabilities(model: NemotronLabsDiffusionModel, settings: DecodeOptions)
     ids = torch.tensor([PROMPT + list(text) for text in texts])
     logits = model(ids).logits[:, len(PROMPT) - 1 : -1]
     logits[..., MASK] = float("-inf")
-    steps = Sampler(settings, 1).distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
+    steps = Sampler(settings, [0]).distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
     return dict(zip(texts, steps.squeeze(-1).double().prod(1).tolist(), strict=True))
 
 

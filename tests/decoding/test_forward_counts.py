@@ -54,6 +54,30 @@ def test_finished_rows_leave_the_work(models: Models, mode: Mode, policy: Commit
 
 
 @pytest.mark.parametrize(("mode", "policy"), MODES)
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_waiting_rows_begin_where_others_have_finished(
+    models: Models, mode: Mode, policy: CommitPolicy | None, places: int
+) -> None:
+    """No place is empty while a prompt waits, and what is prefilled is the prompts that begin, nothing else."""
+    engine, prompts = CountingEngine(models["trained"]), [*PROMPTS, *PROMPTS[:2], [30]]
+    options = DecodeOptions(20, block_length=4, stop_tokens=(49,))
+    result = decode(engine, prompts, mode, options, policy, batch_size=places)
+    assert len(engine.steps) == result.forwards + result.prefill
+    begun, at_work, waiting = 0, 0, []
+    for step in engine.steps:
+        if not bool(step.cached.any()):
+            begun += len(step.tokens)
+            continue
+        at_work += len(step.tokens)
+        if begun < len(prompts):
+            waiting.append(len(step.tokens))
+    assert (begun, at_work) == (len(prompts), sum(result.row_forwards))
+    assert waiting
+    assert set(waiting) == {places}
+    assert places == 1 or result.forwards < sum(result.row_forwards)
+
+
+@pytest.mark.parametrize(("mode", "policy"), MODES)
 def test_each_token_names_the_pass_that_committed_it(models: Models, mode: Mode, policy: CommitPolicy | None) -> None:
     result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(20, block_length=4), policy)
     for tokens, committed_by, drafted, forwards in zip(
@@ -106,7 +130,9 @@ def test_an_observer_sees_the_text_grow(models: Models, mode: Mode, policy: Comm
     )
     for row, tokens in enumerate(result.token_ids):
         assert list(seen[row][-1].tokens) == tokens
-        assert [event.finished for event in seen[row]] == [False] * (len(seen[row]) - 1) + [True]
+        assert [event.finish for event in seen[row]] == [None] * (len(seen[row]) - 1) + [result.finish[row]]
+        assert (seen[row][-1].forwards, seen[row][-1].seconds) == (result.row_forwards[row], result.seconds[row])
+        assert seen[row][-1].seconds > 0
         for earlier, later in zip(seen[row][:-1], seen[row][1:], strict=True):
             assert later.tokens[: len(earlier.tokens)] == earlier.tokens
         for event in seen[row]:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 
 from nld_train.decoding import DecodeResult
-from nld_train.decoding.statistics import acceptance_by_position, accepted_per_cycle, agreement, tokens_per_forward
+from nld_train.decoding.statistics import (
+    acceptance_by_position,
+    accepted_per_cycle,
+    agreement,
+    merged,
+    one_row,
+    tokens_per_forward,
+)
 
 
 def result(accepted: list[list[int]], drafted: list[list[bool]], forwards: list[int]) -> DecodeResult:
@@ -21,6 +29,7 @@ def result(accepted: list[list[int]], drafted: list[list[bool]], forwards: list[
         accepted=accepted,
         committed_by=[[0] * len(flags) for flags in drafted],
         drafted=drafted,
+        seconds=[0.5] * rows,
     )
 
 
@@ -47,6 +56,14 @@ def test_rows_add_up() -> None:
     assert acceptance_by_position(both, 3, [10, 10]) == {1: 1 / 3, 2: 1 / 3}
     assert tokens_per_forward(both) == 7 / 6
     assert accepted_per_cycle(both) == pytest.approx(5 / 3)
+
+
+def test_rows_apart_and_together_again() -> None:
+    both = result([[3], [1, 1]], [[P, D, D, P], [P, P, P]], [2, 4])
+    apart = [one_row(both, row) for row in range(2)]
+    assert apart == [result([[3]], [[P, D, D, P]], [2]), result([[1, 1]], [[P, P, P]], [4])]
+    assert merged(apart) == replace(both, forwards=6, prefill=2)
+    assert merged(apart).seconds == both.seconds
 
 
 def test_agreement_counts_missing_tokens_as_different() -> None:

@@ -78,7 +78,7 @@ def test_scores_are_those_of_the_model(trained: Path, results: dict[str, Results
         def total(prefix: list[int], rest: list[int]) -> float:
             value = 0.0
             for place, token in enumerate(rest):
-                logits = Session(engine, [prefix + rest[:place]], 96).prefill()[0, 0]
+                logits = Session(engine, [prefix + rest[:place]], 1, 96).prefill([0])[0, 0]
                 value += float(logits.log_softmax(-1)[token])
             return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from nld_train.decoding import Progress, terminal
 from nld_train.decoding.terminal import RowView, Screen, Watcher, pieces, printable, styles_of
+from nld_train.decoding.watching import InOrder, Observers
 
 
 def decode_bytes(ids: list[int]) -> str:
@@ -86,11 +88,38 @@ def test_what_grows_is_seen_to_its_end() -> None:
     assert shown([numbers] * 9, [True] * 9) == ["0038 0039"] * 6
 
 
-def test_a_watcher_knows_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Watcher, "_show", lambda self: time.sleep(0.02))
+def test_rows_are_handed_on_in_order_once_finished() -> None:
+    taken: list[int] = []
+    observer = InOrder(lambda row: taken.append(row.row))
+    seen = []
+    for row, finish in [(0, None), (2, "stop"), (1, None), (1, "length"), (0, "stop"), (4, "stop"), (3, "length")]:
+        observer(Progress(row, (1,), finish=finish))
+        seen.append(list(taken))
+    assert seen == [[], [], [], [], [0, 1, 2], [0, 1, 2], [0, 1, 2, 3, 4]]
+
+
+def test_observers_know_what_they_cost() -> None:
+    seen: list[Progress] = []
+    observer = Observers(lambda _: time.sleep(0.02), None, seen.append)
+    begin = time.perf_counter()
+    for row in range(3):
+        observer(Progress(row, (1,)))
+    assert 0.06 <= observer.seconds <= time.perf_counter() - begin
+    assert [progress.row for progress in seen] == [0, 1, 2]
+
+
+def test_a_finished_row_is_printed_above_those_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "_REFRESH_SECONDS", 0.0)
-    with Watcher(Console(file=io.StringIO(), force_terminal=True), None, "ar", ["a"]) as watcher:
-        begin = time.perf_counter()
-        for _ in range(3):
-            watcher(Progress(0, (1,), committed_by=(0,), drafted=(False,)))
-        assert 0.06 <= watcher.seconds <= time.perf_counter() - begin
+    console = Console(file=io.StringIO(), force_terminal=True, width=40, height=10)
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "".join(map(chr, ids)))
+    with Watcher(console, tokenizer, "ar", ["first:", "second:", "third:"]) as watcher:
+        for row in (0, 1):
+            watcher(Progress(row, (97,), committed_by=(0,), drafted=(False,)))
+        done = Progress(0, (97, 98), finish="length", committed_by=(0, 1), drafted=(False, False))
+        watcher(done)
+        assert isinstance(console.file, io.StringIO)
+        console.file.truncate(0)
+        watcher.print(done)
+        watcher(Progress(2, (99,), committed_by=(0,), drafted=(False,)))
+        lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", console.file.getvalue()).split()
+    assert lines[lines.index("first:ab") :] == ["first:ab", "second:a", "second:a", "third:c"]

@@ -10,7 +10,7 @@ from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.options import DecodeOptions, Mode
 from nld_train.decoding.policies import CommitPolicy
-from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring, batches
+from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring
 
 
 def generate(
@@ -27,9 +27,9 @@ def generate(
     Args:
         engine: the model.
         requests: prompts and settings.
-        batch_size: prompts that are decoded together.
+        batch_size: most prompts at work at once.
         mode: how.
-        options: the decoder's options from a batch's settings and its rows' seeds.
+        options: the decoder's options from texts' settings and their seeds.
         policy: what a denoising pass of diffusion commits.
         to_text: turns new ids into text.
     """
@@ -39,13 +39,12 @@ def generate(
         groups[request.sampling].append(index)
     for sampling, indices in groups.items():
         indices.sort(key=lambda index: len(requests[index].prompt), reverse=True)
-        for batch in batches(indices, batch_size):
-            rows = [requests[index] for index in batch]
-            settings = options(sampling, tuple(row.seed for row in rows))
-            prompts = [row.prompt for row in rows]
-            result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None)
-            for index, ids, forwards in zip(batch, result.token_ids, result.row_forwards, strict=True):
-                found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
+        rows = [requests[index] for index in indices]
+        settings = options(sampling, tuple(row.seed for row in rows))
+        prompts = [row.prompt for row in rows]
+        result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None, batch_size=batch_size)
+        for index, ids, forwards in zip(indices, result.token_ids, result.row_forwards, strict=True):
+            found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
     return [found[index] for index in range(len(requests))]
 
 
@@ -65,9 +64,9 @@ def greedy_continuations(
             groups[len(request.continuation)][request.context].append(index)
     for size, askers in groups.items():
         settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
-        for contexts in batches(sorted(askers, key=len, reverse=True), batch_size):
-            result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy)
-            for context, ids in zip(contexts, result.token_ids, strict=True):
-                for index in askers[context]:
-                    found[index] = tuple(ids) == requests[index].continuation
+        contexts = sorted(askers, key=len, reverse=True)
+        result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy, batch_size=batch_size)
+        for context, ids in zip(contexts, result.token_ids, strict=True):
+            for index in askers[context]:
+                found[index] = tuple(ids) == requests[index].continuation
     return found
