@@ -1,11 +1,12 @@
 """How many tokens per second does each way to read the weights bring, beside `generate` of `transformers`?
 
-    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--repeats 7]
+    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-row 4] [--repeats 5]
 
 Greedy decoding of the same prompts with the same weights by Megatron's model in tree, by the exported package, and by
 the stock Ministral3 of `transformers` with its static cache. All ways take turns in every repeat, so that a drifting
 machine slows all alike; figures are medians, ratios are medians of the ratios inside a repeat. Processor time is
-taken beside the wall clock: on a shared machine it says more.
+taken beside the wall clock: on a shared machine it says more. There are several prompts for each row of a batch: ours
+take the next one when a row has finished, `generate` takes a batch when the one before it has.
 
 Printed, and kept as JSON, are the figures and three ratios with the limits they should reach: AR in tree over
 `generate`; linear over AR, as a share of what its accepted tokens allow; a batch over a single row.
@@ -69,18 +70,20 @@ def measure(found: list[Contestant], batch_sizes: list[int], repeats: int) -> di
     return timings
 
 
-def figures_of(timings: dict[Key, Timing], new_tokens: int) -> list[dict[str, Any]]:
+def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any]]:
     """One record per way and batch size."""
     rows = []
     for (engine, mode, batch), timing in timings.items():
         reference = timings[STOCK, "ar", batch].token_ids
         record: dict[str, Any] = {"engine": engine, "mode": mode, "batch_size": batch}
         for clock in CLOCKS:
-            record[f"tokens_per_second_{clock}"] = batch * new_tokens / median(timing.seconds(clock))
+            record[f"tokens_per_second_{clock}"] = (
+                batch * work.per_row * work.new_tokens / median(timing.seconds(clock))
+            )
             record[f"seconds_{clock}"] = timing.seconds(clock)
         if timing.result is not None:
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
-            # A batch takes the forwards of its slowest row; the others have left by then.
+            # At the end no prompt waits any more, and a batch takes the forwards of its slowest row.
             record["rows_at_work"] = sum(timing.result.row_forwards) / max(1, batch * timing.result.forwards)
             record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / max(1, timing.result.forwards)
@@ -145,7 +148,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     tokenizer = find_source(options.checkpoint, options.tokenizer).tokenizer
     work = Workload(
-        prompts=stdlib_prompts(tokenizer, max(options.batch_sizes), options.prompt_tokens),
+        prompts=stdlib_prompts(tokenizer, max(options.batch_sizes) * options.prompts_per_row, options.prompt_tokens),
+        per_row=options.prompts_per_row,
         new_tokens=options.new_tokens,
         block_length=options.block_length,
         threshold=options.threshold,
@@ -157,7 +161,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "settings": kept,
         "load_before": load_before,
         "load_after": os.getloadavg(),
-        "rows": figures_of(timings, work.new_tokens),
+        "rows": figures_of(timings, work),
         "targets": targets_of(timings),
     }
 
@@ -171,11 +175,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batch-sizes", nargs="+", type=int, default=[1, 4, 16], help="rows together (default: 1 4 16)"
     )
+    parser.add_argument("--prompts-per-row", type=int, default=4, help="prompts for each of them (default: 4)")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="tokens of a prompt (default: 64)")
     parser.add_argument("--new-tokens", type=int, default=96, help="new tokens of a row (default: 96)")
     parser.add_argument("--block-length", type=int, default=8, help="tokens per block (default: 8)")
     parser.add_argument("--threshold", type=float, default=0.9, help="of diffusion (default: 0.9)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed repeats (default: 7)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed repeats (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: 1)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     return parser.parse_args(arguments)

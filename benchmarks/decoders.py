@@ -24,16 +24,22 @@ class Workload:
     """What every contestant is asked for: greedy, and no text ends early.
 
     Attributes:
-        prompts: ids, all of one length.
-        new_tokens: of each row.
+        prompts: ids, all of one length, enough for the largest batch.
+        per_row: prompts for each row of a batch; they wait until a row has finished.
+        new_tokens: of each prompt.
         block_length: of the block modes.
         threshold: of diffusion.
     """
 
     prompts: list[list[int]]
+    per_row: int
     new_tokens: int
     block_length: int
     threshold: float
+
+    def for_rows(self, rows: int) -> list[list[int]]:
+        """The prompts of a batch of so many rows."""
+        return self.prompts[: rows * self.per_row]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class Contestant:
     Attributes:
         engine: `transformers`, `in tree` or `export`.
         mode: how it decodes.
-        run: from a number of rows to their new ids, and the decoder's account of it where there is one.
+        run: from a number of rows at work at once to the new ids of all their prompts, and the decoder's account of it
+            where there is one.
     """
 
     engine: str
@@ -82,14 +89,14 @@ def _decoder(engine: Engine, mode: Mode, work: Workload) -> Callable[[int], tupl
     policy = Threshold(work.threshold) if mode == "diffusion" else None
 
     def run(rows: int) -> tuple[list[list[int]], DecodeResult]:
-        result = decode(engine, work.prompts[:rows], mode, options, policy)
+        result = decode(engine, work.for_rows(rows), mode, options, policy, batch_size=rows)
         return result.token_ids, result
 
     return run
 
 
 def _stock(directory: Path, work: Workload) -> Callable[[int], tuple[list[list[int]], None]]:
-    """`generate` of `transformers` on its own Ministral3, with its static cache."""
+    """`generate` of `transformers` on its own Ministral3, with its static cache, batch after batch."""
     from transformers import AutoModelForCausalLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,8 +105,8 @@ def _stock(directory: Path, work: Workload) -> Callable[[int], tuple[list[list[i
     length = len(work.prompts[0])
 
     @torch.no_grad()
-    def run(rows: int) -> tuple[list[list[int]], None]:
-        ids = torch.tensor(work.prompts[:rows], device=device)
+    def generate(prompts: list[list[int]]) -> list[list[int]]:
+        ids = torch.tensor(prompts, device=device)
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -108,6 +115,11 @@ def _stock(directory: Path, work: Workload) -> Callable[[int], tuple[list[list[i
             do_sample=False,
             cache_implementation="static",
         )
-        return output[:, length:].tolist(), None
+        new: list[list[int]] = output[:, length:].tolist()
+        return new
+
+    def run(rows: int) -> tuple[list[list[int]], None]:
+        prompts = work.for_rows(rows)
+        return [new for i in range(0, len(prompts), rows) for new in generate(prompts[i : i + rows])], None
 
     return run

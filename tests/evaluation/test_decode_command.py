@@ -97,7 +97,9 @@ def test_runs_checkpoints_exports_and_imports_say_the_same(
 ) -> None:
     asked = ("--prompts", prompts_file, "--compare", *sampled, "--block-length", length)
     found = [records(path, *asked) for path in (trained, newest_checkpoint(trained), export, imported)]
-    assert found[0] == found[1] == found[2] == found[3]
+    # The last prompt begins where one of the others has finished.
+    found += [records(path, *asked, "--batch-size", 2) for path in (trained, export)]
+    assert all(other == found[0] for other in found[1:])
     assert any(record["new_tokens"] > 10 for record in found[0])
 
 

@@ -1,0 +1,83 @@
+"""A step over some lines of the cache, as when a row begins in the place of another, on both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_models import CountingEngine, random_model
+from tiny_runs import TINY_MODEL
+from torch import Tensor
+
+from nld_train.config.compose import compose_config
+from nld_train.decoding import Engine, Step
+from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.model.build import build_model, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
+
+OLD = [[5, 6, 7, 8, 9], [20, 30], [11, 12, 13]]
+NEW = {0: [40, 41], 2: [50, 51, 52, 53, 54, 55, 56]}
+BLOCK = [[15, 16], [17, 18], [19, 21]]
+
+
+@pytest.fixture(scope="module", params=["megatron", "sdpa", "eager", "flex_attention"])
+def engine(request: pytest.FixtureRequest, groups: torch.device) -> Iterator[Engine]:
+    if request.param != "megatron":
+        with torch.no_grad():
+            yield CountingEngine(random_model(attn_implementation=request.param))
+        return
+    config = compose_config([*TINY_MODEL, "execution.device=cpu"])
+    chunks = build_model(config, transformer_config(config, groups), groups)
+    initialize(chunks, config.model, 0)
+    megatron = MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
+    with megatron.decoding():
+        yield megatron
+
+
+def read(engine: Engine, rows: list[list[int]], cached: list[int], lines: list[int] | None, causal: bool) -> Tensor:
+    """Logits of the rows' real tokens, one after the other: `[n, V]`."""
+    counts = torch.tensor([len(row) for row in rows])
+    tokens = torch.full((len(rows), int(counts.max())), engine.mask_token_id)
+    for line, row in zip(tokens, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    step = Step(
+        tokens=tokens,
+        positions=torch.tensor(cached)[:, None] + torch.arange(tokens.shape[1]),
+        counts=counts,
+        cached=torch.tensor(cached),
+        causal=torch.full((len(rows),), causal),
+        lines=None if lines is None else torch.tensor(lines),
+    )
+    return engine.forward(step)[torch.arange(tokens.shape[1]) < counts[:, None]].clone()
+
+
+@pytest.mark.parametrize("lines", [[0], [2], [0, 2], [2, 0]])
+def test_a_row_begins_in_the_place_of_another(engine: Engine, lines: list[int]) -> None:
+    """Its logits, and afterwards those of all rows, are as if it had been there from the beginning."""
+    rows = [NEW[line] if line in lines else prompt for line, prompt in enumerate(OLD)]
+    fresh = [rows[line] for line in lines]
+    engine.begin(3, 16)
+    read(engine, OLD, [0, 0, 0], None, causal=True)
+    begun = read(engine, fresh, [0] * len(lines), lines, causal=True)
+    later = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
+
+    engine.begin(len(lines), 16)
+    torch.testing.assert_close(begun, read(engine, fresh, [0] * len(lines), None, causal=True))
+    engine.begin(3, 16)
+    read(engine, rows, [0, 0, 0], None, causal=True)
+    expected = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
+    torch.testing.assert_close(later, expected)
+
+
+def test_a_block_over_some_lines(engine: Engine) -> None:
+    """Lines in the middle of their text, each seeing its own cache."""
+    engine.begin(3, 16)
+    read(engine, OLD, [0, 0, 0], None, causal=True)
+    lengths = [len(row) for row in OLD]
+    whole = read(engine, BLOCK, lengths, None, causal=False).view(3, 2, -1)
+    for lines in ([1], [0, 2], [2, 1]):
+        part = read(engine, [BLOCK[line] for line in lines], [lengths[line] for line in lines], lines, causal=False)
+        torch.testing.assert_close(part.view(len(lines), 2, -1), whole[lines])
+    assert whole.std() > 0.1
