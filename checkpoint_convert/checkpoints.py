@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.hugging_face import HuggingFaceWeights
-from checkpoint_convert.importing import SOURCE, TOKENIZER
+from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
 from nld_train.config.compose import compose_config
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
+from nld_train.data.tokenizer_files import TOKENIZER
 from nld_train.errors import UserError
 
 _LATEST = "latest"

@@ -12,13 +12,12 @@ from checkpoint_convert.adapter import adapter_beside, copy_adapter
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
 from checkpoint_convert.staging import progress_bar, staged
-from nld_train.data.tokenizer_files import copy_tokenizer
+from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.errors import UserError
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.integrity import MANIFEST, Checksums, checksums
+from nld_train.training.integrity import write_manifest
 
 SOURCE = "source"
-TOKENIZER = "tokenizer"
 _CONFIGS = ("config.json", "generation_config.json")
 
 
@@ -54,7 +53,7 @@ def import_checkpoint(
         _copy_descriptions(weights, temporary)
         if adapter is not None:
             copy_adapter(adapter, temporary)
-        _write_manifest(temporary, known)
+        write_manifest(temporary, known)
     for line in _remarks(weights, mask_token_id):
         say(line)
     say(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
@@ -77,15 +76,6 @@ def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
     record = {"architecture": weights.source.architecture, "head_is_copy": weights.head_is_copy}
     (temporary / SOURCE / "conversion.json").write_text(json.dumps(record, indent=1))
     copy_tokenizer(directory, temporary / TOKENIZER)
-
-
-def _write_manifest(temporary: Path, known: Checksums) -> None:
-    """Sizes and checksums of all files, as beside a run's checkpoints; `known` were computed as they were written."""
-    files: Checksums = dict(known)
-    for path in temporary.rglob("*"):
-        if path.is_file() and path.name not in known:
-            files[path.relative_to(temporary).as_posix()] = checksums([path])[path.name]
-    (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
 def _remarks(weights: HuggingFaceWeights, given: int | None) -> list[str]:

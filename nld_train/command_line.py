@@ -64,7 +64,7 @@ def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True) -> N
     """--max-new-tokens, --batch-size and --block-length."""
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most new tokens (default: 128)")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="prompts that are decoded together (default: 16)"
+        "--batch-size", type=int, default=16, metavar="N", help="most prompts at work at once (default: 16)"
     )
     if block_length:
         parser.add_argument(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+# Of a checkpoint: where its tokenizer lies.
+TOKENIZER = "tokenizer"
 # Everything that a tokenizer may consist of; code is not among it.
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -41,7 +41,7 @@ class Request:
         source: the checkpoint.
         texts: the prompts.
         prompts: ids of each.
-        batch_size: how many are decoded together.
+        batch_size: how many are at work at once, at most.
     """
 
     source: Source

@@ -110,13 +110,12 @@ def _measure(
     chosen = policy(engine) if reading.mode == "diffusion" else None
     results: dict[str, list[DecodeResult]] = defaultdict(list)
     skipped: dict[str, int] = defaultdict(int)
-    for first in range(0, len(questions), batch_size):
-        batch = [Conversation(question, source.tokenizer) for question in questions[first : first + batch_size]]
-        for category, result in _converse(engine, batch, reading, chosen):
-            if result is None:
-                skipped[category] += 1
-            else:
-                results[category].append(result)
+    conversations = [Conversation(question, source.tokenizer) for question in questions]
+    for category, result in _converse(engine, conversations, reading, chosen, batch_size):
+        if result is None:
+            skipped[category] += 1
+        else:
+            results[category].append(result)
     return {
         "mode": reading.mode,
         "block_length": reading.options.block_length,
@@ -126,11 +125,15 @@ def _measure(
 
 
 def _converse(
-    engine: Engine, batch: Sequence[Conversation], reading: Reading, policy: CommitPolicy | None
+    engine: Engine,
+    conversations: Sequence[Conversation],
+    reading: Reading,
+    policy: CommitPolicy | None,
+    batch_size: int,
 ) -> Iterator[tuple[str, DecodeResult | None]]:
-    """Turn after turn of some conversations together: category and result of each, None where there was no room."""
-    for turn in range(max(len(conversation.question.turns) for conversation in batch)):
-        asked = [conversation for conversation in batch if turn < len(conversation.question.turns)]
+    """Turn after turn of all conversations together: category and result of each, None where there was no room."""
+    for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
+        asked = [conversation for conversation in conversations if turn < len(conversation.question.turns)]
         prompts = [conversation.ask(turn) for conversation in asked]
         fits = [len(prompt) < engine.context_length for prompt in prompts]
         for conversation, room in zip(asked, fits, strict=True):
@@ -140,7 +143,7 @@ def _converse(
         prompts = [prompt for prompt, room in zip(prompts, fits, strict=True) if room]
         if not prompts:
             continue
-        result = decode(engine, prompts, reading.mode, reading.options, policy)
+        result = decode(engine, prompts, reading.mode, reading.options, policy, batch_size=batch_size)
         for row, conversation in enumerate(asked):
             conversation.answer(result.token_ids[row])
             yield conversation.question.category, one_row(result, row)

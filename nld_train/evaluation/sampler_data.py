@@ -114,7 +114,7 @@ def collect(engine: Engine, prompts: Sequence[Sequence[int]], options: DecodeOpt
         engine: the model.
         prompts: ids of each.
         options: greedy.
-        batch_size: prompts that are decoded together.
+        batch_size: most prompts at work at once.
 
     Raises:
         ValueError: no block had a mask whose token is known, as with a block length of 1.

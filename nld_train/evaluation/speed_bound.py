@@ -41,7 +41,7 @@ def measure_bound(
         prompts: ids of each.
         options: greedy; the block length is theirs.
         policies: of diffusion decoding, by name, that are held against the oracle.
-        batch_size: prompts that are decoded together.
+        batch_size: most prompts at work at once.
         budget: of the oracle, uncounted forwards per block.
 
     Returns:

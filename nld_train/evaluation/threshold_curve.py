@@ -31,7 +31,7 @@ def measure_curves(
         options: greedy.
         thresholds: each in [0, 1].
         sampler: its curve is measured beside that of the model's confidence; None for no such curve.
-        batch_size: prompts that are decoded together.
+        batch_size: most prompts at work at once.
 
     Returns:
         `block_length`, `ar` and `one_per_pass`, which bound the curves, and `curves`: for `confidence` (and `sampler`)

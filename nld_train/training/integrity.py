@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nld_train.files import write_atomically
-from nld_train.model.adapter_files import DIRECTORY
 
 MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 22
@@ -54,9 +53,10 @@ def _checksum(file: Path, like: str = "") -> str:
 
 def write_manifest(directory: Path, known: Checksums) -> None:
     """Writes the manifest over every file of a checkpoint; `known` are checksums that need not be computed again."""
-    others = [path for path in directory.iterdir() if path.is_file() and path.name not in known]
-    adapter = checksums((directory / DIRECTORY).glob("*"))
-    files = {**known, **checksums(others), **{f"{DIRECTORY}/{name}": entry for name, entry in adapter.items()}}
+    files = dict(known)
+    for path in directory.rglob("*"):
+        if path.is_file() and (name := path.relative_to(directory).as_posix()) not in {*known, MANIFEST}:
+            files[name] = checksums([path])[path.name]
     write_atomically(directory / MANIFEST, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 

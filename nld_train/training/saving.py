@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
+from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import synchronise, synchronise_all, write_atomically
 from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
@@ -115,6 +116,9 @@ class CheckpointWriter:
         (directory / "model.json").write_text(json.dumps(asdict(self.config.model), indent=1))
         (directory / "progress.json").write_text(json.dumps(asdict(pending.progress), indent=1))
         (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
+        if self.config.data.tokenizer is not None:
+            # So that a checkpoint can be read wherever it is taken.
+            copy_tokenizer(Path(self.config.data.tokenizer), directory / TOKENIZER)
         if pending.adapter is not None:
             write_adapter(directory / DIRECTORY, *pending.adapter)
         write_manifest(directory, {name: entry for part in written for name, entry in part.files.items()})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from tiny_runs import newest_checkpoint, run_command
 
@@ -315,6 +316,20 @@ def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: 
     assert f"is damaged: {weights.name} does not have the content" in said
 
 
+def test_a_checkpoint_brings_its_tokenizer(records: Any, trained: Path, tmp_path: Path) -> None:
+    """To a machine that has nothing else of the run."""
+    checkpoint = newest_checkpoint(trained)
+    assert "tokenizer/tokenizer.json" in json.loads((checkpoint / MANIFEST).read_text())["files"]
+    copy = shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    settings = yaml.safe_load((copy / "config.yaml").read_text())
+    assert Path(settings["data"]["tokenizer"]).is_dir()
+    settings["data"]["tokenizer"] = str(tmp_path / "nowhere")
+    (copy / "config.yaml").write_text(yaml.safe_dump(settings))
+    write_manifest(copy, {})
+    asked = ("--mode", "ar", "--prompt", "seven times")
+    assert records(copy, *asked) == records(checkpoint, *asked)
+
+
 def test_a_checkpoint_without_tokenizer_is_refused(
     imported: Path, export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], records: Any
 ) -> None:
@@ -324,7 +339,6 @@ def test_a_checkpoint_without_tokenizer_is_refused(
         for file in [*copy.rglob("tokenizer*.json"), *copy.rglob("special_tokens_map.json")]:
             file.unlink()
         if (copy / MANIFEST).is_file():  # it is not damaged: it never had them
-            (copy / MANIFEST).unlink()
             write_manifest(copy, {})
         capsys.readouterr()
         said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
