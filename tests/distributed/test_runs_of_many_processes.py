@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import (
+    STEP_TOKENS,
     TINY_MODEL,
     Finished,
     data_overrides,
@@ -22,6 +23,7 @@ from tiny_runs import (
 
 from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_yaml
+from nld_train.model.adapter_files import DIRECTORY, read_tensors
 
 STAGE_STEPS = 5
 STEPS = 2 * STAGE_STEPS
@@ -32,6 +34,16 @@ DP2 = ()
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 CP2 = ("parallel.context=2",)
 PP2_VIRTUAL = ("parallel.pipeline=2", "parallel.virtual_pipeline=2")
+# A stage alone that trains the drafter adapter on another run's weights.
+DRAFTER_STEPS = 4
+DRAFTER = (
+    "stages=drafter",
+    f"stages.drafter.tokens={DRAFTER_STEPS * STEP_TOKENS}",
+    "stages.drafter.adapter.rank=3",
+    "stages.drafter.adapter.block_length=5",
+    "stages.drafter.schedule.learning_rate=0.001",
+    "stages.drafter.schedule.warmup_fraction=0",
+)
 # Under one layout: whole, and stopped inside each stage and at their border.
 STOPS = (2, STAGE_STEPS, STAGE_STEPS + 3, None)
 
@@ -50,13 +62,19 @@ def losses_of(directory: Path) -> list[list[float | None]]:
     return [[record[name] for name in LOSSES] for record in records_of(directory)]
 
 
+@pytest.fixture(scope="module")
+def drafter_settings(token_set: str, whole: Path) -> tuple[str, ...]:
+    return (*TINY_MODEL, *data_overrides(token_set), *DRAFTER, f"init.checkpoint={whole}")
+
+
 @dataclass(frozen=True)
 class Start:
-    """One start of a run, to a step."""
+    """One start of a run, to a step; with settings of its own or those of the runs around it."""
 
     name: str
     layout: tuple[str, ...]
     limit: int | None
+    settings: tuple[str, ...] | None = None
 
     def overrides(self, folder: Path) -> list[str]:
         """Of the command line."""
@@ -73,7 +91,7 @@ def start_all(processes: int, starts: Sequence[Start], settings: Sequence[str], 
     paths = []
     for number, start in enumerate(starts):
         paths.append(folder / f"{processes}-{number}.yaml")
-        paths[-1].write_text(config_to_yaml(compose_config([*settings, *start.overrides(folder)])))
+        paths[-1].write_text(config_to_yaml(compose_config([*(start.settings or settings), *start.overrides(folder)])))
     done = torchrun(processes, [str(WORKER), *map(str, paths)], timeout=550)
     assert done.status == 0, done.output
     return done
@@ -106,22 +124,29 @@ def two(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def moves(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def moves(
+    settings: tuple[str, ...], drafter_settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Runs under several layouts. One group of four processes and one of two make all that needs as many."""
     folder = tmp_path_factory.mktemp("moves")
     border = STAGE_STEPS
     for name, limit in (("ar", 1), ("joint", border + 1)):
         train_here(folder / name, *settings, f"run.max_steps={limit}")
-    fours = [Start("ar", TP2_PP2, 2), Start("joint", TP2_PP2, border + 2), *under_one_layout("four", TP2_PP2)]
+    fours = [
+        *(Start("ar", TP2_PP2, 2), Start("joint", TP2_PP2, border + 2), Start("drafter", TP2_PP2, 1, drafter_settings)),
+        *under_one_layout("four", TP2_PP2),
+    ]
     start_all(4, fours, settings, folder)
     twos = [
         *(Start("ar", DP2, 3), Start("ar", PP2_VIRTUAL, 4)),
         *(Start("joint", DP2, border + 3), Start("joint", PP2_VIRTUAL, border + 4)),
+        *(Start("drafter", DP2, 2, drafter_settings), Start("drafter", PP2_VIRTUAL, 3, drafter_settings)),
         *under_one_layout("virtual", PP2_VIRTUAL),
     ]
     start_all(2, twos, settings, folder)
     for name in ("ar", "joint"):
         train_here(folder / name, *settings, "batch.micro_size=4", "data.workers=1")
+    train_here(folder / "drafter", *drafter_settings, "batch.micro_size=4")
     return folder
 
 
@@ -155,6 +180,22 @@ def test_a_run_goes_on_under_other_layouts(moves: Path, whole: Path, stage: str)
     """One process, TP2 x PP2, DP2, two virtual stages on each of two, and one process again with other micro-batches,
     a step or two each within the stage: with weights and optimizer state, as one process alone."""
     assert_same_losses(moves / stage, whole, STEPS)
+
+
+@pytest.mark.long
+def test_a_drafter_stage_goes_on_under_other_layouts(
+    moves: Path, drafter_settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """TP2 x PP2, DP2, two virtual stages on each of two, one process: a step each, and the adapter is the same."""
+    expected = train_here(tmp_path / "drafter", *drafter_settings)
+    assert [record["step"] for record in records_of(moves / "drafter")] == list(range(1, DRAFTER_STEPS + 1))
+    for one, other in zip(records_of(moves / "drafter"), records_of(expected), strict=True):
+        for name in ("loss", "grad_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
+    found, wanted = (read_tensors(newest_checkpoint(run) / DIRECTORY) for run in (moves / "drafter", expected))
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(two: Path, whole: Path) -> None:
