@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tiny_runs import run_command, torchrun
 
 from nld_train import decode, eval
+from nld_train.evaluation.harness import progress
 
 TASKS = Path(__file__).with_name("harness_tasks")
 DOCUMENTS = [json.loads(line) for line in (TASKS / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -126,6 +130,17 @@ def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
     assert bound["samples"] == 6
     assert 0 < bound["sampled"] < bound["requests"]
     assert 0 < bound["standard_error"] <= bound["largest_standard_error"] < 20
+
+
+def test_a_terminal_sees_how_far_it_is(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of request to its end, on a console that takes itself for a terminal."""
+    shown = io.StringIO()
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
+    evaluated(trained, "diffusion", folder)
+    for what in ("texts", "bounds of log-likelihoods", "greedy continuations"):
+        lines = [line for line in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.getvalue()).splitlines() if what in line]
+        done, total = map(int, re.findall(r"(\d+)/(\d+)", lines[-1])[0])
+        assert done == total > 0, lines[-1]
 
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion"])

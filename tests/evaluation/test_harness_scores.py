@@ -87,6 +87,10 @@ def naive_sum(stock: Ministral3ForCausalLM, request: Scoring) -> float:
     return sum(float(values[first + i, token]) for i, token in enumerate(request.continuation))
 
 
+def unheard(_: int) -> None:
+    """Nobody asks how far it is."""
+
+
 SIZES = [(5, 3), (1, 7), (9, 1), (30, 12), (2, 1), (12, 30), (9, 1)]
 
 
@@ -97,11 +101,13 @@ def test_ar_is_the_sum_of_log_softmax(
 ) -> None:
     requests = texts(1, SIZES)
     requests += [replace(requests[2], continuation=(4,)), Scoring(requests[0].context, ())]
-    scores = score_exactly(engine, requests, batch_size, logits_at_once)
+    told: list[int] = []
+    scores = score_exactly(engine, requests, batch_size, told.append, logits_at_once)
     for request, score in zip(requests, scores, strict=True):
         assert score.loglikelihood == pytest.approx(naive_sum(stock, request), abs=2e-4)
         assert score.standard_error == 0
     assert scores[-1].greedy
+    assert sum(told) == len(requests)
 
 
 def test_ar_knows_what_greedy_decoding_gives(stock: Ministral3ForCausalLM, engine: Engine) -> None:
@@ -111,7 +117,7 @@ def test_ar_knows_what_greedy_decoding_gives(stock: Ministral3ForCausalLM, engin
         text.append(int(naive(stock, text)[-1].argmax()))
     right = Scoring(tuple(context), tuple(text[3:]))
     wrong = replace(right, continuation=(*right.continuation[:-1], (right.continuation[-1] + 1) % 3))
-    assert [score.greedy for score in score_exactly(engine, [right, wrong], 2, 40)] == [True, False]
+    assert [score.greedy for score in score_exactly(engine, [right, wrong], 2, unheard, 40)] == [True, False]
 
 
 def definition(stock: Ministral3ForCausalLM, request: Scoring, block_length: int) -> float:
@@ -139,7 +145,7 @@ def test_short_blocks_are_the_definition_exactly(
     stock: Ministral3ForCausalLM, engine: Engine, size: int, block_length: int
 ) -> None:
     (request,) = texts(2, [(6, size)])
-    ((total, error),) = score_by_bound(engine, [request], 1, BoundSettings(block_length, samples=15))
+    ((total, error),) = score_by_bound(engine, [request], 1, BoundSettings(block_length, samples=15), unheard)
     assert total == pytest.approx(definition(stock, request, block_length), abs=2e-4)
     assert error == 0
 
@@ -148,7 +154,7 @@ def test_blocks_of_one_token_are_no_bound_but_the_likelihood_of_single_masks(
     stock: Ministral3ForCausalLM, engine: Engine
 ) -> None:
     (request,) = texts(3, [(4, 3)])
-    ((total, _),) = score_by_bound(engine, [request], 1, BoundSettings(1, samples=2))
+    ((total, _),) = score_by_bound(engine, [request], 1, BoundSettings(1, samples=2), unheard)
     text, expected = list(request.context), 0.0
     for token in request.continuation:
         expected += float(naive(stock, [*text, MASK], block=1)[-1, token])
@@ -161,7 +167,7 @@ def test_it_is_a_bound_of_a_distribution(engine: Engine, size: int, block_length
     """exp(bound) over all continuations sums to at most 1; to 1 where a block has one token and nothing is lost."""
     allowed = [token for token in range(VOCABULARY) if token != MASK]
     requests = [Scoring((4, 9, 5), continuation) for continuation in product(allowed, repeat=size)]
-    found = score_by_bound(engine, requests, 1, BoundSettings(block_length, samples=15))
+    found = score_by_bound(engine, requests, 1, BoundSettings(block_length, samples=15), unheard)
     total = sum(exp(bound) for bound, _ in found)
     if block_length == 1 or size == 1:
         assert total == pytest.approx(1, abs=1e-4)
@@ -174,7 +180,8 @@ def test_sampling_estimates_the_definition_with_the_error_it_states(
 ) -> None:
     (request,) = texts(4, [(5, 6)])
     exact = definition(stock, request, 6)
-    found = [score_by_bound(engine, [request], 1, BoundSettings(6, samples=16, seed=seed))[0] for seed in range(60)]
+    drawn = [BoundSettings(6, samples=16, seed=seed) for seed in range(60)]
+    found = [score_by_bound(engine, [request], 1, settings, unheard)[0] for settings in drawn]
     spread = stdev(total for total, _ in found)
     assert spread > 0.05
     assert abs(fmean(total for total, _ in found) - exact) < 4 * spread / sqrt(len(found))
@@ -187,8 +194,10 @@ def test_sampling_estimates_the_definition_with_the_error_it_states(
 def test_batches_and_pieces_change_nothing(engine: Engine, settings: BoundSettings, batch_size: int) -> None:
     requests = texts(5, [*SIZES, (20, 3), (3, 6)])
     requests += [replace(requests[0], continuation=(4, 5, 6, 7, 8, 9)), replace(requests[0], continuation=())]
-    alone = [score_by_bound(engine, [request], 1, BoundSettings(4, 9))[0] for request in requests]
-    together = score_by_bound(engine, requests, batch_size, settings)
+    alone = [score_by_bound(engine, [request], 1, BoundSettings(4, 9), unheard)[0] for request in requests]
+    told: list[int] = []
+    together = score_by_bound(engine, requests, batch_size, settings, told.append)
+    assert sum(told) == len(requests)
     assert np.array(together) == pytest.approx(np.array(alone), abs=3e-4)
     assert together[-1] == (0.0, 0.0)
     assert min(total for total, _ in together[:-1]) < -5

@@ -13,6 +13,7 @@ from torch import Tensor
 from nld_train.decoding.engine import Engine, Step
 from nld_train.evaluation.harness.likelihood import log_probabilities
 from nld_train.evaluation.harness.masks import Masks, draw_masks
+from nld_train.evaluation.harness.progress import Answered
 from nld_train.evaluation.harness.requests import Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE
 from nld_train.masking.visibility import Coordinates, visible
@@ -41,14 +42,15 @@ class BoundSettings:
 
 
 def score_by_bound(
-    engine: Engine, requests: Sequence[Scoring], batch_size: int, settings: BoundSettings
+    engine: Engine, requests: Sequence[Scoring], batch_size: int, settings: BoundSettings, answered: Answered
 ) -> list[tuple[float, float]]:
-    """The bound and its standard error for each request, in nats (docs/harness.md, "The bound").
+    """The bound and its standard error for each request, in nats (docs/harness.md, "The bound"); `answered` is told.
 
     A context is read once for all its continuations. Copies of a continuation follow each other in one row, each seeing
     the context, the clean tokens of its earlier blocks, and its own hidden block.
     """
     found = [(0.0, 0.0)] * len(requests)
+    answered(sum(not request.continuation for request in requests))
     askers: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         if request.continuation:
@@ -64,6 +66,7 @@ def score_by_bound(
             indices = [askers[row][turn] for row in going]
             for index, result in zip(indices, _bounds(engine, [requests[i] for i in indices], settings), strict=True):
                 found[index] = result
+            answered(len(indices))
     return found
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from nld_train.decoding.decode import decode
 from nld_train.decoding.engine import Engine
 from nld_train.decoding.options import DecodeOptions, Mode
+from nld_train.decoding.outputs import Observer, Progress
 from nld_train.decoding.policies import CommitPolicy
+from nld_train.evaluation.harness.progress import Answered
 from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring
 
 
@@ -21,6 +23,7 @@ def generate(
     options: Callable[[Sampling, tuple[int, ...]], DecodeOptions],
     policy: CommitPolicy,
     to_text: Callable[[Sequence[int]], str],
+    answered: Answered,
 ) -> list[Generated]:
     """Continues prompts; those with the same settings together, the longest first.
 
@@ -32,6 +35,7 @@ def generate(
         options: the decoder's options from texts' settings and their seeds.
         policy: what a denoising pass of diffusion commits.
         to_text: turns new ids into text.
+        answered: told of each text that has ended.
     """
     found: dict[int, Generated] = {}
     groups: dict[Sampling, list[int]] = defaultdict(list)
@@ -42,10 +46,21 @@ def generate(
         rows = [requests[index] for index in indices]
         settings = options(sampling, tuple(row.seed for row in rows))
         prompts = [row.prompt for row in rows]
-        result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None, batch_size=batch_size)
+        observer = _each_ending(answered, [1] * len(rows))
+        result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None, observer, batch_size)
         for index, ids, forwards in zip(indices, result.token_ids, result.row_forwards, strict=True):
             found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
     return [found[index] for index in range(len(requests))]
+
+
+def _each_ending(answered: Answered, requests: Sequence[int]) -> Observer:
+    """Tells, as each row ends, how many requests that answers."""
+
+    def observe(progress: Progress) -> None:
+        if progress.finish is not None:
+            answered(requests[progress.row])
+
+    return observe
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -54,10 +69,16 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def greedy_continuations(
-    engine: Engine, requests: Sequence[Scoring], batch_size: int, block_length: int, policy: CommitPolicy
+    engine: Engine,
+    requests: Sequence[Scoring],
+    batch_size: int,
+    block_length: int,
+    policy: CommitPolicy,
+    answered: Answered,
 ) -> list[bool]:
-    """Would greedy diffusion decoding of as many tokens give the continuation?"""
+    """Would greedy diffusion decoding of as many tokens give the continuation? `answered` is told of each request."""
     found = [True] * len(requests)
+    answered(sum(not request.continuation for request in requests))
     groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, request in enumerate(requests):
         if request.continuation:
@@ -65,7 +86,8 @@ def greedy_continuations(
     for size, askers in groups.items():
         settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
         contexts = sorted(askers, key=len, reverse=True)
-        result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy, batch_size=batch_size)
+        observer = _each_ending(answered, [len(askers[context]) for context in contexts])
+        result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy, observer, batch_size)
         for context, ids in zip(contexts, result.token_ids, strict=True):
             for index in askers[context]:
                 found[index] = tuple(ids) == requests[index].continuation

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.engine import Engine, Step
+from nld_train.evaluation.harness.progress import Answered
 from nld_train.evaluation.harness.requests import Score, Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE
 
 
 def score_exactly(
-    engine: Engine, requests: Sequence[Scoring], batch_size: int, logits_at_once: int = LOGITS_AT_ONCE
+    engine: Engine,
+    requests: Sequence[Scoring],
+    batch_size: int,
+    answered: Answered,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[Score]:
     """Sums of log-probabilities of the continuations' tokens, each given all before it.
 
@@ -25,6 +30,7 @@ def score_exactly(
         engine: the model.
         requests: contexts and continuations, together within the context length and one token more.
         batch_size: rows that run together.
+        answered: told of the requests of each batch.
         logits_at_once: long continuations are read in pieces, so that no step returns more values than these.
     """
     askers: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -33,6 +39,7 @@ def score_exactly(
             askers[request.inputs].append(index)
     sums = [0.0] * len(requests)
     greedy = [True] * len(requests)
+    answered(sum(not request.continuation for request in requests))
     for rows in batches(sorted(askers, key=len, reverse=True), batch_size):
         first = min(len(requests[index].context) for row in rows for index in askers[row]) - 1
         for begin, values in _predictions(engine, rows, first, logits_at_once):
@@ -41,6 +48,7 @@ def score_exactly(
                     total, same = _within(requests[index], begin, values[place])
                     sums[index] += total
                     greedy[index] &= same
+        answered(sum(len(askers[row]) for row in rows))
     return [Score(total, same) for total, same in zip(sums, greedy, strict=True)]
 
 

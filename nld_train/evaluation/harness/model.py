@@ -22,6 +22,7 @@ from nld_train.evaluation.harness.ranks import Ranks, all_processes
 from nld_train.evaluation.harness.reader import Reader
 from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score, Scoring
 from nld_train.evaluation.harness.settings import ReadingSettings
+from nld_train.processes import rank
 
 # What lm_eval's own models take where a task says nothing.
 _MAX_NEW_TOKENS = 256
@@ -65,7 +66,7 @@ class NldModel(TemplateLM):
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
         group = self._open.enter_context(all_processes())
-        reader = Reader(engine, self.source, self.settings, policy(engine))
+        reader = Reader(engine, self.source, self.settings, policy(engine), shows=rank() == 0)
         self.ranks = Ranks(reader.answer, group)
         self.tokenizer = self.source.tokenizer
         self.max_length = self.source.description.context_length

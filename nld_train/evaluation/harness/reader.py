@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from nld_train.decoding.engine import Engine
@@ -13,7 +14,8 @@ from nld_train.decoding.stop_strings import stopping
 from nld_train.evaluation.harness.bound import BoundSettings, score_by_bound
 from nld_train.evaluation.harness.generation import generate, greedy_continuations
 from nld_train.evaluation.harness.likelihood import score_exactly
-from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score
+from nld_train.evaluation.harness.progress import Answered, progress_bar
+from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score, Scoring
 from nld_train.evaluation.harness.settings import ReadingSettings
 
 
@@ -25,26 +27,41 @@ class Reader:
         source: its checkpoint.
         settings: how to read it.
         policy: what a denoising pass of diffusion commits.
+        shows: whether this rank shows how far it is.
     """
 
-    def __init__(self, engine: Engine, source: Source, settings: ReadingSettings, policy: CommitPolicy) -> None:
-        self.engine, self.source, self.settings, self.policy = engine, source, settings, policy
+    def __init__(
+        self, engine: Engine, source: Source, settings: ReadingSettings, policy: CommitPolicy, shows: bool
+    ) -> None:
+        self.engine, self.source, self.settings, self.policy, self.shows = engine, source, settings, policy, shows
 
     def answer(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         """`score`, `score_windows` (nobody asks whether they are greedy) or `generate`; answers in order."""
-        settings = self.settings
         if kind == "generate":
-            return self._generate(requests)
-        if not settings.bounds:
-            return score_exactly(self.engine, requests, settings.batch_size)
+            with self._bar("texts", requests) as answered:
+                return self._generate(requests, answered)
+        if self.settings.bounds:
+            return self._bounds(requests, asks_whether_greedy=kind == "score")
+        with self._bar("log-likelihoods", requests) as answered:
+            return score_exactly(self.engine, requests, self.settings.batch_size, answered)
+
+    def _bar(self, what: str, requests: Sequence[Any]) -> AbstractContextManager[Answered]:
+        return progress_bar(what, len(requests), self.shows)
+
+    def _bounds(self, requests: Sequence[Scoring], asks_whether_greedy: bool) -> list[Score]:
+        engine, settings = self.engine, self.settings
         bound = BoundSettings(settings.block_length, settings.samples, settings.seed)
-        found = score_by_bound(self.engine, requests, settings.batch_size, bound)
+        with self._bar("bounds of log-likelihoods", requests) as answered:
+            found = score_by_bound(engine, requests, settings.batch_size, bound, answered)
         same = [False] * len(requests)
-        if kind == "score":
-            same = greedy_continuations(self.engine, requests, settings.batch_size, settings.block_length, self.policy)
+        if asks_whether_greedy:
+            with self._bar("greedy continuations", requests) as answered:
+                same = greedy_continuations(
+                    engine, requests, settings.batch_size, settings.block_length, self.policy, answered
+                )
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
-    def _generate(self, requests: Sequence[Generation]) -> list[Generated]:
+    def _generate(self, requests: Sequence[Generation], answered: Answered) -> list[Generated]:
         settings = self.settings
         return generate(
             self.engine,
@@ -54,6 +71,7 @@ class Reader:
             self._options,
             self.policy,
             self._text,
+            answered,
         )
 
     def _text(self, ids: Sequence[int]) -> str:
