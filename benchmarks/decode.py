@@ -86,7 +86,8 @@ def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any
             # At the end no prompt waits any more, and a batch takes the forwards of its slowest row.
             record["rows_at_work"] = sum(timing.result.row_forwards) / max(1, batch * timing.result.forwards)
             record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
-            record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / max(1, timing.result.forwards)
+            forwards = timing.result.forwards + timing.result.prefill
+            record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / forwards
         record["agreement"] = agreement(timing.token_ids, reference)
         rows.append(record)
     return rows

@@ -61,8 +61,11 @@ class Contestant:
 def stdlib_prompts(tokenizer: Any, rows: int, length: int) -> list[list[int]]:
     """Pieces of the running interpreter's standard library, which a quickstart model has read in another cut."""
     files = sorted(path for path in Path(os.__file__).parent.glob("*.py") if path.stat().st_size > 40 * length)
-    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files[:rows]]
-    prompts = [tokenizer.encode(text[len(text) // 2 :][: 8 * length])[:length] for text in texts]
+    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
+    # From the middle of each file; of more prompts than files, from several places in each.
+    turns = -(-rows // len(texts))
+    places = [(text, len(text) * (turn + 1) // (turns + 1)) for turn in range(turns) for text in texts][:rows]
+    prompts = [tokenizer.encode(text[place:][: 8 * length])[:length] for text, place in places]
     assert [len(prompt) for prompt in prompts] == [length] * rows
     return prompts
 

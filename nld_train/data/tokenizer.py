@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nld_train.data.tokenizer_files import VOCABULARY_FILES
 from nld_train.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 _BATCH_CHARACTERS = 1 << 20
 # What decides the ids of plain text; padding, truncation, templates and decoding do not.
 _HASHED_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-_VOCABULARY_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def tokenizer_hash(directory: str) -> str:
             return definition_hash(definition.read_text(encoding="utf-8"))
         except (ValueError, AttributeError) as error:
             raise UserError(f"{definition} is damaged: {error}") from error
-    files = [path for name in _VOCABULARY_FILES if (path := Path(directory, name)).is_file()]
+    files = [path for name in VOCABULARY_FILES if (path := Path(directory, name)).is_file()]
     if not files:
         raise UserError(f"{directory} holds no tokenizer (no tokenizer.json and no vocabulary file)")
     digest = hashlib.sha256()

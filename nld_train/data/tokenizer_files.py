@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 # Of a checkpoint: where its tokenizer lies.
 TOKENIZER = "tokenizer"
-# Everything that a tokenizer may consist of; code is not among it.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+# What holds the vocabulary of a tokenizer without a `tokenizer.json`.
+VOCABULARY_FILES = (
     "tokenizer.model",
     "tekken.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+# Everything that a tokenizer may consist of; code is not among it.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    *VOCABULARY_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
 )
 
 
-def copy_tokenizer(source: Path, destination: Path) -> list[str]:
-    """Copies the files of a tokenizer, and nothing else; returns their names."""
-    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if names:
+def read_tokenizer(source: Path) -> dict[str, bytes]:
+    """The files of a tokenizer, and nothing else: their names and contents."""
+    return {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+
+
+def write_tokenizer(files: dict[str, bytes], destination: Path) -> None:
+    """Writes what `read_tokenizer` has read; makes the directory if there is anything."""
+    if files:
         destination.mkdir(exist_ok=True)
-    for name in names:
-        shutil.copyfile(source / name, destination / name)
-    return names
+    for name, content in files.items():
+        (destination / name).write_bytes(content)
+
+
+def copy_tokenizer(source: Path, destination: Path) -> list[str]:
+    """Copies the files of a tokenizer; returns their names."""
+    files = read_tokenizer(source)
+    write_tokenizer(files, destination)
+    return list(files)

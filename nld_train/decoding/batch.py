@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -46,6 +47,7 @@ class Batch:
         self.session = Session(engine, prompts, places, longest + slack)
         self.sampler = Sampler(options, range(places))
         self.mask_token_id = engine.mask_token_id
+        self._observing = 0.0
         self._waiting = deque(range(places, len(prompts)))
 
     @property
@@ -73,7 +75,7 @@ class Batch:
     def prefill(self, places: Sequence[int], masks: int = 0) -> Tensor:
         """Begins the rows at these places; see `Session.prefill`."""
         for place in places:
-            self.output(place).begin()
+            self.output(place).began = self._now()
         return self.session.prefill(places, masks)
 
     def commit_first(self, places: Sequence[int], tokens: Tensor) -> None:
@@ -146,9 +148,12 @@ class Batch:
         drafted: Sequence[bool] = (),
     ) -> None:
         """Tells the observer how the row at `place` stands; the last three say it of a block at work."""
+        output = self.output(place)
+        if output.finish is not None:
+            output.seconds = self._now() - output.began
         if self.observer is None:
             return
-        output = self.output(place)
+        begin = time.perf_counter()
         self.observer(
             Progress(
                 row=self.session.rows[place],
@@ -162,6 +167,11 @@ class Batch:
                 drafted=(*output.drafted, *drafted),
             )
         )
+        self._observing += time.perf_counter() - begin
+
+    def _now(self) -> float:
+        """Seconds on a clock that stands still while the observer is at work."""
+        return time.perf_counter() - self._observing
 
     def result(self) -> DecodeResult:
         """The outputs of all rows, once every row has finished."""

@@ -38,8 +38,7 @@ class Blocks:
 def decode_diffusion(batch: Batch, policy: CommitPolicy) -> None:
     """Decodes all rows block by block (reference section 7).
 
-    Rows do not wait for each other: one forward denoises the blocks of some and writes the complete blocks of others,
-    so the batch takes as many forwards as its slowest row would alone.
+    Rows do not wait for each other: one forward denoises the blocks of some and writes the complete blocks of others.
     """
     blocks = _empty_blocks(batch)
     _begin_rows(batch, blocks, batch.places)

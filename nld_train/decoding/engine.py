@@ -1,6 +1,6 @@
 """What a decoder asks of a model: one forward over a static cache. Everything else is arithmetic on lengths.
 
-The cache has one line of entries per row of the batch; entry e of a row holds the keys and values of the token at
+The cache has one line of entries for each row at work; entry e of a row holds the keys and values of the token at
 position e. The decoder alone knows how many entries of a row count as its text, and says so in every step
 (`Step.cached`). An engine keeps no lengths and needs no "crop": entries at and beyond `cached` are seen by nobody,
 whatever lies in them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,7 +27,8 @@ class DecodeResult:
             counted in the speculative modes. The first token comes from the prefill, outside of any cycle.
         committed_by: for each new token the row's forward that committed it, from 1; 0 for the prefill.
         drafted: for each new token, whether it was a draft (or was denoised) rather than an AR prediction.
-        seconds: wall time of each row from its prefill to its last token, beside the other rows at work.
+        seconds: wall time of each row from its prefill to its last token, beside the other rows at work; without what
+            the observer took.
     """
 
     token_ids: list[list[int]]
@@ -60,7 +60,7 @@ class Progress:
     """A row at one moment, for those who watch.
 
     Attributes:
-        row: its place in the batch.
+        row: its number among the prompts.
         tokens: committed new tokens.
         block: tokens of the block at work, None where still masked (diffusion).
         rejected: drafts that this cycle refused (speculative modes).
@@ -112,10 +112,6 @@ class RowOutput:
         """New tokens that still fit."""
         return self.budget - len(self.tokens)
 
-    def begin(self) -> None:
-        """Its prefill is about to run."""
-        self.began = time.perf_counter()
-
     def commit(self, tokens: Sequence[int], passes: Sequence[int], drafted: Sequence[bool]) -> int:
         """Takes tokens up to the first stop and to the budget; returns how many it took."""
         stop = self.stop_after(tokens)
@@ -127,8 +123,6 @@ class RowOutput:
             self.finish = "stop"
         elif self.remaining == 0:
             self.finish = "length"
-        if self.finish is not None:
-            self.seconds = time.perf_counter() - self.began
         return kept
 
     def stop_after(self, tokens: Sequence[int]) -> int | None:

@@ -22,7 +22,7 @@ class BlockView:
         logits: float32 `[d, T, V]` on the model's device; the mask id has minus infinity.
         passes: int64 `[d]`, denoising passes that each row made on this block before this one.
         sizes: int64 `[d]`, tokens of each block; what stands beyond is padding.
-        rows: places of the rows in the batch.
+        rows: numbers of the rows among the prompts.
         starts: int64 `[d]`, position of each block's first token.
         look: runs other tokens int64 `[d, T]` in place of the blocks and returns their logits `[d, T, V]`; for oracles,
             and not counted.

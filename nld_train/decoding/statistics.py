@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields
 from statistics import fmean
 
 from .outputs import DecodeResult
+
+_OF_BATCH = ("forwards", "prefill")
+_BY_ROW = [field.name for field in fields(DecodeResult) if field.name not in _OF_BATCH]
 
 
 def tokens_per_forward(result: DecodeResult) -> float:
@@ -61,20 +64,12 @@ def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Seq
 
 def one_row(result: DecodeResult, row: int) -> DecodeResult:
     """A row as if it had been decoded alone."""
-    lists = {name: [values[row]] for name, values in vars(result).items() if isinstance(values, list)}
-    return replace(result, **lists, forwards=result.row_forwards[row], prefill=1)
+    lists = {name: [getattr(result, name)[row]] for name in _BY_ROW}
+    return DecodeResult(forwards=result.row_forwards[row], prefill=1, **lists)
 
 
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:
     """Results of several calls as one: rows in order, forwards and prefills added up."""
-    lists = {
-        name: [row for result in results for row in getattr(result, name)]
-        for name, values in vars(results[0]).items()
-        if isinstance(values, list)
-    }
-    return replace(
-        results[0],
-        **lists,
-        forwards=sum(result.forwards for result in results),
-        prefill=sum(result.prefill for result in results),
-    )
+    lists = {name: [row for result in results for row in getattr(result, name)] for name in _BY_ROW}
+    forwards, prefill = (sum(getattr(result, name) for result in results) for name in _OF_BATCH)
+    return DecodeResult(forwards=forwards, prefill=prefill, **lists)

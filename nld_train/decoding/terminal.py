@@ -103,13 +103,12 @@ class RowView:
         self.tokens: list[int | None] = []
         self.styles: list[str] = []
         self.rejected: tuple[int, ...] = ()
-        self.grows = True
 
     def update(self, progress: Progress) -> None:
         """Takes in what a forward has changed."""
         self.tokens = [*progress.tokens, *progress.block]
         self.styles = styles_of(self.mode, progress.committed_by, progress.drafted)
-        self.rejected, self.grows = progress.rejected, progress.finish is None
+        self.rejected = progress.rejected
 
     def render(self, decode: Decode) -> Text:
         """The row as text, refused drafts behind it."""
@@ -129,7 +128,7 @@ class RowView:
 
 
 class Watcher:
-    """An observer that shows rows from their first token until they are printed; what it shows is gone at the end.
+    """An observer that shows the rows at work while they grow; what it shows is gone at the end.
 
     Args:
         console: a terminal.
@@ -155,34 +154,34 @@ class Watcher:
 
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
-        self._rows.setdefault(progress.row, RowView(self._mode)).update(progress)
-        if time.perf_counter() - self._shown > _REFRESH_SECONDS:
+        if progress.finish is None:
+            self._rows.setdefault(progress.row, RowView(self._mode)).update(progress)
+        else:
+            self._rows.pop(progress.row, None)
+        # At once without a row that has finished: when that is printed, it must not stand there twice.
+        if progress.finish is not None or time.perf_counter() - self._shown > _REFRESH_SECONDS:
             self._show()
 
     def print(self, row: Progress) -> None:
-        """Prints a finished row for good, above those that are still shown."""
-        del self._rows[row.row]
-        # First away with it, or it would stand there twice.
-        self._show()
+        """Prints a finished row for good, above those at work."""
         print_row(self._console, self._tokenizer, self._mode, self._prompts[row.row], row)
 
     def _show(self) -> None:
         rows = sorted(self._rows.items())
         texts = [_prompt(self._prompts[number]) + view.render(self._decode) for number, view in rows]
-        self._live.update(Screen(texts, [view.grows for _, view in rows]), refresh=True)
+        self._live.update(Screen(texts), refresh=True)
         self._shown = time.perf_counter()
 
 
 class Screen:
-    """Texts one below the other; where they are longer than the screen, the ends of those that grow.
+    """Texts that grow, one below the other; where they are longer than the screen, their ends.
 
     Args:
         texts: of the rows.
-        growing: which of them still grow.
     """
 
-    def __init__(self, texts: Sequence[Text], growing: Sequence[bool]) -> None:
-        self._texts, self._growing = texts, growing
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self._texts = texts
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """See `rich`: the lines that fit."""
@@ -190,7 +189,7 @@ class Screen:
         folded = options.update(no_wrap=False, overflow="fold")
         shown = [console.render_lines(text, folded, pad=False) for text in self._texts]
         if sum(map(len, shown)) > console.height:
-            shown = [lines for lines, grows in zip(shown, self._growing, strict=True) if grows][: console.height]
+            shown = shown[: console.height]
             share = console.height // max(1, len(shown))
             shown = [lines[-share:] for lines in shown]
         for lines in shown:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
-from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
+from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer, write_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import synchronise, synchronise_all, write_atomically
 from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
@@ -56,6 +56,9 @@ class CheckpointWriter:
     Args:
         config: the run; saved beside the weights.
         device: of this process.
+
+    Raises:
+        UserError: on every rank, if `data.tokenizer` cannot be read.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -63,8 +66,18 @@ class CheckpointWriter:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
-        # Of the code that is running, whatever becomes of its files while it runs.
-        self._software = software() if dist.get_rank() == 0 else {}
+        # On rank 0; of the run as it began, whatever becomes of the files while it runs.
+        self._software: dict[str, Any] = {}
+        self._tokenizer: dict[str, bytes] = {}
+        try:
+            on_first_rank(self._read_descriptions)
+        except RefusedError as refused:
+            raise UserError(f"data.tokenizer: {config.data.tokenizer} cannot be read ({refused.reason})") from refused
+
+    def _read_descriptions(self) -> None:
+        self._software = software()
+        if self.config.data.tokenizer is not None:
+            self._tokenizer = read_tokenizer(Path(self.config.data.tokenizer))
 
     def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
         """Takes a snapshot and starts to write it; the state may change when this returns. Waits for the one before.
@@ -116,9 +129,8 @@ class CheckpointWriter:
         (directory / "model.json").write_text(json.dumps(asdict(self.config.model), indent=1))
         (directory / "progress.json").write_text(json.dumps(asdict(pending.progress), indent=1))
         (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
-        if self.config.data.tokenizer is not None:
-            # So that a checkpoint can be read wherever it is taken.
-            copy_tokenizer(Path(self.config.data.tokenizer), directory / TOKENIZER)
+        # So that a checkpoint can be read wherever it is taken.
+        write_tokenizer(self._tokenizer, directory / TOKENIZER)
         if pending.adapter is not None:
             write_adapter(directory / DIRECTORY, *pending.adapter)
         write_manifest(directory, {name: entry for part in written for name, entry in part.files.items()})

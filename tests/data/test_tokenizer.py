@@ -22,6 +22,7 @@ from nld_train.data.tokenizer import (
     tokenizer_hash,
     train_bpe,
 )
+from nld_train.data.tokenizer_files import VOCABULARY_FILES, copy_tokenizer
 from nld_train.errors import UserError
 
 TRICKY = 'x <mask></s><s><pad> = "<mask>"\n\t\0 é 漢字 \U0001f600 </s'
@@ -116,6 +117,31 @@ def test_hash_ignores_what_does_not_decide_ids(bytes_directory: str, tmp_path: P
     definition["added_tokens"][3]["content"] = "<hidden>"
     (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     assert tokenizer_hash(str(tmp_path)) != tokenizer_hash(bytes_directory)
+
+
+def test_a_copy_of_a_vocabulary_without_a_definition_is_whole(tmp_path: Path) -> None:
+    """Words in `vocab.txt`, without which the copy would load and know no word."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhello\nworld\n")
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (source / "model.py").write_text("raise SystemExit")
+    names = copy_tokenizer(source, tmp_path / "copy")
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "copy").iterdir())
+    assert sorted(names) == ["tokenizer_config.json", "vocab.txt"]
+    assert tokenizer_hash(str(tmp_path / "copy")) == tokenizer_hash(str(source))
+    encoded = [load_tokenizer(str(tmp_path / name)).encode("hello world") for name in ("source", "copy")]
+    assert encoded[0] == encoded[1]
+    assert {5, 6} <= set(encoded[0])
+
+
+@pytest.mark.parametrize("name", VOCABULARY_FILES)
+def test_every_kind_of_vocabulary_is_copied(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / name).write_bytes(b"vocabulary")
+    assert copy_tokenizer(source, tmp_path / "copy") == [name]
+    assert tokenizer_hash(str(tmp_path / "copy")) == tokenizer_hash(str(source))
 
 
 def test_another_tokenizer_is_never_overwritten(tmp_path: Path, bytes_directory: str) -> None:

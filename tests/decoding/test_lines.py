@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import documented_flash
 import pytest
 import torch
 from tiny_models import CountingEngine, random_model
@@ -22,8 +23,14 @@ NEW = {0: [40, 41], 2: [50, 51, 52, 53, 54, 55, 56]}
 BLOCK = [[15, 16], [17, 18], [19, 21]]
 
 
-@pytest.fixture(scope="module", params=["megatron", "sdpa", "eager", "flex_attention"])
+@pytest.fixture(scope="module", params=["megatron", "sdpa", "eager", "flex_attention", "flash"])
 def engine(request: pytest.FixtureRequest, groups: torch.device) -> Iterator[Engine]:
+    if request.param == "flash":
+        model = random_model()
+        with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
+            documented_flash.install(model, monkeypatch)
+            yield CountingEngine(model)
+        return
     if request.param != "megatron":
         with torch.no_grad():
             yield CountingEngine(random_model(attn_implementation=request.param))

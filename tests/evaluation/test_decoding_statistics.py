@@ -64,6 +64,7 @@ def test_rows_apart_and_together_again() -> None:
     assert apart == [result([[3]], [[P, D, D, P]], [2]), result([[1, 1]], [[P, P, P]], [4])]
     assert merged(apart) == replace(both, forwards=6, prefill=2)
     assert merged(apart).seconds == both.seconds
+    assert tokens_per_forward(merged([])) == 0
 
 
 def test_agreement_counts_missing_tokens_as_different() -> None:

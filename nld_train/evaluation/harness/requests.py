@@ -44,7 +44,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings that one batch of texts shares.
+    """Settings that texts share which are decoded together.
 
     Attributes:
         max_new_tokens: most new tokens of a text.
