@@ -1,6 +1,6 @@
 """How many tokens per second does each way to read the weights bring, beside `generate` of `transformers`?
 
-    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-row 4] [--repeats 5]
+    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-row 4] [--repeats 3]
 
 Greedy decoding of the same prompts with the same weights by Megatron's model in tree, by the exported package, and by
 the stock Ministral3 of `transformers` with its static cache. All ways take turns in every repeat, so that a drifting
@@ -181,7 +181,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=96, help="new tokens of a row (default: 96)")
     parser.add_argument("--block-length", type=int, default=8, help="tokens per block (default: 8)")
     parser.add_argument("--threshold", type=float, default=0.9, help="of diffusion (default: 0.9)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed repeats (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default: 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: 1)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     return parser.parse_args(arguments)
