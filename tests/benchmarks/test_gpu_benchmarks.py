@@ -176,6 +176,7 @@ def test_fewer_layers_where_memory_is_short() -> None:
         as_many_as_fit(15, attempt, fewest=15)
 
 
+@pytest.mark.long
 def test_utilisation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--peak-tflops", "2", "--steps", "1", "--layers", "1", "--results", str(tmp_path)]
     mfu.main([*words, *TINY])

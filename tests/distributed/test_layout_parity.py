@@ -72,10 +72,8 @@ REST = [case for case in [*SINGLES, *MATRIX] if case not in SHORT]
 
 
 def is_long(case: Case) -> bool:
-    """Of four processes, which two cores run at a crawl, only joint steps over isolated documents are for every day."""
-    return case in REST or (
-        case.layout.world > 2 and (case.stage == "ar" or case.documents == "ignore" or case.kind == "validation")
-    )
+    """Four processes, which two cores run at a crawl, and ways to execute a step in parallel are not for every day."""
+    return case in REST or case.layout.world > 2 or (case.layout.world > 1 and case in EXECUTIONS)
 
 
 def parameters(cases: Iterable[Case]) -> list[Any]:

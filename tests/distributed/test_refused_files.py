@@ -13,7 +13,10 @@ from nld_train.config.load import config_to_yaml
 WORKER = Path(__file__).with_name("refused_worker.py")
 
 
-@pytest.mark.parametrize("file", [("megatron_save", "write_common"), ("FileSystemWriterAsync", "finish")])
+@pytest.mark.parametrize(
+    "file",
+    [("megatron_save", "write_common"), pytest.param(("FileSystemWriterAsync", "finish"), marks=pytest.mark.long)],
+)
 def test_all_ranks_leave_together(token_set: str, tmp_path: Path, file: tuple[str, str]) -> None:
     settings = (*TINY_MODEL, *data_overrides(token_set), *SHORT, *short_stages(1, 1), "batch.micro_size=2")
     config = tmp_path / "config.yaml"

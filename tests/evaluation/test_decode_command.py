@@ -86,7 +86,7 @@ def test_a_comparison_has_every_mode(records: Any, export: Path, prompts_file: P
 
 
 @pytest.mark.parametrize("sampled", [(), ("--temperature", 0.8, "--top-k", 40)], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("length", [2, 7])
+@pytest.mark.parametrize("length", [pytest.param(2, marks=pytest.mark.long), 7])
 def test_runs_checkpoints_exports_and_imports_say_the_same(
     records: Any,
     trained: Path,

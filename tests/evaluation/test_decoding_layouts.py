@@ -9,6 +9,8 @@ import pytest
 from runs_that_decode import assert_same_training, decodings, train
 from tiny_runs import records_of, torchrun
 
+# That a model decodes the same under every layout is also a matter of tests/distributed, every day.
+pytestmark = pytest.mark.long
 WORKER = Path(__file__).with_name("layout_worker.py")
 LAYOUTS = {
     "tensor": ("parallel.tensor=2", "parallel.sequence=true", "execution.recompute=full"),

@@ -166,7 +166,8 @@ def same(one: Results, other: Results) -> None:
     assert one["reading"].get("generation") == other["reading"].get("generation")
 
 
-@pytest.mark.parametrize("kind", ["megatron", pytest.param("export", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["megatron", "export"])
 def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tmp_path: Path, kind: str) -> None:
     """Of a Megatron checkpoint, and of an export, whose processes no training group joins."""
     from checkpoint_convert.exporting import export_checkpoint
@@ -204,6 +205,7 @@ def test_it_is_registered(trained: Path) -> None:
     assert found["n-samples"]["local_choice"]["effective"] == 2
 
 
+@pytest.mark.long
 def test_lists_hold_tasks_that_there_are() -> None:
     from lm_eval.tasks import TaskManager
 

@@ -73,15 +73,18 @@ def by_two(trained: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["tensor", "pipeline"])
 def test_two_processes_that_share_a_model_decode_as_one(alone: Path, by_two: Path, layout: str) -> None:
     assert records_of(by_two / layout) == records_of(alone / "compared")
 
 
+@pytest.mark.long
 def test_they_sample_as_one(alone: Path, by_two: Path) -> None:
     assert records_of(by_two / "sampled") == records_of(alone / "sampled")
 
 
+@pytest.mark.long
 def test_they_evaluate_as_one(alone: Path, by_two: Path) -> None:
     one, two = (json.loads((folder / "evaluated").read_text()) for folder in (alone, by_two))
     assert one["reading"]["policy"] == two["reading"]["policy"] == "number"

@@ -105,7 +105,7 @@ def _shapes(directory: Path) -> list[str]:
     return [f"model.{name}={value}" for name, value in model.items() if isinstance(value, int)]
 
 
-@pytest.mark.parametrize("stop", [9, 8])
+@pytest.mark.parametrize("stop", [9, pytest.param(8, marks=pytest.mark.long)])
 def test_stopping_changes_nothing(train: Train, drafted: Path, tmp_path: Path, stop: int) -> None:
     """In the stage, and at its border."""
     train(tmp_path, *THIRD, f"run.max_steps={stop}")

@@ -48,7 +48,7 @@ def assert_saved_where_it_stopped(directory: Path) -> None:
     ("number", "status", "step"),
     [
         (signal.SIGTERM, REQUEUE, 2),
-        (signal.SIGUSR1, REQUEUE, STEPS // 2 + 3),
+        pytest.param(signal.SIGUSR1, REQUEUE, STEPS // 2 + 3, marks=pytest.mark.long),
         (signal.SIGINT, INTERRUPT, 5),
     ],
 )
@@ -65,7 +65,9 @@ def test_it_saves_and_leaves(
     assert_same_run(train(tmp_path / "run", *SETTINGS), never_stopped)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.long) for one in (signal.SIGTERM, signal.SIGUSR1))]
+)
 def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: int) -> None:
     """What a terminal, or Slurm, sends to all processes of a job."""
     child = Child(tmp_path / "run", (*data, *SETTINGS, "data.workers=1"))

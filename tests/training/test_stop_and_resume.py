@@ -31,6 +31,7 @@ def test_stopping_changes_nothing(train: Train, whole: Path, tmp_path: Path, sto
     assert_same_run(train(tmp_path), whole)
 
 
+@pytest.mark.long
 def test_stopping_after_every_step_changes_nothing(train: Train, whole: Path, tmp_path: Path) -> None:
     for step in range(1, STEPS + 1):
         train(tmp_path, f"run.max_steps={step}")
@@ -71,12 +72,13 @@ def test_an_unfinished_checkpoint_is_not_taken(train: Train, whole: Path, tmp_pa
     assert_same_run(train(tmp_path), whole)
 
 
+@pytest.mark.long
 def test_saving_often_or_behind_the_steps_changes_nothing(train: Train, whole: Path, tmp_path: Path) -> None:
     assert_same_run(train(tmp_path / "often", "checkpoint.every=1"), whole)
     assert_same_run(train(tmp_path / "waiting", "checkpoint.every=1", "checkpoint.asynchronous=false"), whole)
 
 
-@pytest.mark.parametrize("stop", [3, AR_STEPS + 1])
+@pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.long), AR_STEPS + 1])
 def test_other_micro_batches_go_on(train: Train, whole: Path, tmp_path: Path, stop: int) -> None:
     train(tmp_path, f"run.max_steps={stop}")
     train(tmp_path, "batch.micro_size=4", "data.workers=1")
