@@ -84,10 +84,14 @@ class Batch:
             self.output(place).commit([token], [0], [False])
             self.tell(place)
 
+    def first_tokens(self, places: Sequence[int]) -> Tensor:
+        """Prefills the rows at these places: int64 `[n]`, the token that each predicts, not committed yet."""
+        one = torch.ones(len(places), 1, dtype=torch.bool)
+        return self.sampler.at(places).draw(self.prefill(places), one)[:, 0]
+
     def begin_rows(self, places: Sequence[int]) -> Tensor:
         """Prefills the rows at these places and gives each its first token: int64 `[n]`."""
-        one = torch.ones(len(places), 1, dtype=torch.bool)
-        tokens = self.sampler.at(places).draw(self.prefill(places), one)[:, 0]
+        tokens = self.first_tokens(places)
         self.commit_first(places, tokens)
         return tokens
 

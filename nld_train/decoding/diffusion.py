@@ -62,9 +62,7 @@ def _empty_blocks(batch: Batch) -> Blocks:
 
 def _begin_rows(batch: Batch, blocks: Blocks, places: list[int]) -> None:
     """Prefills the rows at these places, and begins the first block of each."""
-    one = torch.ones(len(places), 1, dtype=torch.bool)
-    seeds = batch.sampler.at(places).draw(batch.prefill(places), one)[:, 0]
-    _start_blocks(batch, blocks, places, seeds)
+    _start_blocks(batch, blocks, places, batch.first_tokens(places))
     _commit(batch, blocks, places)
 
 

@@ -7,9 +7,15 @@ import torch
 from naive_decoding import Reader
 from peft import LoraConfig, get_peft_model
 from tiny_models import MASK, as_ministral3, random_model, trained_model
+from tiny_runs import TINY_MODEL
 from torch import nn
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from nld_train.config.compose import compose_config
+from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.model.build import build_model, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +26,15 @@ def models() -> dict[str, NemotronLabsDiffusionModel]:
 @pytest.fixture(scope="session")
 def readers(models: dict[str, NemotronLabsDiffusionModel]) -> dict[str, Reader]:
     return {name: Reader(as_ministral3(model), MASK) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def megatron_engine(groups: torch.device) -> MegatronEngine:
+    """Over a tiny model with weights of its own; used inside `decoding()`."""
+    config = compose_config([*TINY_MODEL, "execution.device=cpu"])
+    chunks = build_model(config, transformer_config(config, groups), groups)
+    initialize(chunks, config.model, 0)
+    return MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
 
 
 @pytest.fixture(scope="session")

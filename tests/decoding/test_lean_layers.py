@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import TINY_MODEL
 
-from nld_train.config.compose import compose_config
 from nld_train.decoding import lean_layers
 from nld_train.decoding.engine import Step
 from nld_train.decoding.megatron_engine import MegatronEngine
-from nld_train.model.build import build_model, transformer_config
-from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
-from nld_train.model.rotary import RotaryEmbedding
-
-
-@pytest.fixture(scope="module")
-def engine(groups: torch.device) -> MegatronEngine:
-    config = compose_config([*TINY_MODEL, "execution.device=cpu"])
-    chunks = build_model(config, transformer_config(config, groups), groups)
-    initialize(chunks, config.model, 0)
-    return MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
 
 
 def logits(engine: MegatronEngine) -> torch.Tensor:
@@ -50,24 +37,24 @@ def logits(engine: MegatronEngine) -> torch.Tensor:
     return torch.cat(found)
 
 
-def test_the_same_logits(engine: MegatronEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with engine.decoding():
-        lean = logits(engine)
+def test_the_same_logits(megatron_engine: MegatronEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with megatron_engine.decoding():
+        lean = logits(megatron_engine)
     monkeypatch.setattr(lean_layers, "_lean_forward", lambda module: None)
-    with engine.decoding():
-        plain = logits(engine)
+    with megatron_engine.decoding():
+        plain = logits(megatron_engine)
     assert plain.std() > 0.3
     assert torch.allclose(lean, plain, atol=2e-6, rtol=1e-5)
 
 
-def test_layers_are_lean_inside_and_themselves_outside(engine: MegatronEngine) -> None:
-    (chunk,) = engine.chunks
+def test_layers_are_lean_inside_and_themselves_outside(megatron_engine: MegatronEngine) -> None:
+    (chunk,) = megatron_engine.chunks
 
     def changed(model: Ministral3Model) -> int:
         return sum("forward" in vars(module) for module in model.modules())
 
     assert changed(chunk) == 0
-    with engine.decoding():
+    with megatron_engine.decoding():
         # Per layer four products, the MLP and the layer itself; and the head.
         assert changed(chunk) == 6 * len(chunk.decoder.layers) + 1
     assert changed(chunk) == 0

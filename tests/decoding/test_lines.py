@@ -8,15 +8,10 @@ import documented_flash
 import pytest
 import torch
 from tiny_models import CountingEngine, random_model
-from tiny_runs import TINY_MODEL
 from torch import Tensor
 
-from nld_train.config.compose import compose_config
 from nld_train.decoding import Engine, Step
 from nld_train.decoding.megatron_engine import MegatronEngine
-from nld_train.model.build import build_model, transformer_config
-from nld_train.model.initialize import initialize
-from nld_train.model.rotary import RotaryEmbedding
 
 OLD = [[5, 6, 7, 8, 9], [20, 30], [11, 12, 13]]
 NEW = {0: [40, 41], 2: [50, 51, 52, 53, 54, 55, 56]}
@@ -24,7 +19,7 @@ BLOCK = [[15, 16], [17, 18], [19, 21]]
 
 
 @pytest.fixture(scope="module", params=["megatron", "sdpa", "eager", "flex_attention", "flash"])
-def engine(request: pytest.FixtureRequest, groups: torch.device) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "flash":
         model = random_model()
         with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
@@ -35,10 +30,7 @@ def engine(request: pytest.FixtureRequest, groups: torch.device) -> Iterator[Eng
         with torch.no_grad():
             yield CountingEngine(random_model(attn_implementation=request.param))
         return
-    config = compose_config([*TINY_MODEL, "execution.device=cpu"])
-    chunks = build_model(config, transformer_config(config, groups), groups)
-    initialize(chunks, config.model, 0)
-    megatron = MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
+    megatron: MegatronEngine = request.getfixturevalue("megatron_engine")
     with megatron.decoding():
         yield megatron
 
