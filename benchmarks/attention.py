@@ -28,14 +28,14 @@ from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import NAMES, candidates
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import Surroundings, Work, extra_memory, seconds_in_turn
-from nld_train.command_line import run_to_status
+from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.attention import causal, flex
 from nld_train.model.attention.core import backend
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext
-from nld_train.training.parallel import resolve_device
+from nld_train.training.loop.parallel import resolve_device
 
 BACKENDS = {"cuda": ["flex", "split", "decomposed"], "cpu": ["chunked", "decomposed", "dense"]}
 # Joint attention on an H100 should stay within this share of the ratio of visible pairs.

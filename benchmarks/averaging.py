@@ -38,8 +38,8 @@ from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.micro_batch import MicroBatch, Samples, StreamSettings, count_rows, prepare
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.micro_batch import MicroBatch, Samples, StreamSettings, count_rows, prepare
+from nld_train.training.loop.parallel import parallel_groups
 
 AVERAGINGS: tuple[Averaging, ...] = ("global", "contributing", "masked", "sequence")
 LEVELS = ("independent", "stratified", "shared")

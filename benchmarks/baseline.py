@@ -25,9 +25,9 @@ from rich.table import Table
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
-from nld_train.command_line import run_to_status
+from nld_train.commands.arguments import run_to_status
 from nld_train.config.schema import Config
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups
 
 OURS, NAIVE = "ours", "straightforward"
 SPEED_TARGET, MEMORY_TARGET = 1.5, 0.5

@@ -33,7 +33,7 @@ def with_corpus(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def prepare(folder: Path) -> None:
     """`nld-data prepare stdlib`."""
-    command = [sys.executable, "-m", "nld_train.data.cli", "prepare", "stdlib", "--out", str(folder)]
+    command = [sys.executable, "-m", "nld_train.commands.data", "prepare", "stdlib", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     if done.returncode != 0:
         raise UserError(f"nld-data prepare stdlib: {done.stderr.strip()[-500:]}")

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.record import RESULTS, keep
 from benchmarks.shapes import random_run
 from nld_train.config.schema import Config
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups
 
 OURS, THEIRS = "nld-data prepare", "datasets.map"
 LOADER_TARGET = 0.01
@@ -95,7 +95,7 @@ def _pairs(runs: dict[str, list[dict[str, float]]]) -> list[tuple[dict[str, floa
 
 def _train_tokenizer(folder: Path, vocabulary: int) -> Path:
     words = ["prepare", str(folder / "text.jsonl"), "--out", str(folder / "first"), "--workers", "1"]
-    call = "import sys; from nld_train.data.cli import main; sys.exit(main())"
+    call = "import sys; from nld_train.commands.data import main; sys.exit(main())"
     _python("-c", call, *words, "--tokenizer", f"train-bpe:{vocabulary}")
     return folder / "first" / "tokenizer"
 

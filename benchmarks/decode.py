@@ -29,8 +29,8 @@ from rich.table import Table
 from benchmarks.decoders import IN_TREE, STOCK, Contestant, Workload, contestants, stdlib_prompts
 from benchmarks.record import RESULTS, keep
 from nld_train.decoding import DecodeResult, Mode
+from nld_train.decoding.algorithms.statistics import accepted_per_cycle, agreement, tokens_per_forward
 from nld_train.decoding.load import find_source
-from nld_train.decoding.statistics import accepted_per_cycle, agreement, tokens_per_forward
 
 CLOCKS = ("wall", "processor")
 # What is asked of each ratio: AR in tree over generate, linear over its share of AR, 16 rows over one.

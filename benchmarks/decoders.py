@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from checkpoint_convert.exporting import export_checkpoint
-from nld_train.decoding import DecodeOptions, DecodeResult, Engine, Mode, Threshold, decode
+from nld_train.decoding import DecodeOptions, DecodeResult, Engine, Mode, Threshold
+from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.load import find_source
 
 STOCK, IN_TREE, EXPORT = "transformers", "in tree", "export"

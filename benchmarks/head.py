@@ -29,9 +29,9 @@ from torch import Tensor
 from benchmarks.head_ways import FOREIGN, Way, Work, gradient_bytes, in_float64, products_alone, ways
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import extra_memory, seconds_in_turn
-from nld_train.command_line import run_to_status
+from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups
 
 _LIMIT = "the three products alone"
 

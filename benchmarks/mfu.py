@@ -26,11 +26,11 @@ from rich.table import Table
 
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES
-from nld_train.command_line import run_to_status
+from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
 from nld_train.errors import UserError
-from nld_train.training.hardware import peak_flops
-from nld_train.training.parallel import resolve_device
+from nld_train.training.loop.hardware import peak_flops
+from nld_train.training.loop.parallel import resolve_device
 
 KINDS = ("local", "transformer_engine")
 # The best that is published for AR pretraining of an 8B model on H100s.
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = resolve_device(compose_config(options.overrides).execution.device)
     peak = peak_flops(device, options.peak_tflops)
     if peak is None:
-        parser.error("--peak-tflops: the peak of this device is not in nld_train/training/hardware.py; name it")
+        parser.error("--peak-tflops: the peak of this device is not in nld_train/training/loop/hardware.py; name it")
     figures: dict[str, Any] = {"device": str(device), "peak_tflops": peak / 1e12, "target": TARGET, "kinds": {}}
     for kind in options.kinds:
         figures["kinds"][kind] = _missing(kind, device) or _utilisation(_step(kind, options), peak)

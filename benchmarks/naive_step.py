@@ -22,8 +22,8 @@ from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import flex
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.streams import StreamContext
-from nld_train.training.micro_batch import select_rows
-from nld_train.training.optimizer import unwrap
+from nld_train.training.loop.micro_batch import select_rows
+from nld_train.training.loop.optimizer import unwrap
 
 
 @contextmanager

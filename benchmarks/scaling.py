@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.corpus import with_corpus
 from benchmarks.record import RESULTS, keep
-from nld_train.command_line import run_to_status
+from nld_train.commands.arguments import run_to_status
 from nld_train.errors import UserError
 
 # The first steps of a process fill caches and buffers.

@@ -28,8 +28,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], float, int]] = {
         5.0,
         0,
     ),
-    "nld-plan model=8b gpus=256": (("-m", "nld_train.plan", "model=8b", "gpus=256"), 5.0, 0),
-    "nld-status": (("-m", "nld_train.status", "/nowhere"), 1.0, 2),
+    "nld-plan model=8b gpus=256": (("-m", "nld_train.commands.plan", "model=8b", "gpus=256"), 5.0, 0),
+    "nld-status": (("-m", "nld_train.commands.status", "/nowhere"), 1.0, 2),
 }
 
 

@@ -19,9 +19,9 @@ from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.spec import resolve_attention, resolve_layers
-from nld_train.training.micro_batch import Samples, StreamSettings
-from nld_train.training.optimizer import build_optimizer, wrap_model
-from nld_train.training.step import train_step, update
+from nld_train.training.loop.micro_batch import Samples, StreamSettings
+from nld_train.training.loop.optimizer import build_optimizer, wrap_model
+from nld_train.training.loop.step import train_step, update
 
 
 class Stepper:

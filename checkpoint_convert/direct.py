@@ -17,7 +17,7 @@ from checkpoint_convert.weights import fill_rows
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
-from nld_train.training.checkpoint import model_state
+from nld_train.training.checkpoint.load import model_state
 
 
 def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,10 +132,8 @@ def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool
 
 
 def _copy_package(temporary: Path) -> None:
-    for name, path in package_files().items():
-        target = temporary / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    for name, text in package_files().items():
+        (temporary / name).write_text(text)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

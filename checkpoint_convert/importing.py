@@ -15,7 +15,7 @@ from checkpoint_convert.staging import progress_bar, staged
 from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.errors import UserError
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.integrity import write_manifest
+from nld_train.training.checkpoint.integrity import write_manifest
 
 SOURCE = "source"
 _CONFIGS = ("config.json", "generation_config.json")

@@ -1,7 +1,8 @@
 """What export and verify compare with the manifest of a Megatron checkpoint before they read anything else of it.
 
 Not the shards (`*.distcp`): each piece in them has a CRC-32 of its own, which is compared when the piece is read, so
-that nothing is read twice. `nld_train.training.integrity` compares them too, for whoever needs all of a checkpoint.
+that nothing is read twice. `nld_train.training.checkpoint.integrity` compares them too, where all of a checkpoint is
+needed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from pathlib import Path
 
 from nld_train.errors import UserError
-from nld_train.training.integrity import MANIFEST, Checksums, checksums
+from nld_train.training.checkpoint.integrity import MANIFEST, Checksums, checksums
 
 SHARD = ".distcp"
 _PICKLES = (".metadata", "common.pt")

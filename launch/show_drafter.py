@@ -22,10 +22,11 @@ def main() -> None:
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
-    from nld_train.decoding import DecodeOptions, decode
+    from nld_train.decoding import DecodeOptions
+    from nld_train.decoding.algorithms.decode import decode
+    from nld_train.decoding.algorithms.statistics import accepted_per_cycle, tokens_per_forward
     from nld_train.decoding.load import find_source
-    from nld_train.decoding.statistics import accepted_per_cycle, tokens_per_forward
-    from nld_train.training.checkpoint import resolve_checkpoint
+    from nld_train.training.checkpoint.load import resolve_checkpoint
 
     directory = Path(sys.argv[1])
     source = find_source(directory)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.training.summary import progress_lines
+from nld_train.training.metrics.summary import progress_lines
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 def groups() -> Iterator[torch.device]:
     """Megatron's groups with this process alone, on the CPU. One module long: some tests start groups of their own."""
     from nld_train.config.compose import compose_config
-    from nld_train.training.parallel import parallel_groups
+    from nld_train.training.loop.parallel import parallel_groups
 
     with parallel_groups(compose_config(["execution.device=cpu"])) as device:
         yield device

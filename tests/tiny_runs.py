@@ -86,7 +86,7 @@ def train_here(directory: Path, *overrides: str) -> Path:
     """Trains in this process, through the settings of the command line; returns the directory."""
     from nld_train.config.compose import compose_config
     from nld_train.config.validate import validate
-    from nld_train.training import run
+    from nld_train.training.loop import run
 
     config = compose_config([f"run.dir={directory}", *overrides])
     validate(config, world_size=1)

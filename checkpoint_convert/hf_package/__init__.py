@@ -1,16 +1,17 @@
 """The files that travel inside an exported model and make it run with `transformers` alone.
 
-The modelling file imports the decoder's files as its neighbours, where they lie in an export. Here they lie in
-`nld_train/decoding`, so that directory is searched as part of this package: the same files, in both places. Type
-checkers do not follow a package's search path, hence the ignored imports.
+An export is flat, and must not import this project. Its files are those here and those of `nld_train` that they
+import, the decoder above all: the same source in both. Only their import statements differ, `from
+nld_train.decoding.engines.engine import Step` here and `from .engine import Step` in an export.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
-DECODING = Path(__file__).resolve().parents[2] / "nld_train" / "decoding"
+PACKAGE = "checkpoint_convert.hf_package"
 ENTRY_FILES = ("configuration_nemotron_labs_diffusion.py", "modeling_nemotron_labs_diffusion.py")
 
 # What `config.json` of an export says under `auto_map`.
@@ -20,37 +21,44 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
 }
 
-__path__.append(str(DECODING))
+_ROOT = Path(__file__).resolve().parents[2]
+_OWN_IMPORT = re.compile(r"^(\s*)from (?:nld_train|checkpoint_convert)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
 
 
-def package_files() -> dict[str, Path]:
-    """Every file that an export needs beside its weights: name in the export (flat) -> where it lies here.
+def package_files() -> dict[str, str]:
+    """Every file that an export needs beside its weights: name in the export -> its text there.
 
-    Follows relative imports from the two files that `auto_map` names, as `transformers` does when it loads them.
-    """
-    files: dict[str, Path] = {}
-    open_names = list(ENTRY_FILES)
-    while open_names:
-        name = open_names.pop()
-        if name not in files:
-            files[name] = _find(name)
-            open_names += [f"{module}.py" for module in _neighbours(files[name])]
-    return dict(sorted(files.items()))
-
-
-def _find(name: str) -> Path:
-    """Where a file of the package lies; its own directory comes first.
+    Follows imports of this project from the two files that `auto_map` names, as `transformers` does when it loads them.
 
     Raises:
-        FileNotFoundError: it lies in neither.
+        AssertionError: two modules would have the same name in an export, or one is imported in a form that cannot be
+            rewritten.
     """
-    for directory in (Path(__file__).resolve().parent, DECODING):
-        if (directory / name).is_file():
-            return directory / name
-    raise FileNotFoundError(f"{name}: neither in checkpoint_convert/hf_package nor in nld_train/decoding")
+    modules: dict[str, str] = {}
+    open_modules = [f"{PACKAGE}.{name.removesuffix('.py')}" for name in ENTRY_FILES]
+    while open_modules:
+        module = open_modules.pop()
+        name = module.rpartition(".")[2]
+        assert modules.get(name, module) == module, f"{module} and {modules[name]} have one name in an export"
+        if name not in modules:
+            modules[name] = module
+            open_modules += _own_imports(_source(module))
+    return {f"{name}.py": _flattened(_source(module)) for name, module in sorted(modules.items())}
 
 
-def _neighbours(path: Path) -> list[str]:
-    """Modules that a file imports from its own directory."""
-    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return [node.module for node in imports if node.level == 1 and node.module]
+def _source(module: str) -> str:
+    return _ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()
+
+
+def _own_imports(source: str) -> list[str]:
+    """Modules of this project that a file imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    found = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return [module for module in found if module.split(".")[0] in ("nld_train", "checkpoint_convert")]
+
+
+def _flattened(source: str) -> str:
+    """The text of a file in an export, where every module of this project is its neighbour."""
+    flattened = _OWN_IMPORT.sub(r"\1from .\2 import", source)
+    assert not _own_imports(flattened), _own_imports(flattened)
+    return flattened

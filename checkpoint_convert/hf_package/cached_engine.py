@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import FlashRows, View, prepare
-from .drafter import Drafter
-from .encoder import Encoder
-from .engine import Step  # type: ignore[import-untyped]
+from checkpoint_convert.hf_package.attention import FlashRows, View, prepare
+from checkpoint_convert.hf_package.drafter import Drafter
+from checkpoint_convert.hf_package.encoder import Encoder
+from nld_train.decoding.engines.engine import Step
 
 # FlexAttention is compiled for a number of keys: cache lengths are rounded up, so that there are few of them.
 FLEX_KEYS = 128

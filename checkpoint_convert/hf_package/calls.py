@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import DecodeOptions  # type: ignore[import-untyped]
-from .policies import CommitPolicy, Threshold, TotalSteps  # type: ignore[import-untyped]
+from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.policies.commit import CommitPolicy, Threshold, TotalSteps
 
 DEFAULT_THRESHOLD = 0.9
 

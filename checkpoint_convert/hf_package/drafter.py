@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .encoder import Encoder
+from checkpoint_convert.hf_package.encoder import Encoder
 
 DIRECTORY = "linear_spec_lora"
 FILES = ("adapter_config.json", "adapter_model.safetensors")

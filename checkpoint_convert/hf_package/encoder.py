@@ -18,8 +18,8 @@ from transformers.models.ministral3.modeling_ministral3 import (
     eager_attention_forward,
 )
 
-from .attention import View
-from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from checkpoint_convert.hf_package.attention import View
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 
 
 class KeyValueCache(Protocol):

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from .cached_engine import CachedEngine
-from .calls import CallSettings, as_tuple, diffusion_policy, joined, prompts_of
-from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .decode import decode  # type: ignore[import-untyped]
-from .drafter import DIRECTORY, FILES, Drafter
-from .encoder import Encoder
-from .options import Mode  # type: ignore[import-untyped]
-from .outputs import DecodeResult, Observer  # type: ignore[import-untyped]
-from .policies import CommitPolicy  # type: ignore[import-untyped]
+from checkpoint_convert.hf_package.cached_engine import CachedEngine
+from checkpoint_convert.hf_package.calls import CallSettings, as_tuple, diffusion_policy, joined, prompts_of
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from checkpoint_convert.hf_package.drafter import DIRECTORY, FILES, Drafter
+from checkpoint_convert.hf_package.encoder import Encoder
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.options import Mode
+from nld_train.decoding.algorithms.outputs import DecodeResult, Observer
+from nld_train.decoding.policies.commit import CommitPolicy
 
 
 class GenerationMethods:

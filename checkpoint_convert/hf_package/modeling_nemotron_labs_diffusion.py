@@ -10,11 +10,19 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from .attention import Rule, View, prepare
-from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .encoder import Encoder
-from .generation import GenerationMethods
-from .two_streams import Text, Weights, causal_rule, draw_noise, joint_loss, last_block_rule, two_stream_rule
+from checkpoint_convert.hf_package.attention import Rule, View, prepare
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from checkpoint_convert.hf_package.encoder import Encoder
+from checkpoint_convert.hf_package.generation import GenerationMethods
+from checkpoint_convert.hf_package.two_streams import (
+    Text,
+    Weights,
+    causal_rule,
+    draw_noise,
+    joint_loss,
+    last_block_rule,
+    two_stream_rule,
+)
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):

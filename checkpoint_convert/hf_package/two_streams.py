@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import Rule
+from checkpoint_convert.hf_package.attention import Rule
 
 IGNORED = -100
 EPSILON = 1e-3

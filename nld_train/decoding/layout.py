@@ -11,7 +11,7 @@ from nld_train.config.schema import Config, ParallelConfig
 from nld_train.config.validate_layout import validate_cut
 from nld_train.errors import UserError
 from nld_train.processes import rank
-from nld_train.training.parallel import world_size
+from nld_train.training.loop.parallel import world_size
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
-from nld_train.decoding.engine import Engine
+from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors
@@ -89,7 +89,7 @@ def find_source(
 def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
     from checkpoint_convert.checkpoints import read_record
     from checkpoint_convert.megatron import read_model
-    from nld_train.training.integrity import find_damage
+    from nld_train.training.checkpoint.integrity import find_damage
 
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")
@@ -117,12 +117,12 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
-    from nld_train.decoding.megatron_engine import MegatronEngine
+    from nld_train.decoding.engines.megatron_engine import MegatronEngine
     from nld_train.model.build import build_model, transformer_config
     from nld_train.model.drafter_adapter import attach_adapter, load_adapter
     from nld_train.model.rotary import RotaryEmbedding
-    from nld_train.training import checkpoint
-    from nld_train.training.parallel import parallel_groups
+    from nld_train.training.checkpoint import load as checkpoint
+    from nld_train.training.loop.parallel import parallel_groups
 
     model = config.model
     with parallel_groups(config) as device:
@@ -178,7 +178,7 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
     """The export package's own model and engine, from this checkout: no code of the directory is run."""
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-    from nld_train.training.parallel import resolve_device
+    from nld_train.training.loop.parallel import resolve_device
 
     device = resolve_device("auto")
     if device.type == "cuda":

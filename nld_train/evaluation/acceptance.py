@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, decode
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.algorithms.statistics import accepted_per_cycle, merged, one_row, tokens_per_forward
+from nld_train.decoding.command_line.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
+from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
-from nld_train.decoding.options import check_request
-from nld_train.decoding.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
-from nld_train.decoding.statistics import accepted_per_cycle, merged, one_row, tokens_per_forward
-from nld_train.decoding.terminal import numeric, report_console
 from nld_train.errors import UserError
 from nld_train.evaluation.categories import Conversation, Question, read_questions
 from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
@@ -35,7 +36,7 @@ class Reading:
 
 
 def run(arguments: Namespace) -> None:
-    """`nld-acceptance`: what `nld_train.acceptance` has parsed.
+    """`nld-acceptance`: what `nld_train.commands.acceptance` has parsed.
 
     Raises:
         UserError: a request that cannot be answered, found before any weight is read.

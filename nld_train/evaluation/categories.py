@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nld_train.decoding.request import lines_of
+from nld_train.decoding.command_line.request import lines_of
 from nld_train.errors import UserError
 
 # The published files have this in place of texts that their licence keeps out; its own tools fill it in.

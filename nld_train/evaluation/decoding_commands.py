@@ -10,12 +10,18 @@ from pathlib import Path
 from rich.console import Console
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, Threshold
-from nld_train.decoding.engine import Engine
-from nld_train.decoding.options import check_request
-from nld_train.decoding.request import Request, in_one_line, read_request, sampler_directory
-from nld_train.decoding.sampler_files import check_place, embedding_of, load_sampler, require_sampler, save_sampler
-from nld_train.decoding.terminal import report_console
-from nld_train.decoding.trained_sampler import SamplerPolicy, SamplerShape
+from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.command_line.request import Request, in_one_line, read_request, sampler_directory
+from nld_train.decoding.command_line.terminal import report_console
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.policies.sampler_files import (
+    check_place,
+    embedding_of,
+    load_sampler,
+    require_sampler,
+    save_sampler,
+)
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy, SamplerShape
 from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
 from nld_train.evaluation.sampler_data import Examples, collect

@@ -12,19 +12,20 @@ from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config, DecodingMode
 from nld_train.data.samples import Sample, validation_samples
 from nld_train.data.tokenizer import load_tokenizer
-from nld_train.decoding import DecodeOptions, DecodeResult, Threshold, decode
-from nld_train.decoding.megatron_engine import MegatronEngine
-from nld_train.decoding.statistics import (
+from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.statistics import (
     acceptance_by_position,
     accepted_per_cycle,
     agreement,
     tokens_per_forward,
 )
+from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.evaluation.measure import rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.metrics_file import Record
-from nld_train.training.optimizer import unwrap
-from nld_train.training.time_share import TimeShare
+from nld_train.training.loop.optimizer import unwrap
+from nld_train.training.metrics.jsonl import Record
+from nld_train.training.metrics.time_share import TimeShare
 
 # Prompts whose texts are kept.
 _SAMPLES = 2

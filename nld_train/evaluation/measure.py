@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.decoding import DecodeResult, Mode
-from nld_train.decoding.statistics import accepted_per_cycle, agreement, tokens_per_forward
+from nld_train.decoding.algorithms.statistics import accepted_per_cycle, agreement, tokens_per_forward
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nld_train.decoding.policies import BlockView, CommitPolicy, chosen_positions
+from nld_train.decoding.policies.commit import BlockView, CommitPolicy, chosen_positions
 from nld_train.evaluation.trajectories import ONE_PER_PASS, after, committed, follow, only
 
 # Reference section 7.

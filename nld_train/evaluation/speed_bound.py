@@ -10,8 +10,9 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, decode
-from nld_train.decoding.terminal import numeric
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.command_line.terminal import numeric
 from nld_train.evaluation.measure import Figures, figures, plot, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
 from nld_train.evaluation.trajectories import ONE_PER_PASS

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold, decode
-from nld_train.decoding.statistics import agreement
-from nld_train.decoding.terminal import numeric
-from nld_train.decoding.trained_sampler import SamplerPolicy, TrainedSampler
+from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.statistics import agreement
+from nld_train.decoding.command_line.terminal import numeric
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy, TrainedSampler
 from nld_train.evaluation.measure import Figures, figures, plot, shown
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nld_train.decoding.policies import BlockView, CommitPolicy, FixedNumber, chosen_positions
+from nld_train.decoding.policies.commit import BlockView, CommitPolicy, FixedNumber, chosen_positions
 
 # One token per pass, the most confident first: what the oracle and the trained sampler take as the truth.
 ONE_PER_PASS = FixedNumber(1)

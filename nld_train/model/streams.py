@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from nld_train.masking.context_parallel import SequenceShare
 from nld_train.masking.layout import StreamLayout
-from nld_train.masking.sequence_share import SequenceShare
 from nld_train.model.attention.gather import gather_keys_and_values
 from nld_train.model.rotary import RotaryEmbedding
 

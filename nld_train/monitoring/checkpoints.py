@@ -11,7 +11,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
-from nld_train.training.integrity import MANIFEST, find_damage
+from nld_train.training.checkpoint.integrity import MANIFEST, find_damage
 
 # So large a share of the files has no file: names and sizes are checked, and nothing is read.
 _NO_CHECKSUMS = sys.maxsize

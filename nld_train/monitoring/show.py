@@ -9,7 +9,7 @@ from datetime import timedelta
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.monitoring.standing import Standing
+from nld_train.monitoring.run_status import Standing
 
 _STATES = {
     "not started": "no step yet",

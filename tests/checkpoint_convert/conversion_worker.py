@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from converted_models import config_of, load_model, save_model
 
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups
 
 LAYOUT = ("parallel.tensor=2", "parallel.pipeline=2")
 

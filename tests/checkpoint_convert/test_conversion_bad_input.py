@@ -317,7 +317,7 @@ def test_what_export_and_verify_cannot_read(imported: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize("text", ["", "../elsewhere"])
 def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from nld_train.training.checkpoint import resolve_checkpoint
+    from nld_train.training.checkpoint.load import resolve_checkpoint
 
     pointer = tmp_path / "run" / "checkpoints" / "latest"
     pointer.parent.mkdir(parents=True)

@@ -90,12 +90,12 @@ def read(reader: str, imported: Path) -> int:
     if reader == "verify":
         return main(["verify", str(imported), str(imported.parent / "source")])
     if reader == "decode":
-        from nld_train.decode import main as decode
+        from nld_train.commands.decode import main as decode
 
         return decode([str(imported), "--mode", "ar", "--prompt", "x"])
     from nld_train.config.compose import compose_config
-    from nld_train.training.parallel import parallel_groups
-    from nld_train.training.starting_weights import find_starting_weights
+    from nld_train.training.checkpoint.initial_weights import find_starting_weights
+    from nld_train.training.loop.parallel import parallel_groups
 
     config = compose_config([f"init.checkpoint={imported}", "execution.device=cpu"])
     try:
@@ -119,7 +119,7 @@ def test_a_pickle_that_is_not_listed_is_not_read(
 
 
 def test_the_manifest_names_every_file(imported: Path) -> None:
-    from nld_train.training.integrity import MANIFEST, find_damage
+    from nld_train.training.checkpoint.integrity import MANIFEST, find_damage
 
     files = {path.relative_to(imported).as_posix(): path for path in imported.rglob("*") if path.is_file()}
     listed = json.loads((imported / MANIFEST).read_text())["files"]

@@ -17,7 +17,7 @@ from trained_runs import ALPHA, ORIGINAL_LENGTH
 from checkpoint_convert.cli import main
 from checkpoint_convert.exporting import export_checkpoint
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.integrity import MANIFEST, write_manifest
+from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
 
 LENGTH = 4 * ORIGINAL_LENGTH
 TOKENS = torch.randint(4, 260, (1, LENGTH), generator=torch.Generator().manual_seed(5))
@@ -110,7 +110,7 @@ def test_the_tokenizer_of_an_export_is_loaded_unasked(
 
 
 def test_data_is_prepared_with_the_tokenizer_of_an_export(exports: dict[str, Path], tmp_path: Path) -> None:
-    from nld_train.data import cli
+    from nld_train.commands import data as cli
 
     (tmp_path / "text.txt").write_text("the old tree\n")
     arguments = ["prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "data"), "--workers", "1"]

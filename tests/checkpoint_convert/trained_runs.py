@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny_runs import data_overrides, train_here
 
-from nld_train.data import cli
+from nld_train.commands import data as cli
 
 ORIGINAL_LENGTH = 16
 BLOCK_SIZE, SAMPLE_TOKENS, SAMPLES_PER_STEP = 8, 48, 8

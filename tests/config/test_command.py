@@ -11,7 +11,7 @@ HEAVY = ("torch", "megatron", "transformers", "transformer_engine", "numpy", "wa
 # Runs the command, then says on the error stream which heavy packages it imported.
 PROBE = f"""
 import sys
-from nld_train.train import main
+from nld_train.commands.train import main
 status = main()
 print("imported:", [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
 sys.exit(status)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from token_documents import random_documents
 
-from nld_train.data.cli import main
+from nld_train.commands.data import main
 from nld_train.data.manifest import check_against_model
 from nld_train.data.tokenizer import save_tokenizer, train_bpe
 from nld_train.errors import UserError
@@ -77,7 +77,7 @@ def test_a_bad_document_stops_the_workers(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_command_itself_prints_one_line_and_fails(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nld_train.data.cli", "inspect", str(tmp_path / "nothing")]
+    command = [sys.executable, "-m", "nld_train.commands.data", "inspect", str(tmp_path / "nothing")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stdout == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nld_train.data.cli import main
+from nld_train.commands.data import main
 
 LENGTHS = (10, 100, 41, 40, 39, 400)
 

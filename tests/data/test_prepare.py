@@ -19,7 +19,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from nld_train.data.cli import main
+from nld_train.commands.data import main
 from nld_train.data.manifest import read_manifest
 from nld_train.data.packed import indexed_dataset_module
 from nld_train.data.readers import Document
@@ -250,7 +250,7 @@ def test_a_killed_run_leaves_nothing_final_and_goes_on(
     monkeypatch.chdir(tmp_path)
     arguments = ["prepare", "in.jsonl", "--tokenizer", "bpe/tokenizer", "--workers", "2", "--shard-megabytes", "0.05"]
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-m", "nld_train.data.cli", *arguments, "--out", "out"])
+    process = subprocess.Popen([sys.executable, "-m", "nld_train.commands.data", *arguments, "--out", "out"])
     deadline = time.monotonic() + 60
     while len(list(out.glob(".in.work-*/shard-*.npz"))) < 3:
         assert time.monotonic() < deadline
@@ -274,7 +274,7 @@ def test_a_killed_run_leaves_nothing_final_and_goes_on(
 def test_an_interrupt_is_one_line_and_status_130(tmp_path: Path) -> None:
     texts = [f"{i} " + "interrupted " * 3000 for i in range(2000)]
     (tmp_path / "in.jsonl").write_bytes(json_lines(texts))
-    command = [sys.executable, "-m", "nld_train.data.cli", "prepare", "in.jsonl", "--out", "out", "--workers", "2"]
+    command = [sys.executable, "-m", "nld_train.commands.data", "prepare", "in.jsonl", "--out", "out", "--workers", "2"]
     process = subprocess.Popen(
         [*command, "--shard-megabytes", "0.02"],
         cwd=tmp_path,

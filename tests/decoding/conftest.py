@@ -12,7 +12,7 @@ from torch import nn
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.config.compose import compose_config
-from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny_models import MASK, CountingEngine, random_model
 
-from nld_train.decoding import DecodeOptions, Entropy, EvenSteps, FixedNumber, Threshold, decode
+from nld_train.decoding import DecodeOptions, Entropy, EvenSteps, FixedNumber, Threshold
+from nld_train.decoding.algorithms.decode import decode
 
 
 @pytest.fixture(scope="module")

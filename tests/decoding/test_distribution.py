@@ -13,8 +13,10 @@ from tiny_models import CountingEngine, random_model
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.decoding import DecodeOptions, Mode, decode, verification
-from nld_train.decoding.sampling import Sampler
+from nld_train.decoding import DecodeOptions, Mode
+from nld_train.decoding.algorithms import verification
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.sampling import Sampler
 
 VOCABULARY, MASK, LENGTH, ROWS = 6, 5, 4, 3000
 PROMPT = [1, 4, 2]

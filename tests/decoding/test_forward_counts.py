@@ -10,7 +10,8 @@ import torch
 from tiny_models import MASK, CountingEngine
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.decoding import CommitPolicy, DecodeOptions, Mode, Progress, Threshold, decode
+from nld_train.decoding import CommitPolicy, DecodeOptions, Mode, Progress, Threshold
+from nld_train.decoding.algorithms.decode import decode
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nld_train.decoding import lean_layers
-from nld_train.decoding.engine import Step
-from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.decoding.engines import lean_layers
+from nld_train.decoding.engines.engine import Step
+from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.model.ministral3 import Ministral3Model
 
 

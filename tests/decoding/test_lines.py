@@ -11,7 +11,7 @@ from tiny_models import CountingEngine, random_model
 from torch import Tensor
 
 from nld_train.decoding import Engine, Step
-from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.decoding.engines.megatron_engine import MegatronEngine
 
 OLD = [[5, 6, 7, 8, 9], [20, 30], [11, 12, 13]]
 NEW = {0: [40, 41], 2: [50, 51, 52, 53, 54, 55, 56]}

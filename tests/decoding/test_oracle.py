@@ -8,7 +8,8 @@ from tiny_models import CountingEngine
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.decoding import BlockView, DecodeOptions, DecodeResult, FixedNumber, Threshold, decode
+from nld_train.decoding import BlockView, DecodeOptions, DecodeResult, FixedNumber, Threshold
+from nld_train.decoding.algorithms.decode import decode
 from nld_train.evaluation.oracle import Oracle, fewest_passes
 
 Models = dict[str, NemotronLabsDiffusionModel]

@@ -11,7 +11,8 @@ from naive_decoding import Reader, ar
 from tiny_models import LENGTHS, CountingEngine, random_model, trained_model
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.decoding import DecodeOptions, DecodeResult, decode
+from nld_train.decoding import DecodeOptions, DecodeResult
+from nld_train.decoding.algorithms.decode import decode
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17, 59, 58], list(range(10, 40))]

@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nld_train.data.tokenizer import bytes_tokenizer, train_bpe
-from nld_train.decoding.options import DecodeOptions
-from nld_train.decoding.outputs import RowOutput
-from nld_train.decoding.stop_strings import stopping
+from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.algorithms.outputs import RowOutput
+from nld_train.decoding.algorithms.stop_strings import stopping
 
 WORDS = [
     *(

@@ -13,10 +13,17 @@ from tiny_models import MASK, CountingEngine, random_model
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from nld_train.decoding import BlockView, DecodeOptions, FixedNumber, decode
-from nld_train.decoding.policies import chosen_positions
-from nld_train.decoding.sampler_files import embedding_of, fingerprint, load_sampler, require_sampler, save_sampler
-from nld_train.decoding.trained_sampler import Observation, SamplerPolicy, SamplerShape, TrainedSampler
+from nld_train.decoding import BlockView, DecodeOptions, FixedNumber
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.policies.commit import chosen_positions
+from nld_train.decoding.policies.sampler_files import (
+    embedding_of,
+    fingerprint,
+    load_sampler,
+    require_sampler,
+    save_sampler,
+)
+from nld_train.decoding.policies.trained_sampler import Observation, SamplerPolicy, SamplerShape, TrainedSampler
 from nld_train.errors import UserError
 from nld_train.evaluation.sampler_data import Examples, collect
 from nld_train.evaluation.sampler_training import (

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nld_train.decoding import DecodeOptions, Step, Threshold, decode
-from nld_train.decoding.megatron_engine import MegatronEngine
+from nld_train.decoding import DecodeOptions, Step, Threshold
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.engines.megatron_engine import MegatronEngine
 
 # Of unequal lengths, one of them a single token.
 PROMPTS = [[7, 9, 11, 13, 15], [40], [8, 21, 30, 30, 12, 61, 5, 44, 19]]

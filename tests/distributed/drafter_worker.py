@@ -26,15 +26,16 @@ from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
-from nld_train.decoding import DecodeOptions, decode
+from nld_train.decoding import DecodeOptions
+from nld_train.decoding.algorithms.decode import decode
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.drafter_adapter import adapter_tensors, load_adapter
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
-from nld_train.training.parallel import parallel_groups, world_size
-from nld_train.training.tasks import make_task
+from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
+from nld_train.training.loop.parallel import parallel_groups, world_size
+from nld_train.training.stages.stages import make_task
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
 

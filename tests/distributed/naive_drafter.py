@@ -1,7 +1,8 @@
 """A drafter step written out by hand: one block after another, whole logits, Python loops, dense masks.
 
-From `nld_train.losses`, `nld_train.training.drafter_batch` and `nld_train.masking.visibility` nothing comes in here.
-Every block is a forward pass of its own over `[text before it | block]`, whose mask is written down here.
+Nothing here comes from `nld_train.losses`, `nld_train.masking.visibility` or
+`nld_train.training.stages.drafter_batch`. Every block is a forward pass of its own over
+`[text before it | block]`, whose mask is written down here.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The objective written out by hand: whole logits, one sample at a time, Python loops over rows.
 
-Nothing here comes from `nld_train.losses` or from the selection of rows in `nld_train.training.micro_batch`: the
+Nothing here comes from `nld_train.losses` or from the selection of rows in `nld_train.training.loop.micro_batch`: the
 formulas are those of `tests/naive.py`.
 """
 

@@ -31,12 +31,12 @@ from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.forward_backward import global_counts, run_schedule
-from nld_train.training.micro_batch import StreamSettings, prepare
-from nld_train.training.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
-from nld_train.training.parallel import parallel_groups, world_size
-from nld_train.training.step import NonFiniteError, train_step
-from nld_train.training.validation import Validation
+from nld_train.training.hooks.validation import Validation
+from nld_train.training.loop.forward_backward import global_counts, run_schedule
+from nld_train.training.loop.micro_batch import StreamSettings, prepare
+from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
+from nld_train.training.loop.parallel import parallel_groups, world_size
+from nld_train.training.loop.step import NonFiniteError, train_step
 
 Record = dict[str, Any]
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from nld_train.config.load import config_from_yaml
-from nld_train.training.run import train
+from nld_train.training.loop.run import train
 
 if __name__ == "__main__":
     sys.exit(max(train(config_from_yaml(Path(path).read_text())) for path in sys.argv[1:]))

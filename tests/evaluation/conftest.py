@@ -14,7 +14,7 @@ from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`corpus-train`, `corpus-validation` and `tokenizer`, as `nld-data prepare` writes them."""
-    from nld_train.data.cli import main
+    from nld_train.commands.data import main
 
     folder = tmp_path_factory.mktemp("corpus")
     lines = (" ".join(WORDS[(number * step) % len(WORDS)] for step in range(3, 12)) for number in range(120))
@@ -87,7 +87,7 @@ def reported(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
 @pytest.fixture
 def decoded(prompts: Path, capsys: pytest.CaptureFixture[str]) -> Decoded:
     """Objects of `nld-decode --json`."""
-    from nld_train.decode import main
+    from nld_train.commands.decode import main
 
     def run(*words: object) -> list[dict[str, Any]]:
         capsys.readouterr()

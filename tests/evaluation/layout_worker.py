@@ -12,8 +12,8 @@ from pathlib import Path
 from nld_train.config.compose import compose_config
 from nld_train.config.validate import validate
 from nld_train.evaluation.decoding_hook import DecodingHook
-from nld_train.training.parallel import world_size
-from nld_train.training.run import train
+from nld_train.training.loop.parallel import world_size
+from nld_train.training.loop.run import train
 
 
 def main(path: str) -> None:

@@ -56,7 +56,7 @@ def config_of(*overrides: str) -> Config:
 def train(*overrides: str, hooked: bool) -> Path:
     """Trains in this process; returns the directory."""
     from nld_train.evaluation.decoding_hook import DecodingHook
-    from nld_train.training import run
+    from nld_train.training.loop import run
 
     config = config_of(*overrides)
     assert run.train(config, [DecodingHook] if hooked else []) == 0

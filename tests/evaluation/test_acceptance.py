@@ -11,7 +11,7 @@ import pytest
 from reading_commands import Report, refusal
 from rich.console import Console
 
-from nld_train import acceptance
+from nld_train.commands import acceptance
 from nld_train.evaluation import acceptance as acceptance_report
 
 QUESTIONS = [

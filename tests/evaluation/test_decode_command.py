@@ -14,8 +14,8 @@ import yaml
 from rich.console import Console
 from tiny_runs import newest_checkpoint, run_command
 
-from nld_train.decode import main
-from nld_train.training.integrity import MANIFEST, write_manifest
+from nld_train.commands.decode import main
+from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
 SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--threshold", "0.3")
@@ -150,7 +150,7 @@ def test_what_is_shown_and_what_warms_up_is_not_timed(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each mode of a comparison first decodes a few tokens that are not reported."""
-    from nld_train.decoding import command
+    from nld_train.decoding.command_line import command
 
     asked: list[tuple[str, int]] = []
 
@@ -200,7 +200,7 @@ def test_the_table_has_one_line_per_mode(
 
 def test_reading_an_export_says_nothing_else(export: Path) -> None:
     """Nor does a library beneath: in a process of its own, since libraries say some things once."""
-    words = ["-m", "nld_train.decode", str(export), "--prompt", "seven times", "--mode", "ar", *SHORT]
+    words = ["-m", "nld_train.commands.decode", str(export), "--prompt", "seven times", "--mode", "ar", *SHORT]
     done = run_command(words, timeout=120)
     assert done.status == 0
     assert done.output.startswith("seven times")
@@ -224,7 +224,7 @@ def test_a_terminal_sees_colours_and_growth(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every refresh, on a console that takes itself for a terminal."""
-    from nld_train.decoding import command, terminal
+    from nld_train.decoding.command_line import command, terminal
 
     terminal_text = io.StringIO()
     console = Console(file=terminal_text, force_terminal=True, color_system="standard", width=80)
@@ -348,7 +348,8 @@ def test_a_checkpoint_without_tokenizer_is_refused(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    program = "import sys, nld_train.decode as d\ntry: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    call = "try: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    program = f"import sys, nld_train.commands.decode as d\n{call}"
     done = run_command(["-c", program], timeout=60)
     assert "--block-length" in done.output
     assert not {"torch", "rich", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())

@@ -96,7 +96,7 @@ def test_the_summary_has_the_first_and_the_last(trained: Path) -> None:
 def test_the_report_has_a_panel_for_it(trained: Path) -> None:
     import matplotlib.image
 
-    from nld_train.training.report import write_report
+    from nld_train.training.metrics.report import write_report
 
     def width() -> int:
         return int(matplotlib.image.imread(write_report(trained)).shape[1])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nld_train.decoding import DecodeResult
-from nld_train.decoding.statistics import (
+from nld_train.decoding.algorithms.statistics import (
     acceptance_by_position,
     accepted_per_cycle,
     agreement,
@@ -76,7 +76,8 @@ def test_acceptance_is_what_an_observer_saw(trained: object) -> None:
     """On real weights: each cycle's accepted drafts are its new tokens but the last, its other drafts were refused."""
     from pathlib import Path
 
-    from nld_train.decoding import DecodeOptions, Progress, decode
+    from nld_train.decoding import DecodeOptions, Progress
+    from nld_train.decoding.algorithms.decode import decode
     from nld_train.decoding.load import find_source
 
     assert isinstance(trained, Path)

@@ -13,8 +13,8 @@ from runs_that_decode import train
 from test_harness import TASKS
 from tiny_runs import newest_checkpoint
 
-from nld_train import eval as evaluate
-from nld_train.decode import main
+from nld_train.commands import eval as evaluate
+from nld_train.commands.decode import main
 from nld_train.model.adapter_files import (
     CONFIG_FILE,
     DIRECTORY,

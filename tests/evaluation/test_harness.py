@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tiny_runs import run_command, torchrun
 
-from nld_train import decode, eval
+from nld_train.commands import decode, eval
 from nld_train.evaluation.harness import progress
 
 TASKS = Path(__file__).with_name("harness_tasks")
@@ -71,8 +71,8 @@ def test_speculative_modes_score_and_write_as_ar_does(results: dict[str, Results
 
 def test_scores_are_those_of_the_model(trained: Path, results: dict[str, Results]) -> None:
     """AR likelihoods of choices and of whole texts, by one full forward each."""
+    from nld_train.decoding.algorithms.session import Session
     from nld_train.decoding.load import find_source
-    from nld_train.decoding.session import Session
 
     source = find_source(trained)
     encode = lambda text: source.tokenizer.encode(text)  # noqa: E731
@@ -177,7 +177,7 @@ def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tm
         checkpoint = tmp_path / "export"
         export_checkpoint(trained, checkpoint, "nld")
     output = tmp_path / "results.json"
-    done = torchrun(2, ["-m", "nld_train.eval", *words(checkpoint, "diffusion", output)], timeout=200)
+    done = torchrun(2, ["-m", "nld_train.commands.eval", *words(checkpoint, "diffusion", output)], timeout=200)
     assert done.status == 0, done.output[-4000:]
     assert done.output.count("|local_choice") == 1
     same(results["diffusion"], json.loads(output.read_text()))
@@ -296,7 +296,8 @@ def test_unknown_names_get_the_nearest(name: str, said: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    program = "import sys, nld_train.eval as d\ntry: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    call = "try: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    program = f"import sys, nld_train.commands.eval as d\n{call}"
     done = run_command(["-c", program], timeout=60)
     assert "--num-fewshot" in done.output
     assert not {"torch", "lm_eval", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())

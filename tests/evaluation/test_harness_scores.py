@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM
 
-from nld_train.decoding.engine import Engine
+from nld_train.decoding.engines.engine import Engine
 from nld_train.evaluation.harness.bound import BoundSettings, copies_pattern, score_by_bound
 from nld_train.evaluation.harness.likelihood import score_exactly
 from nld_train.evaluation.harness.masks import draw_masks

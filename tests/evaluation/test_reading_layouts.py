@@ -11,7 +11,7 @@ from reading_commands import FEW, refusal
 from test_harness import same, words
 from tiny_runs import torchrun
 
-from nld_train import decode, eval
+from nld_train.commands import decode, eval
 
 WORKER = Path(__file__).with_name("commands_worker.py")
 COMPARE = ("--compare", "--block-length", "4", "--threshold", "0.3", *FEW, "--json")
@@ -40,12 +40,12 @@ def run_group(processes: int, commands: list[dict[str, Any]], folder: Path) -> s
 
 def decoding(trained: Path, prompts: Path, layout: str, ways: tuple[str, ...], output: Path) -> dict[str, Any]:
     asked = [str(trained), "--prompts", str(prompts), *ways, *LAYOUTS.get(layout, ())]
-    return {"module": "nld_train.decode", "words": asked, "output": str(output)}
+    return {"module": "nld_train.commands.decode", "words": asked, "output": str(output)}
 
 
 def evaluation(trained: Path, layout: str, output: Path) -> dict[str, Any]:
     asked = [*words(trained, "diffusion", output), "--policy", "number", "--number", "2", *LAYOUTS.get(layout, ())]
-    return {"module": "nld_train.eval", "words": asked, "output": str(output) + ".printed"}
+    return {"module": "nld_train.commands.eval", "words": asked, "output": str(output) + ".printed"}
 
 
 @pytest.fixture(scope="module")

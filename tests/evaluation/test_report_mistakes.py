@@ -9,7 +9,7 @@ import pytest
 from reading_commands import Main, refusal
 from tiny_runs import run_command
 
-from nld_train import acceptance, bound, curve, decode, sampler
+from nld_train.commands import acceptance, bound, curve, decode, sampler
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from reading_commands import FEW, Decoded, Report, per_forward, refusal
 from test_harness import DOCUMENTS, STOPS, TASKS
 from tiny_runs import newest_checkpoint
 
-from nld_train import bound, curve, decode, sampler
-from nld_train import eval as evaluate
+from nld_train.commands import bound, curve, decode, sampler
+from nld_train.commands import eval as evaluate
 
 SMALL = ("--width", "16", "--layers", "1", "--heads", "2", "--components", "4", "--steps", "20")
 

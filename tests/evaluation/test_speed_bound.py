@@ -11,7 +11,7 @@ import torch
 from reading_commands import Decoded, Report, per_forward
 from rich.console import Console
 
-from nld_train import bound
+from nld_train.commands import bound
 from nld_train.evaluation.oracle import OracleBlock
 from nld_train.evaluation.speed_bound import of_blocks, print_bound
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from nld_train.decoding import Progress, terminal
-from nld_train.decoding.terminal import RowView, Screen, Watcher, pieces, printable, styles_of
-from nld_train.decoding.watching import InOrder, Observers
+from nld_train.decoding import Progress
+from nld_train.decoding.command_line import terminal
+from nld_train.decoding.command_line.observers import InOrder, Observers
+from nld_train.decoding.command_line.terminal import RowView, Screen, Watcher, pieces, printable, styles_of
 
 
 def decode_bytes(ids: list[int]) -> str:

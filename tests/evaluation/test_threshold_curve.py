@@ -9,7 +9,7 @@ import pytest
 from reading_commands import Decoded, Report, per_forward
 from rich.console import Console
 
-from nld_train import curve
+from nld_train.commands import curve
 from nld_train.evaluation.threshold_curve import print_curves
 
 

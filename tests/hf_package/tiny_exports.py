@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,8 @@ def write_export(directory: Path, **changes: Any) -> Path:
     (directory / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [STOP], "pad_token_id": 0}))
     save_file(random_weights(), directory / "model.safetensors", metadata={"format": "pt"})
-    for name, source in package_files().items():
-        shutil.copyfile(source, directory / name)
+    for name, text in package_files().items():
+        (directory / name).write_text(text)
     return directory
 
 

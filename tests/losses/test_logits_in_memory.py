@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.shapes import random_run
 from benchmarks.stepper import Stepper
 from nld_train.config.schema import Config
-from nld_train.training.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups
 
 CHUNK, LENGTH, ROWS = 24, 64, 2
 # Like no other size of the model.

@@ -6,7 +6,7 @@ import naive
 import pytest
 import torch
 
-from nld_train.masking.sequence_share import SequenceShare
+from nld_train.masking.context_parallel import SequenceShare
 
 
 def shares(ranks: int, length: int, two_streams: bool) -> list[SequenceShare]:

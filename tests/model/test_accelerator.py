@@ -17,8 +17,8 @@ from torch._dynamo.testing import CompileCounter
 from nld_train.errors import UserError
 from nld_train.model.accelerator import accelerator_settings, destroy_overlap_buffers, make_overlap_buffers
 from nld_train.model.build import transformer_config
-from nld_train.training import parallel
-from nld_train.training.optimizer import _state_settings, build_optimizer
+from nld_train.training.loop import parallel
+from nld_train.training.loop.optimizer import _state_settings, build_optimizer
 
 pytestmark = pytest.mark.usefixtures("groups")
 CPU = torch.device("cpu")

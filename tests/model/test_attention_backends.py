@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
+from nld_train.masking.context_parallel import SequenceShare
 from nld_train.masking.layout import StreamLayout
-from nld_train.masking.sequence_share import SequenceShare
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import decomposed, flex
 from nld_train.model.attention.chunked import row_groups

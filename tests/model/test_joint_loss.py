@@ -15,8 +15,8 @@ from torch import Tensor
 from nld_train.config.schema import Config
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.forward_backward import global_counts, global_terms, run_schedule
-from nld_train.training.micro_batch import StreamSettings, prepare
+from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
+from nld_train.training.loop.micro_batch import StreamSettings, prepare
 
 pytestmark = pytest.mark.usefixtures("groups")
 CPU = torch.device("cpu")

@@ -15,14 +15,14 @@ import pytest
 import yaml
 from tiny_runs import TINY_MODEL, data_overrides, records_of, train_here, two_stages, write_token_set
 
+from nld_train.commands.status import main
 from nld_train.monitoring.records import last_records
+from nld_train.monitoring.run_status import standing
 from nld_train.monitoring.spikes import find_spikes
-from nld_train.monitoring.standing import standing
-from nld_train.status import main
 
 PROBE = """
 import sys
-from nld_train.status import main
+from nld_train.commands.status import main
 status = main()
 heavy = ("torch", "megatron", "transformers", "numpy", "wandb", "matplotlib")
 print("imported:", [name for name in heavy if name in sys.modules], file=sys.stderr)
@@ -43,7 +43,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 def finished(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nld_train.config.compose import compose_config
     from nld_train.evaluation.decoding_hook import DecodingHook
-    from nld_train.training import run
+    from nld_train.training.loop import run
 
     directory = tmp_path_factory.mktemp("runs") / "finished"
     assert run.train(compose_config([f"run.dir={directory}", *settings]), [DecodingHook]) == 0

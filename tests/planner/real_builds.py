@@ -64,7 +64,7 @@ def rank_of(config: Config, rank: int, world: int) -> Iterator[None]:
 def built_state_bytes(config: Config, rank: int, world: int) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer state of a rank, after a step of the real optimizer."""
     from nld_train.model.build import build_model, resolve_dtype, transformer_config
-    from nld_train.training.optimizer import build_optimizer, wrap_model
+    from nld_train.training.loop.optimizer import build_optimizer, wrap_model
 
     device = torch.device("cpu")
     with rank_of(config, rank, world):

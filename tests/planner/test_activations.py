@@ -26,8 +26,8 @@ WIDE = (
 
 def _kept_bytes(config: Config, joint: bool) -> int:
     """Bytes of all storages that a forward pass through the layers keeps, weights and shared angles left out."""
+    from nld_train.masking.context_parallel import SequenceShare
     from nld_train.masking.layout import StreamLayout
-    from nld_train.masking.sequence_share import SequenceShare
     from nld_train.model import streams
     from nld_train.model.build import build_model, transformer_config
     from nld_train.model.rotary import RotaryEmbedding

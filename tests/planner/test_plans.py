@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from nld_train.commands.plan import main
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.errors import UserError
-from nld_train.plan import main
 from nld_train.planner.choose import all_plans
 from nld_train.planner.hardware import Hardware, assumptions, measured_utilisations
 from nld_train.planner.layouts import legal_layouts

@@ -78,7 +78,7 @@ def test_every_page_is_listed_in_the_readme() -> None:
 
 
 def test_metrics_page_names_every_key() -> None:
-    source = (ROOT / "nld_train/training/records.py").read_text()
+    source = (ROOT / "nld_train/training/metrics/records.py").read_text()
     written = re.findall(r'^ +"(\w+)":', source, re.MULTILINE)
     assert len(written) > 25
     page = (ROOT / "docs/training.md").read_text()

@@ -126,7 +126,7 @@ def test_commands_start_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
         ["-c", "import nld_train; print(nld_train.__file__)"],
         ["-m", "nld_train.train", "--help"],
         ["-m", "nld_train.train", "experiment=paper_8b", "run.dry=true"],
-        ["-m", "nld_train.data.cli", "--help"],
+        ["-m", "nld_train.commands.data", "--help"],
     ):
         done = subprocess.run(
             [sys.executable, *words],

@@ -25,7 +25,7 @@ PRELOADED = [
     "nld_train.train",
     "nld_train.config.validate",
     "nld_train.evaluation.decoding_hook",
-    "nld_train.training.run",
+    "nld_train.training.loop.run",
 ]
 # What changes files, under the names of Python's audit events.
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
@@ -160,7 +160,7 @@ def _train(
     os.dup2(streams, 2)
     torch.set_num_threads(1)
     done = _watch_files(kill_before, pause_before)
-    from nld_train.train import main
+    from nld_train.commands.train import main
 
     sys.argv = ["nld-train", *overrides]
     status = main()

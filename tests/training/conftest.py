@@ -46,7 +46,7 @@ def command(
     """`nld-train` with the settings and more overrides, in this process; returns its status and error stream."""
 
     def run(*overrides: str) -> tuple[int, str]:
-        from nld_train.train import main
+        from nld_train.commands.train import main
 
         monkeypatch.setattr("sys.argv", ["nld-train", *settings, *overrides])
         capfd.readouterr()

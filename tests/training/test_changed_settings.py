@@ -13,8 +13,8 @@ from tiny_runs import newest_checkpoint, records_of
 from training_runs import AR_STEPS, Train
 
 from nld_train.config.compose import compose_config
-from nld_train.training.checkpoint import Progress
-from nld_train.training.resume import changed_settings
+from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.resume import changed_settings
 
 OTHER_RATES = ("stages.ar.schedule.learning_rate=1e-3", "stages.ar.schedule.final_learning_rate=1e-5")
 OTHER_ADAM = ("optimizer.beta1=0.8", "optimizer.beta2=0.9", "optimizer.epsilon=1e-4", "optimizer.weight_decay=0.3")

@@ -19,9 +19,10 @@ from training_runs import Train
 from nld_train.config.schema import CheckpointConfig
 from nld_train.files import synchronise
 from nld_train.model.adapter_files import AdapterShape
-from nld_train.training import megatron_save, retention, saving
-from nld_train.training.megatron_save import Plan, Written, write_share
-from nld_train.training.retention import apply_retention, make_room
+from nld_train.training.checkpoint import save as saving
+from nld_train.training.checkpoint.load import megatron_save, retention
+from nld_train.training.checkpoint.megatron_save import Plan, Written, write_share
+from nld_train.training.checkpoint.retention import apply_retention, make_room
 
 Command = Callable[..., tuple[int, str]]
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -72,7 +72,7 @@ def test_what_runs_on_gpus_only_is_built_without_one(overrides: list[str]) -> No
 
 def test_only_the_first_process_builds(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """torchrun starts many, and all would print the same table."""
-    from nld_train.train import main
+    from nld_train.commands.train import main
 
     monkeypatch.setattr("sys.argv", ["nld-train", "run.dry=build"])
     monkeypatch.setenv("RANK", "1")

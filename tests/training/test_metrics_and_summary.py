@@ -12,9 +12,9 @@ import pytest
 from tiny_runs import STEP_TOKENS, records_of
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
-from nld_train.training.console import decoding_lines, validation_line
-from nld_train.training.report import write_report
-from nld_train.training.summary import progress_lines, write_summary
+from nld_train.training.metrics.console import decoding_lines, validation_line
+from nld_train.training.metrics.report import write_report
+from nld_train.training.metrics.summary import progress_lines, write_summary
 
 PROMISED = {
     "stage",
@@ -189,7 +189,7 @@ def test_weights_and_biases_gets_every_step(train: Train, tmp_path: Path) -> Non
 def test_weights_and_biases_gets_tables_and_a_plot_of_a_decoding(data: tuple[str, ...], tmp_path: Path) -> None:
     """Real ones, offline: each leaves its table in a file."""
     from nld_train.config.compose import compose_config
-    from nld_train.training.wandb_log import WandbLog
+    from nld_train.training.metrics.wandb_log import WandbLog
 
     log = WandbLog(compose_config([*data, f"run.dir={tmp_path}", "logging.wandb.mode=offline"]))
     log.write(step_of(1))

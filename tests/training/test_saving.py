@@ -19,9 +19,10 @@ from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, saved_tensors
 from training_runs import Train
 
-from nld_train.training import run, saving
-from nld_train.training.checkpoint import Progress
-from nld_train.training.megatron_save import Plan, _snapshot, plan_save, write_share
+from nld_train.training.checkpoint import save as saving
+from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.megatron_save import Plan, _snapshot, plan_save, write_share
+from nld_train.training.loop import run
 
 
 def test_what_the_next_step_changes_is_not_saved(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nld_train.decoding.engine import Engine, Step
+from nld_train.decoding.engines.engine import Engine, Step
 from nld_train.evaluation.harness.likelihood import log_probabilities
 from nld_train.evaluation.harness.masks import Masks, draw_masks
 from nld_train.evaluation.harness.progress import Answered

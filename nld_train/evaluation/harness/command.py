@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nld_train.decoding.ways import refuse_unread_policy
+from nld_train.decoding.command_line.variants import refuse_unread_policy
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import ReadingSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
@@ -20,7 +20,7 @@ _OPTIONS = {"batch_size": "--batch-size", "max_new_tokens": "--max-new-tokens", 
 
 
 def run(arguments: Namespace) -> None:
-    """Runs a command line that `nld_train.eval` has parsed, on every rank.
+    """Runs a command line that `nld_train.commands.eval` has parsed, on every rank.
 
     Raises:
         UserError: a request that cannot be answered, found before any weight is read; a task's text that cannot be

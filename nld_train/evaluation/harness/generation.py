@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nld_train.decoding.decode import decode
-from nld_train.decoding.engine import Engine
-from nld_train.decoding.options import DecodeOptions, Mode
-from nld_train.decoding.outputs import Observer, Progress
-from nld_train.decoding.policies import CommitPolicy
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.options import DecodeOptions, Mode
+from nld_train.decoding.algorithms.outputs import Observer, Progress
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.evaluation.harness.progress import Answered
 from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring
 

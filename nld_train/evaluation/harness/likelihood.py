@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from nld_train.decoding.engine import Engine, Step
+from nld_train.decoding.engines.engine import Engine, Step
 from nld_train.evaluation.harness.progress import Answered
 from nld_train.evaluation.harness.requests import Score, Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE

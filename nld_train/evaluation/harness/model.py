@@ -15,8 +15,8 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from nld_train.decoding.command_line.request import layout_of, policy_of
 from nld_train.decoding.load import Source, find_source
-from nld_train.decoding.request import layout_of, policy_of
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.ranks import Ranks, all_processes
 from nld_train.evaluation.harness.reader import Reader

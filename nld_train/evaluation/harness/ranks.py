@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nld_train.training.parallel import world_size
+from nld_train.training.loop.parallel import world_size
 
 # Metrics of rank 0 can take long, and torchrun ends the others where it fails.
 _PATIENCE = timedelta(days=7)

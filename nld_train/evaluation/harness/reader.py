@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from nld_train.decoding.engine import Engine
+from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.algorithms.stop_strings import stopping
+from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.load import Source
-from nld_train.decoding.options import DecodeOptions
-from nld_train.decoding.policies import CommitPolicy
-from nld_train.decoding.stop_strings import stopping
+from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.evaluation.harness.bound import BoundSettings, score_by_bound
 from nld_train.evaluation.harness.generation import generate, greedy_continuations
 from nld_train.evaluation.harness.likelihood import score_exactly

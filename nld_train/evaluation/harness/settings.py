@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nld_train.decoding.options import DecodeOptions, Mode
-from nld_train.decoding.policies import Threshold
+from nld_train.decoding.algorithms.options import DecodeOptions, Mode
+from nld_train.decoding.policies.commit import Threshold
 from nld_train.evaluation.harness.requests import Sampling
 
 

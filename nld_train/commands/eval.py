@@ -1,0 +1,88 @@
+"""The command `nld-eval`, also `python -m nld_train.commands.eval`: runs lm-evaluation-harness on a checkpoint.
+
+Only the standard library is imported here at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nld_train.commands.arguments import MODES, add_adapter, add_checkpoint, add_layout, add_policy, run_to_status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
+    options = _parser().parse_args(arguments)
+
+    def run() -> None:
+        from nld_train.evaluation.harness import command
+
+        command.run(options)
+
+    return run_to_status(run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nld-eval",
+        description="Runs tasks of lm-evaluation-harness on the weights of a checkpoint, in any of the ways to read "
+        "them. Started by torchrun, every process, or every group of them that shares a model, takes a share of the "
+        "requests.",
+    )
+    add_checkpoint(parser)
+    add_layout(parser)
+    parser.add_argument("--mode", choices=MODES, required=True, help="how to read the weights")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="tasks, groups or tags of lm_eval, or a list: paper_instruct, paper_base",
+    )
+    _add_reading(parser)
+    _add_harness(parser)
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows that run together (default: 16)")
+    parser.add_argument(
+        "--block-length",
+        type=int,
+        default=32,
+        metavar="B",
+        help="tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic (default: 32)",
+    )
+    add_policy(parser)
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=32,
+        metavar="N",
+        help="mode diffusion: noise samples per block of a log-likelihood's bound (default: 32)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="most new tokens of a text (default: each task's own number)"
+    )
+    add_adapter(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of noise and of sampled texts (default: 0)")
+
+
+def _add_harness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task")
+    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in each prompt, where a task allows it")
+    parser.add_argument(
+        "--include-path", action="append", default=[], metavar="DIR", help="a folder with tasks of your own (YAML)"
+    )
+    parser.add_argument("--chat-template", action="store_true", help="put prompts into the tokenizer's chat template")
+    parser.add_argument(
+        "--unsafe-code", action="store_true", help="allow tasks that run code which the model wrote: use a sandbox"
+    )
+    parser.add_argument("--output", metavar="JSON", help="write all results there")
+    parser.add_argument("--log-samples", action="store_true", help="keep every document and answer in --output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The command `nld-sampler`: trains the sampler that says which predictions of a denoising pass will last.
+
+Only the standard library is imported here at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nld_train.commands.arguments import (
+    add_checkpoint,
+    add_lengths,
+    add_outputs,
+    add_prompts,
+    add_sampler,
+    add_thresholds,
+    run_to_status,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
+    options = _parser().parse_args(arguments)
+
+    def run() -> None:
+        from nld_train.evaluation.decoding_commands import run_sampler
+
+        run_sampler(options)
+
+    return run_to_status(run)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nld-sampler",
+        description="Decodes prompts one token per pass, trains a small Transformer to tell which predictions last, "
+        "saves it beside the model, and reports how it does on prompts that it has not seen.",
+    )
+    add_checkpoint(parser)
+    add_prompts(parser)
+    add_lengths(parser)
+    add_sampler(parser)
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, metavar="P", help="share of prompts to judge it on (default: 0.2)"
+    )
+    _add_sizes(parser)
+    add_thresholds(parser)
+    add_outputs(parser)
+    return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    sizes = parser.add_argument_group("the sampler and its training")
+    sizes.add_argument("--width", type=int, default=384, metavar="N", help="of its hidden states (default: 384)")
+    sizes.add_argument("--layers", type=int, default=4, metavar="N", help="(default: 4)")
+    sizes.add_argument("--heads", type=int, default=6, metavar="N", help="of each layer's attention (default: 6)")
+    sizes.add_argument(
+        "--components", type=int, default=64, metavar="N", help="principal components of embeddings (default: 64)"
+    )
+    sizes.add_argument("--steps", type=int, default=1000, metavar="N", help="of its optimizer (default: 1000)")
+    sizes.add_argument(
+        "--sampler-batch-size", type=int, default=128, metavar="N", help="block states per step (default: 128)"
+    )
+    sizes.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="at its peak (default: 0.001)")
+    sizes.add_argument("--seed", type=int, default=0, metavar="S", help="of its weights and their order (default: 0)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

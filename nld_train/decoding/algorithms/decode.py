@@ -1,0 +1,64 @@
+"""The one entrance to all ways of reading the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nld_train.decoding.algorithms.autoregressive import decode_autoregressive
+from nld_train.decoding.algorithms.batch import Batch
+from nld_train.decoding.algorithms.diffusion import decode_diffusion
+from nld_train.decoding.algorithms.linear import decode_linear
+from nld_train.decoding.algorithms.options import DecodeOptions, Mode, check_request
+from nld_train.decoding.algorithms.outputs import DecodeResult, Observer
+from nld_train.decoding.algorithms.quadratic import decode_quadratic
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.policies.commit import CommitPolicy
+
+
+@torch.no_grad()
+def decode(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    mode: Mode,
+    options: DecodeOptions,
+    policy: CommitPolicy | None = None,
+    observer: Observer | None = None,
+    batch_size: int | None = None,
+) -> DecodeResult:
+    """Continues prompts of unequal length together (reference section 7).
+
+    A prompt that waits begins as soon as a row has finished, in its place. A row's text is the same in any batch.
+
+    Args:
+        engine: the model.
+        prompts: ids of each row, without padding.
+        mode: `ar`, `diffusion`, `linear` or `quadratic`.
+        options: settings of the call.
+        policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
+        observer: told of every row after each forward that changed it.
+        batch_size: most rows at work at once; None for all.
+
+    Raises:
+        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one; a batch of no
+            rows.
+    """
+    check_request(engine, prompts, mode, options)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size} is not 1 or more")
+    if (policy is not None) != (mode == "diffusion"):
+        raise ValueError(f"policy: mode {mode!r} {'needs one' if mode == 'diffusion' else 'takes none'}")
+    length = options.block_length
+    # Quadratic runs k drafts and k * k masks past the text, the others at most a block.
+    slack = length * (length + 1) if mode == "quadratic" else 0 if mode == "ar" else length
+    batch = Batch(engine, prompts, options, slack, batch_size, observer)
+    if mode == "ar":
+        decode_autoregressive(batch)
+    elif mode == "linear":
+        decode_linear(batch)
+    elif mode == "quadratic":
+        decode_quadratic(batch)
+    elif policy is not None:
+        decode_diffusion(batch, policy)
+    return batch.result()

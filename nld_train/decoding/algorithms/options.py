@@ -1,0 +1,103 @@
+"""What a decoder may be asked for, and the refusal of what makes no sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nld_train.decoding.engines.engine import Limits
+
+Mode = Literal["ar", "diffusion", "linear", "quadratic"]
+# What a generator of torch takes, with room for a batch: row i adds i.
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Settings of one call; every mode reads those that concern it.
+
+    Attributes:
+        max_new_tokens: most new tokens of a row; a row also ends at the context length.
+        block_length: B of diffusion and linear, k of quadratic self-speculation.
+        temperature: 0 decodes greedily.
+        top_k: sample among so many tokens; 0 among all.
+        top_p: sample among the most likely tokens that together reach this probability.
+        seeds: one seed per row, or one number from which row i takes `seeds + i`. A row's draws depend on nothing else.
+        stop_tokens: ids that end a row; the id itself is returned.
+        stop_strings: texts that end a row at the token that completes one; they need `to_text`.
+        to_text: turns a row's new ids into text.
+        adapter: draft with the drafter adapter (linear self-speculation only).
+        ar_weight: w of quadratic self-speculation; only w = 1 keeps the AR distribution.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    max_new_tokens: int
+    block_length: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seeds: int | tuple[int, ...] = 0
+    stop_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
+    to_text: Callable[[Sequence[int]], str] | None = None
+    adapter: bool = False
+    ar_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
+            if not lowest <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
+        if not 0 <= self.ar_weight <= 1:
+            raise ValueError(f"ar_weight: {self.ar_weight} is not in [0, 1]")
+        for seed in (self.seeds,) if isinstance(self.seeds, int) else self.seeds:
+            if not 0 <= seed < _SEEDS:
+                raise ValueError(f"seeds: {seed} is not in [0, 2^63)")
+        if self.stop_strings and self.to_text is None:
+            raise ValueError("stop_strings: they need to_text, which turns ids into text")
+        if any(not text for text in self.stop_strings):
+            raise ValueError("stop_strings: an empty string would stop every row at once")
+
+    def seed_of(self, row: int) -> int:
+        """The seed of a row of the batch."""
+        return self.seeds + row if isinstance(self.seeds, int) else self.seeds[row]
+
+
+def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, options: DecodeOptions) -> None:
+    """Refuses a request that no decoder can answer, before anything is computed.
+
+    Raises:
+        ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
+            vocabulary or with the mask token; seeds that are not one per row; an adapter that is not there.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
+    if not prompts:
+        raise ValueError("prompts: there are none")
+    for row, prompt in enumerate(prompts):
+        _check_prompt(model, row, prompt)
+    if not isinstance(options.seeds, int) and len(options.seeds) != len(prompts):
+        raise ValueError(f"seeds: {len(options.seeds)} of them for {len(prompts)} prompts")
+    if options.adapter and mode != "linear":
+        raise ValueError(f"adapter: mode {mode!r} does not draft with one; only linear does")
+    if options.adapter and not model.has_adapter:
+        raise ValueError("adapter: this model has no drafter adapter")
+
+
+def _check_prompt(model: Limits, row: int, prompt: Sequence[int]) -> None:
+    if len(prompt) == 0:
+        raise ValueError(f"prompts: prompt {row} is empty; it needs at least one token (the BOS token will do)")
+    if len(prompt) >= model.context_length:
+        raise ValueError(
+            f"prompts: prompt {row} has {len(prompt)} tokens, which leaves no room in the context "
+            f"of {model.context_length}"
+        )
+    if model.mask_token_id in prompt:
+        raise ValueError(f"prompts: prompt {row} contains the mask token (id {model.mask_token_id})")
+    if min(prompt) < 0 or max(prompt) >= model.vocabulary_size:
+        raise ValueError(f"prompts: prompt {row} has ids outside the vocabulary of {model.vocabulary_size}")

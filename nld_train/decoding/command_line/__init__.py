@@ -1,0 +1,1 @@
+"""What the commands that decode share: prompts, options, output on a terminal."""

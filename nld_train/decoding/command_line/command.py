@@ -1,0 +1,160 @@
+"""What `nld-decode` does: read prompts, open a checkpoint, decode, show what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from argparse import Namespace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress
+from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
+from nld_train.decoding.command_line.observers import InOrder, Observers
+from nld_train.decoding.command_line.request import Request, in_one_line, policy_of, read_request
+from nld_train.decoding.command_line.terminal import Watcher, numeric, print_row, printable, report_console
+from nld_train.decoding.command_line.variants import Way, refuse_unread, ways_of
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.layout import first_process_speaks
+
+# More of a text than any terminal has room for.
+_START_CHARACTERS = 200
+_WARMING_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All prompts in one way, and how long it took.
+
+    Attributes:
+        result: their tokens.
+        rows: each as it ended.
+        seconds: wall time, prefills included, without what it took to show them.
+    """
+
+    result: DecodeResult
+    rows: list[Progress]
+    seconds: float
+
+    @property
+    def speed(self) -> float:
+        """New tokens per second."""
+        return sum(self.result.new_tokens) / self.seconds
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.commands.decode` has parsed.
+
+    Raises:
+        UserError: a request that cannot be answered, found before any weight is read.
+    """
+    refuse_unread(arguments)
+    request = read_request(arguments)
+    job = Job(request.source, request.texts, request.prompts, request.batch_size)
+    with in_one_line():
+        ways = ways_of(arguments, job.source, policy_of(arguments, job.source))
+        for way in ways:
+            check_request(job.source.description, job.prompts, way.mode, way.options)
+    show = job.compare if arguments.compare else job.show
+    with job.source.open() as engine, first_process_speaks():
+        show(engine, ways, arguments.json)
+
+
+@dataclass(frozen=True)
+class Job(Request):
+    """A request and how its answer is shown."""
+
+    def show(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
+        """Decodes in one way; rows are shown while they grow, and printed, or given as JSON, as they are done."""
+        way, console = ways[0], Console(highlight=False, soft_wrap=True)
+        if as_json:
+            self._decode(engine, way, InOrder(lambda row: _print_json(self._record(way, row))))
+            return
+        tokenizer, watcher = self.source.tokenizer, None
+        if console.is_terminal:
+            watcher = Watcher(console, tokenizer, way.mode, self.texts)
+        printed = InOrder(
+            watcher.print if watcher else lambda row: print_row(console, tokenizer, way.mode, self.texts[row.row], row)
+        )
+        with watcher or nullcontext():
+            decoded = self._decode(engine, way, watcher, printed)
+        console.print(_summary(way, decoded), style="dim")
+
+    def compare(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
+        """Decodes in every way, AR first, and shows them side by side."""
+        table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
+        reference: list[list[int]] = []
+        for way in ways:
+            self._warm_up(engine, way)
+            decoded = self._decode(engine, way)
+            token_ids = decoded.result.token_ids
+            reference = reference or token_ids
+            if as_json:
+                for row in decoded.rows:
+                    same = _same(way, [list(row.tokens)], [reference[row.row]])
+                    _print_json({**self._record(way, row), "agreement": same})
+            same = _same(way, token_ids, reference)
+            figures = (
+                f"{tokens_per_forward(decoded.result):.2f}",
+                f"{decoded.speed:,.0f}",
+                "-" if same is None else f"{same:.1%}",
+            )
+            table.add_row(way.name, self._one_line(token_ids[0]), *figures)
+        if not as_json:
+            report_console().print(table)
+
+    def _warm_up(self, engine: Engine, way: Way) -> None:
+        """A few tokens that nobody counts: what a mode's first forwards cost once is not its speed."""
+        few = min(way.options.max_new_tokens, _WARMING_TOKENS)
+        first = replace(self, prompts=self.prompts[: self.batch_size])
+        first._decode(engine, replace(way, options=replace(way.options, max_new_tokens=few)))
+
+    def _decode(self, engine: Engine, way: Way, *observers: Observer | None) -> Decoded:
+        policy = way.policy(engine) if way.policy else None
+        rows: list[Progress] = []
+        observer = Observers(*observers, InOrder(rows.append))
+        begin = time.perf_counter()
+        result = decode(engine, self.prompts, way.mode, way.options, policy, observer, self.batch_size)
+        return Decoded(result, rows, time.perf_counter() - begin - observer.seconds)
+
+    def _record(self, way: Way, row: Progress) -> dict[str, Any]:
+        """One prompt as JSON, all numbers its own; `seconds` beside the others at work."""
+        new = len(row.tokens)
+        return {
+            "mode": way.name,
+            "prompt": self.texts[row.row],
+            "text": self.source.tokenizer.decode(list(row.tokens), skip_special_tokens=True),
+            "token_ids": list(row.tokens),
+            "new_tokens": new,
+            "forwards": row.forwards,
+            "prefill": 1,
+            "tokens_per_forward": new / max(1, row.forwards),
+            "seconds": row.seconds,
+            "finish": row.finish,
+        }
+
+    def _one_line(self, token_ids: list[int]) -> Text:
+        text = printable(self.source.tokenizer.decode(token_ids, skip_special_tokens=True)).replace("\n", "\u23ce")
+        return Text(text[:_START_CHARACTERS], no_wrap=True, overflow="ellipsis")
+
+
+def _same(way: Way, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
+    """Share of tokens equal to AR's; None of sampled texts, which may differ however like AR they are drawn."""
+    return agreement(token_ids, reference) if way.options.temperature == 0 else None
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def _summary(way: Way, decoded: Decoded) -> str:
+    new = sum(decoded.result.new_tokens)
+    figures = f"{tokens_per_forward(decoded.result):.2f} tokens per forward, {decoded.speed:,.0f} tokens/s"
+    return f"{way.name}: {new} tokens in {decoded.seconds:.2f} s, {figures}"

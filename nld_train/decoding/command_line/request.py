@@ -1,0 +1,173 @@
+"""What the commands that decode read from their command line: prompts, a checkpoint, a commit policy."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nld_train.commands.arguments import POLICY_DEFAULTS
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.layout import Layout
+from nld_train.decoding.load import Source, find_source
+from nld_train.decoding.policies.commit import CommitPolicy, Entropy, EvenSteps, FixedNumber, Threshold
+from nld_train.decoding.policies.sampler_files import DIRECTORY, load_sampler, require_sampler
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy
+from nld_train.errors import UserError
+
+# A policy that may need the weights of the model.
+PolicyOf = Callable[[Engine], CommitPolicy]
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What the decoder refuses is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts and the checkpoint that continues them.
+
+    Attributes:
+        source: the checkpoint.
+        texts: the prompts.
+        prompts: ids of each.
+        batch_size: how many are at work at once, at most.
+    """
+
+    source: Source
+    texts: list[str]
+    prompts: list[list[int]]
+    batch_size: int
+
+
+def read_request(arguments: Namespace) -> Request:
+    """Finds prompts and checkpoint of a command line; reads no weights.
+
+    Raises:
+        UserError: one of them is not there, or the batch size is below 1.
+    """
+    texts = _read_prompts(arguments)
+    check_batch_size(arguments)
+    source = source_of(arguments)
+    return Request(source, texts, [source.tokenizer.encode(text) for text in texts], arguments.batch_size)
+
+
+def source_of(arguments: Namespace) -> Source:
+    """The checkpoint of a command line, with the tokenizer and the adapter that it names.
+
+    Raises:
+        UserError: what `load.find_source` refuses.
+    """
+    # Without a value, `--adapter` means the checkpoint's own; not every command has it.
+    adapter = getattr(arguments, "adapter", None)
+    named = Path(adapter) if isinstance(adapter, str) else None
+    layout = layout_of(arguments)
+    layout.require_one_model()
+    return find_source(Path(arguments.checkpoint), arguments.tokenizer, named, layout)
+
+
+def layout_of(arguments: Any) -> Layout:
+    """What `command_line.add_layout` has read; one process where a command shares no model.
+
+    Raises:
+        UserError: a number below 1.
+    """
+    return Layout(getattr(arguments, "tensor", 1), getattr(arguments, "pipeline", 1))
+
+
+def check_batch_size(arguments: Namespace) -> None:
+    """Refuses a batch of nothing.
+
+    Raises:
+        UserError: `--batch-size` below 1.
+    """
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size: {arguments.batch_size} is not 1 or more")
+
+
+def _read_prompts(arguments: Namespace) -> list[str]:
+    if arguments.prompts is None:
+        if not arguments.prompt:
+            raise UserError("--prompt: is empty")
+        return [arguments.prompt]
+    path = Path(arguments.prompts)
+    return [_prompt_of(path, number, line) for number, line in enumerate(lines_of(path), start=1)]
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file of prompts.
+
+    A line ends where a file's lines do, at a line break: the other characters that Unicode ends lines with, such as
+    U+2028, may stand unescaped in JSON.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = [line.removesuffix("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompts {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not lines:
+        raise UserError(f"--prompts {path}: holds no prompt")
+    return lines
+
+
+def _prompt_of(path: Path, number: int, line: str) -> str:
+    text: Any = line
+    if path.suffix == ".jsonl":
+        try:
+            text = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"') from error
+    if not isinstance(text, str) or not text:
+        raise UserError(f"--prompts {path}:{number}: the prompt is empty")
+    return text
+
+
+def policy_of(arguments: Any, source: Source) -> PolicyOf:
+    """The commit policy that a command line, or whatever has the attributes of `command_line.add_policy`, asks for.
+
+    Raises:
+        UserError: a number that is out of its range or that the policy does not read, or a trained sampler that is not
+            there.
+    """
+    for name, default in POLICY_DEFAULTS.items():
+        if name not in ("policy", arguments.policy) and getattr(arguments, name) != default:
+            raise UserError(f"--{name}: the policy {arguments.policy!r} does not read it; add --policy {name}")
+    with in_one_line():
+        # Before the sampler is looked for, and in every mode: a threshold out of range is never meant.
+        threshold = Threshold(arguments.threshold)
+        plain: dict[str, Callable[[], CommitPolicy]] = {
+            "threshold": lambda: threshold,
+            "number": lambda: FixedNumber(arguments.number),
+            "steps": lambda: EvenSteps(arguments.steps),
+            "entropy": lambda: Entropy(arguments.entropy),
+        }
+        if arguments.policy != "sampler":
+            policy = plain[arguments.policy]()
+            return lambda engine: policy
+    if layout_of(arguments).processes > 1:
+        raise UserError("--policy sampler: reads the whole embedding; take --tensor 1 and --pipeline 1")
+    directory = sampler_directory(arguments, source)
+    require_sampler(directory)
+    return partial(_sampler_policy, directory, arguments.threshold)
+
+
+def sampler_directory(arguments: Any, source: Source) -> Path:
+    """Where `--sampler` says, or beside the weights."""
+    return Path(arguments.sampler) if arguments.sampler is not None else source.directory / DIRECTORY
+
+
+def _sampler_policy(directory: Path, threshold: float, engine: Engine) -> CommitPolicy:
+    return SamplerPolicy(load_sampler(directory, engine), threshold)

@@ -1,0 +1,97 @@
+"""The ways to decode that a command line of `nld-decode` asks for."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import get_args
+
+from nld_train.commands.arguments import POLICY_DEFAULTS
+from nld_train.decoding.algorithms.options import DecodeOptions, Mode
+from nld_train.decoding.algorithms.stop_strings import stopping
+from nld_train.decoding.command_line.request import PolicyOf
+from nld_train.decoding.load import Source
+from nld_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode the prompts.
+
+    Attributes:
+        name: the mode, with a remark where it drafts with the adapter, commits by another policy than the threshold, or
+            mixes both heads.
+        mode: of the decoder.
+        options: of the decoder.
+        policy: what a denoising pass of diffusion commits.
+    """
+
+    name: str
+    mode: Mode
+    options: DecodeOptions
+    policy: PolicyOf | None
+
+
+def refuse_unread(arguments: Namespace) -> None:
+    """Refuses what the mode would not read, and what cannot be meant; a comparison reads everything.
+
+    Raises:
+        UserError: no mode; an option of another mode; an empty `--stop`.
+    """
+    if "" in arguments.stop:
+        raise UserError("--stop: an empty text would stop every row at once")
+    if arguments.compare:
+        return
+    if arguments.mode is None:
+        raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
+    refuse_unread_policy(arguments)
+    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
+        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
+
+
+def refuse_unread_policy(arguments: Namespace) -> None:
+    """Refuses a commit policy for a mode that has no denoising passes.
+
+    Raises:
+        UserError: there is one.
+    """
+    for name, default in POLICY_DEFAULTS.items():
+        if arguments.mode != "diffusion" and getattr(arguments, name) != default:
+            raise UserError(f"--{name}: mode {arguments.mode!r} has no denoising passes; only diffusion reads it")
+
+
+def ways_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[Way]:
+    """A comparison has every mode, AR first, and linear with the adapter where one is wanted.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    if not arguments.compare:
+        return [_way(arguments, source, policy, arguments.mode, bool(arguments.adapter))]
+    ways = [_way(arguments, source, policy, mode) for mode in get_args(Mode)]
+    return [*ways, _way(arguments, source, policy, "linear", adapter=True)] if arguments.adapter else ways
+
+
+def _way(arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, adapter: bool = False) -> Way:
+    options = DecodeOptions(
+        max_new_tokens=arguments.max_new_tokens,
+        block_length=arguments.block_length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seeds=arguments.seed,
+        adapter=adapter,
+        ar_weight=arguments.ar_weight if mode == "quadratic" else 1.0,
+        **stopping(source.tokenizer, arguments.stop, source.stop_tokens),
+    )
+    return Way(_name(arguments, mode, adapter), mode, options, policy if mode == "diffusion" else None)
+
+
+def _name(arguments: Namespace, mode: Mode, adapter: bool) -> str:
+    if adapter:
+        return f"{mode} + adapter"
+    if mode == "diffusion" and arguments.policy != "threshold":
+        return f"{mode} + {arguments.policy}"
+    if mode == "quadratic" and arguments.ar_weight != 1:
+        return f"{mode}, AR weight {arguments.ar_weight:g}"
+    return mode

@@ -1,0 +1,173 @@
+"""The engine over a model in training: same weights, no copy, any tensor and pipeline layout.
+
+Every rank of a model runs the decoder and gets the same logits. Pipeline stages run one after another; the last one's
+logits are broadcast. Nothing of the training state is touched: a step's streams live in a context of their own, and the
+model's mode is put back at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nld_train.config.schema import ModelConfig
+from nld_train.decoding.engines.engine import Step
+from nld_train.decoding.engines.lean_layers import lean
+from nld_train.decoding.engines.megatron_cache import CachedContext, KeyValueCache
+from nld_train.model import streams
+from nld_train.model.drafter_adapter import adapter_shape
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.model.rotary import RotaryEmbedding
+
+
+class MegatronEngine:
+    """An `engine.Engine` over this rank's part of a model. Use it inside `decoding()`.
+
+    Args:
+        chunks: the model's chunks on this rank, without wrappers.
+        model: shapes and special ids.
+        rotary: gives the angles, and the device.
+    """
+
+    def __init__(self, chunks: Sequence[Ministral3Model], model: ModelConfig, rotary: RotaryEmbedding) -> None:
+        self.chunks = list(chunks)
+        self.rotary = rotary
+        self.vocabulary_size = model.vocab_size
+        self.mask_token_id = model.mask_token_id
+        self.context_length = model.max_position_embeddings
+        self.has_adapter = adapter_shape(self.chunks) is not None
+        self._config: Any = self.chunks[0].config
+        self._hidden_size = model.hidden_size
+        self._cache = KeyValueCache(0, 0)
+        # Of the last step: its rows, and on the last pipeline stage its hidden states, flat `[T * rows, h]`.
+        self._rows = 0
+        self._hidden: Tensor | None = None
+
+    @contextmanager
+    def decoding(self) -> Iterator[MegatronEngine]:
+        """Switches recomputation and gradients off, and afterwards the model back to what it was."""
+        modes = [chunk.training for chunk in self.chunks]
+        for chunk in self.chunks:
+            chunk.eval()
+        try:
+            with torch.no_grad(), ExitStack() as leaner:
+                for chunk in self.chunks:
+                    leaner.enter_context(lean(chunk))
+                yield self
+        finally:
+            self.begin(0, 0)
+            for chunk in self.chunks:
+                chunk.set_input_tensor(None)
+            for chunk, mode in zip(self.chunks, modes, strict=True):
+                chunk.train(mode)
+
+    def begin(self, rows: int, capacity: int) -> None:
+        """See `engine.Engine.begin`."""
+        self._cache = KeyValueCache(rows, capacity)
+        self._rows, self._hidden = 0, None
+
+    def keep(self, rows: Tensor) -> None:
+        """See `engine.Engine.keep`."""
+        self._cache.keep(rows)
+        self._rows, self._hidden = 0, None
+
+    def forward(self, step: Step) -> Tensor:
+        """See `engine.Engine.forward`: the same logits on every rank of the model, on the model's device."""
+        rows, length = step.tokens.shape
+        wanted = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
+        step = _pad(step, self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1)
+        device, self._rows = self.rotary.frequencies.device, rows
+        handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
+        try:
+            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(wanted))
+        finally:
+            streams.forget(handle)
+        return logits.view(rows, wanted.shape[1], self.vocabulary_size)
+
+    def reread(self, outputs: Tensor) -> Tensor:
+        """See `engine.Engine.reread`."""
+        assert len(outputs) == self._rows, "nothing was run, or a line was dropped since"
+        index, logits = self._index(outputs), torch.empty(0)
+        if self._hidden is not None:
+            logits = self.chunks[-1].logits(self._hidden.index_select(0, index))
+        return self._share(logits, index, _pipeline_size()).view(*outputs.shape, self.vocabulary_size)
+
+    def _index(self, wanted: Tensor) -> Tensor:
+        """Rows of the flattened `[T * a]` hidden states: int64 `[a, R]`, tokens of each line, to int64 `[a * R]`."""
+        rows = self._rows
+        return (wanted * rows + torch.arange(rows)[:, None]).flatten().to(self.rotary.frequencies.device)
+
+    def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
+        """Runs the chunks in the order of their layers; chunk c of the model lives on pipeline stage c % stages."""
+        stages, stage = _pipeline_size(), parallel_state.get_pipeline_model_parallel_rank()
+        last = stages * len(self.chunks) - 1
+        output = torch.empty(0)
+        for number in range(last + 1):
+            if number % stages != stage:
+                continue
+            chunk = self.chunks[number // stages]
+            if number > 0 and stages > 1:
+                output = self._receive(tokens, (number - 1) % stages)
+            chunk.set_input_tensor(output if number > 0 else None)
+            output = chunk(tokens, handle, readout=partial(self._read, chunk, index))
+            if number < last and stages > 1:
+                dist.send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
+        return self._share(output, index, stages)
+
+    def _read(self, chunk: Ministral3Model, index: Tensor, hidden: Tensor, _: Any) -> Tensor:
+        """The logits that are wanted now; the hidden states stay at hand for those that may be wanted next."""
+        self._hidden = hidden
+        return chunk.logits(hidden.index_select(0, index))
+
+    def _receive(self, tokens: Tensor, source: int) -> Tensor:
+        """Hidden states `[T, a, h]` (or the sequence-parallel part) from another pipeline stage."""
+        rows, length = tokens.shape
+        if self._config.sequence_parallel:
+            length //= self._config.tensor_model_parallel_size
+        shape = (length, rows, self._hidden_size)
+        hidden = torch.empty(shape, dtype=self._config.params_dtype, device=tokens.device)
+        dist.recv(hidden, _rank_of_stage(source), _pipeline_group())
+        return hidden
+
+    def _share(self, logits: Tensor, index: Tensor, stages: int) -> Tensor:
+        """The last stage's logits `[n, V]` on every stage, in float32."""
+        if stages == 1:
+            return logits.float()
+        if not parallel_state.is_pipeline_last_stage():
+            logits = torch.empty(len(index), self.vocabulary_size, device=index.device)
+        logits = logits.float().contiguous()
+        dist.broadcast(logits, _rank_of_stage(stages - 1), _pipeline_group())
+        return logits
+
+
+def _pipeline_size() -> int:
+    return int(parallel_state.get_pipeline_model_parallel_world_size())
+
+
+def _pipeline_group() -> dist.ProcessGroup:
+    group: dist.ProcessGroup = parallel_state.get_pipeline_model_parallel_group()
+    return group
+
+
+def _rank_of_stage(stage: int) -> int:
+    return dist.get_global_rank(_pipeline_group(), stage)
+
+
+def _pad(step: Step, multiple: int) -> Step:
+    """The step with so much padding that sequence parallelism can cut it into equal parts."""
+    missing = -step.tokens.shape[1] % multiple
+    if missing == 0:
+        return step
+    pattern = None if step.pattern is None else F.pad(step.pattern, (0, missing, 0, missing))
+    return replace(
+        step, tokens=F.pad(step.tokens, (0, missing)), positions=F.pad(step.positions, (0, missing)), pattern=pattern
+    )

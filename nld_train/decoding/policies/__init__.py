@@ -1,0 +1,1 @@
+"""Commit policies: which masked positions of a block a denoising pass commits."""

@@ -1,0 +1,108 @@
+"""The trained sampler on disk, and whether it belongs to the model that is decoding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nld_train.decoding.engines.engine import Engine
+from nld_train.decoding.policies.trained_sampler import SamplerShape, TrainedSampler
+from nld_train.errors import UserError
+from nld_train.files import write_atomically
+
+DIRECTORY = "trained_sampler"
+_WEIGHTS, _DESCRIPTION = "sampler.safetensors", "sampler.json"
+# Rows of the embedding that identify a model; more of them would not identify it better.
+_FINGERPRINT_ROWS = 1024
+
+
+def embedding_of(engine: Engine) -> Tensor:
+    """The token embedding `[V, h]` of an engine whose process holds all of it, without padding of the vocabulary."""
+    module: Any = engine
+    # Of the export's engine, or of Megatron's.
+    weight = module.encoder.embed_tokens if hasattr(module, "encoder") else module.chunks[0].embedding.word_embeddings
+    embedding: Tensor = weight.weight.detach()[: engine.vocabulary_size]
+    assert len(embedding) == engine.vocabulary_size, "the embedding is divided among processes"
+    return embedding
+
+
+def fingerprint(engine: Engine) -> str:
+    """Tells models apart; in bf16, because that is what an export keeps of a checkpoint's weights."""
+    embedding = embedding_of(engine)
+    rows = torch.linspace(0, len(embedding) - 1, min(len(embedding), _FINGERPRINT_ROWS)).long()
+    values = embedding[rows.to(embedding.device)].bfloat16().cpu().contiguous()
+    return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def check_place(directory: Path) -> None:
+    """Refuses to save a sampler where other things lie: what stands there is replaced.
+
+    Raises:
+        UserError: it is no directory, or holds something that is not of a sampler.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is no directory; a sampler is saved in one of its own")
+    others = sorted({path.name for path in directory.glob("*")} - {_WEIGHTS, _DESCRIPTION})
+    if others:
+        raise UserError(f"{directory}: holds {others[0]}, and a sampler is saved in a directory of its own")
+
+
+def save_sampler(directory: Path, sampler: TrainedSampler, engine: Engine, notes: dict[str, Any]) -> None:
+    """Writes `sampler.safetensors` and `sampler.json`, in place of any sampler there.
+
+    Args:
+        directory: `trained_sampler/` of the model.
+        sampler: to save.
+        engine: the model that it was trained for.
+        notes: how it was trained and what it reached; for readers, and read by nobody.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in sampler.state_dict().items()}
+    save_file(tensors, temporary / _WEIGHTS)
+    description = {"model": fingerprint(engine), "vocabulary_size": engine.vocabulary_size} | asdict(sampler.shape)
+    write_atomically(temporary / _DESCRIPTION, json.dumps({**description, **notes}, indent=1) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)
+
+
+def require_sampler(directory: Path) -> None:
+    """Refuses a missing sampler before any weight is read.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in (_WEIGHTS, _DESCRIPTION):
+        if not (directory / name).is_file():
+            raise UserError(f"{directory}: holds no trained sampler ({name} is missing); nld-sampler trains one")
+
+
+def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
+    """The trained sampler of a model.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was trained for other weights.
+    """
+    require_sampler(directory)
+    try:
+        description = json.loads((directory / _DESCRIPTION).read_text())
+        shape = SamplerShape(**{name: int(description[name]) for name in asdict(SamplerShape())})
+        trained_for = description["model"]
+        sampler = TrainedSampler(shape, int(description["vocabulary_size"]))
+        sampler.load_state_dict(load_file(directory / _WEIGHTS))
+    except Exception as error:  # safetensors has errors of its own that share no base with torch's
+        raise UserError(f"{directory}: cannot be read ({str(error).splitlines()[0]})") from error
+    if trained_for != fingerprint(engine):
+        raise UserError(
+            f"{directory}: this sampler was trained for the weights of another model; run nld-sampler again"
+        )
+    return sampler

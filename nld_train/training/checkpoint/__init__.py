@@ -1,0 +1,1 @@
+"""Checkpoints: writing, checking, finding, loading and keeping them."""

@@ -1,0 +1,148 @@
+"""Megatron's save in parts: a plan that all ranks make together, files that each writes by itself, and their index.
+
+`dist_checkpointing.save` and the callbacks that it returns do the same in one go, with rank 0's small files between
+what ranks do together: where the disk refuses one of those, rank 0 leaves and the others wait for ever. The format is
+Megatron's, and so is all that reads and writes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from nld_train.training.checkpoint.collective_errors import on_first_rank
+from nld_train.training.checkpoint.integrity import Checksums, checksums
+from nld_train.training.checkpoint.load import SHARDING
+
+_FORMAT = ("torch_dist", 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What this rank writes, from copies that nobody changes; and on rank 0 Megatron's description of the whole."""
+
+    writer: Any
+    metadata: Any
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a rank wrote: sizes and checksums of its files, and what Megatron's index must know of their content."""
+
+    files: Checksums
+    results: list[Any]
+
+
+def plan_save(state: dict[str, Any], directory: Path) -> Plan:
+    """Shares out what is to be written, and copies this rank's share; called by all ranks together.
+
+    Of a tensor that several data-parallel ranks hold, one of them copies and writes it: each holds and writes a part of
+    what their group saves. Everything that is no tensor is written at once.
+
+    Args:
+        state: from `checkpoint.sharded_state`; the tensors may change when this returns.
+        directory: empty, and seen by every rank.
+
+    Raises:
+        RefusedError: on every rank, if the disk refused a file.
+    """
+    with_format = {**state, "content_metadata": dict(SHARDING)}
+    # Whether the shares cover everything is checked below, after they were dealt out.
+    tensors, common = save_preprocess(with_format, validate_access_integrity=False)
+    on_first_rank(lambda: write_common(common, directory))
+    strategy = _PlanOnly(*_FORMAT)
+    copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    _start_no_server()
+    FullyParallelSaveStrategyWrapper(strategy, copies).apply_saving_parallelization(tensors)
+    # Megatron 0.19 has other ways to write besides its own, and takes one of them that needs another package.
+    own = {"async_strategy": "mcore"} if "async_strategy" in signature(strategy.async_save).parameters else {}
+    plan: Plan = strategy.async_save(_snapshot(tensors), directory, **own)
+    return plan
+
+
+def write_common(common: dict[str, Any], directory: Path) -> None:
+    """What is no tensor, where Megatron 0.16 puts it; 0.19 reads it there as well."""
+    torch.save(common, directory / COMMON_STATE_FNAME)
+
+
+class _PlanOnly(TorchDistSaveShardedStrategy):
+    """Megatron's strategy, which hands out its plan instead of callbacks that carry it out."""
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any, *_: Any) -> Plan:
+        return Plan(writer, planned[1])
+
+
+def _snapshot(state: Any) -> Any:
+    """The same state over copies, on the CPU, of the tensors that this rank writes; Megatron leaves out the others."""
+    if isinstance(state, dict):
+        return {key: _snapshot(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_snapshot(value) for value in state]
+    if isinstance(state, ShardedTensor) and is_main_replica(state.replica_id):
+        state.data = state.data.detach().to("cpu", copy=True)
+    return state
+
+
+def _start_no_server() -> None:
+    """Gives Megatron a queue of this process, which nobody uses here: what was written is returned.
+
+    Its own would be in a server process, which takes seconds to start and dies of a signal that Slurm sends to all
+    processes of a job just when it is needed: to save before the job ends.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = Queue()
+
+
+def write_share(plan: Plan) -> Written:
+    """Writes this rank's files, brings them to the disk, and reads their checksums; may run in a thread of its own.
+
+    It calls nothing of CUDA: the copies are on the CPU, and a thread's current device is the first one whatever the
+    process has chosen. Megatron would synchronise it, and so take memory of another rank's device.
+
+    Raises:
+        OSError, RuntimeError: the disk refuses them.
+    """
+    buckets = plan.writer.write_buckets or []
+    results = [result for number, bucket in enumerate(buckets) for result in _write_bucket(plan.writer, number, bucket)]
+    return Written(checksums(Path(path) for path, _, _ in buckets), results)
+
+
+def _write_bucket(writer: Any, number: int, bucket: Any) -> list[Any]:
+    """One file; returns what Megatron's index needs of it.
+
+    Megatron 0.16 forks a process per file for this, which a process with threads and a CUDA context had better not.
+    """
+    transforms = [writer.transforms] if hasattr(writer, "transforms") else []
+    output: Queue[Any] = Queue()
+    ticket: Queue[int] = Queue()
+    ticket.put(number)
+    FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, output, ticket, True)
+    _, result = output.get()
+    if isinstance(result, Exception):
+        raise result
+    written: list[Any] = result
+    return written
+
+
+def write_index(plan: Plan, written: list[Written], directory: Path) -> None:
+    """The index over the files of all ranks, by which Megatron finds tensors in them; called by rank 0 alone.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    plan.writer.finish(plan.metadata, [part.results for part in written])
+    save_config(CheckpointingConfig(*_FORMAT), str(directory))

@@ -1,0 +1,93 @@
+"""Which checkpoints are kept: the last few, every n-th, and the end of each stage; and how the others go."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from nld_train.config.schema import CheckpointConfig
+from nld_train.training.checkpoint.load import UNFINISHED, read_progress, unfinished_checkpoints, written_checkpoints
+
+
+def apply_retention(written: Path, rules: CheckpointConfig) -> None:
+    """Deletes the checkpoints beside and before the one just written that no rule keeps; called by one process.
+
+    Those of later steps were passed over as damaged. They do not count, or they would displace sound ones, and are left
+    alone: the run writes over them when it comes there. What cannot be deleted is named and stays.
+    """
+    if rules.keep_last is None:
+        return
+    known = [path for path in written_checkpoints(written.parent) if path.name <= written.name]
+    for path in known[rules.keep_last :]:
+        if not _kept_for_good(path, rules):
+            _delete_checkpoint(path)
+
+
+def _kept_for_good(path: Path, rules: CheckpointConfig) -> bool:
+    try:
+        progress = read_progress(path)
+    except (OSError, ValueError, KeyError):  # damaged: nothing to keep for good
+        return False
+    return progress.ends_stage or (rules.keep_every is not None and progress.step % rules.keep_every == 0)
+
+
+def _delete_checkpoint(path: Path) -> None:
+    try:
+        doomed = move_aside(path)
+    except OSError as error:
+        _tell(path, error)
+    else:
+        delete(doomed)
+
+
+def move_aside(path: Path) -> Path:
+    """Gives a checkpoint the name of an unfinished one: a kill while it is deleted leaves none that looks complete.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    doomed = unfinished_name(path)
+    os.replace(path, doomed)
+    return doomed
+
+
+def delete(directory: Path) -> None:
+    """Deletes what is left of a checkpoint; called by one process. Where that fails it says so and goes on.
+
+    A full folder is no reason to end a run whose newest checkpoint is written.
+    """
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        _tell(directory, error)
+
+
+def _tell(path: Path, error: OSError) -> None:
+    print(f"warning: {path} cannot be deleted ({error.strerror or error}); the run goes on", file=sys.stderr)
+
+
+def make_room(final: Path) -> Path:
+    """An empty directory to write a checkpoint into; called by one process.
+
+    What a killed run left half-written or half-deleted goes, if it can.
+
+    Args:
+        final: the directory's name when it is complete.
+
+    Raises:
+        OSError: no directory can be made there.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in unfinished_checkpoints(final.parent):
+        delete(leftover)
+    temporary = unfinished_name(final)
+    temporary.mkdir()
+    return temporary
+
+
+def unfinished_name(path: Path) -> Path:
+    """A name for a checkpoint that is written or deleted: with `.tmp` at its end, a number before it where needed."""
+    names = (f"{path.name}{number}{UNFINISHED}" for number in ("", *(f".{number}" for number in range(2, 1000))))
+    return next(other for name in names if not (other := path.with_name(name)).exists())

@@ -1,0 +1,172 @@
+"""Writing checkpoints behind the training steps: a snapshot at once, files in the background, a rename at the end.
+
+`begin` copies the state and plans the write with Megatron; from then on the step may change every weight. A thread of
+each rank writes that rank's files and their checksums. `finish` is called by all ranks together when all have
+written: it completes the directory, brings it to the disk, renames it, moves `latest` and applies the retention rules.
+A kill or a loss of power at any moment leaves either the complete directory or one that ends in `.tmp`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nld_train.config.load import config_to_yaml
+from nld_train.config.schema import Config
+from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer, write_tokenizer
+from nld_train.errors import UserError
+from nld_train.files import synchronise, synchronise_all, write_atomically
+from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
+from nld_train.model.drafter_adapter import adapter_shape, adapter_tensors
+from nld_train.revision import SOFTWARE, software
+from nld_train.training.checkpoint.collective_errors import RefusedError, on_every_rank, on_first_rank
+from nld_train.training.checkpoint.integrity import write_manifest
+from nld_train.training.checkpoint.load import LATEST, Progress, checkpoints_directory, sharded_state
+from nld_train.training.checkpoint.megatron_save import Plan, Written, plan_save, write_index, write_share
+from nld_train.training.checkpoint.retention import apply_retention, delete, make_room, move_aside
+from nld_train.training.loop.optimizer import gather_parameters, unwrap
+from nld_train.training.loop.parallel import sum_over_world
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    progress: Progress
+    final: Path
+    temporary: Path
+    plan: Plan
+    written: Future[Written]
+    adapter: tuple[AdapterShape, dict[str, Tensor]] | None
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time.
+
+    Args:
+        config: the run; saved beside the weights.
+        device: of this process.
+
+    Raises:
+        UserError: on every rank, if `data.tokenizer` cannot be read.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+        # On rank 0; of the run as it began, whatever becomes of the files while it runs.
+        self._software: dict[str, Any] = {}
+        self._tokenizer: dict[str, bytes] = {}
+        try:
+            on_first_rank(self._read_descriptions)
+        except RefusedError as refused:
+            raise UserError(f"data.tokenizer: {config.data.tokenizer} cannot be read ({refused.reason})") from refused
+
+    def _read_descriptions(self) -> None:
+        self._software = software()
+        if self.config.data.tokenizer is not None:
+            self._tokenizer = read_tokenizer(Path(self.config.data.tokenizer))
+
+    def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
+        """Takes a snapshot and starts to write it; the state may change when this returns. Waits for the one before.
+
+        Raises:
+            UserError: on every rank, if the checkpoint cannot be written.
+        """
+        self.finish()
+        final = checkpoints_directory(self.config) / f"step_{progress.step:08d}"
+        gather_parameters(model)
+        with _in_one_line(final):
+            temporary = on_first_rank(lambda: make_room(final))
+            # A rank that cannot come there says so here, and not within Megatron, where the others would wait for it.
+            on_every_rank(lambda: temporary.mkdir(parents=True, exist_ok=True))
+            plan = plan_save(sharded_state(model, optimizer), temporary)
+        written = self._threads.submit(write_share, plan)
+        self._pending = _Pending(progress, final, temporary, plan, written, _adapter(model))
+        if not self.config.checkpoint.asynchronous:
+            self.finish()
+
+    def poll(self) -> None:
+        """Finishes the checkpoint under way if all ranks have written their part; called by all after each step."""
+        if self._pending is None:
+            return
+        waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
+        if waiting == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint under way, if there is one, and completes it; called by all ranks together.
+
+        Raises:
+            UserError: on every rank, if a rank could not write its part.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with _in_one_line(pending.final):
+            written = on_every_rank(pending.written.result)
+            on_first_rank(lambda: self._complete(pending, written))
+        if dist.get_rank() == 0:
+            apply_retention(pending.final, self.config.checkpoint)
+
+    def _complete(self, pending: _Pending, written: list[Written]) -> None:
+        """Rank 0: the small files, the manifest, the rename and `latest`."""
+        directory = pending.temporary
+        write_index(pending.plan, written, directory)
+        (directory / "config.yaml").write_text(config_to_yaml(self.config))
+        (directory / "model.json").write_text(json.dumps(asdict(self.config.model), indent=1))
+        (directory / "progress.json").write_text(json.dumps(asdict(pending.progress), indent=1))
+        (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
+        # So that a checkpoint can be read wherever it is taken.
+        write_tokenizer(self._tokenizer, directory / TOKENIZER)
+        if pending.adapter is not None:
+            write_adapter(directory / DIRECTORY, *pending.adapter)
+        write_manifest(directory, {name: entry for part in written for name, entry in part.files.items()})
+        _put_in_place(directory, pending.final)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Gives a complete checkpoint its name, and `latest` that name.
+
+    Each on the disk before the next begins: what a name promises is there, and older checkpoints go only after that.
+    """
+    synchronise_all(temporary)
+    # Damaged: a run that found it sound would not have made its steps again.
+    damaged = move_aside(final) if final.exists() else None
+    os.replace(temporary, final)
+    synchronise(final.parent)
+    write_atomically(final.with_name(LATEST), f"{final.name}\n")
+    synchronise(final.parent)
+    if damaged is not None:
+        delete(damaged)
+
+
+@contextmanager
+def _in_one_line(final: Path) -> Iterator[None]:
+    """What a disk refuses, as a line for the user, on every rank."""
+    try:
+        yield
+    except RefusedError as refused:
+        raise UserError(
+            f"checkpoint {final} could not be written by rank {refused.rank} ({refused.reason}); "
+            "free space or mend run.dir, and start again: the checkpoint before it is untouched"
+        ) from refused
+
+
+def _adapter(model: list[Any]) -> tuple[AdapterShape, dict[str, Tensor]] | None:
+    """The drafter adapter of a model that has one: its shape, and on rank 0 its tensors under PEFT's names."""
+    chunks = [unwrap(chunk) for chunk in model]
+    shape = adapter_shape(chunks)
+    return None if shape is None else (shape, adapter_tensors(chunks))

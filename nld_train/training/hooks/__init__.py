@@ -1,0 +1,1 @@
+"""Hooks: what runs between two optimizer steps, such as validation."""

@@ -1,0 +1,1 @@
+"""The run and its optimizer step: processes, micro-batches, pipeline schedule, optimizer."""

@@ -1,0 +1,137 @@
+"""From a batch of samples to what one forward pass needs: streams, rows, targets and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nld_train.config.schema import Averaging
+from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights
+from nld_train.masking.context_parallel import SequenceShare
+from nld_train.masking.layout import StreamLayout
+from nld_train.model import streams
+from nld_train.model.rotary import RotaryEmbedding
+
+# One micro-batch as the data loader gives it: tensors `[b, ...]` under the names of `data.samples`.
+Samples = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of the flattened `[S * b]` hidden states that enter the loss, the AR rows first.
+
+    Attributes:
+        index: int64 `[n]`.
+        targets: int64 `[n]`.
+        ar_count: how many of them are AR rows.
+    """
+
+    index: Tensor
+    targets: Tensor
+    ar_count: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The input of one forward pass and the weights of its rows in the loss.
+
+    Attributes:
+        tokens: int64 `[b, S]`, the noisy stream first; under context parallelism this rank's share of them.
+        handle: finds the `StreamContext`, see `model.streams`.
+        rows: which rows are scored, against what.
+        ar_weights: float32 `[rows.ar_count]`.
+        diffusion_weights: float32, one per masked position, or None in an AR stage.
+    """
+
+    tokens: Tensor
+    handle: Tensor
+    rows: Rows
+    ar_weights: Tensor
+    diffusion_weights: Tensor | None
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """What turns samples into streams: the same for every micro-batch of a stage."""
+
+    two_streams: bool
+    block_size: int
+    mask_token_id: int
+    averaging: Averaging
+    dtype: torch.dtype
+    device: torch.device
+
+
+def count_rows(samples: list[Samples]) -> list[int]:
+    """N_ar, N, M and the number of sequences in some micro-batches of this rank."""
+    totals = [0, 0, 0, 0]
+    for batch in samples:
+        totals[0] += int(batch["supervised"].sum())
+        totals[1] += int(batch["maskable"].sum()) if "maskable" in batch else 0
+        totals[2] += int(batch["masked"].sum()) if "masked" in batch else 0
+        totals[3] += len(batch["tokens"])
+    return totals
+
+
+def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, rotary: RotaryEmbedding) -> MicroBatch:
+    """Builds a micro-batch and registers its stream context.
+
+    Args:
+        samples: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two streams `masked` and
+            `probability` `[b, L]`.
+        counts: rows of the whole optimizer step, over all ranks.
+        settings: of the stage.
+        rotary: gives the angles.
+    """
+    layout = StreamLayout.of(samples["documents"][:, :-1], settings.block_size, settings.two_streams)
+    rows = select_rows(samples, settings.two_streams)
+    ar = ar_row_weights(settings.averaging, counts, samples["supervised"])[samples["supervised"]]
+    diffusion = None
+    if settings.two_streams:
+        masked = samples["masked"]
+        diffusion = diffusion_row_weights(settings.averaging, counts, masked, samples["probability"])[masked]
+    tokens, share = stream_tokens(samples, settings), _sequence_share(layout)
+    if share is not None:
+        held, index = share.find(rows.index, len(tokens))
+        held_ar, held_diffusion = held[: rows.ar_count], held[rows.ar_count :]
+        ar, diffusion = ar[held_ar], None if diffusion is None else diffusion[held_diffusion]
+        tokens, rows = tokens[:, share.places], Rows(index, rows.targets[held], int(held_ar.sum()))
+    return MicroBatch(
+        tokens=tokens.to(settings.device),
+        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype, share=share)),
+        rows=Rows(rows.index.to(settings.device), rows.targets.to(settings.device), rows.ar_count),
+        ar_weights=ar.to(settings.device),
+        diffusion_weights=None if diffusion is None else diffusion.to(settings.device),
+    )
+
+
+def _sequence_share(layout: StreamLayout) -> SequenceShare | None:
+    """What this rank holds of the streams, or None where it shares them with no other."""
+    group = parallel_state.get_context_parallel_group(check_initialized=False)
+    if group is None or group.size() == 1:
+        return None
+    return SequenceShare(group.rank(), group.size(), layout.length, layout.two_streams)
+
+
+def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:
+    """int64 `[b, S]`: the clean stream, after the noisy one where there are two. The last token is only a target."""
+    clean = samples["tokens"][:, :-1]
+    if not settings.two_streams:
+        return clean
+    return torch.cat([clean.masked_fill(samples["masked"], settings.mask_token_id), clean], dim=1)
+
+
+def select_rows(samples: Samples, two_streams: bool) -> Rows:
+    """Supervised rows of the clean stream (target: the next token) and masked rows of the noisy one (same token)."""
+    tokens, batch = samples["tokens"], len(samples["tokens"])
+    row, place = samples["supervised"].nonzero(as_tuple=True)
+    offset = tokens.shape[1] - 1 if two_streams else 0
+    index, targets = [(offset + place) * batch + row], [tokens[row, place + 1]]
+    if two_streams:
+        row_masked, place_masked = samples["masked"].nonzero(as_tuple=True)
+        index.append(place_masked * batch + row_masked)
+        targets.append(tokens[row_masked, place_masked])
+    return Rows(index=torch.cat(index), targets=torch.cat(targets), ar_count=len(row))

@@ -1,0 +1,184 @@
+"""AdamW through Megatron's distributed optimizer, and its warmup-stable-decay schedule."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import finalize_model_grads
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nld_train.config.schema import Config, ScheduleConfig, StageConfig
+from nld_train.errors import UserError
+from nld_train.model.ministral3 import Ministral3Model
+from nld_train.training.loop.adam import provide_to_megatron
+
+
+def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Ministral3Model]) -> list[Any]:
+    """Wraps the model's chunks for mixed precision and data parallelism, and tells the schedule about them."""
+    parallel = config.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        # In every layout, data-parallel or not: one class of optimizer, whose state any other layout can load.
+        use_distributed_optimizer=True,
+    )
+    halves = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
+    wrapped = [
+        DistributedDataParallel(megatron, settings, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(halves)
+    ]
+    megatron.finalize_model_grads_func = _finalize_gradients
+    if parallel.overlap_grad_reduce:
+        hooks = [chunk.no_sync for chunk in wrapped]
+        megatron.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+    return wrapped
+
+
+def unwrap(chunk: Any) -> Ministral3Model:
+    """The model inside the wrappers of data parallelism and mixed precision."""
+    while not isinstance(chunk, Ministral3Model):
+        chunk = chunk.module
+    return chunk
+
+
+def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
+    """The model's chunks, ready to be wrapped anew: nothing of the old wrappers stays with them."""
+    for wrapped in model:
+        if wrapped.use_forward_hook:
+            wrapped.disable_forward_pre_hook()
+        for parameter in wrapped.parameters():
+            del parameter.main_grad
+    return [unwrap(wrapped) for wrapped in model]
+
+
+def gather_parameters(model: list[Any]) -> None:
+    """Brings every weight up to date on every data-parallel rank; whoever reads weights between steps needs it.
+
+    With `parallel.overlap_param_gather` a step updates each rank's own shard, and the others arrive during the next
+    forward pass: until then they are those of the step before.
+    """
+    for wrapped in model:
+        if wrapped.ddp_config.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
+
+
+def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: Any) -> None:
+    """Megatron's reduction of gradients, without its division by a number of tokens: the loss is already a mean."""
+    del num_tokens
+    finalize_model_grads(model, None, **arguments)
+
+
+def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype: torch.dtype) -> Any:
+    """A fresh optimizer over the model's current weights. Norms are exempt from weight decay, as Megatron does."""
+    provide_to_megatron()
+    settings = config.optimizer
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=stage.schedule.learning_rate,
+            min_lr=stage.schedule.final_learning_rate,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.epsilon,
+            clip_grad=settings.clip_grad,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=True,
+            overlap_param_gather=config.parallel.overlap_param_gather,
+            **_state_settings(config),
+        ),
+        model,
+    )
+
+
+def _state_settings(config: Config) -> dict[str, Any]:
+    """Fields of Megatron's configuration for shorter or offloaded optimizer states."""
+    settings = config.optimizer
+    if not settings.precision_aware:
+        return {}
+    if not torch.cuda.is_available():
+        raise UserError("optimizer.precision_aware=true: needs CUDA; set optimizer.precision_aware=false")
+    if not settings.cpu_offload and find_spec("transformer_engine") is None:
+        raise UserError(
+            "optimizer.precision_aware=true: needs the optimizer of Transformer Engine; install nld-train[h100] or set "
+            "optimizer.precision_aware=false"
+        )
+    moments = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
+    return {
+        "use_precision_aware_optimizer": True,
+        # Remainders are 16 bits beside the weight's own 16, as integers; Megatron saves them as if they were whole
+        # float32 weights, which a resumed run would then start from.
+        "store_param_remainders": False,
+        "exp_avg_dtype": moments[settings.moments],
+        "exp_avg_sq_dtype": moments[settings.moments],
+        # Which decides where Megatron looks for gradients.
+        "fp8_recipe": None if config.execution.fp8 == "none" else config.execution.fp8_recipe,
+        "optimizer_cpu_offload": settings.cpu_offload > 0,
+        "optimizer_offload_fraction": settings.cpu_offload,
+        "overlap_cpu_optimizer_d2h_h2d": settings.cpu_offload > 0,
+    }
+
+
+# What a parameter group notes of the past. All else in it is a setting.
+_NOTED = ("params", "step")
+
+
+def load_optimizer(optimizer: Any, state: Any) -> None:
+    """Loads what the steps so far have left: moments, main weights and the count of steps. Settings stay those of now.
+
+    Megatron keeps learning rates, betas, epsilon and weight decay in the parameter groups, takes those of a checkpoint
+    whole, and follows them rather than the schedule that it was given.
+
+    Args:
+        optimizer: fresh, from `build_optimizer`.
+        state: of the checkpoint, for this rank.
+    """
+    settings = [{key: value for key, value in group.items() if key not in _NOTED} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+
+
+def build_scheduler(
+    schedule: ScheduleConfig, optimizer: Any, steps: int, weight_decay: float
+) -> OptimizerParamScheduler:
+    """The learning rate of a stage of `steps` optimizer steps.
+
+    It is a function of the step alone. Advance it *before* each update: Megatron starts at the warmup's zero.
+    """
+    warmup = min(int(schedule.warmup_fraction * steps), steps - 1)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=schedule.learning_rate,
+        min_lr=schedule.final_learning_rate,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=steps,
+        lr_decay_style="WSD",
+        wsd_decay_steps=max(1, int(schedule.decay_fraction * steps)),
+        lr_wsd_decay_style=schedule.decay_style,
+        start_wd=weight_decay,
+        end_wd=weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )
+
+
+def clip_gradients(optimizer: Any, gradient_norm: float, limit: float) -> None:
+    """Scales all gradients so that their global norm is at most `limit`; 0 leaves them as they are."""
+    if limit <= 0:
+        return
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if parameters := part.get_parameters():
+            # Precision-aware optimizers keep gradients beside `grad`, whose type would have to be the weight's.
+            beside = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
+            clip_grad_by_total_norm_fp32(parameters, limit, gradient_norm, use_decoupled_grad=beside)

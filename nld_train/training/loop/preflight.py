@@ -1,0 +1,34 @@
+"""What a run reads and writes, looked at before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nld_train.config.schema import Config
+from nld_train.data.manifest import check_against_model
+from nld_train.data.samples import refuse_repeated_samples
+from nld_train.errors import UserError
+from nld_train.training.metrics.loggers import require_writable
+
+
+def check_files(config: Config) -> None:
+    """Refuses what can be refused before processes join and models are built.
+
+    What the disk refuses comes last, since that makes `run.dir`.
+
+    Raises:
+        UserError: token sets that are missing, damaged or of another model; validation that would see a sample twice; a
+            `run.dir` that cannot be written.
+    """
+    stages = [config.stages[name] for name in config.run.stages]
+    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
+    for prefix in dict.fromkeys(source.prefix for source in sources):
+        check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
+    if config.validation.every > 0:
+        refuse_repeated_samples(config)
+    try:
+        require_writable(Path(config.run.dir))
+    except OSError as error:
+        raise UserError(
+            f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
+        ) from error

@@ -1,0 +1,247 @@
+"""A run: its stages one after another, from where the last checkpoint stands to the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from nld_train.config.plan import StagePlan, stage_plans, total_steps
+from nld_train.config.schema import Config
+from nld_train.data.order import StageOrder, stage_orders
+from nld_train.data.samples import batches, training_samples
+from nld_train.model.build import build_model, resolve_dtype, transformer_config
+from nld_train.model.initialize import initialize
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.checkpoint import load as checkpoint
+from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
+from nld_train.training.checkpoint.initial_weights import find_starting_weights, load_starting_weights
+from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
+from nld_train.training.checkpoint.save import CheckpointWriter
+from nld_train.training.hooks.base import MakeHook
+from nld_train.training.hooks.validation import Validation
+from nld_train.training.loop.hardware import peak_flops
+from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
+from nld_train.training.loop.parallel import parallel_groups
+from nld_train.training.loop.preflight import check_files
+from nld_train.training.loop.signals import StopRequest, stop_requests
+from nld_train.training.loop.step import NonFiniteError
+from nld_train.training.metrics.loggers import Metrics
+from nld_train.training.metrics.records import step_record
+from nld_train.training.metrics.report import write_report
+from nld_train.training.metrics.summary import progress_lines, write_summary
+from nld_train.training.stages.stages import make_task
+
+
+def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
+    """Trains, or goes on training, as the settings say; called on every process.
+
+    Args:
+        config: the settings.
+        hooks: what looks at the model between steps.
+
+    Returns:
+        The exit status: 0 at the end of the run or at `run.max_steps`, else that of `signals`.
+
+    Raises:
+        UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
+    """
+    check_files(config)
+    with parallel_groups(config) as device, stop_requests() as stop:
+        return Run(config, device, stop, hooks).train()
+
+
+class Run:
+    """The state of a run on one process.
+
+    Args:
+        config: the settings.
+        device: of this process.
+        stop: whether this process was asked to stop.
+        hooks: what looks at the model between steps.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: Any,
+        stop: StopRequest,
+        hooks: Sequence[MakeHook] = (),
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.stop = stop
+        self.plans = stage_plans(config)
+        self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
+        # Both are refused before models are built. Starting weights are not looked for where they are not needed.
+        self.resumed, self.changed = self._find_checkpoint()
+        self.starting_weights = None if self.resumed else find_starting_weights(config)
+        self.rank = dist.get_rank()
+        self.data_rank = parallel_state.get_data_parallel_rank()
+        self.data_size = parallel_state.get_data_parallel_world_size()
+        self.rotary = RotaryEmbedding(config.model, device)
+        self.validation = Validation(config, self.data_rank, self.data_size)
+        self.hooks = [make(config, self.rotary) for make in hooks]
+        self.dtype = resolve_dtype(config, device)
+        self.peak = peak_flops(device, config.logging.peak_tflops)
+        self.step_seconds: deque[float] = deque(maxlen=20)
+        self.model = self._build_model()
+        self.writer = CheckpointWriter(config, device)
+
+    def _build_model(self) -> list[Any]:
+        megatron = transformer_config(self.config, self.device)
+        chunks = build_model(self.config, megatron, self.device)
+        initialize(chunks, self.config.model, self.config.run.seed)
+        return wrap_model(self.config, megatron, chunks)
+
+    def train(self) -> int:
+        """Walks the stages, skipping what the latest sound checkpoint has done; returns the exit status."""
+        resumed = self.resumed
+        done = resumed[1].step if resumed else 0
+        self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
+        self.metrics.say(self._opening(resumed))
+        if self.changed:
+            self.metrics.say(f"goes on with other settings: {', '.join(self.changed)}")
+        if self.starting_weights is not None:
+            load_starting_weights(self.starting_weights, self.config, self.model)
+        try:
+            status = self._train_stages(resumed)
+        except NonFiniteError:
+            # Raised on every rank together: the checkpoint under way is of a good step.
+            self.writer.finish()
+            raise
+        self.writer.finish()
+        self._close(status)
+        return status
+
+    def _train_stages(self, resumed: tuple[Path, Progress] | None) -> int:
+        """Trains what is left of the stages; returns the exit status."""
+        done = resumed[1].step if resumed else 0
+        status = 0
+        for plan in self.plans:
+            if done >= plan.first_step + plan.steps:
+                continue
+            begun = resumed is not None and resumed[1].stage == plan.name
+            if resumed is not None and not begun and done == plan.first_step:
+                checkpoint.load(resumed[0], self.model, None)  # the stage before is complete: its weights alone
+            last, status = self._train_stage(plan, resumed if begun else None)
+            if status or plan.first_step + last == self.config.run.max_steps or last < plan.steps:
+                break
+        return status
+
+    def _find_checkpoint(self) -> tuple[tuple[Path, Progress] | None, list[str]]:
+        """The newest sound checkpoint, if there is one, checked against the settings, and which of them have changed.
+
+        Damaged ones are named.
+        """
+        directory = newest_sound_checkpoint(checkpoint.checkpoints_directory(self.config))
+        if directory is None:
+            return None, []
+        progress, saved = checkpoint.read_progress(directory), checkpoint.saved_config(directory, self.config)
+        refuse_other_run(directory, saved, progress, self.config, self.orders)
+        return (directory, progress), changed_settings(saved, progress, self.config)
+
+    def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
+        parallel = self.config.parallel
+        context = f" x CP {parallel.context}" if parallel.context > 1 else ""
+        layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
+        origin = f"from {resumed[0]}" if resumed else f"from {self.config.init.checkpoint or 'random weights'}"
+        return f"{self.config.run.name}: {layout}, {origin}, into {self.config.run.dir}"
+
+    def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
+        """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
+        stage, task = self.config.stages[plan.name], make_task(self.config, plan, self.rotary, self.dtype, self.device)
+        self.model = task.equip(self.model)
+        optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
+        scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
+        first, last = 0, self._last_step(plan)
+        if resumed is not None:
+            checkpoint.load(resumed[0], self.model, optimizer)
+            first = resumed[1].stage_step
+            scheduler.step(first)
+        steps = iter(self._batches(plan, first, last))
+        for step in range(first + 1, last + 1):
+            # Waiting for the data is part of a step: a run that its loader slows down must not look fast.
+            begin = time.perf_counter()
+            samples = next(steps)
+            scheduler.step(1)
+            measures = task.step(self.model, optimizer, samples)
+            self.step_seconds.append(time.perf_counter() - begin)
+            rate = max(group["lr"] for group in optimizer.param_groups)
+            record = step_record(self.config, plan, step, measures, rate, self.step_seconds, self.peak)
+            if self.validation.due(step, plan.steps):
+                record |= task.validate(self.validation, self.model)
+            for hook in self.hooks:
+                if hook.due(plan, step):
+                    gather_parameters(self.model)
+                    record[hook.name] = hook.run(self.model, plan)
+            self.metrics.write(record)
+            status = self._agreed_status()
+            if step % self.config.checkpoint.every == 0 or step == last or status:
+                self._save(plan, step, optimizer)
+            if status:
+                return step, status
+            self.writer.poll()
+        return last, 0
+
+    def _agreed_status(self) -> int:
+        """The exit status that any rank was asked for by a signal: all ranks leave after the same step."""
+        requested = torch.tensor(self.stop.status, device=self.device)
+        dist.all_reduce(requested, op=dist.ReduceOp.MAX)
+        return int(requested)
+
+    def _last_step(self, plan: StagePlan) -> int:
+        """The stage's last step of this start; `run.max_steps` counts over the whole run."""
+        if self.config.run.max_steps is None:
+            return plan.steps
+        return max(0, min(plan.steps, self.config.run.max_steps - plan.first_step))
+
+    def _batches(self, plan: StagePlan, first: int, last: int) -> Any:
+        """This rank's micro-batches of the stage's steps `first` to `last`, from 0, the last not included."""
+        return batches(
+            training_samples(self.config, plan.name, self.orders[plan.name]),
+            first_step=first,
+            last_step=last,
+            global_size=self.config.batch.global_size,
+            micro_size=self.config.batch.micro_size,
+            rank=self.data_rank,
+            size=self.data_size,
+            workers=self.config.data.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _save(self, plan: StagePlan, stage_step: int, optimizer: Any) -> None:
+        progress = Progress(
+            step=plan.first_step + stage_step,
+            stage=plan.name,
+            stage_step=stage_step,
+            stage_steps=plan.steps,
+            data={name: order.fingerprint for name, order in self.orders.items()},
+        )
+        self.writer.begin(self.model, optimizer, progress)
+
+    def _close(self, status: int) -> None:
+        """Writes the summary and the curves of everything done so far."""
+        summary, image = None, None
+        if self.rank == 0:
+            directory = Path(self.config.run.dir)
+            summary, image = write_summary(directory), write_report(directory)
+            for line in progress_lines(summary):
+                self.metrics.say(line)
+        if status:
+            message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
+        else:
+            message = "stopped at run.max_steps, saved; a larger one goes on" if self._stops_early() else "finished"
+        self.metrics.say(f"{message}: {self.config.run.dir}/summary.json and report.png")
+        self.metrics.close(summary, image)
+
+    def _stops_early(self) -> bool:
+        limit = self.config.run.max_steps
+        return limit is not None and limit < total_steps(self.config)

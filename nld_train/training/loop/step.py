@@ -1,0 +1,115 @@
+"""The optimizer step: count, forward and backward, check, clip, update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from nld_train.config.schema import StageConfig
+from nld_train.errors import UserError
+from nld_train.losses.objective import Denominators, GlobalCounts, denominators
+from nld_train.model import streams
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
+from nld_train.training.loop.micro_batch import Samples, StreamSettings, prepare
+from nld_train.training.loop.optimizer import clip_gradients
+
+
+class NonFiniteError(UserError):
+    """A loss or a gradient is NaN or infinite; nothing was updated."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step measured; the same on every rank.
+
+    Attributes:
+        loss: the objective.
+        ar_loss: raw AR term, averaged as the stage says.
+        diffusion_loss: raw diffusion term without alpha, or None in an AR stage.
+        counts: rows of the global batch.
+        denominators: what the two sums of cross-entropies were divided by.
+        gradient_norm: before clipping.
+    """
+
+    loss: float
+    ar_loss: float
+    diffusion_loss: float | None
+    counts: GlobalCounts
+    denominators: Denominators
+    gradient_norm: float
+
+
+def train_step(
+    model: list[Any],
+    optimizer: Any,
+    samples: list[Samples],
+    stage: StageConfig,
+    settings: StreamSettings,
+    rotary: RotaryEmbedding,
+    clip_grad: float,
+) -> StepResult:
+    """One update of the weights from one global batch.
+
+    Args:
+        model: this rank's chunks, wrapped.
+        optimizer: Megatron's.
+        samples: this rank's micro-batches.
+        stage: gives alpha.
+        settings: how samples become streams.
+        rotary: gives the angles.
+        clip_grad: largest norm of the gradient, 0 for any.
+
+    Raises:
+        NonFiniteError: on every rank, before the update, if a loss term or the gradient is not finite.
+    """
+    for chunk in model:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    counts = global_counts(samples, settings.device)
+    micro_batches = [prepare(batch, counts, settings, rotary) for batch in samples]
+    results = run_schedule(model, micro_batches, stage.alpha)
+    streams.clear()
+    ar_loss, diffusion = global_terms(results, settings.device)
+    diffusion_loss = diffusion if settings.two_streams else None
+    refuse_non_finite(ar_loss=ar_loss, diffusion_loss=diffusion_loss)
+    gradient_norm = update(optimizer, clip_grad)
+    loss = ar_loss if diffusion_loss is None else ar_loss + stage.alpha * diffusion_loss
+    divisors = denominators(settings.averaging, counts)
+    return StepResult(loss, ar_loss, diffusion_loss, counts, divisors, gradient_norm)
+
+
+def update(optimizer: Any, clip_grad: float) -> float:
+    """Checks, clips and applies the gradients; returns the norm that they had before clipping.
+
+    Raises:
+        NonFiniteError: on every rank, before the update, if it is not finite.
+    """
+    gradient_norm = _gradient_norm(optimizer)
+    clip_gradients(optimizer, gradient_norm, clip_grad)
+    optimizer.step_with_ready_grads()
+    return gradient_norm
+
+
+def _gradient_norm(optimizer: Any) -> float:
+    """The norm of the whole gradient, over all shards, checked."""
+    found_infinite = optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    refuse_non_finite(gradient_norm=math.inf if found_infinite else norm)
+    return norm
+
+
+def refuse_non_finite(**values: float | None) -> None:
+    """Raises `NonFiniteError` for the first value that is no finite number, under its name; None is passed over.
+
+    All ranks hold the same values, so all stop together.
+    """
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name.replace('_', ' ')} is {value}: the update was not made, and the last checkpoint is untouched; "
+                f"resume from it with a lower learning rate or other data (rank {dist.get_rank()})"
+            )

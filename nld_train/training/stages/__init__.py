@@ -1,0 +1,1 @@
+"""Stage kinds: what one stage trains, on which streams, with which step."""
