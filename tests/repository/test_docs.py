@@ -84,3 +84,21 @@ def test_metrics_page_names_every_key() -> None:
     page = (ROOT / "docs/training.md").read_text()
     for key in written:
         assert f"`{key}`" in page, key
+
+
+_CITATION = re.compile(r'docs/method\.md,\s+(?:#\s+)?\\?"([^"\\]+)\\?"')
+_CITING = ("nld_train", "checkpoint_convert", "benchmarks", "launch", "tests", "configs", "docs")
+
+
+def _sources() -> list[Path]:
+    """Python, YAML, shell and Markdown files of the repository."""
+    suffixes = {".py", ".yaml", ".md", ".sh", ".sbatch"}
+    found = [path for folder in _CITING for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
+    return [path for path in found if path != Path(__file__).resolve()]
+
+
+def test_cited_sections_of_the_method_page_exist() -> None:
+    titles = re.findall(r"^## (.+)$", (ROOT / "docs/method.md").read_text(), re.MULTILINE)
+    cited = {(path.name, title) for path in _sources() for title in _CITATION.findall(path.read_text())}
+    assert len(cited) > 5
+    assert [(name, title) for name, title in cited if title not in titles] == []
