@@ -33,6 +33,7 @@ from nld_train.config.schema import Averaging, Config, DiffusionConfig
 from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
 from nld_train.masking.layout import block_indices
 from nld_train.masking.noise import draw_noise
+from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
@@ -94,7 +95,8 @@ class Experiment:
         (model,) = build_model(config, transformer_config(config, CPU), CPU)
         initialize([model], config.model, config.run.seed)
         mask = config.model.mask_token_id
-        settings = StreamSettings(True, config.diffusion.block_size, mask, "global", torch.float32, CPU)
+        schedule = noise_schedule(config.diffusion)
+        settings = StreamSettings(True, config.diffusion.block_size, mask, "global", schedule, torch.float32, CPU)
         return cls(config, model, RotaryEmbedding(config.model, CPU), settings)
 
     def train(self, batches: Iterator[Samples], steps: int, alpha: float) -> list[float]:
@@ -138,8 +140,9 @@ class Experiment:
     def _gradient(
         self, averaging: Averaging, samples: Samples, nll: Tensor, counts: GlobalCounts
     ) -> tuple[float, Tensor]:
-        masked = samples["masked"]
-        term = (diffusion_row_weights(averaging, counts, masked, samples["probability"])[masked] * nll).sum()
+        masked, schedule = samples["masked"], noise_schedule(self.config.diffusion)
+        weights = diffusion_row_weights(averaging, counts, masked, samples["probability"], schedule)
+        term = (weights[masked] * nll).sum()
         gradients = torch.autograd.grad(term, list(self.model.parameters()), retain_graph=True)
         return float(term.detach()), torch.cat([gradient.flatten() for gradient in gradients])
 

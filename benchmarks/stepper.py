@@ -13,6 +13,7 @@ from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.masking.schedule import noise_schedule
 from nld_train.model.attention import flex
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
@@ -73,6 +74,7 @@ class Stepper:
             block_size=self.config.diffusion.block_size,
             mask_token_id=self.config.model.mask_token_id,
             averaging=self.config.stages[stage].averaging,
+            schedule=noise_schedule(self.config.diffusion),
             dtype=self.dtype,
             device=self.device,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nld_train.config.schema import AdapterConfig, Config, ModelConfig
+from nld_train.masking.schedule import NoiseSchedule, noise_schedule
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
@@ -63,12 +64,9 @@ def joint_visible_pairs(length: int, block_size: int) -> int:
     return inside_blocks + blocks_before + causal_visible_pairs(length)
 
 
-def expected_head_rows(length: int, epsilon: float, joint: bool) -> float:
-    """Rows of logits that a sample needs: every position's next token and, in a joint pass, the masked share.
-
-    Masking probabilities are (1 - epsilon) t + epsilon with t ~ U(0, 1), so their mean is (1 + epsilon) / 2.
-    """
-    return length * (1 + (1 + epsilon) / 2) if joint else float(length)
+def expected_head_rows(length: int, schedule: NoiseSchedule, joint: bool) -> float:
+    """Rows of logits that a sample needs: every position's next token and, in a joint pass, the masked positions."""
+    return length * (1 + schedule.mean_probability) if joint else float(length)
 
 
 def training_flops(
@@ -122,6 +120,6 @@ def step_flops(config: Config, alpha: float, adapter: AdapterConfig | None = Non
     length = config.batch.sequence_length
     if adapter is not None:
         return config.batch.global_size * drafter_flops(config.model, length, adapter)
-    rows = expected_head_rows(length, config.diffusion.epsilon, joint)
+    rows = expected_head_rows(length, noise_schedule(config.diffusion), joint)
     sample = training_flops(config.model, length, config.diffusion.block_size, joint, rows)
     return config.batch.global_size * sample

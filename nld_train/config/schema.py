@@ -110,12 +110,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The noisy stream: its blocks and its noise (paper section 2; reference section 3)."""
+    """The noisy stream: its blocks and its noise (docs/method.md, "Noise").
+
+    `schedule` is a name of `masking.schedule.SCHEDULES`.
+    """
 
     block_size: int
     epsilon: float
     levels: Literal["independent", "stratified", "shared"]
     level_scope: Literal["sequence", "block"]
+    schedule: str = "linear"
 
 
 @dataclass(frozen=True)

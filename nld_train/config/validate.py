@@ -20,6 +20,7 @@ from nld_train.config.schema import (
 )
 from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
+from nld_train.masking.schedule import SCHEDULES
 
 _YARN_KEYS = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # Random generators take seeds of 64 bits, and Megatron adds a rank to its own.
@@ -127,6 +128,8 @@ def _check_sources(key: str, sources: Iterable[SourceConfig]) -> None:
 def _check_diffusion(config: Config) -> None:
     at_least("diffusion.block_size", config.diffusion.block_size, 1)
     below_one("diffusion.epsilon", config.diffusion.epsilon)
+    known = config.diffusion.schedule in SCHEDULES
+    refuse_unless(known, "diffusion.schedule", config.diffusion.schedule, f"must be one of {', '.join(SCHEDULES)}")
     levels = config.diffusion.levels
     by_block = config.diffusion.level_scope == "block"
     valid = "must be independent with diffusion.level_scope=block: each block draws a level for itself"

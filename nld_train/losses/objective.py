@@ -1,24 +1,29 @@
-"""The joint objective `L = L_AR + alpha * L_diff` and its four averagings (paper Eq. 3 to 5; reference section 1).
+"""The joint objective `L = L_AR + alpha * L_diff` and its four averagings.
 
-Everything that decides *what* is optimised stands in this file. A negative log-likelihood of a row enters the loss
+See arXiv 2607.05722, Eq. 3 to 5, and docs/method.md, "Objective" and "Averaging".
+
+Everything that decides *what* is optimised is in this file. A negative log-likelihood of a row enters the loss
 through one number, its weight:
 
     L = sum over rows of weight(row) * NLL(row)
 
 AR rows are the clean stream's next-token predictions. Diffusion rows are the masked positions of the noisy stream: they
-predict the clean token at the same position and carry the factor alpha / p. An averaging says what the sums are
-divided by. All counts run over the whole global batch, every data-parallel rank and every micro-batch of the optimizer
-step, so that gradients just add up.
+predict the clean token at the same position and carry the factor alpha and the loss weight of the noise schedule, 1 / p
+for the linear one. An averaging says what the sums are divided by. All counts run over the whole global batch, every
+data-parallel rank and every micro-batch of the optimizer step, so that gradients are summed and divided by nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from nld_train.config.schema import Averaging
+from nld_train.masking.schedule import NoiseSchedule
+
+Term = TypeVar("Term", Tensor, float)
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Denominators:
     diffusion: float
 
 
-def denominators(averaging: Averaging, counts: GlobalCounts) -> Denominators:
-    """The divisors of `sum CE_ar` and of `sum CE/p` (reference section 1, the table).
+def denominators(averaging: str, counts: GlobalCounts) -> Denominators:
+    """The divisors of `sum CE_ar` and of `sum CE/p` (docs/method.md, "Averaging").
 
     Raises:
         ValueError: an unknown averaging.
@@ -64,11 +69,11 @@ def denominators(averaging: Averaging, counts: GlobalCounts) -> Denominators:
     raise ValueError(f"averaging: {averaging!r} is not one of global, contributing, masked, sequence")
 
 
-def ar_row_weights(averaging: Averaging, counts: GlobalCounts, supervised: Tensor) -> Tensor:
+def ar_row_weights(averaging: str, counts: GlobalCounts, supervised: Tensor) -> Tensor:
     """Weight of every AR row in the loss.
 
     Args:
-        averaging: which mean.
+        averaging: which mean, see `denominators`.
         counts: rows of the whole optimizer step.
         supervised: bool `[b, L]`, rows whose next token is a target.
 
@@ -81,45 +86,53 @@ def ar_row_weights(averaging: Averaging, counts: GlobalCounts, supervised: Tenso
     return _divide(selected, torch.tensor(float(denominators(averaging, counts).ar)))
 
 
-def diffusion_row_weights(averaging: Averaging, counts: GlobalCounts, masked: Tensor, probability: Tensor) -> Tensor:
-    """Weight of every noisy position in `L_diff`, without alpha: `1/p` at masked positions, divided by the averaging.
+def diffusion_row_weights(
+    averaging: str, counts: GlobalCounts, masked: Tensor, probability: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Weight of every noisy position in `L_diff`, without alpha: its loss weight where it is masked, then averaged.
 
     Args:
-        averaging: which mean.
+        averaging: which mean, see `denominators`.
         counts: rows of the whole optimizer step.
         masked: bool `[b, L]`.
         probability: float32 `[b, L]`, the masking probability p of each position.
+        schedule: gives the loss weight of p.
 
     Returns:
         float32 `[b, L]`, zero where nothing is masked.
     """
-    selected = torch.where(masked, probability.float().reciprocal(), 0.0)
+    selected = torch.where(masked, schedule.loss_weight(probability.float()), 0.0)
     if averaging == "sequence":
         return _divide(selected, masked.sum(dim=1, keepdim=True).float() * counts.sequences)
     return _divide(selected, torch.tensor(float(denominators(averaging, counts).diffusion)))
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Quotient, with 0/0 = 0: an empty sum over a zero count is 0 (reference section 1)."""
+    """Quotient, with 0/0 = 0: an empty sum over a zero count is 0 (docs/method.md, "Averaging")."""
     return torch.where(denominator > 0, numerator / denominator.clamp(min=1e-30), 0.0)
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Both raw terms of the objective for some rows: scalars that add up over ranks and micro-batches."""
+class Terms(Generic[Term]):
+    """Both raw terms of the objective: scalars that are summed over micro-batches and ranks.
 
-    ar: Tensor
-    diffusion: Tensor | None
+    Attributes:
+        ar: L_AR of some rows, a tensor in the forward pass, or of a whole step, a number.
+        diffusion: L_diff, without alpha; None without a noisy stream.
+    """
 
-    def loss(self, alpha: float) -> Tensor:
-        """`L_AR + alpha * L_diff`: the only place where the two terms meet."""
+    ar: Term
+    diffusion: Term | None
+
+    def loss(self, alpha: float) -> Term:
+        """`L_AR + alpha * L_diff`."""
         return self.ar if self.diffusion is None else self.ar + alpha * self.diffusion
 
 
 def objective_terms(
     ar_nll: Tensor, ar_weights: Tensor, diffusion_nll: Tensor | None = None, diffusion_weights: Tensor | None = None
-) -> Terms:
-    """Weighted sums of negative log-likelihoods: this micro-batch's share of the globally averaged terms.
+) -> Terms[Tensor]:
+    """Weighted sums of negative log-likelihoods: this micro-batch's part of the globally averaged terms.
 
     Args:
         ar_nll: float32 `[n_ar]` of the supervised rows.

@@ -1,1 +1,1 @@
-"""What is hidden and who sees whom: noise levels, masked positions, blocks, and the one rule of visibility."""
+"""Noise and visibility: noise schedules, masked positions, blocks, and the rule that attention masks are made from."""

@@ -1,4 +1,4 @@
-"""The draws of drafter training: a pure function of the seed, the stage and the sample's place, as all noise here."""
+"""The random draws of drafter training: a pure function of the seed, the stage and the sample index, as all noise."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.masking.noise import uniform
-
-# Streams of one place, beside those of `masking.noise`.
-_OFFSET, _GREEDY, _DRAFTS = 3, 4, 5
+from nld_train.masking.noise import RandomStream, uniform
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class DraftDraws:
         offset: where the first whole block of each document begins, 1 to B: block starts differ from step to step, and
             each has at least one token of real text before it.
         greedy: bool `[L]`, by index of the block: whether its drafts are the likeliest tokens instead of sampled ones.
-        uniform: float64 `[L]` in [0, 1), by place: what a sampled draft is drawn with.
+        uniform: float64 `[L]` in [0, 1), by index in the stream: the number that a sampled draft is drawn with.
     """
 
     offset: int
@@ -29,19 +26,21 @@ class DraftDraws:
     uniform: NDArray[np.float64]
 
 
-def draw_drafts(seed: int, stage: str, place: int, length: int, block_length: int, greedy_share: float) -> DraftDraws:
+def draw_drafts(
+    seed: int, stage: str, sample_index: int, length: int, block_length: int, greedy_share: float
+) -> DraftDraws:
     """The draws of one sample.
 
     Args:
         seed: the run's.
         stage: name of the stage.
-        place: the sample's place in the stage's training order.
+        sample_index: index of the sample in the stage's training order.
         length: L, tokens of the sample's stream.
         block_length: B.
         greedy_share: probability that a block is drafted greedily.
     """
     return DraftDraws(
-        offset=1 + int(uniform(seed, stage, place, _OFFSET, 1)[0] * block_length),
-        greedy=uniform(seed, stage, place, _GREEDY, length) < greedy_share,
-        uniform=uniform(seed, stage, place, _DRAFTS, length),
+        offset=1 + int(uniform(seed, stage, sample_index, RandomStream.BLOCK_OFFSET, 1)[0] * block_length),
+        greedy=uniform(seed, stage, sample_index, RandomStream.GREEDY, length) < greedy_share,
+        uniform=uniform(seed, stage, sample_index, RandomStream.DRAFTS, length),
     )

@@ -1,4 +1,4 @@
-"""Where the tokens of packed samples stand: positions and blocks inside their documents, in one stream or in two."""
+"""Positions and blocks of packed tokens inside their documents, in one stream or in two."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def block_indices(
             lies before it is a block too.
 
     Returns:
-        int `[..., L]`, from 0, growing through the sample; without borders `i // block_size` (reference section 2).
+        int `[..., L]`, from 0, growing through the sample; without document borders `i // block_size` (docs/method.md,
+        "Streams and visibility").
     """
     positions = positions_in_document(documents)
     starts = (positions == 0) | ((positions >= offsets) & ((positions - offsets) % block_size == 0))
@@ -50,10 +51,11 @@ class StreamLayout:
 
     Attributes:
         documents: int64 `[b, L]`, document of each token.
-        positions: int64 `[b, L]`, position inside its document; both streams use the same (reference section 2).
+        positions: int64 `[b, L]`, RoPE position inside its document; both streams use the same (docs/method.md,
+            "Streams and visibility").
         blocks: int64 `[b, L]`, block index over the sample.
         two_streams: True for `[noisy | clean]` of length 2L, False for the clean stream alone.
-        causal_blocks: inside its block, noisy sees noisy causally instead of in both directions (the verifying pass of
+        causal_blocks: inside its block, noisy sees noisy causally instead of in both directions (the verification of
             self-speculation).
     """
 
@@ -83,7 +85,7 @@ class StreamLayout:
 
     @property
     def total_length(self) -> int:
-        """Length of the sequence that travels through the model: 2L with a noisy stream, else L."""
+        """Length of the sequence that the model reads: 2L with a noisy stream, else L."""
         return self.length * (2 if self.two_streams else 1)
 
     def stacked_positions(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The noise of the diffusion loss: a pure function of the seed, the stage and the sample's place in the stage.
+"""The noise of the diffusion loss: a pure function of the seed, the stage and the sample index in the stage.
 
 Nothing here has state. Parallel layout, micro-batch size, data workers and restarts cannot change a draw, because
 none of them is an argument. The bits come from Philox, a counter-based generator, on the CPU: the same on every
@@ -9,16 +9,37 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.config.schema import DiffusionConfig
+from nld_train.masking.schedule import ScheduleSettings, noise_schedule
 
-# Independent streams of one place: the last word of Philox's counter.
-_LEVEL, _POSITIONS, _STRATUM = 0, 1, 2
+
+class RandomStream(IntEnum):
+    """Independent random streams of one sample: the last word of Philox's counter."""
+
+    LEVEL = 0
+    POSITIONS = 1
+    STRATUM = 2
+    BLOCK_OFFSET = 3
+    GREEDY = 4
+    DRAFTS = 5
+
+
+class NoiseSettings(ScheduleSettings, Protocol):
+    """What `draw_noise` needs of the configuration group `diffusion`."""
+
+    @property
+    def levels(self) -> Literal["independent", "stratified", "shared"]:
+        """How the levels of a step depend on each other, see `sequence_level`."""
+
+    @property
+    def level_scope(self) -> Literal["sequence", "block"]:
+        """Whether a whole sequence has one level, or each block its own."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +55,23 @@ class Noise:
     probability: NDArray[np.float32]
 
 
-def masking_probability(level: float | NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
-    """Masking probability `p = (1 - epsilon) * t + epsilon` of noise level t in [0, 1] (reference section 3).
-
-    Epsilon bounds the loss weight 1/p.
-    """
-    return np.asarray((1.0 - epsilon) * np.asarray(level, dtype=np.float64) + epsilon)
-
-
 def draw_noise(
-    settings: DiffusionConfig,
+    settings: NoiseSettings,
     seed: int,
     stage: str,
-    place: int,
+    sample_index: int,
     global_size: int,
     maskable: NDArray[np.bool_],
     blocks: NDArray[np.int64],
     level: float | None = None,
 ) -> Noise:
-    """Draws the noise of one sample (reference section 3).
+    """Draws the noise of one sample (docs/method.md, "Noise").
 
     Args:
-        settings: epsilon, how levels relate within a step (`levels`), and what shares a level (`level_scope`).
+        settings: the schedule, how levels relate within a step (`levels`), and what shares a level (`level_scope`).
         seed: the run's seed.
         stage: name of the stage; each stage has noise of its own.
-        place: the sample's place in the stage's training order, from 0, growing through epochs.
+        sample_index: index of the sample in the stage's training order, from 0, growing through epochs.
         global_size: samples per optimizer step; stratified and shared levels belong to a step.
         maskable: bool `[L]`, False for positions that must stay visible (prompts, padding).
         blocks: int `[L]`, block index of each position, from `masking.layout.block_indices`.
@@ -70,17 +83,17 @@ def draw_noise(
     if level is not None:
         levels = np.full(maskable.shape, level)
     elif settings.level_scope == "block":
-        levels = uniform(seed, stage, place, _LEVEL, int(blocks[-1]) + 1)[blocks]
+        levels = uniform(seed, stage, sample_index, RandomStream.LEVEL, int(blocks[-1]) + 1)[blocks]
     else:
-        levels = np.full(maskable.shape, sequence_level(settings.levels, seed, stage, place, global_size))
-    # The weight 1/p is taken from the float32 value, so the draw compares against that same value.
-    probability = masking_probability(levels, settings.epsilon).astype(np.float32)
-    masked = maskable & (uniform(seed, stage, place, _POSITIONS, len(maskable)) < probability)
-    return Noise(masked=masked, probability=probability)
+        levels = np.full(maskable.shape, sequence_level(settings.levels, seed, stage, sample_index, global_size))
+    # The loss weight is taken from the float32 value, so the draw compares against that same value.
+    probability = noise_schedule(settings).probability(levels).astype(np.float32)
+    hit = uniform(seed, stage, sample_index, RandomStream.POSITIONS, len(maskable)) < probability
+    return Noise(masked=maskable & hit, probability=probability)
 
 
 def sequence_level(
-    levels: Literal["independent", "stratified", "shared"], seed: int, stage: str, place: int, global_size: int
+    levels: Literal["independent", "stratified", "shared"], seed: int, stage: str, sample_index: int, global_size: int
 ) -> float:
     """Noise level t ~ U(0, 1) of one sequence.
 
@@ -88,27 +101,28 @@ def sequence_level(
     `shared` gives one level to all sequences of a step (that row's baseline); `stratified` gives each sequence of a
     step its own one of `global_size` equal slices of [0, 1): every level stays uniform, their mean varies less.
     """
-    step, slot = divmod(place, global_size)
+    step, index_in_step = divmod(sample_index, global_size)
     if levels == "shared":
-        return float(uniform(seed, stage, step, _LEVEL, 1)[0])
-    own = float(uniform(seed, stage, place, _LEVEL, 1)[0])
+        return float(uniform(seed, stage, step, RandomStream.LEVEL, 1)[0])
+    own = float(uniform(seed, stage, sample_index, RandomStream.LEVEL, 1)[0])
     if levels == "independent":
         return own
-    return (int(_strata(seed, stage, step, global_size)[slot]) + own) / global_size
+    return (int(_strata(seed, stage, step, global_size)[index_in_step]) + own) / global_size
 
 
 @lru_cache(maxsize=8)
 def _strata(seed: int, stage: str, step: int, global_size: int) -> NDArray[np.int64]:
-    """A permutation of the step's slices, so that no slot (and so no rank) always gets the light or the heavy noise."""
-    return np.argsort(uniform(seed, stage, step, _STRATUM, global_size), kind="stable")
+    """A permutation of the step's slices, so that no rank always gets the light or the heavy noise."""
+    return np.argsort(uniform(seed, stage, step, RandomStream.STRATUM, global_size), kind="stable")
 
 
-def uniform(seed: int, stage: str, place: int, stream: int, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) for one place: float64 `[count]`, the same bits on every machine and numpy version.
+def uniform(seed: int, stage: str, sample_index: int, stream: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers in [0, 1) for one sample: float64 `[count]`, the same bits on every machine and numpy version.
 
     Only `random_raw` is used: numpy promises the bit stream of a BitGenerator, but not of its distributions.
     """
-    generator = np.random.Philox(key=_key(seed, stage), counter=np.array([0, 0, place, stream], dtype=np.uint64))
+    counter = np.array([0, 0, sample_index, stream], dtype=np.uint64)
+    generator = np.random.Philox(key=_key(seed, stage), counter=counter)
     return np.multiply(generator.random_raw(count) >> np.uint64(11), 2.0**-53, dtype=np.float64)
 
 

@@ -1,4 +1,7 @@
-"""Who sees whom: the one rule from which every attention here takes its mask (reference section 2)."""
+"""Visibility, i.e. who sees whom: the rule from which every attention mask is made.
+
+See docs/method.md, "Streams and visibility".
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from nld_train.masking.layout import StreamLayout
 
 
 class Coordinates(NamedTuple):
-    """What the rule needs to know of a token; tensors of any shapes that broadcast together.
+    """The properties of tokens that decide visibility; tensors of any shapes that broadcast together.
 
     Attributes:
-        noisy: bool, is it in the noisy stream.
-        place: int, where it stands in its stream, 0..L-1.
+        noisy: bool, whether the token is in the noisy stream.
+        stream_index: int, its index in its stream, 0..L-1.
         block: int, its block, growing through the sample.
         document: int, its document.
     """
 
     noisy: Tensor
-    place: Tensor
+    stream_index: Tensor
     block: Tensor
     document: Tensor
 
@@ -29,9 +32,9 @@ class Coordinates(NamedTuple):
         """All four with a new dimension at `dim`, to pair queries with keys by broadcasting."""
         return Coordinates(*(field.unsqueeze(dim) for field in self))
 
-    def at(self, places: Tensor) -> Coordinates:
+    def at(self, indices: Tensor) -> Coordinates:
         """Those of some tokens: from `[b, S]` and int `[n]` to `[b, n]`."""
-        return Coordinates(*(field[:, places] for field in self))
+        return Coordinates(*(field[:, indices] for field in self))
 
 
 def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -> Tensor:
@@ -43,9 +46,9 @@ def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
     if causal_blocks:
-        noisy_to_noisy = noisy_to_noisy & (key.place <= query.place)
+        noisy_to_noisy = noisy_to_noisy & (key.stream_index <= query.stream_index)
     noisy_to_clean = query.noisy & ~key.noisy & (key.block < query.block)
-    clean_to_clean = ~query.noisy & ~key.noisy & (key.place <= query.place)
+    clean_to_clean = ~query.noisy & ~key.noisy & (key.stream_index <= query.stream_index)
     return (query.document == key.document) & (noisy_to_noisy | noisy_to_clean | clean_to_clean)
 
 
@@ -58,19 +61,19 @@ def coordinates(layout: StreamLayout) -> Coordinates:
         noisy[:, :length] = True
     return Coordinates(
         noisy=noisy,
-        place=torch.arange(length).repeat(streams).expand(batch, -1),
+        stream_index=torch.arange(length).repeat(streams).expand(batch, -1),
         block=layout.blocks.repeat(1, streams),
         document=layout.documents.repeat(1, streams),
     )
 
 
 def dense_mask(layout: StreamLayout, queries: Tensor | None = None) -> Tensor:
-    """The whole visibility matrix: bool `[b, 1, S, S]` with S = total_length, True where attention is allowed.
+    """The whole attention mask: bool `[b, 1, S, S]` with S = total_length, True where attention is allowed.
 
-    With `queries`, int `[n]`, only their lines: `[b, 1, n, S]`.
+    With `queries`, int `[n]`, only the rows of those queries: `[b, 1, n, S]`.
 
     Quadratic in memory: for tests and small inputs.
     """
     tokens = coordinates(layout)
-    asking = tokens if queries is None else tokens.at(queries)
-    return visible(asking.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)
+    chosen = tokens if queries is None else tokens.at(queries)
+    return visible(chosen.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nld_train.masking.context_parallel import SequenceShare
+from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.attention.gather import gather_keys_and_values
 from nld_train.model.rotary import RotaryEmbedding
@@ -68,12 +68,12 @@ class StreamContext:
 
     Attributes:
         layout: which tokens stand where, on the CPU.
-        cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or what this rank holds of it.
+        cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or of this rank's shard of them.
         sine: `[S, b, 1, head_dim]`.
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.
         adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None for nowhere.
         masks: what an attention backend has computed for this layout, under the backend's name.
-        share: what this rank holds of the streams under context parallelism; None where it holds them whole.
+        shard: this rank's part of the streams under context parallelism; None where it has them whole.
     """
 
     layout: StreamLayout
@@ -82,7 +82,7 @@ class StreamContext:
     query_scale: Tensor | None
     adapted: Tensor | None = None
     masks: dict[str, Any] = field(default_factory=dict)
-    share: SequenceShare | None = None
+    shard: ContextShard | None = None
 
     @classmethod
     def of(
@@ -91,16 +91,16 @@ class StreamContext:
         rotary: RotaryEmbedding,
         dtype: torch.dtype,
         adapt_noisy: bool = False,
-        share: SequenceShare | None = None,
+        shard: ContextShard | None = None,
     ) -> StreamContext:
         """The context of a layout, with angles in `dtype` on the rotary embedding's device.
 
         With `adapt_noisy` the drafter adapter is on in the noisy stream; the clean one is always without it.
         """
-        assert share is None or not adapt_noisy, "no adapter is trained under context parallelism"
+        assert shard is None or not adapt_noisy, "no adapter is trained under context parallelism"
         positions = layout.stacked_positions().T  # [S, b]
-        if share is not None:
-            positions = positions[share.places]
+        if shard is not None:
+            positions = positions[shard.indices]
         cosine, sine = rotary.cosine_and_sine(positions, dtype)
         scale = rotary.query_scale(positions, dtype)
         return cls(
@@ -109,20 +109,20 @@ class StreamContext:
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
             adapted=_noisy_places(layout).to(cosine) if adapt_noisy else None,
-            share=share,
+            shard=shard,
         )
 
     @property
     def queries(self) -> Tensor | None:
-        """int64 `[n]`, places in the stacked streams whose queries this rank has; None for all, in their order."""
-        return None if self.share is None else self.share.places
+        """int64 `[n]`, indices in the stacked streams of this rank's queries; None for all, in their order."""
+        return None if self.shard is None else self.shard.indices
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention inside and between the streams; every layer's is the same. See `LayerContext`."""
         del layer
-        if self.share is not None:
+        if self.shard is not None:
             if "order" not in self.masks:
-                self.masks["order"] = self.share.order.to(key.device)
+                self.masks["order"] = self.shard.order.to(key.device)
             key, value = gather_keys_and_values(key, value, self.masks["order"])
         return attend(query, key, value, self)
 

@@ -16,6 +16,7 @@ from nld_train.config.counts import (
 )
 from nld_train.config.plan import copies_of_weights, micro_batches
 from nld_train.config.schema import Config
+from nld_train.masking.schedule import noise_schedule
 from nld_train.planner.activations import positions
 from nld_train.planner.buffers import bytes_per_number, state_bytes
 from nld_train.planner.hardware import Hardware
@@ -94,7 +95,7 @@ def _layer_products(config: Config, joint: bool) -> float:
     body = positions(config, joint) * layer_matrix_parameters(model)
     length = batch.sequence_length
     pairs = joint_visible_pairs(length, config.diffusion.block_size) if joint else causal_visible_pairs(length)
-    # Context-parallel processes have equally many pairs each (`masking.sequence_share`).
+    # Context-parallel processes have equally many pairs each (`masking.context_parallel`).
     attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim / parallel.context
     forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]
     layers = model.num_hidden_layers / parallel.pipeline
@@ -105,7 +106,7 @@ def _head_products(config: Config, joint: bool) -> float:
     """The same of the head. With more rows than fit a chunk, its forward pass is done twice."""
     model, batch = config.model, config.batch
     samples = batch.micro_size / config.parallel.context
-    rows = samples * expected_head_rows(batch.sequence_length, config.diffusion.epsilon, joint)
+    rows = samples * expected_head_rows(batch.sequence_length, noise_schedule(config.diffusion), joint)
     passes = 1 + _BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0)
     return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor
 

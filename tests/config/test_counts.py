@@ -19,6 +19,7 @@ from nld_train.config.counts import (
 )
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config
+from nld_train.masking.linear_schedule import LinearSchedule
 
 
 def _pairs_one_by_one(length: int, block_size: int) -> int:
@@ -64,8 +65,8 @@ def test_flops_of_a_sample_by_hand(tiny: Config) -> None:
 
 def test_joint_step_costs_about_twice_an_ar_step() -> None:
     config = compose_config(["experiment=paper_8b"])
-    assert expected_head_rows(4096, 1e-3, joint=False) == 4096
-    assert expected_head_rows(4096, 1e-3, joint=True) == pytest.approx(4096 * 1.5005)
+    assert expected_head_rows(4096, LinearSchedule(1e-3), joint=False) == 4096
+    assert expected_head_rows(4096, LinearSchedule(1e-3), joint=True) == pytest.approx(4096 * 1.5005)
     assert 1.9 < step_flops(config, 0.3) / step_flops(config, 0.0) < 2.1
     # About 6 operations per parameter and token, and some more for attention.
     assert 6.0 < step_flops(config, 0.0) / tokens_per_step(config) / parameter_count(config.model) < 6.6

@@ -27,6 +27,7 @@ from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
@@ -54,6 +55,7 @@ class Trainee:
             block_size=config.diffusion.block_size,
             mask_token_id=config.model.mask_token_id,
             averaging=self.stage.averaging,
+            schedule=noise_schedule(config.diffusion),
             dtype=resolve_dtype(config, device),
             device=device,
         )

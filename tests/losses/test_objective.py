@@ -21,8 +21,10 @@ from nld_train.losses.objective import (
     diffusion_row_weights,
     objective_terms,
 )
+from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.noise import draw_noise
 
+LINEAR = LinearSchedule(1e-3)
 AVERAGINGS: tuple[Any, ...] = ("global", "contributing", "masked", "sequence")
 
 
@@ -45,10 +47,10 @@ class Batch:
     def part(self, rows: list[int]) -> Batch:
         return Batch(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-    def terms(self, averaging: Any, counts: GlobalCounts) -> Terms:
+    def terms(self, averaging: Any, counts: GlobalCounts) -> Terms[Tensor]:
         """Through the code under test; `counts` may be those of a batch of which this is a part."""
         ar = ar_row_weights(averaging, counts, self.supervised)
-        diffusion = diffusion_row_weights(averaging, counts, self.masked, self.probability)
+        diffusion = diffusion_row_weights(averaging, counts, self.masked, self.probability, LINEAR)
         return objective_terms(
             self.ar_nll[self.supervised],
             ar[self.supervised],
@@ -147,7 +149,7 @@ def test_nothing_masked_and_nothing_supervised_is_a_finite_zero(averaging: Any) 
     assert number(terms.diffusion) == 0
     for weights in (
         ar_row_weights(averaging, empty.counts, empty.supervised),
-        diffusion_row_weights(averaging, empty.counts, empty.masked, torch.zeros_like(empty.probability)),
+        diffusion_row_weights(averaging, empty.counts, empty.masked, torch.zeros_like(empty.probability), LINEAR),
     ):
         assert not weights.any()
         assert weights.isfinite().all()
@@ -160,7 +162,7 @@ def test_a_sequence_without_rows_still_counts_in_the_mean_over_sequences() -> No
         np.array([[1 / 6, 1 / 6], [0, 0], [1 / 3, 0]]), rel=1e-6
     )
     half = torch.full((3, 2), 0.5)
-    assert diffusion_row_weights("sequence", counts, on, half).tolist() == pytest.approx(
+    assert diffusion_row_weights("sequence", counts, on, half, LINEAR).tolist() == pytest.approx(
         np.array([[1 / 3, 1 / 3], [0, 0], [2 / 3, 0]]), rel=1e-6
     )
 
@@ -183,18 +185,19 @@ def test_the_logged_denominators_are_the_tables() -> None:
     found = {name: (denominators(name, counts).ar, denominators(name, counts).diffusion) for name in AVERAGINGS}
     assert found == {"global": (10, 8), "contributing": (13, 13), "masked": (10, 3), "sequence": (1, 1)}
     with pytest.raises(ValueError, match="is not one of global, contributing, masked, sequence"):
-        denominators("mean", counts)  # type: ignore[arg-type]
+        denominators("mean", counts)
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 def test_counts_beyond_float32_do_not_overflow(averaging: Any) -> None:
     counts = GlobalCounts(2**33, 2**33, 2**32, 2**20)
-    weights = diffusion_row_weights(averaging, counts, torch.ones(1, 4, dtype=torch.bool), torch.full((1, 4), 0.5))
+    on, half = torch.ones(1, 4, dtype=torch.bool), torch.full((1, 4), 0.5)
+    weights = diffusion_row_weights(averaging, counts, on, half, LINEAR)
     assert weights.isfinite().all()
     assert (weights > 0).all()
 
 
-# --- the figures of reference section 1: constant cross-entropy, t ~ U(1e-3, 1), L = 4096 ---
+# --- the figures of docs/method.md, "Averaging": constant cross-entropy, t ~ U(1e-3, 1), L = 4096 ---
 
 _LENGTH, _SEQUENCES, _ALPHA = 4096, 4096, 0.3
 
@@ -214,9 +217,11 @@ def diffusion_of_each_sequence(averaging: Any, counts: GlobalCounts, masked: Ten
 
     A weight depends on its position only through being masked, so it does not matter which ones are.
     """
-    places = torch.arange(_LENGTH)
+    indices = torch.arange(_LENGTH)
     parts = [
-        diffusion_row_weights(averaging, counts, places < hit[:, None], p[:, None].expand(-1, _LENGTH)).sum(dim=1)
+        diffusion_row_weights(averaging, counts, indices < hit[:, None], p[:, None].expand(-1, _LENGTH), LINEAR).sum(
+            dim=1
+        )
         for hit, p in zip(masked.split(256), probability.split(256), strict=True)
     ]
     return torch.cat(parts)
@@ -249,13 +254,13 @@ def test_the_spread_of_one_sequences_diffusion_term(
 
 @pytest.mark.parametrize("level", [0.05, 0.3, 0.7, 1.0])
 def test_the_scale_of_the_loss_does_not_depend_on_the_level(level: float) -> None:
-    """Defect 6: under `global`, the expected diffusion term is the plain mean at every noise level."""
+    """Under `global`, the expected diffusion term is the plain mean at every noise level."""
     settings = DiffusionConfig(block_size=64, epsilon=1e-3, levels="independent", level_scope="sequence")
     maskable, blocks = np.ones(256, dtype=bool), np.zeros(256, dtype=np.int64)
     draws = [draw_noise(settings, 1, "joint", i, 1, maskable, blocks, level) for i in range(400)]
     masked = torch.from_numpy(np.array([draw.masked for draw in draws]))
     probability = torch.from_numpy(np.array([draw.probability for draw in draws]))
     counts = GlobalCounts(masked.numel(), masked.numel(), int(masked.sum()), len(draws))
-    total = float(diffusion_row_weights("global", counts, masked, probability).sum())
+    total = float(diffusion_row_weights("global", counts, masked, probability, LINEAR).sum())
     p = (1 - 1e-3) * level + 1e-3
     assert total == pytest.approx(1.0, abs=4 * math.sqrt((1 - p) / p / masked.numel()) + 1e-5)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from nld_train.config.schema import DiffusionConfig
 from nld_train.masking.layout import block_indices
-from nld_train.masking.noise import Noise, draw_noise, masking_probability, sequence_level, uniform
+from nld_train.masking.linear_schedule import LinearSchedule
+from nld_train.masking.noise import Noise, draw_noise, sequence_level, uniform
 
 SETTINGS = DiffusionConfig(block_size=4, epsilon=1e-3, levels="independent", level_scope="sequence")
 LENGTH, GLOBAL_SIZE = 37, 8
@@ -227,7 +228,7 @@ def test_block_levels_are_constant_inside_a_block_and_uniform_over_blocks() -> N
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3, 0.25])
 def test_the_probability_of_a_level(epsilon: float) -> None:
     for level in (0.0, 1e-9, 0.3, 0.5, 1.0):
-        assert masking_probability(level, epsilon) == pytest.approx((1 - epsilon) * level + epsilon, rel=1e-12)
+        assert LinearSchedule(epsilon).probability(level) == pytest.approx((1 - epsilon) * level + epsilon, rel=1e-12)
         noise = draw(0, level=level, epsilon=epsilon)
         assert noise.probability.dtype == np.float32
         assert noise.probability == pytest.approx(np.full(LENGTH, (1 - epsilon) * level + epsilon), rel=1e-6)
@@ -241,7 +242,7 @@ def test_full_noise_masks_all_and_no_noise_none() -> None:
 @pytest.mark.parametrize("level", [0.02, 0.37, 0.9])
 def test_the_masked_share_is_the_probability_at_every_position(level: float) -> None:
     masks = np.array([draw(place, level=level).masked for place in range(4000)])
-    p = masking_probability(level, 1e-3)
+    p = LinearSchedule(1e-3).probability(level)
     deviations = (masks.mean(axis=0) - p) / math.sqrt(p * (1 - p) / len(masks))
     assert np.abs(deviations).max() < 4
     assert abs(deviations.mean()) * math.sqrt(LENGTH) < 4

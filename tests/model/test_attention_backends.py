@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from nld_train.masking.context_parallel import SequenceShare
+from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import decomposed, flex
@@ -239,11 +239,11 @@ def test_the_shares_of_context_parallel_ranks_make_the_whole(case: Case, name: s
     if name == "flex":
         inputs = [tensor.detach() for tensor in inputs]
     query, key, value = inputs
-    shares = [SequenceShare(rank, ranks, 12, case.two_streams) for rank in range(ranks)]
+    shards = [ContextShard(rank, ranks, 12, case.two_streams) for rank in range(ranks)]
     outputs = [
-        backend(name)(query[:, :, share.places], key, value, replace(case.context(), share=share)) for share in shares
+        backend(name)(query[:, :, shard.indices], key, value, replace(case.context(), shard=shard)) for shard in shards
     ]
-    output = torch.cat(outputs, dim=2)[:, :, shares[0].order]
+    output = torch.cat(outputs, dim=2)[:, :, shards[0].order]
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
     if name != "flex":
         for found, wanted in zip(gradients(output, inputs), expected_gradients, strict=True):

@@ -13,6 +13,7 @@ from oracle import in_megatron_layout, oracle_logits, pair, tiny_config
 from torch import Tensor
 
 from nld_train.config.schema import Config
+from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
@@ -52,7 +53,8 @@ def through_the_schedule(
     config: Config, model: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
 ) -> tuple[float, float]:
     """Both raw terms of the global batch; gradients are left in the model's parameters."""
-    settings = StreamSettings(alpha > 0, config.diffusion.block_size, MASK, averaging, torch.float32, CPU)
+    schedule = noise_schedule(config.diffusion)
+    settings = StreamSettings(alpha > 0, config.diffusion.block_size, MASK, averaging, schedule, torch.float32, CPU)
     cuts = range(0, len(samples["tokens"]), micro_size)
     batches = [{name: tensor[cut : cut + micro_size] for name, tensor in samples.items()} for cut in cuts]
     if alpha == 0:

@@ -26,7 +26,7 @@ WIDE = (
 
 def _kept_bytes(config: Config, joint: bool) -> int:
     """Bytes of all storages that a forward pass through the layers keeps, weights and shared angles left out."""
-    from nld_train.masking.context_parallel import SequenceShare
+    from nld_train.masking.context_parallel import ContextShard
     from nld_train.masking.layout import StreamLayout
     from nld_train.model import streams
     from nld_train.model.build import build_model, transformer_config
@@ -41,8 +41,8 @@ def _kept_bytes(config: Config, joint: bool) -> int:
         documents = torch.zeros(config.batch.micro_size, config.batch.sequence_length, dtype=torch.int64)
         layout = StreamLayout.of(documents, config.diffusion.block_size, joint)
         rotary = RotaryEmbedding(config.model, device)
-        share = SequenceShare(0, ranks, layout.length, joint) if ranks > 1 else None
-        handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32, share=share))
+        shard = ContextShard(0, ranks, layout.length, joint) if ranks > 1 else None
+        handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32, shard=shard))
         context: Any = streams.lookup(handle)
         left_out = {
             tensor.untyped_storage().data_ptr() for tensor in (*chunk.parameters(), context.cosine, context.sine)

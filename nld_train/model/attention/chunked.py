@@ -58,7 +58,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     if "chunked" not in context.masks:
         context.masks["chunked"] = tuple(row_groups(context.layout))
     groups: tuple[RowGroup, ...] = context.masks["chunked"]
-    runs = ((0, context.layout.length),) if context.share is None else context.share.runs
+    runs = ((0, context.layout.length),) if context.shard is None else context.shard.chunks
     if len(groups) == 1:
         return _attend_alike(query, key, value, groups[0].spans, context.layout, runs)
     parts = []

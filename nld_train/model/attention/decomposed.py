@@ -30,7 +30,7 @@ Partial = tuple[Tensor, Tensor]
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses."""
-    assert context.share is None, "the decomposition is made for whole streams"
+    assert context.shard is None, "the decomposition is made for whole streams"
     if not context.layout.two_streams:
         return causal.attend(query, key, value, context)
     length = context.layout.length

@@ -32,7 +32,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
         UserError: gradients are asked for on a CPU.
     """
     refuse_gradients_on_cpu(query, "flex")
-    if not context.layout.two_streams and context.share is None:
+    if not context.layout.two_streams and context.shard is None:
         return causal.attend(query, key, value, context)
     if "flex" not in context.masks:
         context.masks["flex"] = block_mask(context.layout, query.device, context.queries)

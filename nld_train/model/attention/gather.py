@@ -16,7 +16,7 @@ def gather_keys_and_values(key: Tensor, value: Tensor, order: Tensor) -> tuple[T
     Args:
         key: `[b, groups, S / ranks, head_dim]`, this rank's.
         value: the same.
-        order: int64 `[S]`, see `masking.sequence_share.SequenceShare.order`; where the keys are.
+        order: int64 `[S]`, see `masking.context_parallel.ContextShard.order`; where the keys are.
 
     Returns:
         Two tensors `[b, groups, S, head_dim]`.

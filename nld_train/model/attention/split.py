@@ -15,7 +15,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     Raises:
         UserError: gradients are asked for on a CPU.
     """
-    assert context.share is None, "the halves are made for whole streams"
+    assert context.shard is None, "the halves are made for whole streams"
     flex.refuse_gradients_on_cpu(query, "split")
     length = context.layout.length
     if not context.layout.two_streams:

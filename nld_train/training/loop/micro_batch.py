@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nld_train.config.schema import Averaging
 from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights
-from nld_train.masking.context_parallel import SequenceShare
+from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.schedule import NoiseSchedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 
@@ -39,7 +40,7 @@ class MicroBatch:
     """The input of one forward pass and the weights of its rows in the loss.
 
     Attributes:
-        tokens: int64 `[b, S]`, the noisy stream first; under context parallelism this rank's share of them.
+        tokens: int64 `[b, S]`, the noisy stream first; under context parallelism this rank's shard of them.
         handle: finds the `StreamContext`, see `model.streams`.
         rows: which rows are scored, against what.
         ar_weights: float32 `[rows.ar_count]`.
@@ -61,6 +62,7 @@ class StreamSettings:
     block_size: int
     mask_token_id: int
     averaging: Averaging
+    schedule: NoiseSchedule
     dtype: torch.dtype
     device: torch.device
 
@@ -92,28 +94,29 @@ def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, ro
     diffusion = None
     if settings.two_streams:
         masked = samples["masked"]
-        diffusion = diffusion_row_weights(settings.averaging, counts, masked, samples["probability"])[masked]
-    tokens, share = stream_tokens(samples, settings), _sequence_share(layout)
-    if share is not None:
-        held, index = share.find(rows.index, len(tokens))
-        held_ar, held_diffusion = held[: rows.ar_count], held[rows.ar_count :]
-        ar, diffusion = ar[held_ar], None if diffusion is None else diffusion[held_diffusion]
-        tokens, rows = tokens[:, share.places], Rows(index, rows.targets[held], int(held_ar.sum()))
+        weights = diffusion_row_weights(settings.averaging, counts, masked, samples["probability"], settings.schedule)
+        diffusion = weights[masked]
+    tokens, shard = stream_tokens(samples, settings), _context_shard(layout)
+    if shard is not None:
+        on_rank, index = shard.find(rows.index, len(tokens))
+        own_ar, own_diffusion = on_rank[: rows.ar_count], on_rank[rows.ar_count :]
+        ar, diffusion = ar[own_ar], None if diffusion is None else diffusion[own_diffusion]
+        tokens, rows = tokens[:, shard.indices], Rows(index, rows.targets[on_rank], int(own_ar.sum()))
     return MicroBatch(
         tokens=tokens.to(settings.device),
-        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype, share=share)),
+        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype, shard=shard)),
         rows=Rows(rows.index.to(settings.device), rows.targets.to(settings.device), rows.ar_count),
         ar_weights=ar.to(settings.device),
         diffusion_weights=None if diffusion is None else diffusion.to(settings.device),
     )
 
 
-def _sequence_share(layout: StreamLayout) -> SequenceShare | None:
-    """What this rank holds of the streams, or None where it shares them with no other."""
+def _context_shard(layout: StreamLayout) -> ContextShard | None:
+    """This rank's part of the streams, or None without context parallelism."""
     group = parallel_state.get_context_parallel_group(check_initialized=False)
     if group is None or group.size() == 1:
         return None
-    return SequenceShare(group.rank(), group.size(), layout.length, layout.two_streams)
+    return ContextShard(group.rank(), group.size(), layout.length, layout.two_streams)
 
 
 def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import AdapterConfig, Config, StageConfig
+from nld_train.masking.schedule import noise_schedule
 from nld_train.model.adapter_files import AdapterShape
 from nld_train.model.drafter_adapter import attach_adapter, initialize_adapter
 from nld_train.model.rotary import RotaryEmbedding
@@ -54,6 +55,7 @@ def make_task(
         block_size=config.diffusion.block_size,
         mask_token_id=config.model.mask_token_id,
         averaging=plan.averaging,
+        schedule=noise_schedule(config.diffusion),
         dtype=dtype,
         device=device,
     )
