@@ -84,7 +84,7 @@ def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any
         if timing.result is not None:
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
             # At the end no prompt waits any more, and a batch takes the forwards of its slowest row.
-            record["rows_at_work"] = sum(timing.result.row_forwards) / max(1, batch * timing.result.forwards)
+            record["rows_at_work"] = sum(timing.result.sequence_forwards) / max(1, batch * timing.result.forwards)
             record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
             forwards = timing.result.forwards + timing.result.prefill
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / forwards

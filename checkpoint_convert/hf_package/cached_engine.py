@@ -39,7 +39,7 @@ class StaticCache:
         """Puts `[a, groups, T, d]` at each row's place and returns the entries to look at, `[a, groups, E, d]`."""
         return self._written(self._keys[layer], key), self._written(self._values[layer], value)
 
-    def keep(self, rows: Tensor) -> None:
+    def keep_slots(self, rows: Tensor) -> None:
         """Drops all rows but these."""
         for caches in (self._keys, self._values):
             for layer, cache in enumerate(caches):
@@ -87,35 +87,35 @@ class CachedEngine:
     def _flex(self) -> bool:
         return self._implementation == "flex_attention"
 
-    def begin(self, rows: int, capacity: int) -> None:
+    def allocate(self, slots: int, capacity: int) -> None:
         """Makes an empty cache."""
         config = self.encoder.config
         capacity += -capacity % FLEX_KEYS if self._flex else 0
-        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
         self._hidden = None
         self._cache = StaticCache(config.num_hidden_layers, shape, self.encoder.embed_tokens.weight.detach())
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these."""
-        self._open_cache().keep(rows)
+    def keep_slots(self, slots: Tensor) -> None:
+        """Frees all slots but these."""
+        self._open_cache().keep_slots(slots)
         self._hidden = None
 
     def forward(self, step: Step) -> Tensor:
         """Logits `[a, R, V]` of one step."""
         cache, encoder = self._open_cache(), self.encoder
-        cache.cached, cache.lines, cache.entries = step.cached, step.lines, self._entries(step, cache.capacity)
+        cache.cached, cache.lines, cache.entries = step.cached, step.slots, self._entries(step, cache.capacity)
         device = encoder.embed_tokens.weight.device
         embeddings = encoder.embed_tokens(step.tokens.to(device))
         view = step_view(self._implementation, step, cache.entries, device, embeddings.dtype)
         with self.drafter.installed() if step.adapter and self.drafter else nullcontext():
             self._hidden = encoder(embeddings, step.positions.to(device), view, cache)
-        logits: Tensor = self.head(self._hidden) if step.outputs is None else self.reread(step.outputs)
+        logits: Tensor = self.head(self._hidden) if step.outputs is None else self.logits_at(step.outputs)
         return logits
 
-    def reread(self, outputs: Tensor) -> Tensor:
+    def logits_at(self, outputs: Tensor) -> Tensor:
         """Logits `[a, R, V]` of other tokens of the last step, int64 `[a, R]`: the head alone runs."""
         hidden = self._hidden
-        assert hidden is not None, "nothing was run, or a line was dropped since"
+        assert hidden is not None, "nothing was run, or a slot was freed since"
         logits: Tensor = self.head(
             hidden.gather(1, outputs.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         )
@@ -123,7 +123,7 @@ class CachedEngine:
 
     def _open_cache(self) -> StaticCache:
         if self._cache is None:
-            raise RuntimeError("the engine has no cache: call begin first")
+            raise RuntimeError("the engine has no cache: call allocate first")
         return self._cache
 
     def _entries(self, step: Step, capacity: int) -> int:

@@ -90,8 +90,8 @@ ONE_PROCESS = Layout()
 
 
 @contextmanager
-def first_process_speaks() -> Iterator[None]:
-    """What the other processes would print in it goes nowhere: they have the same to say."""
+def only_rank_zero_prints() -> Iterator[None]:
+    """Standard output of the other processes is discarded: it would repeat that of rank 0."""
     if rank() == 0:
         yield
         return

@@ -15,8 +15,14 @@ from rich.table import Table
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
-from nld_train.decoding.algorithms.statistics import accepted_per_cycle, merged, one_row, tokens_per_forward
-from nld_train.decoding.command_line.request import PolicyOf, check_batch_size, in_one_line, policy_of, source_of
+from nld_train.decoding.algorithms.statistics import accepted_per_cycle, merged, one_sequence, tokens_per_forward
+from nld_train.decoding.command_line.request import (
+    PolicyOf,
+    check_batch_size,
+    policy_of,
+    source_of,
+    value_errors_as_user_errors,
+)
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
@@ -49,7 +55,7 @@ def run(arguments: Namespace) -> None:
     readings = _readings(arguments, source)
     first = [Conversation(question, source.tokenizer).ask(0) for question in questions]
     for reading in readings:
-        with in_one_line():
+        with value_errors_as_user_errors():
             check_request(source.description, first, reading.mode, reading.options)
     with source.open() as engine:
         report = measure_acceptance(engine, source, questions, readings, policy, arguments.batch_size)
@@ -68,7 +74,7 @@ def _readings(arguments: Namespace, source: Source) -> list[Reading]:
     ways = [(mode, False) for mode in arguments.modes]
     if arguments.adapter and "linear" in arguments.modes:
         ways.insert(ways.index(("linear", False)) + 1, ("linear", True))
-    with in_one_line():
+    with value_errors_as_user_errors():
         return [
             Reading(
                 mode,
@@ -147,7 +153,7 @@ def _converse(
         result = decode(engine, prompts, reading.mode, reading.options, policy, batch_size=batch_size)
         for row, conversation in enumerate(asked):
             conversation.answer(result.token_ids[row])
-            yield conversation.question.category, one_row(result, row)
+            yield conversation.question.category, one_sequence(result, row)
 
 
 def _by_category(

@@ -11,11 +11,16 @@ from rich.console import Console
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, Threshold
 from nld_train.decoding.algorithms.options import check_request
-from nld_train.decoding.command_line.request import Request, in_one_line, read_request, sampler_directory
+from nld_train.decoding.command_line.request import (
+    Request,
+    read_request,
+    sampler_directory,
+    value_errors_as_user_errors,
+)
 from nld_train.decoding.command_line.terminal import report_console
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.policies.sampler_files import (
-    check_place,
+    check_directory,
     embedding_of,
     load_sampler,
     require_sampler,
@@ -85,7 +90,7 @@ def run_sampler(arguments: Namespace) -> None:
     request, (options,) = _request(arguments, (arguments.block_length,))
     held_out = _held_out(arguments, len(request.prompts))
     directory = sampler_directory(arguments, request.source)
-    check_place(directory)
+    check_directory(directory)
     console = report_console()
     with request.source.open() as engine:
         seen, unseen = _examples(engine, request, options, held_out, console)
@@ -105,7 +110,7 @@ def run_sampler(arguments: Namespace) -> None:
 
 
 def _sampler_settings(arguments: Namespace) -> tuple[SamplerShape, SamplerTraining]:
-    with in_one_line():
+    with value_errors_as_user_errors():
         return (
             SamplerShape(arguments.width, arguments.layers, arguments.heads, arguments.components),
             SamplerTraining(arguments.steps, arguments.sampler_batch_size, arguments.learning_rate, arguments.seed),
@@ -117,7 +122,7 @@ def _examples(
 ) -> tuple[Examples, Examples]:
     """To learn from, and of the last prompts, which are held out."""
     training, testing = request.prompts[:-held_out], request.prompts[-held_out:]
-    with in_one_line():
+    with value_errors_as_user_errors():
         seen, unseen = (collect(engine, prompts, options, request.batch_size) for prompts in (training, testing))
     console.print(f"{len(seen)} states of {len(training)} prompts to learn from, {len(unseen)} of {held_out} held out")
     return seen, unseen
@@ -137,7 +142,7 @@ def _print_quality(console: Console, report: Figures, directory: Path) -> None:
 def _request(arguments: Namespace, lengths: tuple[int, ...]) -> tuple[Request, list[DecodeOptions]]:
     """Prompts and checkpoint, and settings for each block length. What they ask for can be answered in every mode."""
     request = read_request(arguments)
-    with in_one_line():
+    with value_errors_as_user_errors():
         settings = [
             DecodeOptions(arguments.max_new_tokens, block_length=length, stop_tokens=request.source.stop_tokens)
             for length in lengths
@@ -147,7 +152,7 @@ def _request(arguments: Namespace, lengths: tuple[int, ...]) -> tuple[Request, l
 
 
 def _check_thresholds(thresholds: list[float] | tuple[float, ...]) -> None:
-    with in_one_line():
+    with value_errors_as_user_errors():
         for threshold in thresholds:
             Threshold(threshold)
 

@@ -33,8 +33,8 @@ _SPECULATIVE = ("linear", "quadratic")
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to decode the prompts.
+class DecodeVariant:
+    """A decode mode with its options.
 
     Attributes:
         name: the mode, with a remark where it drafts with the adapter.
@@ -77,11 +77,11 @@ class DecodingHook:
         results: dict[str, DecodeResult] = {}
         figures: dict[str, Record] = {}
         with engine.decoding():
-            for way in self.ways(plan):
-                way_begin = time.perf_counter()
-                result = results[way.name] = self._decode(engine, way)
-                seconds = time.perf_counter() - way_begin
-                figures[way.name] = self._figures(way, result, results["ar"], seconds)
+            for variant in self.variants(plan):
+                variant_begin = time.perf_counter()
+                result = results[variant.name] = self._decode(engine, variant)
+                seconds = time.perf_counter() - variant_begin
+                figures[variant.name] = self._figures(variant, result, results["ar"], seconds)
         return {
             "modes": figures,
             "agreements": _agreements(results),
@@ -89,7 +89,7 @@ class DecodingHook:
             **self._time.since(begin),
         }
 
-    def ways(self, plan: StagePlan) -> list[Way]:
+    def variants(self, plan: StagePlan) -> list[DecodeVariant]:
         """What a stage decodes, AR first, since the others are measured against it.
 
         A drafter stage changes the adapter and nothing else: it reads linear self-speculation without and with it, in
@@ -98,13 +98,13 @@ class DecodingHook:
         if plan.adapter is None:
             options = self._options(self.config.evaluation.block_length)
             modes = sorted(self.config.evaluation.modes, key=lambda mode: mode != "ar")
-            return [Way(mode, mode, options) for mode in modes]
+            return [DecodeVariant(mode, mode, options) for mode in modes]
         options = self._options(plan.adapter.block_length)
         adapted = self._options(plan.adapter.block_length, adapter=True)
         return [
-            Way("ar", "ar", options),
-            Way("linear", "linear", options),
-            Way("linear + adapter", "linear", adapted),
+            DecodeVariant("ar", "ar", options),
+            DecodeVariant("linear", "linear", options),
+            DecodeVariant("linear + adapter", "linear", adapted),
         ]
 
     def _options(self, block_length: int, adapter: bool = False) -> DecodeOptions:
@@ -122,26 +122,26 @@ class DecodingHook:
         settings = self.config.evaluation
         return [prompt_of(samples[place], settings.prompt_tokens) for place in range(settings.prompts)]
 
-    def _decode(self, engine: MegatronEngine, way: Way) -> DecodeResult:
+    def _decode(self, engine: MegatronEngine, variant: DecodeVariant) -> DecodeResult:
         """As many rows at once as have logits that fit beside the state of training."""
-        policy = Threshold(self.config.evaluation.threshold) if way.mode == "diffusion" else None
-        rows = rows_at_once(way.mode, way.options.block_length, engine.vocabulary_size)
-        return decode(engine, self.prompts, way.mode, way.options, policy, batch_size=rows)
+        policy = Threshold(self.config.evaluation.threshold) if variant.mode == "diffusion" else None
+        rows = rows_at_once(variant.mode, variant.options.block_length, engine.vocabulary_size)
+        return decode(engine, self.prompts, variant.mode, variant.options, policy, batch_size=rows)
 
-    def _figures(self, way: Way, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
-        """What a way came to in so many seconds, beside AR's result."""
+    def _figures(self, variant: DecodeVariant, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
+        """The figures of a variant that took so many seconds, beside AR's result."""
         figures: Record = {
             "tokens_per_forward": tokens_per_forward(result),
             "tokens_per_second": sum(result.new_tokens) / seconds,
             "agreement": agreement(result.token_ids, reference.token_ids),
             "accepted_per_cycle": accepted_per_cycle(result),
             "new_tokens": sum(result.new_tokens),
-            "forwards": sum(result.row_forwards),
+            "forwards": sum(result.sequence_forwards),
             "prefill": result.prefill,
         }
-        if way.mode in _SPECULATIVE:
+        if variant.mode in _SPECULATIVE:
             budgets = [self._budget(prompt) for prompt in self.prompts]
-            shares = acceptance_by_position(result, way.options.block_length, budgets)
+            shares = acceptance_by_position(result, variant.options.block_length, budgets)
             figures["acceptance"] = {str(position): share for position, share in shares.items()}
         return figures
 

@@ -43,7 +43,7 @@ def figures(result: DecodeResult, reference: DecodeResult) -> Figures:
         "accepted_per_pass": accepted_per_cycle(result),
         "agreement": agreement(result.token_ids, reference.token_ids),
         "new_tokens": sum(result.new_tokens),
-        "forwards": sum(result.row_forwards),
+        "forwards": sum(result.sequence_forwards),
     }
 
 

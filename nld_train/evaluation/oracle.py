@@ -76,9 +76,9 @@ class Oracle:
         """See `CommitPolicy`.
 
         Raises:
-            ValueError: the proposals are no argmax, as with a temperature.
+            ValueError: the sampled tokens are no argmax, as with a temperature.
         """
-        if bool(((view.proposals != view.logits.argmax(-1).cpu()) & view.masked).any()):
+        if bool(((view.sampled != view.logits.argmax(-1).cpu()) & view.masked).any()):
             raise ValueError("oracle: one-token-per-pass decoding is greedy; take a temperature of 0")
         self._begin(view)
         chosen = self._search(view)
@@ -88,7 +88,7 @@ class Oracle:
         return chosen
 
     def _blocks(self, view: BlockView) -> list[OracleBlock]:
-        return [self._at_work[row] for row in view.rows]
+        return [self._at_work[sequence] for sequence in view.sequences]
 
     def _begin(self, view: BlockView) -> None:
         """Targets, rivals and shortest ways of the blocks that have had no pass."""
@@ -100,7 +100,7 @@ class Oracle:
         for place in torch.nonzero(fresh).flatten().tolist():
             # The first pass of the way to the target is the view itself.
             block = OracleBlock(end.tokens[place], int(masks[place]), forwards=int(masks[place]) - 1)
-            self._at_work[view.rows[place]] = block
+            self._at_work[view.sequences[place]] = block
             self.blocks.append(block)
         targets = self._targets(view)
         for name, policy in self._rivals.items():
@@ -109,18 +109,18 @@ class Oracle:
         if bool(small.any()):
             fewest = fewest_passes(only(view, small), targets)
             for place in torch.nonzero(small).flatten().tolist():
-                self._at_work[view.rows[place]].fewest = int(fewest[place])
+                self._at_work[view.sequences[place]].fewest = int(fewest[place])
 
     def _compare(self, view: BlockView, fresh: Tensor, targets: Tensor, name: str, policy: CommitPolicy) -> None:
         end = follow(view, policy)
         same = ((end.tokens == targets) | ~view.masked).all(1)
         for place in torch.nonzero(fresh).flatten().tolist():
-            self._at_work[view.rows[place]].rivals[name] = (int(end.passes[place]), bool(same[place]))
+            self._at_work[view.sequences[place]].rivals[name] = (int(end.passes[place]), bool(same[place]))
 
     def _targets(self, view: BlockView) -> Tensor:
         """int64 `[d, T]`; blocks of rows that began when the batch was wider, or narrower, are cut or filled up."""
         targets = view.tokens.clone()
-        for place, row in enumerate(view.rows):
+        for place, row in enumerate(view.sequences):
             if row in self._at_work:
                 size = int(view.sizes[place])
                 targets[place, :size] = self._at_work[row].target[:size]
@@ -130,7 +130,7 @@ class Oracle:
         """The largest safe choice of each row: bool `[d, T]`."""
         blocks, targets = self._blocks(view), self._targets(view)
         certain = chosen_positions(ONE_PER_PASS, view)
-        matching = view.masked & (view.proposals == targets)
+        matching = view.masked & (view.sampled == targets)
         score = view.confidence.masked_fill(~matching, float("-inf"))
         # Where rounding has turned a near tie, the way is followed as it goes, whatever it leads to.
         astray = (certain & ~matching).any(1)
@@ -166,7 +166,7 @@ class Oracle:
                 block.forwards += busy
             view = after(view, tokens, masked)
             step = chosen_positions(ONE_PER_PASS, view)
-            reaches &= ~(step & (view.proposals != targets)).any(1)
+            reaches &= ~(step & (view.sampled != targets)).any(1)
             tokens, masked = committed(view, step)
             masked = masked & reaches[:, None]
         return reaches
@@ -192,7 +192,7 @@ def fewest_passes(view: BlockView, targets: Tensor) -> Tensor:
         for row, positions in enumerate(places):
             bits = torch.arange(len(positions))
             done[row, positions] = (state >> bits & 1).bool()
-        right = view.look(torch.where(done, targets, view.tokens)).argmax(-1).cpu() == targets
+        right = view.forward_uncounted(torch.where(done, targets, view.tokens)).argmax(-1).cpu() == targets
         for row, positions in enumerate(places):
             bits = torch.arange(len(positions))
             matches[row, state] = int((right[row, positions].long() << bits).sum())

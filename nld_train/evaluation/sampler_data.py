@@ -60,7 +60,7 @@ class Collector:
         """See `CommitPolicy`."""
         chosen = chosen_positions(ONE_PER_PASS, view)
         seen, (final, unknown) = Observation.of(view), committed(view, chosen)
-        for place, row in enumerate(view.rows):
+        for place, row in enumerate(view.sequences):
             if view.passes[place] == 0:
                 self._at_work[row] = _Block()
                 self._blocks.append(self._at_work[row])

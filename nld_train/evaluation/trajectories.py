@@ -16,16 +16,16 @@ ONE_PER_PASS = FixedNumber(1)
 def after(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
     """The blocks of a view in another state: int64 and bool `[d, T]`. Takes a forward, which is not counted.
 
-    Proposals are the argmax: looking ahead is greedy.
+    Sampled tokens are the argmax: looking ahead is greedy.
     """
-    logits = view.look(tokens)
-    proposals = logits.argmax(-1).cpu()
-    return replace(view, tokens=tokens, masked=masked, logits=logits, proposals=proposals, passes=view.passes + 1)
+    logits = view.forward_uncounted(tokens)
+    sampled = logits.argmax(-1).cpu()
+    return replace(view, tokens=tokens, masked=masked, logits=logits, sampled=sampled, passes=view.passes + 1)
 
 
 def committed(view: BlockView, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and masks `[d, T]` after the positions of bool `[d, T]` `chosen` take their proposals."""
-    return torch.where(chosen, view.proposals, view.tokens), view.masked & ~chosen
+    """Tokens and masks `[d, T]` after the positions of bool `[d, T]` `chosen` take their sampled tokens."""
+    return torch.where(chosen, view.sampled, view.tokens), view.masked & ~chosen
 
 
 def only(view: BlockView, rows: Tensor) -> BlockView:

@@ -40,7 +40,7 @@ POLICIES: dict[str, tuple[CommitPolicy, Chooser]] = {
 def check(result: DecodeResult, expected: list[Naive]) -> None:
     assert result.token_ids == [row.tokens for row in expected]
     assert result.accepted == [row.accepted for row in expected]
-    assert result.row_forwards == [row.forwards for row in expected]
+    assert result.sequence_forwards == [row.forwards for row in expected]
     assert result.forwards == max(row.forwards for row in expected)
 
 
@@ -70,7 +70,7 @@ class Listener(CountingEngine):
     def forward(self, step: Step) -> Tensor:
         wanted = super().forward(step)
         everything = torch.arange(step.tokens.shape[1]).expand(len(step.tokens), -1)
-        self.answers.append(self.reread(everything))
+        self.answers.append(self.logits_at(everything))
         return wanted
 
 
@@ -114,7 +114,7 @@ def test_diffusion(models: Models, readers: Readers, weights: str, length: int, 
     check(result, [diffusion(readers[weights], prompt, LIMIT, length, chooser, STOPS) for prompt in PROMPTS])
 
 
-WAYS: list[tuple[Mode, CommitPolicy | None]] = [
+VARIANTS: list[tuple[Mode, CommitPolicy | None]] = [
     ("ar", None),
     ("linear", None),
     ("quadratic", None),
@@ -126,7 +126,7 @@ WAYS: list[tuple[Mode, CommitPolicy | None]] = [
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 @pytest.mark.parametrize("weights", ["random", "trained"])
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize(("mode", "policy"), WAYS)
+@pytest.mark.parametrize(("mode", "policy"), VARIANTS)
 def test_a_batch_equals_its_rows(
     models: Models, mode: Mode, policy: CommitPolicy | None, weights: str, temperature: float, length: int
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_batch_equals_its_rows(
     prompts = [*PROMPTS[: 2 if wide else 4], [11, 12], [11, 12]]
     limit = 9 if wide else LIMIT
 
-    def decoded(prompts: list[list[int]], seeds: tuple[int, ...], places: int | None = None) -> DecodeResult:
+    def decoded(prompts: list[list[int]], seeds: tuple[int, ...], slots: int | None = None) -> DecodeResult:
         options = DecodeOptions(
             limit,
             block_length=length,
@@ -145,16 +145,16 @@ def test_a_batch_equals_its_rows(
             seeds=seeds,
             stop_tokens=(*STOPS, 22),
         )
-        return decode(CountingEngine(models[weights]), prompts, mode, options, policy, batch_size=places)
+        return decode(CountingEngine(models[weights]), prompts, mode, options, policy, batch_size=slots)
 
     seeds = tuple(range(100, 100 + len(prompts)))
     together = decoded(prompts, seeds)
     alone = [decoded([prompt], (seed,)) for prompt, seed in zip(prompts, seeds, strict=True)]
     # As many places as rows, and fewer, so that rows begin beside others that are far ahead.
     for result in (together, decoded(prompts, seeds, 2), decoded(prompts, seeds, 3)):
-        for name in ("token_ids", "finish", "row_forwards", "accepted", "committed_by", "drafted"):
+        for name in ("token_ids", "finish", "sequence_forwards", "accepted", "committed_by", "drafted"):
             assert getattr(result, name) == [getattr(row, name)[0] for row in alone], name
     assert together.forwards == max(row.forwards for row in alone)
-    unequal = len(set(map(len, together.token_ids))) > 1 or len(set(together.row_forwards)) > 1
+    unequal = len(set(map(len, together.token_ids))) > 1 or len(set(together.sequence_forwards)) > 1
     assert wide or unequal, "rows of unequal progress are the point"
     assert (together.token_ids[-1] == together.token_ids[-2]) == (temperature == 0)

@@ -16,7 +16,7 @@ from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import Nemot
 from nld_train.decoding import DecodeOptions, Mode
 from nld_train.decoding.algorithms import verification
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.sampling import Sampler
+from nld_train.decoding.algorithms.sampling import TokenSampling
 
 VOCABULARY, MASK, LENGTH, ROWS = 6, 5, 4, 3000
 PROMPT = [1, 4, 2]
@@ -50,7 +50,7 @@ def ar_probabilities(model: NemotronLabsDiffusionModel, settings: DecodeOptions)
     ids = torch.tensor([PROMPT + list(text) for text in texts])
     logits = model(ids).logits[:, len(PROMPT) - 1 : -1]
     logits[..., MASK] = float("-inf")
-    steps = Sampler(settings, [0]).distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
+    steps = TokenSampling(settings, [0]).distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
     return dict(zip(texts, steps.squeeze(-1).double().prod(1).tolist(), strict=True))
 
 
@@ -98,7 +98,7 @@ def test_some_drafts_hold_and_some_do_not(small: NemotronLabsDiffusionModel) -> 
     assert min(first[count] for count in (1, 2, 3)) > ROWS // 50
 
 
-def _forget_the_residual(p: Tensor, q: Tensor, refused: Tensor) -> Tensor:
+def _forget_the_residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:
     return p
 
 

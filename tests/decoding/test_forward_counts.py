@@ -35,10 +35,10 @@ def test_reported_forwards_are_the_engines(
     for row, prompt in enumerate(PROMPTS):
         alone = CountingEngine(models[weights])
         decode(alone, [prompt], mode, DecodeOptions(20, block_length=length, stop_tokens=(49,)), policy)
-        assert len(alone.steps) == result.row_forwards[row] + 1
+        assert len(alone.steps) == result.sequence_forwards[row] + 1
     assert result.prefill == 1
     assert result.new_tokens == [len(tokens) for tokens in result.token_ids]
-    expected = [new / forwards for new, forwards in zip(result.new_tokens, result.row_forwards, strict=True)]
+    expected = [new / forwards for new, forwards in zip(result.new_tokens, result.sequence_forwards, strict=True)]
     assert result.tokens_per_forward == expected
 
 
@@ -51,7 +51,7 @@ def test_finished_rows_leave_the_work(models: Models, mode: Mode, policy: Commit
     assert rows[0] == 3
     assert rows[-1] < 3
     assert [len(PROMPTS)] + [
-        sum(count >= cycle for count in result.row_forwards) for cycle in range(1, len(rows))
+        sum(count >= cycle for count in result.sequence_forwards) for cycle in range(1, len(rows))
     ] == rows
 
 
@@ -73,17 +73,17 @@ def test_waiting_rows_begin_where_others_have_finished(
         at_work += len(step.tokens)
         if begun < len(prompts):
             waiting.append(len(step.tokens))
-    assert (begun, at_work) == (len(prompts), sum(result.row_forwards))
+    assert (begun, at_work) == (len(prompts), sum(result.sequence_forwards))
     assert waiting
     assert set(waiting) == {places}
-    assert places == 1 or result.forwards < sum(result.row_forwards)
+    assert places == 1 or result.forwards < sum(result.sequence_forwards)
 
 
 @pytest.mark.parametrize(("mode", "policy"), MODES)
 def test_each_token_names_the_pass_that_committed_it(models: Models, mode: Mode, policy: CommitPolicy | None) -> None:
     result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(20, block_length=4), policy)
     for tokens, committed_by, drafted, forwards in zip(
-        result.token_ids, result.committed_by, result.drafted, result.row_forwards, strict=True
+        result.token_ids, result.committed_by, result.drafted, result.sequence_forwards, strict=True
     ):
         assert len(tokens) == len(committed_by) == len(drafted)
         assert committed_by[0] == 0
@@ -99,7 +99,7 @@ def test_each_token_names_the_pass_that_committed_it(models: Models, mode: Mode,
 def test_the_first_token_comes_from_the_prefill(models: Models) -> None:
     for mode, policy in MODES:
         result = decode(CountingEngine(models["random"]), PROMPTS, mode, DecodeOptions(1), policy)
-        assert (result.forwards, result.prefill, result.row_forwards) == (0, 1, [0, 0, 0])
+        assert (result.forwards, result.prefill, result.sequence_forwards) == (0, 1, [0, 0, 0])
         assert result.tokens_per_forward == [1.0] * 3
 
 
@@ -128,12 +128,17 @@ def test_an_observer_sees_the_text_grow(models: Models, mode: Mode, policy: Comm
     seen: dict[int, list[Progress]] = defaultdict(list)
     options = DecodeOptions(20, block_length=4, stop_tokens=(49,))
     result = decode(
-        CountingEngine(models["trained"]), PROMPTS, mode, options, policy, lambda event: seen[event.row].append(event)
+        CountingEngine(models["trained"]),
+        PROMPTS,
+        mode,
+        options,
+        policy,
+        lambda event: seen[event.sequence].append(event),
     )
     for row, tokens in enumerate(result.token_ids):
         assert list(seen[row][-1].tokens) == tokens
         assert [event.finish for event in seen[row]] == [None] * (len(seen[row]) - 1) + [result.finish[row]]
-        assert (seen[row][-1].forwards, seen[row][-1].seconds) == (result.row_forwards[row], result.seconds[row])
+        assert (seen[row][-1].forwards, seen[row][-1].seconds) == (result.sequence_forwards[row], result.seconds[row])
         assert seen[row][-1].seconds > 0
         for earlier, later in zip(seen[row][:-1], seen[row][1:], strict=True):
             assert later.tokens[: len(earlier.tokens)] == earlier.tokens

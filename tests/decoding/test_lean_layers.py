@@ -15,7 +15,7 @@ def logits(engine: MegatronEngine) -> torch.Tensor:
     """Of steps of every kind: a prefill of unequal rows, single tokens together and apart, blocks."""
     generator = torch.Generator().manual_seed(0)
     found = []
-    engine.begin(3, 40)
+    engine.allocate(3, 40)
     for cached, counts, causal in (
         ([0, 0, 0], [7, 4, 9], True),
         ([7, 4, 9], [1, 1, 1], True),

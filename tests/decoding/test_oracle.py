@@ -30,12 +30,12 @@ def test_the_same_text_in_no_more_passes(models: Models, weights: str, length: i
     fast = decode(CountingEngine(models[weights]), PROMPTS, "diffusion", options, oracle)
     assert fast.token_ids == slow.token_ids
     assert fast.finish == slow.finish
-    assert all(few <= many for few, many in zip(fast.row_forwards, slow.row_forwards, strict=True))
+    assert all(few <= many for few, many in zip(fast.sequence_forwards, slow.sequence_forwards, strict=True))
     assert all(block.passes <= block.masks for block in oracle.blocks)
     assert any(block.complete for block in oracle.blocks) or length == 1
     assert sum(block.passes for block in oracle.blocks) == sum(map(len, fast.accepted))
     if length == 7 and weights == "trained":
-        assert sum(fast.row_forwards) < 0.7 * sum(slow.row_forwards), "otherwise it finds nothing"
+        assert sum(fast.sequence_forwards) < 0.7 * sum(slow.sequence_forwards), "otherwise it finds nothing"
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
@@ -86,7 +86,7 @@ class Puzzle:
             logits[0, place, token] = height
         return logits
 
-    def look(self, tokens: Tensor) -> Tensor:
+    def forward_uncounted(self, tokens: Tensor) -> Tensor:
         self.asked += 1
         return self.logits(tokens)
 
@@ -96,13 +96,13 @@ class Puzzle:
         return BlockView(
             tokens=tokens,
             masked=torch.tensor([[False, True, True, True]]),
-            proposals=logits.argmax(-1),
+            sampled=logits.argmax(-1),
             logits=logits,
             passes=torch.zeros(1).long(),
             sizes=torch.tensor([4]),
-            rows=[0],
+            sequences=[0],
             starts=torch.zeros(1).long(),
-            look=self.look,
+            forward_uncounted=self.forward_uncounted,
         )
 
 

@@ -67,7 +67,7 @@ def test_threshold_zero_takes_one_pass_per_block(models: Models, weights: str, l
     # A block of the seed alone needs no pass; every block but the last is written by a forward.
     passes = [size - 1 for size in sizes if size > 1]
     assert result.accepted == [passes] * 3
-    assert result.row_forwards == [len(passes) + len(sizes) - 1] * 3
+    assert result.sequence_forwards == [len(passes) + len(sizes) - 1] * 3
     assert len(engine.steps) == result.forwards + 1 == len(passes) + len(sizes)
 
 
@@ -122,7 +122,7 @@ def test_an_oracle_may_look_ahead_without_being_counted(models: Models, readers:
     class Oracle:
         def choose(self, view: BlockView) -> Tensor:
             chosen = FixedNumber(1).choose(view)
-            looks.append((view, chosen, view.look(torch.where(chosen, view.proposals, view.tokens))))
+            looks.append((view, chosen, view.forward_uncounted(torch.where(chosen, view.sampled, view.tokens))))
             return chosen
 
     engine = CountingEngine(models["trained"])
@@ -131,9 +131,9 @@ def test_an_oracle_may_look_ahead_without_being_counted(models: Models, readers:
     assert result == plain
     assert len(engine.steps) == result.forwards + result.prefill + len(looks)
     for view, chosen, logits in looks:
-        state = torch.where(chosen, view.proposals, view.tokens)
-        for place, row in enumerate(view.rows):
-            text = PROMPTS[row] + result.token_ids[row]
+        state = torch.where(chosen, view.sampled, view.tokens)
+        for place, sequence in enumerate(view.sequences):
+            text = PROMPTS[sequence] + result.token_ids[sequence]
             whole = text[: int(view.starts[place])] + state[place].tolist()
             expected = readers["trained"].logits(whole, block=6)[-6:]
             torch.testing.assert_close(logits[place], expected, atol=1e-4, rtol=1e-4)
@@ -143,12 +143,12 @@ def test_among_equals_the_first_position_wins() -> None:
     view = BlockView(
         tokens=torch.zeros(1, 4).long(),
         masked=torch.tensor([[False, True, True, True]]),
-        proposals=torch.zeros(1, 4).long(),
+        sampled=torch.zeros(1, 4).long(),
         logits=torch.zeros(1, 4, 3),
         passes=torch.zeros(1).long(),
         sizes=torch.tensor([4]),
-        rows=[0],
+        sequences=[0],
         starts=torch.zeros(1).long(),
-        look=lambda tokens: tokens,
+        forward_uncounted=lambda tokens: tokens,
     )
     assert FixedNumber(2).choose(view).tolist() == [[False, True, True, False]]

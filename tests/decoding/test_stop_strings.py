@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nld_train.data.tokenizer import bytes_tokenizer, train_bpe
 from nld_train.decoding.algorithms.options import DecodeOptions
-from nld_train.decoding.algorithms.outputs import RowOutput
+from nld_train.decoding.algorithms.outputs import SequenceOutput
 from nld_train.decoding.algorithms.stop_strings import stopping
 
 WORDS = [
@@ -111,7 +111,7 @@ def chunks(draw: random.Random, tokens: list[int]) -> list[list[int]]:
 
 def stop_in_row(draw: random.Random, to_text: ToText, tokens: list[int], strings: Sequence[str]) -> int | None:
     """By a row that takes a few tokens at a time, having been asked about some of them before, as diffusion does."""
-    row = RowOutput(len(tokens) + 1, DecodeOptions(len(tokens) + 1, stop_strings=tuple(strings), to_text=to_text))
+    row = SequenceOutput(len(tokens) + 1, DecodeOptions(len(tokens) + 1, stop_strings=tuple(strings), to_text=to_text))
     for chunk in chunks(draw, tokens):
         for certain in sorted(draw.sample(range(1, len(chunk) + 1), draw.randint(0, len(chunk)))):
             if row.stop_after(chunk[:certain]) is not None:
@@ -180,5 +180,5 @@ def test_special_tokens_stop_as_tokens() -> None:
 
     options = DecodeOptions(5, **stopping(Known(), ["<end>", "bc"], (2, 9)))
     assert options.stop_tokens == (2, 9)
-    assert RowOutput(5, options).stop_after([0, 9, 1]) == 2
-    assert RowOutput(5, options).stop_after([1, 0, 1, 2]) == 4
+    assert SequenceOutput(5, options).stop_after([0, 9, 1]) == 2
+    assert SequenceOutput(5, options).stop_after([1, 0, 1, 2]) == 4

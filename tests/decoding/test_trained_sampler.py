@@ -91,7 +91,7 @@ def test_shapes_that_cannot_be_are_refused(changes: dict[str, int]) -> None:
 def test_what_it_sees(models: Models) -> None:
     for view in views_of(models["random"], PROMPTS, OPTIONS):
         seen = Observation.of(view)
-        for row, place in itertools.product(range(len(view.rows)), range(view.tokens.shape[1])):
+        for row, place in itertools.product(range(len(view.sequences)), range(view.tokens.shape[1])):
             statistics = seen.statistics[row, place].tolist()
             assert bool(seen.real[row, place]) == (place < int(view.sizes[row]))
             if not view.masked[row, place]:

@@ -18,8 +18,8 @@ SETTINGS = {
     "greedy": DecodeOptions(11, block_length=4, stop_tokens=(33, 50)),
     "sampled": DecodeOptions(11, block_length=3, temperature=0.9, top_k=30, top_p=0.95, seeds=5, stop_tokens=(33, 50)),
 }
-# Of rows at once: all of them; or the last prompt waits until another row has finished.
-PLACES = {"greedy": None, "sampled": 2}
+# All sequences at once; or the last prompt waits until a slot is free.
+SLOTS = {"greedy": None, "sampled": 2}
 
 
 class Counting(MegatronEngine):
@@ -40,7 +40,7 @@ def readings(engine: Counting) -> dict[str, dict[str, Any]]:
         for mode in MODES:
             before = engine.forwards
             policy = Threshold(0.2) if mode == "diffusion" else None
-            result = asdict(decode(engine, PROMPTS, mode, options, policy, batch_size=PLACES[name]))
+            result = asdict(decode(engine, PROMPTS, mode, options, policy, batch_size=SLOTS[name]))
             del result["seconds"]
             found[f"{name} {mode}"] = {**result, "counted": engine.forwards - before}
     return found

@@ -144,4 +144,6 @@ def test_every_mode_reads_the_same_under_every_layout(drafters: Groups, case: Ca
     assert expected["greedy linear"]["token_ids"] == expected["greedy ar"]["token_ids"]
     assert expected["greedy quadratic"]["token_ids"] == expected["greedy ar"]["token_ids"]
     assert expected["sampled ar"]["token_ids"] != expected["greedy ar"]["token_ids"]
-    assert any(len(set(one["row_forwards"])) > 1 for one in expected.values()), "rows of unequal progress are the point"
+    assert any(len(set(one["sequence_forwards"])) > 1 for one in expected.values()), (
+        "rows of unequal progress are the point"
+    )

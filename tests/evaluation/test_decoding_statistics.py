@@ -13,7 +13,7 @@ from nld_train.decoding.algorithms.statistics import (
     accepted_per_cycle,
     agreement,
     merged,
-    one_row,
+    one_sequence,
     tokens_per_forward,
 )
 
@@ -25,7 +25,7 @@ def result(accepted: list[list[int]], drafted: list[list[bool]], forwards: list[
         finish=["length"] * rows,
         forwards=max(forwards),
         prefill=1,
-        row_forwards=forwards,
+        sequence_forwards=forwards,
         accepted=accepted,
         committed_by=[[0] * len(flags) for flags in drafted],
         drafted=drafted,
@@ -60,7 +60,7 @@ def test_rows_add_up() -> None:
 
 def test_rows_apart_and_together_again() -> None:
     both = result([[3], [1, 1]], [[P, D, D, P], [P, P, P]], [2, 4])
-    apart = [one_row(both, row) for row in range(2)]
+    apart = [one_sequence(both, row) for row in range(2)]
     assert apart == [result([[3]], [[P, D, D, P]], [2]), result([[1, 1]], [[P, P, P]], [4])]
     assert merged(apart) == replace(both, forwards=6, prefill=2)
     assert merged(apart).seconds == both.seconds
@@ -85,10 +85,10 @@ def test_acceptance_is_what_an_observer_saw(trained: object) -> None:
     lengths: dict[int, int] = {}
 
     def observe(progress: Progress) -> None:
-        before = lengths.get(progress.row)
-        lengths[progress.row] = len(progress.tokens)
+        before = lengths.get(progress.sequence)
+        lengths[progress.sequence] = len(progress.tokens)
         if before is not None:
-            seen[progress.row].append((len(progress.tokens) - before - 1, len(progress.rejected)))
+            seen[progress.sequence].append((len(progress.tokens) - before - 1, len(progress.rejected)))
 
     options = DecodeOptions(max_new_tokens=30, block_length=5)
     with find_source(trained).open() as engine:

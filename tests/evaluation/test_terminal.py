@@ -15,7 +15,7 @@ from rich.text import Text
 from nld_train.decoding import Progress
 from nld_train.decoding.command_line import terminal
 from nld_train.decoding.command_line.observers import InOrder, Observers
-from nld_train.decoding.command_line.terminal import RowView, Screen, Watcher, pieces, printable, styles_of
+from nld_train.decoding.command_line.terminal import Screen, SequenceView, Watcher, pieces, printable, styles_of
 
 
 def decode_bytes(ids: list[int]) -> str:
@@ -41,7 +41,7 @@ def test_nothing_printed_commands_the_terminal() -> None:
 
 
 def test_masks_become_text_in_the_colour_of_their_pass() -> None:
-    row = RowView("diffusion")
+    row = SequenceView("diffusion")
     a, b, c, d = b"abcd"
     row.update(Progress(0, (), (a, None, None), committed_by=(0, 0, 0), drafted=(False,) * 3))
     assert row.render(decode_bytes).plain == "a\u2591\u2591"
@@ -57,7 +57,7 @@ def test_masks_become_text_in_the_colour_of_their_pass() -> None:
 
 
 def test_refused_drafts_stand_behind_the_text() -> None:
-    row = RowView("linear")
+    row = SequenceView("linear")
     a, b, c, d = b"abcd"
     row.update(Progress(0, (a,), committed_by=(0,), drafted=(False,)))
     row.update(Progress(0, (a, b, c), rejected=(d,), committed_by=(0, 1, 1), drafted=(False, True, False)))
@@ -91,7 +91,7 @@ def test_what_grows_is_seen_to_its_end() -> None:
 
 def test_rows_are_handed_on_in_order_once_finished() -> None:
     taken: list[int] = []
-    observer = InOrder(lambda row: taken.append(row.row))
+    observer = InOrder(lambda row: taken.append(row.sequence))
     seen = []
     for row, finish in [(0, None), (2, "stop"), (1, None), (1, "length"), (0, "stop"), (4, "stop"), (3, "length")]:
         observer(Progress(row, (1,), finish=finish))
@@ -106,7 +106,7 @@ def test_observers_know_what_they_cost() -> None:
     for row in range(3):
         observer(Progress(row, (1,)))
     assert 0.06 <= observer.seconds <= time.perf_counter() - begin
-    assert [progress.row for progress in seen] == [0, 1, 2]
+    assert [progress.sequence for progress in seen] == [0, 1, 2]
 
 
 def test_a_finished_row_is_printed_above_those_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The one entrance to all ways of reading the weights."""
+"""`decode`: the entry point to all four decode modes."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def decode(
     observer: Observer | None = None,
     batch_size: int | None = None,
 ) -> DecodeResult:
-    """Continues prompts of unequal length together (reference section 7).
+    """Continues prompts of unequal length together, with continuous batching (`docs/method.md`, "Decoding").
 
-    A prompt that waits begins as soon as a row has finished, in its place. A row's text is the same in any batch.
+    A waiting prompt is admitted as soon as a slot is free. The text of a sequence does not depend on its batch.
 
     Args:
         engine: the model.
-        prompts: ids of each row, without padding.
+        prompts: ids of each sequence, without padding.
         mode: `ar`, `diffusion`, `linear` or `quadratic`.
         options: settings of the call.
         policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
-        observer: told of every row after each forward that changed it.
-        batch_size: most rows at work at once; None for all.
+        observer: notified of every sequence after each forward that changed it.
+        batch_size: most active sequences; None for all.
 
     Raises:
-        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one; a batch of no
-            rows.
+        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one; an empty
+            batch.
     """
     check_request(engine, prompts, mode, options)
     if batch_size is not None and batch_size < 1:

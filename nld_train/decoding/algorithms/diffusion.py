@@ -1,4 +1,4 @@
-"""Diffusion decoding: denoise a block in both directions over the cache, then write it causally."""
+"""Diffusion decoding: denoise a block in both directions over the KV cache, then append it causally."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nld_train.decoding.policies.commit import BlockView, CommitPolicy, chosen_p
 
 @dataclass
 class Blocks:
-    """The block at work of each row; all tensors on the CPU.
+    """The current block of each active sequence; all tensors on the CPU.
 
     Attributes:
-        tokens: int64 `[a, T]`, the mask id where masked and beyond a row's block.
-        masked: bool `[a, T]`; what is masked is never read off the ids.
-        sizes: int64 `[a]`, tokens of each block: the last one of a row may be shorter.
+        tokens: int64 `[a, T]`, the mask id where masked and beyond a sequence's block.
+        masked: bool `[a, T]`; never derived from the ids.
+        sizes: int64 `[a]`, tokens of each block: the last one of a sequence may be shorter.
         passes: int64 `[a]`, denoising passes made on it.
-        committed_by: int64 `[a, T]`, the row's forward that committed each token.
+        committed_by: int64 `[a, T]`, the sequence's forward that committed each token.
     """
 
     tokens: Tensor
@@ -29,130 +29,130 @@ class Blocks:
     passes: Tensor
     committed_by: Tensor
 
-    def keep(self, places: list[int]) -> None:
-        """Forgets all rows but these."""
+    def keep_slots(self, slots: list[int]) -> None:
+        """Keeps the blocks of these slots only."""
         for name in ("tokens", "masked", "sizes", "passes", "committed_by"):
-            setattr(self, name, getattr(self, name)[places])
+            setattr(self, name, getattr(self, name)[slots])
 
 
 def decode_diffusion(batch: Batch, policy: CommitPolicy) -> None:
-    """Decodes all rows block by block (reference section 7).
+    """Decodes all sequences block by block (`docs/method.md`, "Decoding").
 
-    Rows do not wait for each other: one forward denoises the blocks of some and writes the complete blocks of others.
+    Sequences are not synchronised: one forward denoises the blocks of some and appends the complete blocks of others.
     """
     blocks = _empty_blocks(batch)
-    _begin_rows(batch, blocks, batch.places)
-    _turn_over(batch, blocks)
-    while batch.session.rows:
+    _prefill(batch, blocks, batch.slots)
+    _refill_slots(batch, blocks)
+    while batch.session.active:
         complete = ~blocks.masked.any(1)
         width = int(blocks.sizes.max())
-        logits = batch.session.look_or_append(blocks.tokens[:, :width], blocks.sizes, appended=complete)
-        proposals = batch.sampler.draw(logits, _wanted(blocks, complete, width))
-        _denoise(batch, policy, blocks, logits, proposals, ~complete)
-        written = torch.nonzero(complete).flatten()
-        _start_blocks(batch, blocks, written.tolist(), proposals[written, blocks.sizes[written] - 1])
-        _commit(batch, blocks, batch.places)
-        _turn_over(batch, blocks)
+        logits = batch.session.forward_mixed(blocks.tokens[:, :width], blocks.sizes, appended=complete)
+        sampled = batch.sampling.draw(logits, _to_sample(blocks, complete, width))
+        _denoise(batch, policy, blocks, logits, sampled, ~complete)
+        appended = torch.nonzero(complete).flatten()
+        _start_blocks(batch, blocks, appended.tolist(), sampled[appended, blocks.sizes[appended] - 1])
+        _commit(batch, blocks, batch.slots)
+        _refill_slots(batch, blocks)
 
 
 def _empty_blocks(batch: Batch) -> Blocks:
-    zeros = torch.zeros(len(batch.places), batch.options.block_length, dtype=torch.int64)
+    zeros = torch.zeros(len(batch.slots), batch.options.block_length, dtype=torch.int64)
     return Blocks(zeros.clone(), zeros.bool(), zeros[:, 0].clone(), zeros[:, 0].clone(), zeros)
 
 
-def _begin_rows(batch: Batch, blocks: Blocks, places: list[int]) -> None:
-    """Prefills the rows at these places, and begins the first block of each."""
-    _start_blocks(batch, blocks, places, batch.first_tokens(places))
-    _commit(batch, blocks, places)
+def _prefill(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
+    """Prefills the sequences in these slots and starts the first block of each."""
+    _start_blocks(batch, blocks, slots, batch.first_tokens(slots))
+    _commit(batch, blocks, slots)
 
 
-def _turn_over(batch: Batch, blocks: Blocks) -> None:
-    """Lets rows leave and others begin, until every row at work has something to do."""
+def _refill_slots(batch: Batch, blocks: Blocks) -> None:
+    """Refills the slots until every active sequence has a block to denoise or to append."""
     while True:
-        staying, fresh = batch.turn_over()
-        blocks.keep(staying)
-        if not fresh:
+        kept, admitted = batch.refill_slots()
+        blocks.keep_slots(kept)
+        if not admitted:
             return
-        _begin_rows(batch, blocks, fresh)
+        _prefill(batch, blocks, admitted)
 
 
-def _wanted(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
-    """Where a forward's predictions are drawn: at masks, and after the last token of a complete block."""
+def _to_sample(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
+    """Where a forward's tokens are sampled: at masks, and after the last token of a complete block."""
     last = torch.arange(width) == blocks.sizes[:, None] - 1
     return torch.where(complete[:, None], last, blocks.masked[:, :width])
 
 
-def _start_blocks(batch: Batch, blocks: Blocks, places: list[int], seeds: Tensor) -> None:
-    """`[seed, MASK x (size - 1)]` at these places; the seeds, int64 `[n]`, were predicted by the last forward."""
-    for place, seed in zip(places, seeds.tolist(), strict=True):
-        size = min(batch.options.block_length, batch.output(place).remaining)
-        blocks.tokens[place] = batch.mask_token_id
-        blocks.tokens[place, 0] = seed
-        blocks.masked[place] = False
-        blocks.masked[place, 1:size] = True
-        blocks.sizes[place] = size
-        blocks.passes[place] = 0
-        blocks.committed_by[place, 0] = batch.forwards_so_far(place)
+def _start_blocks(batch: Batch, blocks: Blocks, slots: list[int], seeds: Tensor) -> None:
+    """`[seed, MASK x (size - 1)]` in these slots; the seeds, int64 `[n]`, were sampled from the last forward."""
+    for slot, seed in zip(slots, seeds.tolist(), strict=True):
+        size = min(batch.options.block_length, batch.output(slot).remaining)
+        blocks.tokens[slot] = batch.mask_token_id
+        blocks.tokens[slot, 0] = seed
+        blocks.masked[slot] = False
+        blocks.masked[slot, 1:size] = True
+        blocks.sizes[slot] = size
+        blocks.passes[slot] = 0
+        blocks.committed_by[slot, 0] = batch.forwards_so_far(slot)
 
 
 def _denoise(
-    batch: Batch, policy: CommitPolicy, blocks: Blocks, logits: Tensor, proposals: Tensor, busy: Tensor
+    batch: Batch, policy: CommitPolicy, blocks: Blocks, logits: Tensor, sampled: Tensor, denoised: Tensor
 ) -> None:
-    """Commits what the policy chooses in the rows of bool `[a]` `busy`."""
-    places = torch.nonzero(busy).flatten()
-    if not len(places):
+    """Commits what the policy chooses in the slots of bool `[a]` `denoised`."""
+    slots = torch.nonzero(denoised).flatten()
+    if not len(slots):
         return
-    view = _view(batch, blocks, logits, proposals, places)
+    view = _view(batch, blocks, logits, sampled, slots)
     chosen = chosen_positions(policy, view)
-    for index, place in enumerate(places.tolist()):
+    for index, slot in enumerate(slots.tolist()):
         where = torch.nonzero(chosen[index]).flatten()
-        blocks.tokens[place, where] = proposals[place, where]
-        blocks.masked[place, where] = False
-        blocks.committed_by[place, where] = batch.forwards_so_far(place)
-        batch.output(place).accepted.append(len(where))
-    blocks.passes[places] += 1
+        blocks.tokens[slot, where] = sampled[slot, where]
+        blocks.masked[slot, where] = False
+        blocks.committed_by[slot, where] = batch.forwards_so_far(slot)
+        batch.output(slot).accepted.append(len(where))
+    blocks.passes[slots] += 1
 
 
-def _view(batch: Batch, blocks: Blocks, logits: Tensor, proposals: Tensor, places: Tensor) -> BlockView:
+def _view(batch: Batch, blocks: Blocks, logits: Tensor, sampled: Tensor, slots: Tensor) -> BlockView:
     width = logits.shape[1]
 
-    def look(tokens: Tensor) -> Tensor:
-        everyone = blocks.tokens[:, :width].clone()
-        everyone[places] = tokens
-        return batch.session.peek(everyone, blocks.sizes)[places]
+    def forward_uncounted(tokens: Tensor) -> Tensor:
+        all_tokens = blocks.tokens[:, :width].clone()
+        all_tokens[slots] = tokens
+        return batch.session.forward_uncounted(all_tokens, blocks.sizes)[slots]
 
     return BlockView(
-        tokens=blocks.tokens[places, :width],
-        masked=blocks.masked[places, :width],
-        proposals=proposals[places],
-        logits=logits[places],
-        passes=blocks.passes[places],
-        sizes=blocks.sizes[places],
-        rows=[batch.session.rows[place] for place in places.tolist()],
-        starts=batch.session.lengths[places],
-        look=look,
+        tokens=blocks.tokens[slots, :width],
+        masked=blocks.masked[slots, :width],
+        sampled=sampled[slots],
+        logits=logits[slots],
+        passes=blocks.passes[slots],
+        sizes=blocks.sizes[slots],
+        sequences=[batch.session.active[slot] for slot in slots.tolist()],
+        starts=batch.session.lengths[slots],
+        forward_uncounted=forward_uncounted,
     )
 
 
-def _commit(batch: Batch, blocks: Blocks, places: list[int]) -> None:
-    """Moves complete blocks into the outputs, and ends rows at a stop with no mask before it."""
-    for place in places:
-        output = batch.output(place)
-        size = int(blocks.sizes[place])
-        masked, tokens = blocks.masked[place, :size].tolist(), blocks.tokens[place, :size].tolist()
+def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
+    """Commits complete blocks, and ends sequences at a stop with no mask before it."""
+    for slot in slots:
+        output = batch.output(slot)
+        size = int(blocks.sizes[slot])
+        masked, tokens = blocks.masked[slot, :size].tolist(), blocks.tokens[slot, :size].tolist()
         certain = masked.index(True) if any(masked) else size
         if certain == size or output.stop_after(tokens[:certain]) is not None:
-            passes = blocks.committed_by[place, :certain].tolist()
+            passes = blocks.committed_by[slot, :certain].tolist()
             output.commit(tokens[:certain], passes, [False] + [True] * (certain - 1))
-            batch.tell(place)
+            batch.notify(slot)
         else:
-            _tell_of_block(batch, place, tokens, masked, blocks.committed_by[place, :size].tolist())
+            _notify_of_block(batch, slot, tokens, masked, blocks.committed_by[slot, :size].tolist())
 
 
-def _tell_of_block(batch: Batch, place: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:
-    """Shows a block that still has masks; what stands under a mask is not of this block."""
-    batch.tell(
-        place,
+def _notify_of_block(batch: Batch, slot: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:
+    """Reports a block that still has masks; under a mask `passes` holds leftovers of an earlier block."""
+    batch.notify(
+        slot,
         block=[None if hidden else token for token, hidden in zip(tokens, masked, strict=True)],
         committed_by=[0 if hidden else number for number, hidden in zip(passes, masked, strict=True)],
         drafted=[index > 0 and not hidden for index, hidden in enumerate(masked)],

@@ -10,20 +10,20 @@ from nld_train.decoding.algorithms.verification import Drafts, verify
 
 
 def decode_linear(batch: Batch) -> None:
-    """Decodes all rows, 1 to B tokens per 2 forwards, as AR decoding would (reference section 7)."""
-    seeds = batch.next_tokens(batch.begin_rows(batch.places))
-    while batch.session.rows:
+    """Decodes all sequences, 1 to B tokens per 2 forwards, as AR decoding would (`docs/method.md`, "Decoding")."""
+    seeds = batch.next_tokens(batch.prefill_first_tokens(batch.slots))
+    while batch.session.active:
         drafts = _draft(batch, seeds)
         before = batch.session.lengths
-        verdicts = batch.session.append(drafts.tokens, drafts.sizes)
-        accepted, following = verify(batch.sampler, drafts, verdicts)
+        target_logits = batch.session.forward_append(drafts.tokens, drafts.sizes)
+        accepted, bonus = verify(batch.sampling, drafts, target_logits)
         batch.session.crop(before + 1 + accepted)
-        batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, following)
-        seeds = batch.next_tokens(following)
+        batch.commit_cycle(drafts.tokens, drafts.sizes, accepted, bonus)
+        seeds = batch.next_tokens(bonus)
 
 
 def _draft(batch: Batch, seeds: Tensor) -> Drafts:
-    """Blocks `[seed, MASK x (size - 1)]` filled in one pass; a row with one token to go has nothing to draft."""
+    """Blocks `[seed, MASK x (size - 1)]` filled in one pass; with one token left there is nothing to draft."""
     sizes = batch.remaining().clamp(max=batch.options.block_length)
     tokens = torch.full((len(seeds), int(sizes.max())), batch.mask_token_id)
     tokens[:, 0] = seeds
@@ -31,5 +31,5 @@ def _draft(batch: Batch, seeds: Tensor) -> Drafts:
     masked[:, 0] = False
     if not bool(masked.any()):
         return Drafts(tokens, sizes, None)
-    logits = batch.session.look(tokens, sizes, adapter=batch.options.adapter, busy=sizes > 1)
-    return Drafts(torch.where(masked, batch.sampler.draw(logits, masked), tokens), sizes, logits)
+    logits = batch.session.forward_read_only(tokens, sizes, adapter=batch.options.adapter, counted=sizes > 1)
+    return Drafts(torch.where(masked, batch.sampling.draw(logits, masked), tokens), sizes, logits)

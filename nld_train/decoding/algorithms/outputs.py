@@ -1,4 +1,4 @@
-"""What has become of each row: its tokens, what committed them, when it stops; and the result of a whole batch."""
+"""The output of each sequence: its tokens, what committed them, when it stops; and the result of a whole batch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """A decoded batch. Lists have one member per row, in the order of the prompts.
+    """A decoded batch. Lists have one member per sequence, in the order of the prompts.
 
     Attributes:
-        token_ids: new tokens, the one that stopped the row included.
+        token_ids: new tokens, the one that stopped the sequence included.
         finish: `stop` (a stop token or string) or `length`.
         forwards: decode forwards of the batch.
         prefill: prefill forwards of the batch.
-        row_forwards: decode forwards that a row took part in: what it would have taken alone.
-        accepted: what each cycle brought: tokens of a verify pass (accepted drafts and the AR token after them) in the
-            speculative modes, positions committed by a denoising pass in diffusion, 1 in AR. What a stop cut off is not
-            counted in the speculative modes. The first token comes from the prefill, outside of any cycle.
-        committed_by: for each new token the row's forward that committed it, from 1; 0 for the prefill.
+        sequence_forwards: decode forwards that a sequence took part in: as many as it would take alone.
+        accepted: tokens of each cycle: accepted drafts and the bonus token of a verify pass in the speculative modes,
+            positions committed by a denoising pass in diffusion, 1 in AR. Tokens after a stop are not counted in the
+            speculative modes. The first token comes from the prefill and belongs to no cycle.
+        committed_by: for each new token the sequence's forward that committed it, from 1; 0 for the prefill.
         drafted: for each new token, whether it was a draft (or was denoised) rather than an AR prediction.
-        seconds: wall time of each row from its prefill to its last token, beside the other rows at work; without what
-            the observer took.
+        seconds: wall time of each sequence from its prefill to its last token, beside the other active sequences;
+            without the observer's time.
     """
 
     token_ids: list[list[int]]
     finish: list[Finish]
     forwards: int
     prefill: int
-    row_forwards: list[int]
+    sequence_forwards: list[int]
     accepted: list[list[int]]
     committed_by: list[list[int]]
     drafted: list[list[bool]]
@@ -43,35 +43,35 @@ class DecodeResult:
 
     @property
     def new_tokens(self) -> list[int]:
-        """Number of new tokens of each row."""
+        """Number of new tokens of each sequence."""
         return [len(ids) for ids in self.token_ids]
 
     @property
     def tokens_per_forward(self) -> list[float]:
-        """New tokens / decode forwards of each row, the prefill aside (reference section 7).
+        """New tokens / decode forwards of each sequence, without the prefill (`docs/method.md`, "Evaluation figures").
 
-        A row that the prefill alone completed had no decode forward; it counts as having had one.
+        A sequence that the prefill alone completed had no decode forward and counts as having had one.
         """
-        return [new / max(1, count) for new, count in zip(self.new_tokens, self.row_forwards, strict=True)]
+        return [new / max(1, count) for new, count in zip(self.new_tokens, self.sequence_forwards, strict=True)]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A row at one moment, for those who watch.
+    """The state of one sequence, for observers.
 
     Attributes:
-        row: its number among the prompts.
+        sequence: its number among the prompts.
         tokens: committed new tokens.
-        block: tokens of the block at work, None where still masked (diffusion).
-        rejected: drafts that this cycle refused (speculative modes).
-        finish: how it has ended; None while it goes on.
+        block: tokens of the current block, None where still masked (diffusion).
+        rejected: rejected drafts of this cycle (speculative modes).
+        finish: how it has ended; None while it is active.
         forwards: decode forwards it has taken part in.
-        seconds: as in `DecodeResult`; 0 while it goes on.
+        seconds: as in `DecodeResult`; 0 while it is active.
         committed_by: for each of `tokens`, then of `block`, as in `DecodeResult`; 0 where masked.
         drafted: likewise; False where masked.
     """
 
-    row: int
+    sequence: int
     tokens: tuple[int, ...]
     block: tuple[int | None, ...] = ()
     rejected: tuple[int, ...] = ()
@@ -86,8 +86,8 @@ Observer = Callable[[Progress], None]
 
 
 @dataclass
-class RowOutput:
-    """One row while it is being decoded."""
+class SequenceOutput:
+    """One sequence while it is being decoded."""
 
     budget: int
     options: DecodeOptions
@@ -98,7 +98,7 @@ class RowOutput:
     finish: Finish | None = None
     began: float = 0.0
     seconds: float = 0.0
-    # How many tokens, those of a block at work included, were looked at for a stop, and how many stand up to one.
+    # Tokens, those of the current block included, that were checked for a stop, and tokens up to and with the stop.
     _checked: int = field(default=0, init=False)
     _stop: int | None = field(default=None, init=False)
     _strings: StopStrings | None = field(default=None, init=False)
@@ -113,7 +113,7 @@ class RowOutput:
         return self.budget - len(self.tokens)
 
     def commit(self, tokens: Sequence[int], passes: Sequence[int], drafted: Sequence[bool]) -> int:
-        """Takes tokens up to the first stop and to the budget; returns how many it took."""
+        """Appends tokens up to the first stop and to the budget; returns how many were appended."""
         stop = self.stop_after(tokens)
         kept = min(len(tokens), self.remaining) if stop is None else stop
         self.tokens += tokens[:kept]
@@ -126,9 +126,9 @@ class RowOutput:
         return kept
 
     def stop_after(self, tokens: Sequence[int]) -> int | None:
-        """After how many of these next tokens the row stops; None if it goes on. The budget is kept in mind.
+        """After how many of these next tokens, within the budget, the sequence stops; None if it continues.
 
-        Tokens may be asked about before they are committed, and again with more behind them; each is looked at once.
+        Tokens may be passed before they are committed, and again with more behind them; each is checked once.
         """
         done = len(self.tokens)
         for token in tokens[self._checked - done : self.remaining]:

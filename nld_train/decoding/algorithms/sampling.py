@@ -1,4 +1,4 @@
-"""From logits to tokens: one random stream per row, so that a row's text does not depend on its batch."""
+"""From logits to tokens: one random stream per sequence, so that a text does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch import Tensor
 from nld_train.decoding.algorithms.options import DecodeOptions
 
 
-class Sampler:
-    """Draws tokens for the rows of a batch.
+class TokenSampling:
+    """Samples tokens from logits for the active sequences of a batch.
 
     Args:
         options: temperature, top-k, top-p and seeds.
-        rows: numbers of the rows, in the order of all tensors here.
+        sequences: numbers of the active sequences, in the order of all tensors here.
     """
 
-    def __init__(self, options: DecodeOptions, rows: Sequence[int]) -> None:
+    def __init__(self, options: DecodeOptions, sequences: Sequence[int]) -> None:
         self.options = options
         self.greedy = options.temperature == 0
-        # Drawn on the CPU: the same numbers on every device and on every rank.
-        self._generators = [self._stream(row) for row in rows]
+        # On the CPU, so that the numbers are the same on every device and on every rank.
+        self._generators = [self._stream(sequence) for sequence in sequences]
 
-    def begin_row(self, place: int, row: int) -> None:
-        """Gives a place to another row."""
-        self._generators[place] = self._stream(row)
+    def admit(self, slot: int, sequence: int) -> None:
+        """Assigns a slot to another sequence."""
+        self._generators[slot] = self._stream(sequence)
 
-    def keep(self, places: Sequence[int]) -> None:
-        """Forgets all rows but those at these places."""
-        self._generators = [self._generators[place] for place in places]
+    def keep_slots(self, slots: Sequence[int]) -> None:
+        """Keeps the streams of these slots only."""
+        self._generators = [self._generators[slot] for slot in slots]
 
-    def at(self, places: Sequence[int]) -> Sampler:
-        """A sampler for the rows at these places alone; it draws from the same streams."""
+    def at(self, slots: Sequence[int]) -> TokenSampling:
+        """Sampling for the sequences in these slots alone, from the same streams."""
         part = copy.copy(self)
-        part.keep(places)
+        part.keep_slots(slots)
         return part
 
-    def _stream(self, row: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.options.seed_of(row))
+    def _stream(self, sequence: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.options.seed_of(sequence))
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """Probabilities `[..., V]` after temperature, top-k and top-p; a greedy sampler puts all on the argmax."""
+        """Probabilities `[..., V]` after temperature, top-k and top-p; one-hot at the argmax where greedy."""
         if self.greedy:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
         logits = logits / self.options.temperature
@@ -53,22 +53,22 @@ class Sampler:
         probabilities = logits.softmax(-1)
         return probabilities if self.options.top_p == 1 else nucleus(probabilities, self.options.top_p)
 
-    def uniform(self, wanted: Tensor) -> Tensor:
-        """One number in [0, 1) for every True of bool `[a, T]` (CPU), from each row's own stream: float64 `[a, T]`."""
-        numbers = torch.zeros(wanted.shape, dtype=torch.float64)
-        for row, generator in enumerate(self._generators):
-            count = int(wanted[row].sum())
-            numbers[row, wanted[row]] = torch.rand(count, generator=generator, dtype=torch.float64)
+    def uniform(self, needed: Tensor) -> Tensor:
+        """One number in [0, 1) for every True of bool `[a, T]` (CPU), from each sequence's stream: float64 `[a, T]`."""
+        numbers = torch.zeros(needed.shape, dtype=torch.float64)
+        for slot, generator in enumerate(self._generators):
+            count = int(needed[slot].sum())
+            numbers[slot, needed[slot]] = torch.rand(count, generator=generator, dtype=torch.float64)
         return numbers
 
-    def draw(self, logits: Tensor, wanted: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, needed: Tensor) -> Tensor:
         """A token for every True of bool `[a, T]` (CPU) from logits `[a, T, V]`: int64 `[a, T]` on the CPU.
 
-        Positions that are not wanted get an argmax, which nobody should read, and cost no randomness.
+        The other positions hold arbitrary tokens and use no random numbers.
         """
         if self.greedy:
             return logits.argmax(-1).cpu()
-        return pick(self.distribution(logits), self.uniform(wanted))
+        return pick(self.distribution(logits), self.uniform(needed))
 
 
 def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
     heights = probabilities.double().cumsum(-1)
     targets = numbers.to(heights.device).unsqueeze(-1) * heights[..., -1:]
     found = torch.searchsorted(heights, targets, right=True).squeeze(-1)
-    # A number that rounds up to the total would land beyond the last token that has any probability.
+    # A number that rounds up to the total would select beyond the last token that has any probability.
     last = (probabilities > 0).to(torch.int8).flip(-1).argmax(-1)
     return torch.minimum(found, probabilities.shape[-1] - 1 - last).cpu()
 

@@ -1,6 +1,6 @@
-"""The cache of one batch as its decoders see it: prefill, look, append, crop, and the count of every forward.
+"""The KV cache of one batch as decode algorithms use it, and the count of every forward.
 
-A place is a line of the cache. It holds one row after another: when a row has finished, the next prompt begins there.
+A slot of the cache serves one sequence after another: when a sequence has finished, the next prompt is admitted to it.
 """
 
 from __future__ import annotations
@@ -14,136 +14,143 @@ from nld_train.decoding.engines.engine import Engine, Step
 
 
 class Session:
-    """Rows of unequal length on one engine. The cache holds causal keys and values of committed tokens only.
+    """Sequences of unequal length on one engine. The KV cache holds causal keys and values of committed tokens only.
 
     Args:
         engine: the model.
-        prompts: ids of each row.
-        places: how many rows are at work at once; the first prompts begin in them.
-        capacity: entries per place; must hold any row's text and the largest step beyond it.
+        prompts: ids of each sequence.
+        slots: how many sequences are active at once; the first prompts are admitted to them.
+        capacity: entries per slot; must fit any sequence's text and the largest step beyond it.
 
     Attributes:
-        rows: numbers of the rows at work, in the order of every tensor here.
+        active: numbers of the active sequences by slot, in the order of every tensor here.
         lengths: int64 `[a]`, committed tokens of each of them that are in the cache.
         forwards: decode forwards of the batch.
         prefills: prefill forwards of the batch.
-        row_forwards: decode forwards that each row of the whole batch took part in.
+        sequence_forwards: decode forwards that each sequence of the whole batch took part in.
     """
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], places: int, capacity: int) -> None:
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], slots: int, capacity: int) -> None:
         self.engine = engine
-        self.rows = list(range(places))
-        self.lengths = torch.zeros(places, dtype=torch.int64)
+        self.active = list(range(slots))
+        self.lengths = torch.zeros(slots, dtype=torch.int64)
         self.forwards = 0
         self.prefills = 0
-        self.row_forwards = [0] * len(prompts)
+        self.sequence_forwards = [0] * len(prompts)
         self._prompts = prompts
-        engine.begin(places, capacity)
+        engine.allocate(slots, capacity)
 
-    def begin_row(self, place: int, row: int) -> None:
-        """Gives a place to another row, whose prompt then has to be prefilled."""
-        self.rows[place] = row
+    def admit(self, slot: int, sequence: int) -> None:
+        """Assigns a slot to another sequence, whose prompt is still to be prefilled."""
+        self.active[slot] = sequence
         self.lengths = self.lengths.clone()
-        self.lengths[place] = 0
+        self.lengths[slot] = 0
 
-    def prefill(self, places: Sequence[int], masks: int = 0) -> Tensor:
-        """Runs prompts causally and keeps them.
+    def prefill(self, slots: Sequence[int], masks: int = 0) -> Tensor:
+        """Runs prompts causally and keeps their keys and values.
 
         Args:
-            places: of the rows whose prompts they are, ascending; no token of theirs is in the cache yet.
+            slots: of the sequences whose prompts they are, ascending; nothing of these sequences is in the cache yet.
             masks: so many mask tokens follow each prompt; they see the prompt and each other and are not kept.
 
         Returns:
-            float32 `[n, 1 + masks, V]`, one for each place: after the prompt's last token, then at each mask.
+            float32 `[n, 1 + masks, V]`, one for each slot: after the prompt's last token, then at each mask.
         """
-        prompts = [self._prompts[self.rows[place]] for place in places]
+        prompts = [self._prompts[self.active[slot]] for slot in slots]
         sizes = torch.tensor([len(prompt) for prompt in prompts])
         width = int(sizes.max()) + masks
         tokens = torch.full((len(sizes), width), self.engine.mask_token_id)
-        for line, prompt in zip(tokens, prompts, strict=True):
-            line[: len(prompt)] = torch.as_tensor(prompt)
-        where = torch.tensor(places)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = torch.as_tensor(prompt)
+        index = torch.tensor(slots)
         logits = self._run(
             tokens,
             sizes + masks,
             pattern=_prompt_then_masks(sizes, width, masks) if masks else None,
             outputs=(sizes - 1)[:, None] + torch.arange(1 + masks),
-            lines=None if len(places) == len(self.rows) else where,
+            slots=None if len(slots) == len(self.active) else index,
         )
         self.prefills += 1
-        self.lengths = self.lengths.index_copy(0, where, sizes)
+        self.lengths = self.lengths.index_copy(0, index, sizes)
         return logits
 
-    def look(self, tokens: Tensor, counts: Tensor, adapter: bool = False, busy: Tensor | None = None) -> Tensor:
-        """Runs a block over the cache, seeing itself in both directions; the cache stays as it is.
+    def forward_read_only(
+        self, tokens: Tensor, counts: Tensor, adapter: bool = False, counted: Tensor | None = None
+    ) -> Tensor:
+        """Runs a block that sees itself in both directions over the cache; the committed text stays as it is.
 
         Args:
             tokens: int64 `[a, T]`.
-            counts: int64 `[a]`, real tokens of each row.
+            counts: int64 `[a]`, real tokens of each sequence.
             adapter: with the drafter adapter.
-            busy: bool `[a]`, rows for which this forward counts; None for all.
+            counted: bool `[a]`, sequences for which this forward counts; None for all.
 
         Returns:
             float32 `[a, T, V]`.
         """
-        return self._counted(tokens, counts, busy, causal=torch.zeros(len(tokens), dtype=torch.bool), adapter=adapter)
+        causal = torch.zeros(len(tokens), dtype=torch.bool)
+        return self._run_counted(tokens, counts, counted, causal=causal, adapter=adapter)
 
-    def append(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """Runs tokens causally over the cache and keeps the first `counts` of each row: float32 `[a, T, V]`."""
-        logits = self._counted(tokens, counts)
+    def forward_append(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Runs tokens causally over the cache and commits the first `counts` of each sequence: float32 `[a, T, V]`."""
+        logits = self._run_counted(tokens, counts)
         self.lengths = self.lengths + counts
         return logits
 
-    def look_or_append(self, tokens: Tensor, counts: Tensor, appended: Tensor) -> Tensor:
-        """One forward in which the rows of bool `[a]` `appended` append, and the others look: float32 `[a, T, V]`."""
-        logits = self._counted(tokens, counts, causal=appended)
+    def forward_mixed(self, tokens: Tensor, counts: Tensor, appended: Tensor) -> Tensor:
+        """One forward that appends for the sequences of bool `[a]` `appended` and is read-only for the others.
+
+        Returns:
+            float32 `[a, T, V]`.
+        """
+        logits = self._run_counted(tokens, counts, causal=appended)
         self.lengths = self.lengths + torch.where(appended, counts, 0)
         return logits
 
-    def peek(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """`look` for oracles: not counted."""
+    def forward_uncounted(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """`forward_read_only` for the oracle bound: not counted."""
         return self._run(tokens, counts, causal=torch.zeros(len(tokens), dtype=torch.bool))
 
-    def append_pattern(self, tokens: Tensor, offsets: Tensor, pattern: Tensor, appended: int) -> Tensor:
-        """Runs tokens in an order and a pattern of their own and keeps the first `appended` of each row.
+    def forward_append_pattern(self, tokens: Tensor, offsets: Tensor, pattern: Tensor, appended: int) -> Tensor:
+        """Runs tokens with explicit offsets and visibility and commits the first `appended` of each sequence.
 
-        `reread` then tells the logits of the others.
+        `logits_at` afterwards returns the logits of the others.
 
         Args:
             tokens: int64 `[a, T]`.
-            offsets: int64 `[T]`, positions counted from each row's length; 0, 1, .. for the appended tokens.
+            offsets: int64 `[T]`, positions counted from each sequence's length; 0, 1, .. for the appended tokens.
             pattern: bool `[T, T]` (query, key); causal among the appended tokens, which see no others.
-            appended: tokens to keep.
+            appended: tokens to commit.
 
         Returns:
-            float32 `[a, appended, V]`, after each token that is kept.
+            float32 `[a, appended, V]`, after each committed token.
         """
         counts = torch.full((len(tokens),), tokens.shape[1])
         outputs = torch.arange(appended).expand(len(tokens), -1)
-        logits = self._counted(tokens, counts, offsets=offsets, pattern=pattern, outputs=outputs)
+        logits = self._run_counted(tokens, counts, offsets=offsets, pattern=pattern, outputs=outputs)
         self.lengths = self.lengths + appended
         return logits
 
-    def reread(self, outputs: Tensor) -> Tensor:
-        """Logits at int64 `[a, R]`, places in the tokens of the last forward, which is not run again: `[a, R, V]`."""
-        return self._without_mask(self.engine.reread(outputs))
+    def logits_at(self, outputs: Tensor) -> Tensor:
+        """Logits at indices int64 `[a, R]` into the tokens of the last forward, without another one: `[a, R, V]`."""
+        return self._without_mask(self.engine.logits_at(outputs))
 
     def crop(self, lengths: Tensor) -> None:
-        """Takes back committed tokens: int64 `[a]`, the length of each row from here on."""
+        """Removes committed tokens at the end: int64 `[a]`, the new length of each sequence."""
         if not bool((lengths <= self.lengths).all()):
-            raise ValueError("crop: a row cannot become longer")
+            raise ValueError("crop: a sequence cannot become longer")
         self.lengths = lengths
 
-    def keep(self, places: list[int]) -> None:
-        """Goes on with these places only; the rows in the others leave the cache."""
-        self.engine.keep(torch.tensor(places, dtype=torch.int64))
-        self.rows = [self.rows[place] for place in places]
-        self.lengths = self.lengths[places]
+    def keep_slots(self, slots: list[int]) -> None:
+        """Keeps these slots only; the sequences in the others leave the cache."""
+        self.engine.keep_slots(torch.tensor(slots, dtype=torch.int64))
+        self.active = [self.active[slot] for slot in slots]
+        self.lengths = self.lengths[slots]
 
-    def _counted(self, tokens: Tensor, counts: Tensor, busy: Tensor | None = None, **kwargs: object) -> Tensor:
+    def _run_counted(self, tokens: Tensor, counts: Tensor, counted: Tensor | None = None, **kwargs: object) -> Tensor:
         self.forwards += 1
-        for place, row in enumerate(self.rows):
-            self.row_forwards[row] += 1 if busy is None else int(busy[place])
+        for slot, sequence in enumerate(self.active):
+            self.sequence_forwards[sequence] += 1 if counted is None else int(counted[slot])
         return self._run(tokens, counts, **kwargs)  # type: ignore[arg-type]
 
     def _run(
@@ -154,11 +161,11 @@ class Session:
         offsets: Tensor | None = None,
         pattern: Tensor | None = None,
         outputs: Tensor | None = None,
-        lines: Tensor | None = None,
+        slots: Tensor | None = None,
         adapter: bool = False,
     ) -> Tensor:
         offsets = torch.arange(tokens.shape[1]) if offsets is None else offsets
-        cached = self.lengths if lines is None else self.lengths[lines]
+        cached = self.lengths if slots is None else self.lengths[slots]
         step = Step(
             tokens=tokens,
             positions=cached[:, None] + offsets,
@@ -167,13 +174,13 @@ class Session:
             causal=torch.ones(len(tokens), dtype=torch.bool) if causal is None else causal,
             pattern=pattern,
             outputs=outputs,
-            lines=lines,
+            slots=slots,
             adapter=adapter,
         )
         return self._without_mask(self.engine.forward(step))
 
     def _without_mask(self, logits: Tensor) -> Tensor:
-        """The mask is no text: it is never predicted, in no mode. float32."""
+        """float32 logits in which the mask token has minus infinity: no mode ever predicts it."""
         logits = logits.float()
         logits[..., self.engine.mask_token_id] = float("-inf")
         return logits

@@ -14,7 +14,7 @@ _BY_ROW = [field.name for field in fields(DecodeResult) if field.name not in _OF
 
 def tokens_per_forward(result: DecodeResult) -> float:
     """New tokens over decode forwards of all rows, each counted as if decoded alone; the prefill aside."""
-    return sum(result.new_tokens) / max(1, sum(result.row_forwards))
+    return sum(result.new_tokens) / max(1, sum(result.sequence_forwards))
 
 
 def accepted_per_cycle(result: DecodeResult) -> float | None:
@@ -62,10 +62,10 @@ def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Seq
     return {position: held[position] / number for position, number in enumerate(tested) if number}
 
 
-def one_row(result: DecodeResult, row: int) -> DecodeResult:
+def one_sequence(result: DecodeResult, row: int) -> DecodeResult:
     """A row as if it had been decoded alone."""
     lists = {name: [getattr(result, name)[row]] for name in _BY_ROW}
-    return DecodeResult(forwards=result.row_forwards[row], prefill=1, **lists)
+    return DecodeResult(forwards=result.sequence_forwards[row], prefill=1, **lists)
 
 
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:

@@ -18,11 +18,11 @@ from nld_train.decoding.algorithms.options import check_request
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress
 from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
 from nld_train.decoding.command_line.observers import InOrder, Observers
-from nld_train.decoding.command_line.request import Request, in_one_line, policy_of, read_request
-from nld_train.decoding.command_line.terminal import Watcher, numeric, print_row, printable, report_console
-from nld_train.decoding.command_line.variants import Way, refuse_unread, ways_of
+from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
+from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, printable, report_console
+from nld_train.decoding.command_line.variants import DecodeVariant, refuse_unread, variants_of
 from nld_train.decoding.engines.engine import Engine
-from nld_train.decoding.layout import first_process_speaks
+from nld_train.decoding.layout import only_rank_zero_prints
 
 # More of a text than any terminal has room for.
 _START_CHARACTERS = 200
@@ -31,7 +31,7 @@ _WARMING_TOKENS = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """All prompts in one way, and how long it took.
+    """All prompts in one variant, and how long it took.
 
     Attributes:
         result: their tokens.
@@ -58,78 +58,80 @@ def run(arguments: Namespace) -> None:
     refuse_unread(arguments)
     request = read_request(arguments)
     job = Job(request.source, request.texts, request.prompts, request.batch_size)
-    with in_one_line():
-        ways = ways_of(arguments, job.source, policy_of(arguments, job.source))
-        for way in ways:
-            check_request(job.source.description, job.prompts, way.mode, way.options)
+    with value_errors_as_user_errors():
+        variants = variants_of(arguments, job.source, policy_of(arguments, job.source))
+        for variant in variants:
+            check_request(job.source.description, job.prompts, variant.mode, variant.options)
     show = job.compare if arguments.compare else job.show
-    with job.source.open() as engine, first_process_speaks():
-        show(engine, ways, arguments.json)
+    with job.source.open() as engine, only_rank_zero_prints():
+        show(engine, variants, arguments.json)
 
 
 @dataclass(frozen=True)
 class Job(Request):
     """A request and how its answer is shown."""
 
-    def show(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
-        """Decodes in one way; rows are shown while they grow, and printed, or given as JSON, as they are done."""
-        way, console = ways[0], Console(highlight=False, soft_wrap=True)
+    def show(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
+        """Decodes in one variant; rows are shown while they grow, and printed, or given as JSON, as they are done."""
+        variant, console = variants[0], Console(highlight=False, soft_wrap=True)
         if as_json:
-            self._decode(engine, way, InOrder(lambda row: _print_json(self._record(way, row))))
+            self._decode(engine, variant, InOrder(lambda row: _print_json(self._record(variant, row))))
             return
         tokenizer, watcher = self.source.tokenizer, None
         if console.is_terminal:
-            watcher = Watcher(console, tokenizer, way.mode, self.texts)
+            watcher = Watcher(console, tokenizer, variant.mode, self.texts)
         printed = InOrder(
-            watcher.print if watcher else lambda row: print_row(console, tokenizer, way.mode, self.texts[row.row], row)
+            watcher.print
+            if watcher
+            else lambda row: print_sequence(console, tokenizer, variant.mode, self.texts[row.sequence], row)
         )
         with watcher or nullcontext():
-            decoded = self._decode(engine, way, watcher, printed)
-        console.print(_summary(way, decoded), style="dim")
+            decoded = self._decode(engine, variant, watcher, printed)
+        console.print(_summary(variant, decoded), style="dim")
 
-    def compare(self, engine: Engine, ways: list[Way], as_json: bool) -> None:
-        """Decodes in every way, AR first, and shows them side by side."""
+    def compare(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
+        """Decodes in every variant, AR first, and shows them side by side."""
         table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
         reference: list[list[int]] = []
-        for way in ways:
-            self._warm_up(engine, way)
-            decoded = self._decode(engine, way)
+        for variant in variants:
+            self._warm_up(engine, variant)
+            decoded = self._decode(engine, variant)
             token_ids = decoded.result.token_ids
             reference = reference or token_ids
             if as_json:
                 for row in decoded.rows:
-                    same = _same(way, [list(row.tokens)], [reference[row.row]])
-                    _print_json({**self._record(way, row), "agreement": same})
-            same = _same(way, token_ids, reference)
+                    same = _same(variant, [list(row.tokens)], [reference[row.sequence]])
+                    _print_json({**self._record(variant, row), "agreement": same})
+            same = _same(variant, token_ids, reference)
             figures = (
                 f"{tokens_per_forward(decoded.result):.2f}",
                 f"{decoded.speed:,.0f}",
                 "-" if same is None else f"{same:.1%}",
             )
-            table.add_row(way.name, self._one_line(token_ids[0]), *figures)
+            table.add_row(variant.name, self._one_line(token_ids[0]), *figures)
         if not as_json:
             report_console().print(table)
 
-    def _warm_up(self, engine: Engine, way: Way) -> None:
+    def _warm_up(self, engine: Engine, variant: DecodeVariant) -> None:
         """A few tokens that nobody counts: what a mode's first forwards cost once is not its speed."""
-        few = min(way.options.max_new_tokens, _WARMING_TOKENS)
+        few = min(variant.options.max_new_tokens, _WARMING_TOKENS)
         first = replace(self, prompts=self.prompts[: self.batch_size])
-        first._decode(engine, replace(way, options=replace(way.options, max_new_tokens=few)))
+        first._decode(engine, replace(variant, options=replace(variant.options, max_new_tokens=few)))
 
-    def _decode(self, engine: Engine, way: Way, *observers: Observer | None) -> Decoded:
-        policy = way.policy(engine) if way.policy else None
+    def _decode(self, engine: Engine, variant: DecodeVariant, *observers: Observer | None) -> Decoded:
+        policy = variant.policy(engine) if variant.policy else None
         rows: list[Progress] = []
         observer = Observers(*observers, InOrder(rows.append))
         begin = time.perf_counter()
-        result = decode(engine, self.prompts, way.mode, way.options, policy, observer, self.batch_size)
+        result = decode(engine, self.prompts, variant.mode, variant.options, policy, observer, self.batch_size)
         return Decoded(result, rows, time.perf_counter() - begin - observer.seconds)
 
-    def _record(self, way: Way, row: Progress) -> dict[str, Any]:
+    def _record(self, variant: DecodeVariant, row: Progress) -> dict[str, Any]:
         """One prompt as JSON, all numbers its own; `seconds` beside the others at work."""
         new = len(row.tokens)
         return {
-            "mode": way.name,
-            "prompt": self.texts[row.row],
+            "mode": variant.name,
+            "prompt": self.texts[row.sequence],
             "text": self.source.tokenizer.decode(list(row.tokens), skip_special_tokens=True),
             "token_ids": list(row.tokens),
             "new_tokens": new,
@@ -145,16 +147,16 @@ class Job(Request):
         return Text(text[:_START_CHARACTERS], no_wrap=True, overflow="ellipsis")
 
 
-def _same(way: Way, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
+def _same(variant: DecodeVariant, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
     """Share of tokens equal to AR's; None of sampled texts, which may differ however like AR they are drawn."""
-    return agreement(token_ids, reference) if way.options.temperature == 0 else None
+    return agreement(token_ids, reference) if variant.options.temperature == 0 else None
 
 
 def _print_json(record: dict[str, Any]) -> None:
     print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
-def _summary(way: Way, decoded: Decoded) -> str:
+def _summary(variant: DecodeVariant, decoded: Decoded) -> str:
     new = sum(decoded.result.new_tokens)
     figures = f"{tokens_per_forward(decoded.result):.2f} tokens per forward, {decoded.speed:,.0f} tokens/s"
-    return f"{way.name}: {new} tokens in {decoded.seconds:.2f} s, {figures}"
+    return f"{variant.name}: {new} tokens in {decoded.seconds:.2f} s, {figures}"

@@ -43,7 +43,7 @@ class InOrder:
         """See `outputs.Observer`."""
         if progress.finish is None:
             return
-        self._held[progress.row] = progress
+        self._held[progress.sequence] = progress
         while (row := self._held.pop(self._next, None)) is not None:
             self._next += 1
             self._take(row)

@@ -25,8 +25,8 @@ PolicyOf = Callable[[Engine], CommitPolicy]
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
-    """What the decoder refuses is the user's to mend."""
+def value_errors_as_user_errors() -> Iterator[None]:
+    """The decoder's ValueErrors are mistakes in the request and become UserErrors."""
     try:
         yield
     except ValueError as error:
@@ -145,7 +145,7 @@ def policy_of(arguments: Any, source: Source) -> PolicyOf:
     for name, default in POLICY_DEFAULTS.items():
         if name not in ("policy", arguments.policy) and getattr(arguments, name) != default:
             raise UserError(f"--{name}: the policy {arguments.policy!r} does not read it; add --policy {name}")
-    with in_one_line():
+    with value_errors_as_user_errors():
         # Before the sampler is looked for, and in every mode: a threshold out of range is never meant.
         threshold = Threshold(arguments.threshold)
         plain: dict[str, Callable[[], CommitPolicy]] = {

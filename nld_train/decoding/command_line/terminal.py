@@ -38,7 +38,7 @@ def numeric(name: str) -> Column:
     return Column(name, justify="right", min_width=max(map(len, name.split())))
 
 
-def print_row(console: Console, tokenizer: Any, mode: Mode, prompt: str, row: Progress) -> None:
+def print_sequence(console: Console, tokenizer: Any, mode: Mode, prompt: str, row: Progress) -> None:
     """Prints a prompt and its continuation, a row that has finished, in the colours of what committed it."""
     styles = styles_of(mode, row.committed_by, row.drafted)
     console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), row.tokens, styles))
@@ -95,7 +95,7 @@ def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
     return found
 
 
-class RowView:
+class SequenceView:
     """One row as far as it has come: its tokens, masks among them, and their styles."""
 
     def __init__(self, mode: Mode) -> None:
@@ -141,7 +141,7 @@ class Watcher:
         self._console, self._tokenizer, self._mode = console, tokenizer, mode
         self._decode = _decode_of(tokenizer)
         self._prompts = prompts
-        self._rows: dict[int, RowView] = {}
+        self._rows: dict[int, SequenceView] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._shown = 0.0
 
@@ -155,16 +155,16 @@ class Watcher:
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
         if progress.finish is None:
-            self._rows.setdefault(progress.row, RowView(self._mode)).update(progress)
+            self._rows.setdefault(progress.sequence, SequenceView(self._mode)).update(progress)
         else:
-            self._rows.pop(progress.row, None)
+            self._rows.pop(progress.sequence, None)
         # At once without a row that has finished: when that is printed, it must not stand there twice.
         if progress.finish is not None or time.perf_counter() - self._shown > _REFRESH_SECONDS:
             self._show()
 
     def print(self, row: Progress) -> None:
         """Prints a finished row for good, above those at work."""
-        print_row(self._console, self._tokenizer, self._mode, self._prompts[row.row], row)
+        print_sequence(self._console, self._tokenizer, self._mode, self._prompts[row.sequence], row)
 
     def _show(self) -> None:
         rows = sorted(self._rows.items())

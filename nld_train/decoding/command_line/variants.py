@@ -1,4 +1,4 @@
-"""The ways to decode that a command line of `nld-decode` asks for."""
+"""The decode variants of a command line of `nld-decode`: a mode with its options and commit policy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nld_train.errors import UserError
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to decode the prompts.
+class DecodeVariant:
+    """A decode mode with its options and commit policy.
 
     Attributes:
         name: the mode, with a remark where it drafts with the adapter, commits by another policy than the threshold, or
@@ -60,19 +60,23 @@ def refuse_unread_policy(arguments: Namespace) -> None:
             raise UserError(f"--{name}: mode {arguments.mode!r} has no denoising passes; only diffusion reads it")
 
 
-def ways_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[Way]:
-    """A comparison has every mode, AR first, and linear with the adapter where one is wanted.
+def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[DecodeVariant]:
+    """A comparison has every mode, AR first, and linear with the adapter where `--adapter` is given.
 
     Raises:
         ValueError: a setting out of its range.
     """
     if not arguments.compare:
-        return [_way(arguments, source, policy, arguments.mode, bool(arguments.adapter))]
-    ways = [_way(arguments, source, policy, mode) for mode in get_args(Mode)]
-    return [*ways, _way(arguments, source, policy, "linear", adapter=True)] if arguments.adapter else ways
+        return [_variant(arguments, source, policy, arguments.mode, bool(arguments.adapter))]
+    variants = [_variant(arguments, source, policy, mode) for mode in get_args(Mode)]
+    if arguments.adapter:
+        variants.append(_variant(arguments, source, policy, "linear", adapter=True))
+    return variants
 
 
-def _way(arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, adapter: bool = False) -> Way:
+def _variant(
+    arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, adapter: bool = False
+) -> DecodeVariant:
     options = DecodeOptions(
         max_new_tokens=arguments.max_new_tokens,
         block_length=arguments.block_length,
@@ -84,7 +88,7 @@ def _way(arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, ada
         ar_weight=arguments.ar_weight if mode == "quadratic" else 1.0,
         **stopping(source.tokenizer, arguments.stop, source.stop_tokens),
     )
-    return Way(_name(arguments, mode, adapter), mode, options, policy if mode == "diffusion" else None)
+    return DecodeVariant(_name(arguments, mode, adapter), mode, options, policy if mode == "diffusion" else None)
 
 
 def _name(arguments: Namespace, mode: Mode, adapter: bool) -> str:

@@ -1,9 +1,8 @@
-"""What a decoder asks of a model: one forward over a static cache. Everything else is arithmetic on lengths.
+"""The interface between decode algorithms and a model: one forward over a static KV cache.
 
-The cache has one line of entries for each row at work; entry e of a row holds the keys and values of the token at
-position e. The decoder alone knows how many entries of a row count as its text, and says so in every step
-(`Step.cached`). An engine keeps no lengths and needs no "crop": entries at and beyond `cached` are seen by nobody,
-whatever lies in them.
+The KV cache has one slot per active sequence; entry e of a slot holds the keys and values of the token at position e.
+Only the decoder tracks how many entries of a slot are committed text, and passes it in every step (`Step.cached`). An
+engine stores no lengths and needs no "crop": entries at and beyond `cached` are never visible, whatever they contain.
 """
 
 from __future__ import annotations
@@ -17,23 +16,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """One forward over `a` rows and T tokens each. All tensors are on the CPU.
+    """One forward over `a` sequences of T tokens each. All tensors are on the CPU.
 
-    Every query sees its row's entries `0 .. cached-1`, and of this step's tokens those that `visible_inside` allows.
-    Afterwards entry `cached + i` of a row holds the keys and values of its token i (for i < counts); whether they stay
-    is decided by `cached` of the next step. Entries below `cached` never change.
+    Every query sees entries `0 .. cached-1` of its slot, and of this step's tokens those that `visible_inside` allows.
+    Afterwards entry `cached + i` of a slot holds the keys and values of token i (for i < counts); whether they become
+    part of the text is decided by `cached` of the next step. Entries below `cached` never change.
 
     Attributes:
         tokens: int64 `[a, T]`.
         positions: int64 `[a, T]`, for the rotary embedding and the query scale. They may pass the context length by a
             block in the last cycles of quadratic self-speculation.
-        counts: int64 `[a]`, real tokens of each row, 1..T; the rest is padding at the end, whose logits nobody reads.
+        counts: int64 `[a]`, real tokens of each sequence, 1..T; the rest is padding at the end with unused logits.
         cached: int64 `[a]`, entries of the cache that are visible.
-        causal: bool `[a]`, rows whose tokens see each other causally (True) or in both directions (False).
-        pattern: bool `[T, T]` or `[a, T, T]` (query, key), says who sees whom instead of `causal`; None elsewhere.
-        outputs: int64 `[a, R]`, the tokens whose logits are wanted; None for all T.
-        lines: int64 `[a]`, the lines of the cache that the rows stand on, each once; None for all lines in order.
-        adapter: run with the drafter adapter. What such a step leaves in the cache is never kept.
+        causal: bool `[a]`, sequences whose tokens see each other causally (True) or in both directions (False).
+        pattern: bool `[T, T]` or `[a, T, T]` (query, key), the visibility inside the step in place of `causal`; or
+            None.
+        outputs: int64 `[a, R]`, the tokens whose logits are returned; None for all T.
+        slots: int64 `[a]`, the slot of each sequence, each at most once; None for all slots in order.
+        adapter: run with the drafter adapter. Entries that such a step writes are never committed.
     """
 
     tokens: Tensor
@@ -43,13 +43,13 @@ class Step:
     causal: Tensor
     pattern: Tensor | None = None
     outputs: Tensor | None = None
-    lines: Tensor | None = None
+    slots: Tensor | None = None
     adapter: bool = False
 
     def visible_inside(self) -> Tensor:
         """Which tokens of the step see each other: bool `[a, T, T]` (query, key).
 
-        Padding is seen by itself alone, so that no query is left with nothing to see.
+        Padding sees itself and is hidden from all others, so that no query has an empty row in its mask.
         """
         index = torch.arange(self.tokens.shape[1])
         if self.pattern is None:
@@ -68,13 +68,13 @@ class Step:
 
 
 class Limits(Protocol):
-    """What a request is checked against, whether or not the weights have been read.
+    """What a request is checked against, before or after the weights are read.
 
     Attributes:
         vocabulary_size: V, without padding of a parallel head.
-        mask_token_id: the id that stands at masked positions.
-        context_length: the most tokens a row may have.
-        has_adapter: can it run steps with `adapter=True`.
+        mask_token_id: the id of masked tokens.
+        context_length: most tokens of a sequence.
+        has_adapter: whether steps with `adapter=True` can run.
     """
 
     vocabulary_size: int
@@ -84,23 +84,23 @@ class Limits(Protocol):
 
 
 class Engine(Limits, Protocol):
-    """A model with a static cache. Under model parallelism every rank runs the decoder and must get the same logits."""
+    """A model with a static KV cache. Under model parallelism every rank runs the decoder and gets the same logits."""
 
-    def begin(self, rows: int, capacity: int) -> None:
-        """Makes an empty cache of `rows` lines with `capacity` entries each, in place of any earlier one."""
+    def allocate(self, slots: int, capacity: int) -> None:
+        """Makes an empty KV cache of so many slots with `capacity` entries each, in place of any earlier one."""
 
     def forward(self, step: Step) -> Tensor:
-        """Runs a step over lines of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
+        """Runs a step over slots of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
 
-        They may lie on any device; what a decoder makes of them lies on the CPU.
+        They may be on any device; tokens that a decoder derives from them are on the CPU.
         """
 
-    def reread(self, outputs: Tensor) -> Tensor:
-        """Logits of other tokens of the last step: int64 `[a, R]`, its tokens, to float `[a, R, V]`.
+    def logits_at(self, outputs: Tensor) -> Tensor:
+        """Logits of other tokens of the last step, whose indices int64 `[a, R]` are given: float `[a, R, V]`.
 
-        Only the head runs. Which logits are worth their price often depends on others of the same forward. Comes right
-        after the forward: nothing began and no line was dropped in between.
+        Only the head runs: which logits are needed often depends on others of the same forward. Must follow the
+        forward directly, with no `allocate` or `keep_slots` in between.
         """
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all lines but these (int64, in this order): rows have finished, and no others wait for their lines."""
+    def keep_slots(self, slots: Tensor) -> None:
+        """Frees all slots but these (int64, in this order): their sequences have finished and no prompt waits."""

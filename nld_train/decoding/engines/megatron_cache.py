@@ -32,7 +32,7 @@ class KeyValueCache:
             self.layers[layer] = (like.new_zeros(shape), like.new_zeros(shape))
         return self.layers[layer]
 
-    def keep(self, rows: Tensor) -> None:
+    def keep_slots(self, rows: Tensor) -> None:
         """Goes on with these lines only, int64 `[n]`, in this order."""
         self.rows = len(rows)
         self.layers = {
@@ -62,7 +62,7 @@ class Destinations:
         """The destinations of any step."""
         real = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
         rows, tokens = real.nonzero(as_tuple=True)
-        lines = rows if step.lines is None else step.lines[rows]
+        lines = rows if step.slots is None else step.slots[rows]
         entries = step.cached[rows] + tokens
         return cls(rows.to(device), lines.to(device), tokens.to(device), entries.to(device))
 
@@ -111,8 +111,8 @@ class CachedContext:
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
             cache=cache,
-            destinations=None if together and step.lines is None else Destinations.of(step, device),
-            lines=None if step.lines is None else step.lines.to(device),
+            destinations=None if together and step.slots is None else Destinations.of(step, device),
+            lines=None if step.slots is None else step.slots.to(device),
             size=size,
             visible=visible,
             adapted=cosine.new_ones(1, 1, 1) if step.adapter else None,

@@ -64,20 +64,20 @@ class MegatronEngine:
                     leaner.enter_context(lean(chunk))
                 yield self
         finally:
-            self.begin(0, 0)
+            self.allocate(0, 0)
             for chunk in self.chunks:
                 chunk.set_input_tensor(None)
             for chunk, mode in zip(self.chunks, modes, strict=True):
                 chunk.train(mode)
 
-    def begin(self, rows: int, capacity: int) -> None:
-        """See `engine.Engine.begin`."""
-        self._cache = KeyValueCache(rows, capacity)
+    def allocate(self, slots: int, capacity: int) -> None:
+        """See `engine.Engine.allocate`."""
+        self._cache = KeyValueCache(slots, capacity)
         self._rows, self._hidden = 0, None
 
-    def keep(self, rows: Tensor) -> None:
-        """See `engine.Engine.keep`."""
-        self._cache.keep(rows)
+    def keep_slots(self, slots: Tensor) -> None:
+        """See `engine.Engine.keep_slots`."""
+        self._cache.keep_slots(slots)
         self._rows, self._hidden = 0, None
 
     def forward(self, step: Step) -> Tensor:
@@ -93,9 +93,9 @@ class MegatronEngine:
             streams.forget(handle)
         return logits.view(rows, wanted.shape[1], self.vocabulary_size)
 
-    def reread(self, outputs: Tensor) -> Tensor:
-        """See `engine.Engine.reread`."""
-        assert len(outputs) == self._rows, "nothing was run, or a line was dropped since"
+    def logits_at(self, outputs: Tensor) -> Tensor:
+        """See `engine.Engine.logits_at`."""
+        assert len(outputs) == self._rows, "nothing was run, or a slot was freed since"
         index, logits = self._index(outputs), torch.empty(0)
         if self._hidden is not None:
             logits = self.chunks[-1].logits(self._hidden.index_select(0, index))

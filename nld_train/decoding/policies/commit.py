@@ -13,35 +13,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BlockView:
-    """The blocks of some rows after a denoising pass, as a policy sees them. Tensors on the CPU unless said otherwise.
+    """The blocks of some sequences after a denoising pass, the input of a policy.
+
+    Tensors are on the CPU unless stated otherwise.
 
     Attributes:
         tokens: int64 `[d, T]`, the mask id where masked.
         masked: bool `[d, T]`.
-        proposals: int64 `[d, T]`, what a masked position would become: the argmax, or a draw with a temperature.
+        sampled: int64 `[d, T]`, the token sampled at each masked position: the argmax, or a draw with a temperature.
         logits: float32 `[d, T, V]` on the model's device; the mask id has minus infinity.
-        passes: int64 `[d]`, denoising passes that each row made on this block before this one.
+        passes: int64 `[d]`, denoising passes made on each block before this one.
         sizes: int64 `[d]`, tokens of each block; what stands beyond is padding.
-        rows: numbers of the rows among the prompts.
+        sequences: numbers of the sequences among the prompts.
         starts: int64 `[d]`, position of each block's first token.
-        look: runs other tokens int64 `[d, T]` in place of the blocks and returns their logits `[d, T, V]`; for oracles,
-            and not counted.
+        forward_uncounted: runs other tokens int64 `[d, T]` in place of the blocks and returns their logits
+            `[d, T, V]`; for the oracle bound, and not counted.
     """
 
     tokens: Tensor
     masked: Tensor
-    proposals: Tensor
+    sampled: Tensor
     logits: Tensor
     passes: Tensor
     sizes: Tensor
-    rows: list[int]
+    sequences: list[int]
     starts: Tensor
-    look: Callable[[Tensor], Tensor]
+    forward_uncounted: Callable[[Tensor], Tensor]
 
     @cached_property
     def confidence(self) -> Tensor:
-        """float32 `[d, T]`: probability of the proposal before any temperature."""
-        of = self.proposals.to(self.logits.device).unsqueeze(-1)
+        """float32 `[d, T]`: probability of the sampled token before any temperature."""
+        of = self.sampled.to(self.logits.device).unsqueeze(-1)
         return self.logits.softmax(-1).gather(-1, of).squeeze(-1).cpu()
 
     @cached_property
@@ -132,7 +134,7 @@ class TotalSteps:
         steps: passes for a whole text, whose blocks have at least one each.
         blocks: how many of a text's blocks have masks.
         block_length: tokens of a block; only the last of a text may be shorter.
-        prompt_lengths: tokens of each row's prompt, for all rows of the batch.
+        prompt_lengths: tokens of each prompt of the batch.
 
     Raises:
         ValueError: fewer passes than blocks.
@@ -149,7 +151,7 @@ class TotalSteps:
 
     def choose(self, view: BlockView) -> Tensor:
         """See `CommitPolicy`."""
-        prompts = torch.tensor([self.prompt_lengths[row] for row in view.rows])
+        prompts = torch.tensor([self.prompt_lengths[sequence] for sequence in view.sequences])
         block = (view.starts - prompts) // self.block_length
         return _even_share(view, self.steps // self.blocks + (block < self.steps % self.blocks).long())
 

@@ -42,7 +42,7 @@ def fingerprint(engine: Engine) -> str:
     return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def check_place(directory: Path) -> None:
+def check_directory(directory: Path) -> None:
     """Refuses to save a sampler where other things lie: what stands there is replaced.
 
     Raises:

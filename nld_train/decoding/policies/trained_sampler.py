@@ -107,13 +107,13 @@ class TrainedSampler(nn.Module):
         device = self.table.device
         embeddings = self.table[seen.top.to(device)].flatten(2)
         hidden = self.enter(torch.cat([embeddings, seen.statistics.to(device)], -1))
-        hidden = hidden + _places(hidden.shape[1], hidden.shape[2]).to(hidden)
+        hidden = hidden + _positions(hidden.shape[1], hidden.shape[2]).to(hidden)
         logits: Tensor = self.leave(self.layers(hidden, src_key_padding_mask=~seen.real.to(device)))
         return logits.squeeze(-1)
 
 
-def _places(length: int, width: int) -> Tensor:
-    """Sinusoidal encoding of the places in a block (Vaswani et al. 2017, section 3.5): `[length, width]`."""
+def _positions(length: int, width: int) -> Tensor:
+    """Sinusoidal encoding of the positions in a block (Vaswani et al. 2017, section 3.5): `[length, width]`."""
     frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width))
     angles = torch.arange(length)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)

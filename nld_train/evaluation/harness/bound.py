@@ -62,7 +62,7 @@ def score_by_bound(
         for turn in range(len(askers[rows[0]])):
             going = [row for row in rows if len(askers[row]) > turn]
             if turn > 0:
-                engine.keep(torch.arange(len(going)))
+                engine.keep_slots(torch.arange(len(going)))
             indices = [askers[row][turn] for row in going]
             for index, result in zip(indices, _bounds(engine, [requests[i] for i in indices], settings), strict=True):
                 found[index] = result
@@ -76,7 +76,7 @@ def _read_contexts(engine: Engine, contexts: Sequence[Sequence[int]], longest: i
     tokens = torch.full((len(contexts), int(sizes.max())), engine.mask_token_id)
     for place, context in enumerate(contexts):
         tokens[place, : len(context)] = torch.tensor(context)
-    engine.begin(len(contexts), tokens.shape[1] + max(settings.tokens_at_once, 2 * longest))
+    engine.allocate(len(contexts), tokens.shape[1] + max(settings.tokens_at_once, 2 * longest))
     engine.forward(
         Step(
             tokens=tokens,

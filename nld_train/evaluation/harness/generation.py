@@ -48,7 +48,7 @@ def generate(
         prompts = [row.prompt for row in rows]
         observer = _each_ending(answered, [1] * len(rows))
         result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None, observer, batch_size)
-        for index, ids, forwards in zip(indices, result.token_ids, result.row_forwards, strict=True):
+        for index, ids, forwards in zip(indices, result.token_ids, result.sequence_forwards, strict=True):
             found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
     return [found[index] for index in range(len(requests))]
 
@@ -58,7 +58,7 @@ def _each_ending(answered: Answered, requests: Sequence[int]) -> Observer:
 
     def observe(progress: Progress) -> None:
         if progress.finish is not None:
-            answered(requests[progress.row])
+            answered(requests[progress.sequence])
 
     return observe
 

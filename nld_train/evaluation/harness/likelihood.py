@@ -62,7 +62,7 @@ def _predictions(
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = torch.tensor(row)
     piece = max(1, logits_at_once // (len(rows) * engine.vocabulary_size))
-    engine.begin(len(rows), width)
+    engine.allocate(len(rows), width)
     start = 0
     for begin, end in pairwise([*range(first, width, piece), width]):
         # A row that has ended reads one more token of padding, which nobody looks at.

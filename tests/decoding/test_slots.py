@@ -35,7 +35,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         yield megatron
 
 
-def read(engine: Engine, rows: list[list[int]], cached: list[int], lines: list[int] | None, causal: bool) -> Tensor:
+def read(engine: Engine, rows: list[list[int]], cached: list[int], slots: list[int] | None, causal: bool) -> Tensor:
     """Logits of the rows' real tokens, one after the other: `[n, V]`."""
     counts = torch.tensor([len(row) for row in rows])
     tokens = torch.full((len(rows), int(counts.max())), engine.mask_token_id)
@@ -47,7 +47,7 @@ def read(engine: Engine, rows: list[list[int]], cached: list[int], lines: list[i
         counts=counts,
         cached=torch.tensor(cached),
         causal=torch.full((len(rows),), causal),
-        lines=None if lines is None else torch.tensor(lines),
+        slots=None if slots is None else torch.tensor(slots),
     )
     return engine.forward(step)[torch.arange(tokens.shape[1]) < counts[:, None]].clone()
 
@@ -57,14 +57,14 @@ def test_a_row_begins_in_the_place_of_another(engine: Engine, lines: list[int]) 
     """Its logits, and afterwards those of all rows, are as if it had been there from the beginning."""
     rows = [NEW[line] if line in lines else prompt for line, prompt in enumerate(OLD)]
     fresh = [rows[line] for line in lines]
-    engine.begin(3, 16)
+    engine.allocate(3, 16)
     read(engine, OLD, [0, 0, 0], None, causal=True)
     begun = read(engine, fresh, [0] * len(lines), lines, causal=True)
     later = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
 
-    engine.begin(len(lines), 16)
+    engine.allocate(len(lines), 16)
     torch.testing.assert_close(begun, read(engine, fresh, [0] * len(lines), None, causal=True))
-    engine.begin(3, 16)
+    engine.allocate(3, 16)
     read(engine, rows, [0, 0, 0], None, causal=True)
     expected = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
     torch.testing.assert_close(later, expected)
@@ -72,7 +72,7 @@ def test_a_row_begins_in_the_place_of_another(engine: Engine, lines: list[int]) 
 
 def test_a_block_over_some_lines(engine: Engine) -> None:
     """Lines in the middle of their text, each seeing its own cache."""
-    engine.begin(3, 16)
+    engine.allocate(3, 16)
     read(engine, OLD, [0, 0, 0], None, causal=True)
     lengths = [len(row) for row in OLD]
     whole = read(engine, BLOCK, lengths, None, causal=False).view(3, 2, -1)
