@@ -15,35 +15,16 @@ from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.paths import (
+    CONFIG_FILE,
+    PROGRESS_FILE,
+    DanglingLatestError,
+    find_checkpoint,
+    is_hugging_face,
+)
 
-_LATEST = "latest"
 # Runs that start from runs: more links than this is a circle.
 _MOST_LINKS = 16
-
-
-def is_hugging_face(directory: Path) -> bool:
-    """Whether a directory is a Hugging Face model and not one of Megatron's checkpoints."""
-    return (directory / "config.json").is_file() and not (directory / "model.json").is_file()
-
-
-def megatron_directory(path: Path) -> Path | None:
-    """The Megatron checkpoint that a path means: one itself, or the latest of a run; None where there is none.
-
-    Raises:
-        UserError: `latest` names nothing.
-    """
-    for pointer in (path / _LATEST, path / "checkpoints" / _LATEST):
-        if pointer.is_file():
-            path = _named_by(pointer)
-            break
-    return path if (path / "model.json").is_file() else None
-
-
-def _named_by(pointer: Path) -> Path:
-    try:
-        return pointer.with_name(pointer.read_text().strip())
-    except ValueError as error:  # empty, a path, or no text at all
-        raise UserError(f"{pointer}: must hold the name of a checkpoint beside it ({error})") from error
 
 
 def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:
@@ -63,7 +44,7 @@ def require_megatron(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = megatron_directory(path)
+    found = find_checkpoint(path)
     if found is None:
         raise UserError(
             f"{path}: is neither a checkpoint, nor a run with checkpoints/latest, nor a Hugging Face directory"
@@ -102,7 +83,7 @@ def read_record(directory: Path) -> Record:
         UserError: a file there is damaged.
     """
     config = _run_config(directory)
-    progress, note = directory / "progress.json", directory / SOURCE / "conversion.json"
+    progress, note = directory / PROGRESS_FILE, directory / SOURCE / "conversion.json"
     origin, lost = _origin(directory)
     tokenizers = [directory / TOKENIZER]
     if config is not None and config.data.tokenizer is not None:
@@ -122,7 +103,7 @@ def read_record(directory: Path) -> Record:
 
 
 def _run_config(directory: Path) -> Config | None:
-    path = directory / "config.yaml"
+    path = directory / CONFIG_FILE
     if not path.is_file():
         return None
     try:
@@ -141,7 +122,10 @@ def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
         if config is None or config.init.checkpoint is None:
             return None, None
         started = Path(config.init.checkpoint)
-        directory = megatron_directory(started) or started
+        try:
+            directory = find_checkpoint(started) or started
+        except DanglingLatestError as error:
+            return None, error.pointer.with_name(error.name or "nothing")
         if not directory.exists():
             return None, directory
     return None, None

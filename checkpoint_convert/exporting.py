@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from checkpoint_convert.adapter import adapter_beside, copy_adapter, require_adapter
-from checkpoint_convert.checkpoints import Record, is_hugging_face, read_record, require_megatron
+from checkpoint_convert.checkpoints import Record, read_record, require_megatron
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
 from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
@@ -22,6 +22,7 @@ from checkpoint_convert.staging import progress_bar, staged
 from checkpoint_convert.weights import DTYPES, row_blocks
 from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.paths import is_hugging_face
 
 
 def export_checkpoint(

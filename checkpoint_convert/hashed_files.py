@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from nld_train.training.checkpoint.integrity import Checksums, Crc32
+from nld_train.training.checkpoint.manifest import Checksums, Crc32
 
 
 class HashedFiles(FileSystem):

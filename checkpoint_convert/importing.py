@@ -15,7 +15,8 @@ from checkpoint_convert.staging import progress_bar, staged
 from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.errors import UserError
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.checkpoint.integrity import write_manifest
+from nld_train.training.checkpoint.manifest import write_manifest
+from nld_train.training.checkpoint.paths import MODEL_FILE
 
 SOURCE = "source"
 _CONFIGS = ("config.json", "generation_config.json")
@@ -48,7 +49,7 @@ def import_checkpoint(
     with staged(destination, total) as temporary:
         with progress_bar(f"import {source.name}", total) as written:
             known = save(weights, temporary, written)
-        (temporary / "model.json").write_text(json.dumps(asdict(weights.model), indent=1))
+        (temporary / MODEL_FILE).write_text(json.dumps(asdict(weights.model), indent=1))
         (temporary / SOFTWARE).write_text(json.dumps(software(), indent=1))
         _copy_descriptions(weights, temporary)
         if adapter is not None:

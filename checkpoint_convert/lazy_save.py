@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from checkpoint_convert.hashed_files import HashedFiles
 from checkpoint_convert.mapping import ENTRIES, Entry, entry_layers, entry_shape, global_shape, segments
 from checkpoint_convert.weights import Weights, entry_dtype, fill_rows, row_blocks
-from nld_train.training.checkpoint.integrity import Checksums
+from nld_train.training.checkpoint.manifest import Checksums
 
 # Large enough that files are read and written in long runs, small enough to be reused as one buffer.
 PIECE_BYTES = 64 << 20

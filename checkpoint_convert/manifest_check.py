@@ -1,17 +1,16 @@
 """What export and verify compare with the manifest of a Megatron checkpoint before they read anything else of it.
 
 Not the shards (`*.distcp`): each piece in them has a CRC-32 of its own, which is compared when the piece is read, so
-that nothing is read twice. `nld_train.training.checkpoint.integrity` compares them too, where all of a checkpoint is
+that nothing is read twice. `nld_train.training.checkpoint.manifest` compares them too, where all of a checkpoint is
 needed.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.integrity import MANIFEST, Checksums, checksums
+from nld_train.training.checkpoint.manifest import MANIFEST, Checksums, ManifestError, checksums, read_manifest
 
 SHARD = ".distcp"
 _PICKLES = (".metadata", "common.pt")
@@ -23,7 +22,7 @@ def refuse_damage(directory: Path) -> None:
     Raises:
         UserError: there is no manifest, a file is not what was written, or a pickle is there that it does not list.
     """
-    listed = _read_manifest(directory)
+    listed = _listed_files(directory)
     for name in _PICKLES:
         if (directory / name).exists() and name not in listed:
             raise UserError(f"{directory / name}: is not in {MANIFEST}, and will not be unpickled")
@@ -37,12 +36,8 @@ def refuse_damage(directory: Path) -> None:
             raise UserError(f"{path}: does not have the content that was written (checksum)")
 
 
-def _read_manifest(directory: Path) -> Checksums:
-    path = directory / MANIFEST
+def _listed_files(directory: Path) -> Checksums:
     try:
-        listed = json.loads(path.read_text())["files"]
-        return {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; the checkpoint was not written to its end") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); the checkpoint is damaged") from error
+        return read_manifest(directory)
+    except ManifestError as error:
+        raise UserError(f"{directory / MANIFEST}: {error}; the checkpoint is damaged") from error

@@ -26,6 +26,7 @@ from checkpoint_convert.stored_piece import StoredPiece
 from nld_train.config.load import model_from_dict
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.paths import MODEL_FILE
 
 _MOST_CHECKS = 8
 
@@ -168,7 +169,7 @@ def read_model(directory: Path) -> ModelConfig:
     Raises:
         UserError: it cannot be read, or another version wrote a key that may change what the weights mean.
     """
-    path = directory / "model.json"
+    path = directory / MODEL_FILE
     try:
         return model_from_dict(json.loads(path.read_text()))
     except OSError as error:

@@ -26,13 +26,12 @@ def main() -> None:
     from nld_train.decoding.algorithms.decode import decode
     from nld_train.decoding.algorithms.statistics import accepted_per_cycle, tokens_per_forward
     from nld_train.decoding.load import find_source
-    from nld_train.training.checkpoint.load import resolve_checkpoint
 
     directory = Path(sys.argv[1])
     source = find_source(directory)
     lines = (directory / "prompts.jsonl").read_text().splitlines()
     prompts = [source.tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
-    length = block_length(resolve_checkpoint(str(directory)))
+    length = block_length(source.directory)
     table = Table("drafts of linear self-speculation", "tokens/forward", "tokens/cycle", "tokens/s", "equal to AR")
     with source.open() as engine:
         options = DecodeOptions(max_new_tokens=NEW_TOKENS, block_length=length, stop_tokens=source.stop_tokens)

@@ -22,6 +22,8 @@ from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors
+from nld_train.training.checkpoint.manifest import find_damage
+from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
 
 EXPORT_TYPE = "nemotron_labs_diffusion"
 
@@ -70,8 +72,6 @@ def find_source(
         UserError: it is none of them, it is damaged, no tokenizer is known of it, or an adapter or the layout does not
             fit it.
     """
-    from checkpoint_convert.checkpoints import is_hugging_face, megatron_directory
-
     if is_hugging_face(path):
         if layout.processes > 1:
             raise UserError(
@@ -79,7 +79,7 @@ def find_source(
                 "checkpoint of it that several can share"
             )
         return _find_export(path, tokenizer, adapter)
-    directory = megatron_directory(path)
+    directory = find_checkpoint(path)
     if directory is None:
         what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
         raise UserError(f"{path}: {what}")
@@ -89,7 +89,6 @@ def find_source(
 def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
     from checkpoint_convert.checkpoints import read_record
     from checkpoint_convert.megatron import read_model
-    from nld_train.training.checkpoint.integrity import find_damage
 
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")

@@ -1,9 +1,7 @@
-"""The checkpoints of a run, looked at from outside, without torch."""
+"""The checkpoints of a run, read from its directory without torch."""
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +9,16 @@ from nld_train.config.compose import compose_config
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.integrity import MANIFEST, find_damage
-
-# So large a share of the files has no file: names and sizes are checked, and nothing is read.
-_NO_CHECKSUMS = sys.maxsize
+from nld_train.training.checkpoint.contents import Progress, read_progress
+from nld_train.training.checkpoint.manifest import MANIFEST, find_damage
+from nld_train.training.checkpoint.paths import (
+    CONFIG_FILE,
+    UNFINISHED,
+    checkpoints_directory,
+    step_of_name,
+    unfinished_checkpoints,
+    written_checkpoints,
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class CheckpointState:
     Attributes:
         path: of its directory.
         step: of the run.
-        stage: that made it.
+        stage: that made it; `?` where the checkpoint does not say it.
         ends_stage: whether that stage is complete with it.
         written: when it was finished, in seconds since the epoch.
         damage: what is wrong with it, or None.
@@ -46,10 +50,9 @@ def checkpoint_states(directory: Path, read_all: bool) -> list[CheckpointState]:
         read_all: compare the checksums of all files, which means to read them; otherwise names and sizes.
     """
     states: list[CheckpointState] = []
-    names = sorted((directory / "checkpoints").glob("step_*"), reverse=True)
-    for path in (path for path in names if not path.name.endswith(".tmp")):
+    for path in written_checkpoints(checkpoints_directory(directory)):
         state = _state(path, read_all)
-        if state is None:  # the retention rules have just taken it
+        if state is None:  # the retention rules have just deleted it
             continue
         states.append(state)
         if state.damage is None:
@@ -58,35 +61,40 @@ def checkpoint_states(directory: Path, read_all: bool) -> list[CheckpointState]:
 
 
 def _state(path: Path, read_all: bool) -> CheckpointState | None:
-    damage = find_damage(path) if read_all else find_damage(path, share=_NO_CHECKSUMS)
+    damage = find_damage(path, parts=1 if read_all else 0)
+    progress = _progress(path)
     try:
-        progress = json.loads((path / "progress.json").read_text())
-        written = (path / MANIFEST).stat().st_mtime
-    except FileNotFoundError:
-        if not path.exists():
-            return None
-        progress, written = {}, path.stat().st_mtime
-    stage_step = progress.get("stage_step")
+        written = next(file for file in (path / MANIFEST, path) if file.exists()).stat().st_mtime
+    except (StopIteration, FileNotFoundError):
+        return None
     return CheckpointState(
         path=path,
-        step=progress.get("step", int(path.name.rpartition("_")[2])),
-        stage=progress.get("stage", "?"),
-        ends_stage=stage_step is not None and stage_step == progress.get("stage_steps"),
+        step=step_of_name(path.name) if progress is None else progress.step,
+        stage="?" if progress is None else progress.stage,
+        ends_stage=progress is not None and progress.ends_stage,
         written=written,
         damage=damage,
     )
+
+
+def _progress(path: Path) -> Progress | None:
+    """How far the run was; None in a damaged checkpoint."""
+    try:
+        return read_progress(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def settings_of(states: list[CheckpointState]) -> Config | None:
     """The settings beside the newest checkpoint that has readable ones, whichever version wrote them."""
     for state in states:
         try:
-            return read_saved_config((state.path / "config.yaml").read_text(), compose_config())
+            return read_saved_config((state.path / CONFIG_FILE).read_text(), compose_config())
         except (OSError, UserError):
             continue
     return None
 
 
 def being_written(directory: Path) -> list[str]:
-    """Names of the checkpoints that are not complete: under way, or left behind by a kill."""
-    return sorted(path.name.removesuffix(".tmp") for path in (directory / "checkpoints").glob("step_*.tmp"))
+    """Names of the checkpoints that are not complete: under way, or left by a kill."""
+    return [path.name.removesuffix(UNFINISHED) for path in unfinished_checkpoints(checkpoints_directory(directory))]

@@ -22,7 +22,7 @@ from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext, register
 from nld_train.training.checkpoint import load as checkpoint
-from nld_train.training.checkpoint.integrity import write_manifest
+from nld_train.training.checkpoint.manifest import write_manifest
 
 CPU = torch.device("cpu")
 

@@ -94,13 +94,13 @@ def read(reader: str, imported: Path) -> int:
 
         return decode([str(imported), "--mode", "ar", "--prompt", "x"])
     from nld_train.config.compose import compose_config
-    from nld_train.training.checkpoint.initial_weights import find_starting_weights
+    from nld_train.training.checkpoint.initial_weights import find_initial_weights
     from nld_train.training.loop.parallel import parallel_groups
 
     config = compose_config([f"init.checkpoint={imported}", "execution.device=cpu"])
     try:
         with parallel_groups(config):
-            find_starting_weights(config)
+            find_initial_weights(config)
     except UserError as error:
         print(error, file=sys.stderr)
     return 2
@@ -119,7 +119,7 @@ def test_a_pickle_that_is_not_listed_is_not_read(
 
 
 def test_the_manifest_names_every_file(imported: Path) -> None:
-    from nld_train.training.checkpoint.integrity import MANIFEST, find_damage
+    from nld_train.training.checkpoint.manifest import MANIFEST, find_damage
 
     files = {path.relative_to(imported).as_posix(): path for path in imported.rglob("*") if path.is_file()}
     listed = json.loads((imported / MANIFEST).read_text())["files"]

@@ -16,7 +16,7 @@ from tiny_runs import newest_checkpoint
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.importing import import_checkpoint
-from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
+from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 PLAIN = Source("versions")
 PLAIN_TEXT = larger(TEXT) | {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}

@@ -17,7 +17,7 @@ from trained_runs import ALPHA, ORIGINAL_LENGTH
 from checkpoint_convert.cli import main
 from checkpoint_convert.exporting import export_checkpoint
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
+from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 LENGTH = 4 * ORIGINAL_LENGTH
 TOKENS = torch.randint(4, 260, (1, LENGTH), generator=torch.Generator().manual_seed(5))

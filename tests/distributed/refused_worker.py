@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 
 from nld_train.config.load import config_from_yaml
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.load import megatron_save
+from nld_train.training.checkpoint import megatron_save
 from nld_train.training.loop.run import train
 
 OWNERS = {"megatron_save": megatron_save, "FileSystemWriterAsync": FileSystemWriterAsync}

@@ -43,7 +43,7 @@ def test_a_diverged_run_leaves_its_last_checkpoint(token_set: str, tmp_path: Pat
     assert errors
     assert all(("loss is" in line or "gradient norm is" in line) for line in errors), done.output
     assert "Traceback" not in done.output
-    from nld_train.training.checkpoint.integrity import find_damage
+    from nld_train.training.checkpoint.manifest import find_damage
 
     assert newest_checkpoint(tmp_path).name == "step_00000001"
     assert find_damage(newest_checkpoint(tmp_path)) is None

@@ -15,7 +15,7 @@ from rich.console import Console
 from tiny_runs import newest_checkpoint, run_command
 
 from nld_train.commands.decode import main
-from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
+from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
 SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--threshold", "0.3")

@@ -13,7 +13,7 @@ from tiny_runs import newest_checkpoint, records_of
 from training_runs import AR_STEPS, Train
 
 from nld_train.config.compose import compose_config
-from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.contents import Progress
 from nld_train.training.checkpoint.resume import changed_settings
 
 OTHER_RATES = ("stages.ar.schedule.learning_rate=1e-3", "stages.ar.schedule.final_learning_rate=1e-5")

@@ -12,7 +12,7 @@ from run_equality import assert_same_run
 from tiny_runs import SHORT, records_of, short_stages
 from training_runs import Train
 
-from nld_train.training.checkpoint.integrity import MANIFEST, find_damage
+from nld_train.training.checkpoint.manifest import MANIFEST, find_damage
 
 Command = Callable[..., tuple[int, str]]
 SHARD = "__0_0.distcp"

@@ -19,9 +19,9 @@ from training_runs import Train
 from nld_train.config.schema import CheckpointConfig
 from nld_train.files import synchronise
 from nld_train.model.adapter_files import AdapterShape
+from nld_train.training.checkpoint import megatron_save, retention
 from nld_train.training.checkpoint import save as saving
-from nld_train.training.checkpoint.load import megatron_save, retention
-from nld_train.training.checkpoint.megatron_save import Plan, Written, write_share
+from nld_train.training.checkpoint.megatron_save import Plan, Written, write_files
 from nld_train.training.checkpoint.retention import apply_retention, make_room
 
 Command = Callable[..., tuple[int, str]]
@@ -62,9 +62,9 @@ def test_a_shard_that_cannot_be_written(command: Command, tmp_path: Path, monkey
         directory = Path(plan.writer.checkpoint_dir)
         if directory.name == "step_00000002.tmp":
             shutil.rmtree(directory)
-        return write_share(plan)
+        return write_files(plan)
 
-    monkeypatch.setattr(saving, "write_share", write_nowhere)
+    monkeypatch.setattr(saving, "write_files", write_nowhere)
     assert_one_line(*command(f"run.dir={tmp_path}", "checkpoint.every=1"), "step_00000002.tmp", "No such file")
     assert newest_checkpoint(tmp_path).name == "step_00000001"
 

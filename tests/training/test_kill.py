@@ -18,7 +18,7 @@ from children import Child, fork_server
 from run_equality import assert_same_run
 from tiny_runs import SHORT, records_of, short_stages
 
-from nld_train.training.checkpoint.load import UNFINISHED
+from nld_train.training.checkpoint.paths import UNFINISHED
 
 SEED = 20260726
 STEPS = 24

@@ -17,7 +17,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict
 from nld_train.config.saved import read_saved_config
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.integrity import MANIFEST, write_manifest
+from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 Command = Callable[..., tuple[int, str]]
 

@@ -11,7 +11,8 @@ from tiny_runs import SHORT, newest_checkpoint, short_stages
 from training_runs import Train
 
 from nld_train.config.schema import CheckpointConfig
-from nld_train.training.checkpoint.load import Progress, written_checkpoints
+from nld_train.training.checkpoint.contents import Progress
+from nld_train.training.checkpoint.paths import written_checkpoints
 from nld_train.training.checkpoint.retention import apply_retention
 
 

@@ -20,8 +20,8 @@ from tiny_runs import newest_checkpoint, saved_tensors
 from training_runs import Train
 
 from nld_train.training.checkpoint import save as saving
-from nld_train.training.checkpoint.load import Progress
-from nld_train.training.checkpoint.megatron_save import Plan, _snapshot, plan_save, write_share
+from nld_train.training.checkpoint.contents import Progress
+from nld_train.training.checkpoint.megatron_save import Plan, _snapshot, plan_save, write_files
 from nld_train.training.loop import run
 
 
@@ -38,7 +38,7 @@ def test_what_the_next_step_changes_is_not_saved(
 
     def write_late(plan: Plan) -> Any:
         assert overwritten.wait(60)
-        return write_share(plan)
+        return write_files(plan)
 
     def plan_and_note(*arguments: Any) -> Plan:
         plan = plan_save(*arguments)
@@ -58,7 +58,7 @@ def test_what_the_next_step_changes_is_not_saved(
 
     train(tmp_path / "left_alone", "run.max_steps=3")
     with monkeypatch.context() as patch:
-        patch.setattr(saving, "write_share", write_late)
+        patch.setattr(saving, "write_files", write_late)
         patch.setattr(saving, "plan_save", plan_and_note)
         patch.setattr(run, "CheckpointWriter", Overwritten)
         train(tmp_path / "overwritten", "run.max_steps=3")

@@ -1,4 +1,8 @@
-"""What a disk may refuse to one rank only: done so that all ranks know, and none waits for one that has left."""
+"""Collective error propagation: file operations of one rank whose errors are raised on every rank.
+
+A full disk or a lost mount can fail one rank only. Were the error raised there alone, the other ranks would wait for
+that rank in their next collective until it times out.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 Result = TypeVar("Result")
 
 
-class RefusedError(Exception):
-    """A rank could not do what it was to do.
+class RankFailedError(Exception):
+    """A file operation failed on some rank.
 
     Attributes:
-        rank: the first one that could not.
+        rank: the first one on which it failed.
         reason: in one line.
     """
 
@@ -28,42 +32,42 @@ class RefusedError(Exception):
         self.reason = reason
 
 
-def on_every_rank(act: Callable[[], Result]) -> list[Result]:
-    """Does something with files on every rank; called by all together.
+def on_every_rank(operation: Callable[[], Result]) -> list[Result]:
+    """Runs a file operation on every rank; called by all together.
 
     Args:
-        act: must not communicate. What it returns is sent to the other ranks.
+        operation: must not communicate. What it returns is gathered, and so must be picklable.
 
     Returns:
         What it returned on each rank, in their order.
 
     Raises:
-        RefusedError: on every rank, if the disk refused it to one.
+        RankFailedError: on every rank, if it failed on one.
     """
-    mine: Result | RefusedError
+    own: Result | RankFailedError
     try:
-        mine = act()
+        own = operation()
     except _DISK_ERRORS as error:
-        mine = RefusedError(dist.get_rank(), _in_one_line(error))
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    for part in parts:
-        if isinstance(part, RefusedError):
-            raise part
-    return parts
+        own = RankFailedError(dist.get_rank(), _first_line(error))
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    for result in gathered:
+        if isinstance(result, RankFailedError):
+            raise result
+    return gathered
 
 
-def on_first_rank(act: Callable[[], Result]) -> Result:
-    """Does something with files on rank 0 while the others wait; returns on all ranks what it returned there.
+def on_first_rank(operation: Callable[[], Result]) -> Result:
+    """Runs a file operation on rank 0 while the others wait; returns its result on all ranks.
 
     Raises:
-        RefusedError: on every rank, if the disk refused it.
+        RankFailedError: on every rank, if it failed.
     """
-    first: Any = on_every_rank(lambda: act() if dist.get_rank() == 0 else None)[0]
+    first: Any = on_every_rank(lambda: operation() if dist.get_rank() == 0 else None)[0]
     return cast(Result, first)
 
 
-def _in_one_line(error: Exception) -> str:
-    """What the error says, without the frames that torch's C++ errors have below."""
-    said = (str(error).splitlines() or [""])[0]
-    return said if isinstance(error, OSError) else f"{type(error).__name__}: {said}"
+def _first_line(error: Exception) -> str:
+    """The error's message, without the stack frames that torch's C++ errors append to it."""
+    message = (str(error).splitlines() or [""])[0]
+    return message if isinstance(error, OSError) else f"{type(error).__name__}: {message}"

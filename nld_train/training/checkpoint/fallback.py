@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest one that is sound. What is passed over is named on standard error."""
+"""Which checkpoint a run continues from: the newest sound one. Each one passed over is named on standard error."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.integrity import find_damage
-from nld_train.training.checkpoint.load import LATEST, unfinished_checkpoints, written_checkpoints
+from nld_train.training.checkpoint.manifest import find_damage
+from nld_train.training.checkpoint.paths import LATEST, latest_name, unfinished_checkpoints, written_checkpoints
 
 
 def newest_sound_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint to go on from, the same on every rank; called by all of them together.
+    """The checkpoint to continue from, the same on every rank; called by all of them together.
 
     Args:
         directory: `<run.dir>/checkpoints`.
 
     Returns:
-        None where the run never completed a checkpoint: it begins.
+        None where the run never completed a checkpoint: it starts at its first step.
 
     Raises:
-        UserError: there are checkpoints, or were, and none is sound. Beginning again would drop all steps made so far
-            and write over what may still be mended.
+        UserError: there are checkpoints, or were, and none is sound. To start again would drop all steps made so far
+            and write over what may still be repaired.
     """
-    written = _seen_by_first_rank(directory)
+    written = _listed_by_first_rank(directory)
     damages: list[str] = []
     for path in written:
-        damage = agreed_damage(path)
+        damage = damage_on_any_rank(path)
         if damage is None:
-            _tell([*_unfinished(directory), *map(_passed_over, damages), *_lost_latest(directory, path)])
+            _print_on_first_rank([*_unfinished(directory), *map(_passed_over, damages), *_lost_latest(directory, path)])
             return path
         damages.append(f"{path} is damaged: {damage}")
     _refuse_lost_checkpoints(directory, damages)
-    _tell(_unfinished(directory))
+    _print_on_first_rank(_unfinished(directory))
     return None
 
 
 def _refuse_lost_checkpoints(directory: Path, damages: list[str]) -> None:
     if not damages and not (directory / LATEST).is_file():
         return
-    found = "; ".join(damages) or f"{LATEST} names {_latest(directory)}, which does not exist"
+    found = "; ".join(damages) or f"{LATEST} names {latest_name(directory)}, which does not exist"
     raise UserError(
         f"run.dir: no sound checkpoint is left in {directory} ({found}); put one back, or use a new run.dir, "
         f"or delete {directory} to begin again"
     )
 
 
-def _seen_by_first_rank(directory: Path) -> list[Path]:
-    """The written checkpoints, the newest first, as rank 0 sees them: a network disk may show others something else."""
-    seen = [written_checkpoints(directory)]
-    dist.broadcast_object_list(seen, src=0)
-    return seen[0]
+def _listed_by_first_rank(directory: Path) -> list[Path]:
+    """The written checkpoints as rank 0 lists them, the newest first: a network disk may show other ranks others."""
+    listed = [written_checkpoints(directory)]
+    dist.broadcast_object_list(listed, src=0)
+    return listed[0]
 
 
-def agreed_damage(directory: Path) -> str | None:
-    """What any rank found wrong with a checkpoint, or None; called by all, who share out the files."""
+def damage_on_any_rank(directory: Path) -> str | None:
+    """What any rank found wrong with a checkpoint, or None; called by all ranks, each of which reads some files."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, find_damage(directory, dist.get_rank(), dist.get_world_size()))
     return next((damage for damage in found if damage is not None), None)
@@ -73,21 +73,14 @@ def _passed_over(damage: str) -> str:
 
 
 def _lost_latest(directory: Path, chosen: Path) -> list[str]:
-    """`latest` is only for readers: a run looks at the checkpoints themselves, and so need not stop here."""
-    name = _latest(directory)
+    """A line where `latest` names nothing: a run lists the checkpoints themselves, and need not stop for it."""
+    name = latest_name(directory)
     if name is None or (directory / name).is_dir():
         return []
     return [f"checkpoint {directory / name}, named by {LATEST}, does not exist; {chosen.name} is taken"]
 
 
-def _latest(directory: Path) -> str | None:
-    try:
-        return (directory / LATEST).read_text().strip()
-    except FileNotFoundError:
-        return None
-
-
-def _tell(lines: list[str]) -> None:
+def _print_on_first_rank(lines: list[str]) -> None:
     if dist.get_rank() == 0:
         for line in lines:
             print(line, file=sys.stderr)

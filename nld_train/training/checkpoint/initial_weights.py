@@ -7,50 +7,69 @@ from typing import Any
 
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.registry import resolve
 from nld_train.training.checkpoint import load as checkpoint
-from nld_train.training.checkpoint.fallback import agreed_damage
+from nld_train.training.checkpoint.contents import saved_model
+from nld_train.training.checkpoint.fallback import damage_on_any_rank
+from nld_train.training.checkpoint.paths import DanglingLatestError, find_checkpoint, is_hugging_face
 from nld_train.training.checkpoint.resume import refuse_other_model
 from nld_train.training.loop.optimizer import unwrap
 
+# The readers of a Hugging Face directory, imported where one is given: conversion imports training, not the reverse.
+_SHAPES_OF_HUGGING_FACE = "checkpoint_convert.direct:model_config_of"
+_LOAD_HUGGING_FACE = "checkpoint_convert.direct:load_hugging_face"
 
-def find_starting_weights(config: Config) -> Path | None:
+
+def find_initial_weights(config: Config) -> Path | None:
     """The directory that `init.checkpoint` means, checked against the model; called by all ranks together.
 
-    Only where there is no checkpoint to go on from: that holds all weights, and what it was started from may be gone.
+    It is only needed where there is no checkpoint to continue from: that has all weights, and what the run was started
+    from may have been deleted since.
 
     Raises:
-        UserError: there is none, it is damaged, or it holds another model.
+        UserError: there is none, it is damaged, or its model is another one.
     """
     if config.init.checkpoint is None:
         return None
     given = Path(config.init.checkpoint)
-    if _is_hugging_face(given):
-        from checkpoint_convert.direct import model_config_of
-
-        refuse_other_model(given, model_config_of(given, config.model.mask_token_id), config.model)
+    if is_hugging_face(given):
+        shapes = resolve(_SHAPES_OF_HUGGING_FACE)(given, config.model.mask_token_id)
+        refuse_other_model(given, shapes, config.model)
         return given
-    directory = checkpoint.resolve_checkpoint(config.init.checkpoint)
-    if (damage := agreed_damage(directory)) is not None:
+    directory = require_checkpoint(given)
+    if (damage := damage_on_any_rank(directory)) is not None:
         raise UserError(f"init.checkpoint: {directory} is damaged: {damage}; name another one")
-    refuse_other_model(directory, checkpoint.saved_model(directory), config.model)
+    refuse_other_model(directory, saved_model(directory), config.model)
     return directory
 
 
-def load_starting_weights(directory: Path, config: Config, model: list[Any]) -> None:
+def require_checkpoint(path: Path) -> Path:
+    """The checkpoint of this project that `init.checkpoint` means: one itself, or the newest of a run directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        directory = find_checkpoint(path)
+    except DanglingLatestError as error:
+        name = error.name or "nothing"
+        raise UserError(
+            f"init.checkpoint: {error.pointer} names {name}, which does not exist; name another one"
+        ) from error
+    if directory is None:
+        raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
+    return directory
+
+
+def load_initial_weights(directory: Path, config: Config, model: list[Any]) -> None:
     """Loads the weights, and nothing else, into this rank's part of the model, under any layout.
 
     Args:
-        directory: from `find_starting_weights`.
+        directory: from `find_initial_weights`.
         config: the run.
         model: this rank's chunks, wrapped.
     """
-    if not _is_hugging_face(directory):
+    if is_hugging_face(directory):
+        resolve(_LOAD_HUGGING_FACE)(directory, [unwrap(chunk) for chunk in model], config.model)
+    else:
         checkpoint.load(directory, model, None)
-        return
-    from checkpoint_convert.direct import load_hugging_face
-
-    load_hugging_face(directory, [unwrap(chunk) for chunk in model], config.model)
-
-
-def _is_hugging_face(directory: Path) -> bool:
-    return (directory / "config.json").is_file()

@@ -1,8 +1,8 @@
 """Megatron's save in parts: a plan that all ranks make together, files that each writes by itself, and their index.
 
-`dist_checkpointing.save` and the callbacks that it returns do the same in one go, with rank 0's small files between
-what ranks do together: where the disk refuses one of those, rank 0 leaves and the others wait for ever. The format is
-Megatron's, and so is all that reads and writes it.
+`dist_checkpointing.save` and the callbacks that it returns do the same in one call, and write rank 0's small files
+between two collectives: if one of those fails, rank 0 raises and the others wait for ever. The format is Megatron's,
+and so is the code that reads and writes tensors.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from nld_train.training.checkpoint.collective_errors import on_first_rank
-from nld_train.training.checkpoint.integrity import Checksums, checksums
 from nld_train.training.checkpoint.load import SHARDING
+from nld_train.training.checkpoint.manifest import Checksums, checksums
 
 _FORMAT = ("torch_dist", 1)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What this rank writes, from copies that nobody changes; and on rank 0 Megatron's description of the whole."""
+    """What this rank writes, from copies that no step changes; and on rank 0 Megatron's metadata of the whole."""
 
     writer: Any
     metadata: Any
@@ -48,27 +48,27 @@ class Written:
 
 
 def plan_save(state: dict[str, Any], directory: Path) -> Plan:
-    """Shares out what is to be written, and copies this rank's share; called by all ranks together.
+    """Decides which rank writes which tensors, and copies those of this rank; called by all ranks together.
 
-    Of a tensor that several data-parallel ranks hold, one of them copies and writes it: each holds and writes a part of
-    what their group saves. Everything that is no tensor is written at once.
+    A tensor that is replicated over data-parallel ranks is copied and written by one of them: each copies and writes a
+    part of what their group saves. Everything that is no tensor is written at once.
 
     Args:
-        state: from `checkpoint.sharded_state`; the tensors may change when this returns.
+        state: from `load.sharded_state`; the tensors may change when this returns.
         directory: empty, and seen by every rank.
 
     Raises:
-        RefusedError: on every rank, if the disk refused a file.
+        RankFailedError: on every rank, if a file could not be written.
     """
     with_format = {**state, "content_metadata": dict(SHARDING)}
-    # Whether the shares cover everything is checked below, after they were dealt out.
+    # Whether every tensor is covered is checked below, after they were divided among the ranks.
     tensors, common = save_preprocess(with_format, validate_access_integrity=False)
     on_first_rank(lambda: write_common(common, directory))
     strategy = _PlanOnly(*_FORMAT)
-    copies = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    _start_no_server()
-    FullyParallelSaveStrategyWrapper(strategy, copies).apply_saving_parallelization(tensors)
-    # Megatron 0.19 has other ways to write besides its own, and takes one of them that needs another package.
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    _use_local_queue()
+    FullyParallelSaveStrategyWrapper(strategy, replicas).apply_saving_parallelization(tensors)
+    # Megatron 0.19 has other strategies besides its own, and its default is one that needs another package.
     own = {"async_strategy": "mcore"} if "async_strategy" in signature(strategy.async_save).parameters else {}
     plan: Plan = strategy.async_save(_snapshot(tensors), directory, **own)
     return plan
@@ -97,24 +97,24 @@ def _snapshot(state: Any) -> Any:
     return state
 
 
-def _start_no_server() -> None:
-    """Gives Megatron a queue of this process, which nobody uses here: what was written is returned.
+def _use_local_queue() -> None:
+    """Gives Megatron a queue in this process. It stays empty: `_write_bucket` returns its results.
 
-    Its own would be in a server process, which takes seconds to start and dies of a signal that Slurm sends to all
-    processes of a job just when it is needed: to save before the job ends.
+    Megatron's own queue is in a server process, which takes seconds to start and is killed by the signal that Slurm
+    sends to all processes of a job so that they save before it ends.
     """
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = Queue()
 
 
-def write_share(plan: Plan) -> Written:
-    """Writes this rank's files, brings them to the disk, and reads their checksums; may run in a thread of its own.
+def write_files(plan: Plan) -> Written:
+    """Writes this rank's files, flushes them to the disk, and reads their checksums; may run in a thread of its own.
 
-    It calls nothing of CUDA: the copies are on the CPU, and a thread's current device is the first one whatever the
-    process has chosen. Megatron would synchronise it, and so take memory of another rank's device.
+    It makes no CUDA calls: the copies are on the CPU, and a thread's current device is the first one whatever the
+    process has chosen. Megatron would synchronise it, and so allocate memory on another rank's device.
 
     Raises:
-        OSError, RuntimeError: the disk refuses them.
+        OSError, RuntimeError: they cannot be written.
     """
     buckets = plan.writer.write_buckets or []
     results = [result for number, bucket in enumerate(buckets) for result in _write_bucket(plan.writer, number, bucket)]
@@ -122,9 +122,9 @@ def write_share(plan: Plan) -> Written:
 
 
 def _write_bucket(writer: Any, number: int, bucket: Any) -> list[Any]:
-    """One file; returns what Megatron's index needs of it.
+    """Writes one file; returns what Megatron's index needs of it.
 
-    Megatron 0.16 forks a process per file for this, which a process with threads and a CUDA context had better not.
+    Megatron 0.16 forks a process per file for this, which is unsafe in a process with threads and a CUDA context.
     """
     transforms = [writer.transforms] if hasattr(writer, "transforms") else []
     output: Queue[Any] = Queue()
@@ -142,7 +142,7 @@ def write_index(plan: Plan, written: list[Written], directory: Path) -> None:
     """The index over the files of all ranks, by which Megatron finds tensors in them; called by rank 0 alone.
 
     Raises:
-        OSError: the disk refuses it.
+        OSError: it cannot be written.
     """
     plan.writer.finish(plan.metadata, [part.results for part in written])
     save_config(CheckpointingConfig(*_FORMAT), str(directory))

@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: what must be the same, and what may change."""
+"""Whether a run may continue from a checkpoint: which settings must be the same, and which may change."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nld_train.config.load import config_to_dict
 from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.order import StageOrder
 from nld_train.errors import UserError
-from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.contents import Progress
 
-# Keys that the samples, their noise and the meaning of a step depend on. Layout, micro-batch and workers may change.
+# Keys that the samples, their noise and the objective depend on. Layout, micro-batch and workers may change.
 _FIXED = (
     ("run", "seed"),
     ("batch", "global_size"),
@@ -20,38 +20,39 @@ _FIXED = (
     ("data", "documents"),
 )
 
-# Of what may change, the keys that decide what a step does: with all below them, `stages` for those not complete.
-_DECIDING = ("stages", "optimizer", "execution.precision", "execution.fp8", "execution.fp8_recipe")
+# Of the keys that may change, those that a step's result depends on, with all keys below them; `stages` where they
+# are not complete.
+_REPORTED = ("stages", "optimizer", "execution.precision", "execution.fp8", "execution.fp8_recipe")
 
-# Neither names nor special ids of the text nor how new weights are drawn matter to the weights that are there.
-_NOT_OF_THE_WEIGHTS = ("name", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
+# Names, special ids of the text and the distribution of new weights do not matter to weights that are already there.
+_INDEPENDENT_OF_WEIGHTS = ("name", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def refuse_other_model(directory: Path, saved: dict[str, Any], model: ModelConfig) -> None:
-    """Refuses a checkpoint whose weights are of another shape or another meaning than the model asked for.
+    """Refuses a checkpoint whose weights are of another shape or another meaning than the run's model.
 
     Args:
         directory: the checkpoint.
-        saved: its `model.json`. Of a key that its writer did not know, nothing is known that would speak against it.
-        model: asked for.
+        saved: its `model.json`. A key that its writer did not know is not compared.
+        model: of the run.
 
     Raises:
         UserError: names the first key that differs.
     """
     for key, value in asdict(model).items():
-        if key in saved and key not in _NOT_OF_THE_WEIGHTS:
-            _same(directory, f"model.{key}", saved[key], value)
+        if key in saved and key not in _INDEPENDENT_OF_WEIGHTS:
+            _require_same(directory, f"model.{key}", saved[key], value)
 
 
 def refuse_other_run(
     directory: Path, saved: Config, progress: Progress, config: Config, orders: dict[str, StageOrder]
 ) -> None:
-    """Refuses to go on where the sample and noise stream would not continue.
+    """Refuses a checkpoint where the sample and noise stream would not continue.
 
     Args:
         directory: the checkpoint.
         saved: the settings that wrote it.
-        progress: where it stands.
+        progress: how far the run was.
         config: the settings of now.
         orders: the data of now, by stage.
 
@@ -60,14 +61,16 @@ def refuse_other_run(
     """
     refuse_other_model(directory, asdict(saved.model), config.model)
     for group, key in _FIXED:
-        _same(directory, f"{group}.{key}", getattr(getattr(saved, group), key), getattr(getattr(config, group), key))
-    _same(directory, "diffusion", saved.diffusion, config.diffusion)
+        _require_same(
+            directory, f"{group}.{key}", getattr(getattr(saved, group), key), getattr(getattr(config, group), key)
+        )
+    _require_same(directory, "diffusion", saved.diffusion, config.diffusion)
     done = saved.run.stages[: saved.run.stages.index(progress.stage) + 1]
-    _same(directory, "run.stages (those begun)", done, config.run.stages[: len(done)])
+    _require_same(directory, "run.stages (those begun)", done, config.run.stages[: len(done)])
     for stage in done:
         for key in ("tokens", "adapter"):
             before, now = (getattr(settings.stages[stage], key) for settings in (saved, config))
-            _same(directory, f"stages.{stage}.{key}", before, now)
+            _require_same(directory, f"stages.{stage}.{key}", before, now)
         if progress.data.get(stage) != orders[stage].fingerprint:
             raise UserError(
                 f"data of stage {stage}: differs from what {directory} was trained on (other files, blend or order); "
@@ -75,7 +78,7 @@ def refuse_other_run(
             )
 
 
-def _same(directory: Path, key: str, saved: Any, given: Any) -> None:
+def _require_same(directory: Path, key: str, saved: Any, given: Any) -> None:
     if saved != given:
         raise UserError(
             f"{key}: {given} does not continue {directory}, which was written with {saved}; "
@@ -84,29 +87,29 @@ def _same(directory: Path, key: str, saved: Any, given: Any) -> None:
 
 
 def changed_settings(saved: Config, progress: Progress, config: Config) -> list[str]:
-    """What the steps to come do otherwise than the settings said that a checkpoint was written with.
+    """Where the settings of the next steps differ from those that a checkpoint was written with.
 
-    All of it may change, and is taken from the settings of now. But whoever did not mean to change it should see it.
+    All of these may change, and the settings of now are used. They are listed so that no change is made by mistake.
 
     Args:
         saved: the settings that wrote the checkpoint.
-        progress: where it stands.
+        progress: how far the run was.
         config: the settings of now.
 
     Returns:
-        `key: old -> new` for each key that decides what a step does.
+        `key: old -> new` for each changed key that a step's result depends on.
     """
-    before, now = _deciding(saved), _deciding(config)
+    before, now = _reported(saved), _reported(config)
     complete = saved.run.stages[: saved.run.stages.index(progress.stage) + progress.ends_stage]
     stages = [name for name in config.run.stages if name in saved.stages and name not in complete]
     keys = [key for key in now if not key.startswith("stages.") or key.split(".")[1] in stages]
     return [f"{key}: {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
 
 
-def _deciding(config: Config) -> dict[str, Any]:
-    """The settings below `_DECIDING`, under their whole names."""
+def _reported(config: Config) -> dict[str, Any]:
+    """The settings below `_REPORTED`, under their whole names."""
     named = _named("", config_to_dict(config))
-    return {key: value for key, value in named.items() if f"{key}.".startswith(tuple(f"{key}." for key in _DECIDING))}
+    return {key: value for key, value in named.items() if f"{key}.".startswith(tuple(f"{key}." for key in _REPORTED))}
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:

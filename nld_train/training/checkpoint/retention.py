@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the last few, every n-th, and the end of each stage; and how the others go."""
+"""Which checkpoints are kept: the last few, every n-th, and the end of each stage; and how the others are deleted."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ import sys
 from pathlib import Path
 
 from nld_train.config.schema import CheckpointConfig
-from nld_train.training.checkpoint.load import UNFINISHED, read_progress, unfinished_checkpoints, written_checkpoints
+from nld_train.training.checkpoint.contents import read_progress
+from nld_train.training.checkpoint.paths import UNFINISHED, unfinished_checkpoints, written_checkpoints
 
 
 def apply_retention(written: Path, rules: CheckpointConfig) -> None:
     """Deletes the checkpoints beside and before the one just written that no rule keeps; called by one process.
 
-    Those of later steps were passed over as damaged. They do not count, or they would displace sound ones, and are left
-    alone: the run writes over them when it comes there. What cannot be deleted is named and stays.
+    Those of later steps were passed over as damaged. They do not count, or they would displace sound ones, and are not
+    touched: the run writes over them when it reaches their step. What cannot be deleted is named and stays.
     """
     if rules.keep_last is None:
         return
     known = [path for path in written_checkpoints(written.parent) if path.name <= written.name]
     for path in known[rules.keep_last :]:
-        if not _kept_for_good(path, rules):
+        if not _kept_permanently(path, rules):
             _delete_checkpoint(path)
 
 
-def _kept_for_good(path: Path, rules: CheckpointConfig) -> bool:
+def _kept_permanently(path: Path, rules: CheckpointConfig) -> bool:
     try:
         progress = read_progress(path)
-    except (OSError, ValueError, KeyError):  # damaged: nothing to keep for good
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: not worth keeping
         return False
     return progress.ends_stage or (rules.keep_every is not None and progress.step % rules.keep_every == 0)
 
 
 def _delete_checkpoint(path: Path) -> None:
     try:
-        doomed = move_aside(path)
+        renamed = move_aside(path)
     except OSError as error:
-        _tell(path, error)
+        _warn(path, error)
     else:
-        delete(doomed)
+        delete(renamed)
 
 
 def move_aside(path: Path) -> Path:
@@ -48,30 +49,30 @@ def move_aside(path: Path) -> Path:
     Raises:
         OSError: it cannot be renamed.
     """
-    doomed = unfinished_name(path)
-    os.replace(path, doomed)
-    return doomed
+    renamed = unfinished_name(path)
+    os.replace(path, renamed)
+    return renamed
 
 
 def delete(directory: Path) -> None:
-    """Deletes what is left of a checkpoint; called by one process. Where that fails it says so and goes on.
+    """Deletes what is left of a checkpoint; called by one process. A failure is printed as a warning.
 
-    A full folder is no reason to end a run whose newest checkpoint is written.
+    A checkpoint that cannot be deleted is no reason to end a run whose newest checkpoint is written.
     """
     try:
         shutil.rmtree(directory)
     except OSError as error:
-        _tell(directory, error)
+        _warn(directory, error)
 
 
-def _tell(path: Path, error: OSError) -> None:
+def _warn(path: Path, error: OSError) -> None:
     print(f"warning: {path} cannot be deleted ({error.strerror or error}); the run goes on", file=sys.stderr)
 
 
 def make_room(final: Path) -> Path:
     """An empty directory to write a checkpoint into; called by one process.
 
-    What a killed run left half-written or half-deleted goes, if it can.
+    What a killed run left half-written or half-deleted is deleted where possible.
 
     Args:
         final: the directory's name when it is complete.

@@ -1,8 +1,9 @@
 """Writing checkpoints behind the training steps: a snapshot at once, files in the background, a rename at the end.
 
-`begin` copies the state and plans the write with Megatron; from then on the step may change every weight. A thread of
+`begin` copies the state and plans the write with Megatron; after it the next step may change every weight. A thread of
 each rank writes that rank's files and their checksums. `finish` is called by all ranks together when all have
-written: it completes the directory, brings it to the disk, renames it, moves `latest` and applies the retention rules.
+written: it completes the directory, flushes it to the disk, renames it, updates `latest` and applies the retention
+rules.
 A kill or a loss of power at any moment leaves either the complete directory or one that ends in `.tmp`.
 """
 
@@ -29,10 +30,19 @@ from nld_train.files import synchronise, synchronise_all, write_atomically
 from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
 from nld_train.model.drafter_adapter import adapter_shape, adapter_tensors
 from nld_train.revision import SOFTWARE, software
-from nld_train.training.checkpoint.collective_errors import RefusedError, on_every_rank, on_first_rank
-from nld_train.training.checkpoint.integrity import write_manifest
-from nld_train.training.checkpoint.load import LATEST, Progress, checkpoints_directory, sharded_state
-from nld_train.training.checkpoint.megatron_save import Plan, Written, plan_save, write_index, write_share
+from nld_train.training.checkpoint.collective_errors import RankFailedError, on_every_rank, on_first_rank
+from nld_train.training.checkpoint.contents import Progress
+from nld_train.training.checkpoint.load import sharded_state
+from nld_train.training.checkpoint.manifest import write_manifest
+from nld_train.training.checkpoint.megatron_save import Plan, Written, plan_save, write_files, write_index
+from nld_train.training.checkpoint.paths import (
+    CONFIG_FILE,
+    LATEST,
+    MODEL_FILE,
+    PROGRESS_FILE,
+    checkpoint_name,
+    checkpoints_directory,
+)
 from nld_train.training.checkpoint.retention import apply_retention, delete, make_room, move_aside
 from nld_train.training.loop.optimizer import gather_parameters, unwrap
 from nld_train.training.loop.parallel import sum_over_world
@@ -66,13 +76,13 @@ class CheckpointWriter:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
-        # On rank 0; of the run as it began, whatever becomes of the files while it runs.
+        # On rank 0; read at the start, because the files may change while the run goes on.
         self._software: dict[str, Any] = {}
         self._tokenizer: dict[str, bytes] = {}
         try:
             on_first_rank(self._read_descriptions)
-        except RefusedError as refused:
-            raise UserError(f"data.tokenizer: {config.data.tokenizer} cannot be read ({refused.reason})") from refused
+        except RankFailedError as error:
+            raise UserError(f"data.tokenizer: {config.data.tokenizer} cannot be read ({error.reason})") from error
 
     def _read_descriptions(self) -> None:
         self._software = software()
@@ -86,20 +96,20 @@ class CheckpointWriter:
             UserError: on every rank, if the checkpoint cannot be written.
         """
         self.finish()
-        final = checkpoints_directory(self.config) / f"step_{progress.step:08d}"
+        final = checkpoints_directory(Path(self.config.run.dir)) / checkpoint_name(progress.step)
         gather_parameters(model)
-        with _in_one_line(final):
+        with _user_error(final):
             temporary = on_first_rank(lambda: make_room(final))
-            # A rank that cannot come there says so here, and not within Megatron, where the others would wait for it.
+            # A rank that cannot reach it fails here, and not within Megatron, where the others would wait for it.
             on_every_rank(lambda: temporary.mkdir(parents=True, exist_ok=True))
             plan = plan_save(sharded_state(model, optimizer), temporary)
-        written = self._threads.submit(write_share, plan)
+        written = self._threads.submit(write_files, plan)
         self._pending = _Pending(progress, final, temporary, plan, written, _adapter(model))
         if not self.config.checkpoint.asynchronous:
             self.finish()
 
     def poll(self) -> None:
-        """Finishes the checkpoint under way if all ranks have written their part; called by all after each step."""
+        """Finishes the checkpoint under way if all ranks have written their files; called by all after each step."""
         if self._pending is None:
             return
         waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
@@ -110,12 +120,12 @@ class CheckpointWriter:
         """Waits for the checkpoint under way, if there is one, and completes it; called by all ranks together.
 
         Raises:
-            UserError: on every rank, if a rank could not write its part.
+            UserError: on every rank, if a rank could not write its files.
         """
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        with _in_one_line(pending.final):
+        with _user_error(pending.final):
             written = on_every_rank(pending.written.result)
             on_first_rank(lambda: self._complete(pending, written))
         if dist.get_rank() == 0:
@@ -125,11 +135,11 @@ class CheckpointWriter:
         """Rank 0: the small files, the manifest, the rename and `latest`."""
         directory = pending.temporary
         write_index(pending.plan, written, directory)
-        (directory / "config.yaml").write_text(config_to_yaml(self.config))
-        (directory / "model.json").write_text(json.dumps(asdict(self.config.model), indent=1))
-        (directory / "progress.json").write_text(json.dumps(asdict(pending.progress), indent=1))
+        (directory / CONFIG_FILE).write_text(config_to_yaml(self.config))
+        (directory / MODEL_FILE).write_text(json.dumps(asdict(self.config.model), indent=1))
+        (directory / PROGRESS_FILE).write_text(json.dumps(asdict(pending.progress), indent=1))
         (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
-        # So that a checkpoint can be read wherever it is taken.
+        # So that a checkpoint can be used after it was copied elsewhere.
         write_tokenizer(self._tokenizer, directory / TOKENIZER)
         if pending.adapter is not None:
             write_adapter(directory / DIRECTORY, *pending.adapter)
@@ -140,10 +150,11 @@ class CheckpointWriter:
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Gives a complete checkpoint its name, and `latest` that name.
 
-    Each on the disk before the next begins: what a name promises is there, and older checkpoints go only after that.
+    Each change is on the disk before the next begins, so that a name never points at missing files. Older checkpoints
+    are deleted only after that.
     """
     synchronise_all(temporary)
-    # Damaged: a run that found it sound would not have made its steps again.
+    # One of this step is damaged: had it been sound, the run would have continued from it.
     damaged = move_aside(final) if final.exists() else None
     os.replace(temporary, final)
     synchronise(final.parent)
@@ -154,15 +165,15 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 @contextmanager
-def _in_one_line(final: Path) -> Iterator[None]:
-    """What a disk refuses, as a line for the user, on every rank."""
+def _user_error(final: Path) -> Iterator[None]:
+    """Turns a failed file operation into a message for the user, on every rank."""
     try:
         yield
-    except RefusedError as refused:
+    except RankFailedError as error:
         raise UserError(
-            f"checkpoint {final} could not be written by rank {refused.rank} ({refused.reason}); "
+            f"checkpoint {final} could not be written by rank {error.rank} ({error.reason}); "
             "free space or mend run.dir, and start again: the checkpoint before it is untouched"
-        ) from refused
+        ) from error
 
 
 def _adapter(model: list[Any]) -> tuple[AdapterShape, dict[str, Tensor]] | None:

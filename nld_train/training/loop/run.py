@@ -20,9 +20,10 @@ from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.checkpoint import load as checkpoint
+from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
 from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
-from nld_train.training.checkpoint.initial_weights import find_starting_weights, load_starting_weights
-from nld_train.training.checkpoint.load import Progress
+from nld_train.training.checkpoint.initial_weights import find_initial_weights, load_initial_weights
+from nld_train.training.checkpoint.paths import checkpoints_directory
 from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
 from nld_train.training.checkpoint.save import CheckpointWriter
 from nld_train.training.hooks.base import MakeHook
@@ -82,7 +83,7 @@ class Run:
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         # Both are refused before models are built. Starting weights are not looked for where they are not needed.
         self.resumed, self.changed = self._find_checkpoint()
-        self.starting_weights = None if self.resumed else find_starting_weights(config)
+        self.initial_weights = None if self.resumed else find_initial_weights(config)
         self.rank = dist.get_rank()
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
@@ -109,8 +110,8 @@ class Run:
         self.metrics.say(self._opening(resumed))
         if self.changed:
             self.metrics.say(f"goes on with other settings: {', '.join(self.changed)}")
-        if self.starting_weights is not None:
-            load_starting_weights(self.starting_weights, self.config, self.model)
+        if self.initial_weights is not None:
+            load_initial_weights(self.initial_weights, self.config, self.model)
         try:
             status = self._train_stages(resumed)
         except NonFiniteError:
@@ -141,10 +142,10 @@ class Run:
 
         Damaged ones are named.
         """
-        directory = newest_sound_checkpoint(checkpoint.checkpoints_directory(self.config))
+        directory = newest_sound_checkpoint(checkpoints_directory(Path(self.config.run.dir)))
         if directory is None:
             return None, []
-        progress, saved = checkpoint.read_progress(directory), checkpoint.saved_config(directory, self.config)
+        progress, saved = read_progress(directory), saved_config(directory, self.config)
         refuse_other_run(directory, saved, progress, self.config, self.orders)
         return (directory, progress), changed_settings(saved, progress, self.config)
 

@@ -23,7 +23,7 @@ def checksums(files: Iterable[Path]) -> Checksums:
 
 
 class Crc32:
-    """CRC-32 with the methods of `hashlib`: finds damage as well, four times as fast, and says what it is.
+    """CRC-32 with the methods of `hashlib`: finds damage as well, four times as fast; its prefix tells it from BLAKE2.
 
     A conversion that computed BLAKE2 would take half as long again.
     """
@@ -34,16 +34,16 @@ class Crc32:
         self._value = 0
 
     def update(self, data: bytes | memoryview) -> None:
-        """Goes on over more of the content."""
+        """Continues the checksum over more of the content."""
         self._value = zlib.crc32(data, self._value)
 
     def hexdigest(self) -> str:
-        """As it stands in a manifest."""
+        """The checksum as it is written in a manifest."""
         return f"{self.PREFIX}{self._value:08x}"
 
 
 def _checksum(file: Path, like: str = "") -> str:
-    """Checksum of a file, of the kind of another one."""
+    """Checksum of a file, of the same kind as another checksum."""
     digest = Crc32() if like.startswith(Crc32.PREFIX) else hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -60,40 +60,50 @@ def write_manifest(directory: Path, known: Checksums) -> None:
     write_atomically(directory / MANIFEST, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
 
 
-def find_damage(directory: Path, share: int = 0, shares: int = 1) -> str | None:
+class ManifestError(Exception):
+    """A manifest is missing or damaged; the message goes on after its file's name."""
+
+
+def read_manifest(directory: Path) -> Checksums:
+    """The files of a checkpoint with their sizes and checksums, as the manifest lists them.
+
+    Raises:
+        ManifestError: there is no manifest, or it cannot be read.
+    """
+    try:
+        listed = json.loads((directory / MANIFEST).read_text())["files"]
+        return {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
+    except FileNotFoundError as error:
+        raise ManifestError("is missing: the directory was not written to its end") from error
+    except OSError as error:
+        raise ManifestError(f"cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ManifestError(f"cannot be read ({type(error).__name__}: {error})") from error
+
+
+def find_damage(directory: Path, part: int = 0, parts: int = 1) -> str | None:
     """What is wrong with a checkpoint, in a few words that name the file, or None.
 
     Args:
         directory: of the checkpoint.
-        share: this process checks every `shares`-th file's checksum, beginning with this one; names and sizes of all
-            files are checked by everyone.
-        shares: number of processes among which the checksums are divided.
+        part: this process compares the checksum of every `parts`-th file, beginning with this one; names and sizes of
+            all files are compared by every process.
+        parts: number of processes among which the checksums are divided; 0 to compare no checksums.
     """
     try:
-        listed = _read_manifest(directory / MANIFEST)
-        for name, (size, _) in sorted(listed.items()):
+        listed = sorted(read_manifest(directory).items())
+        for name, (size, _) in listed:
             if not (directory / name).is_file():
                 return f"{name} is missing"
             if (found := (directory / name).stat().st_size) != size:
                 return f"{name} has {found} bytes instead of {size}"
-        for name, (_, checksum) in sorted(listed.items())[share::shares]:
+        for name, (_, checksum) in listed[part::parts] if parts else ():
             if _checksum(directory / name, checksum) != checksum:
                 return f"{name} does not have the content that was written (checksum)"
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing: the directory was not written to its end"
+    except ManifestError as error:
+        return f"{MANIFEST} {error}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename or directory).name} is missing"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
-
-
-def _read_manifest(path: Path) -> Checksums:
-    """The manifest's entries.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError, KeyError, TypeError, AttributeError: it is damaged.
-    """
-    listed = json.loads(path.read_text())["files"]
-    return {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
