@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.source_values import number, shown
+from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import RopeParameters
 from nld_train.errors import UserError
-
-ROPE_TYPES = ("default", "yarn")
 
 # Keys beside those of `RopeParameters`, with the values under which they change nothing. `type` is the older name of
 # `rope_type`; `max_position_embeddings` is a copy of the model's, read by nothing.

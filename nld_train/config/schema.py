@@ -11,7 +11,6 @@ from typing import Literal
 
 Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
-Attention = Literal["auto", "flex", "decomposed", "split", "chunked", "dense"]
 Recomputed = Literal["core_attn", "mlp"]
 DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
 
@@ -205,7 +204,7 @@ class ExecutionConfig:
     device: Literal["auto", "cuda", "cpu"]
     precision: Literal["auto", "bf16", "fp32"]
     layers: Literal["auto", "transformer_engine", "local"]
-    attention: Attention
+    attention: str  # auto, or a name of `config.attention_backends.ATTENTION_BACKENDS`
     fp8: Literal["none", "hybrid", "e4m3"]
     fp8_recipe: Literal["tensorwise", "delayed", "blockwise", "mxfp8"]
     compile: Literal["none", "default", "reduce-overhead"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nld_train.config.checks import at_least, below_one, divides, fraction, positive, refuse_unless
+from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import (
     SIZE_KEYS,
     VALIDATION,
@@ -22,7 +23,6 @@ from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
 from nld_train.masking.schedule import SCHEDULES
 
-_YARN_KEYS = ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 # Random generators take seeds of 64 bits, and Megatron adds a rank to its own.
 _SEED_BITS = 63
 
@@ -88,13 +88,14 @@ def _check_model(config: Config) -> None:
 def _check_rope(config: Config) -> None:
     rope = config.model.rope_parameters
     key = "model.rope_parameters"
-    refuse_unless(rope.rope_type in ("default", "yarn"), f"{key}.rope_type", rope.rope_type, "must be default or yarn")
+    known = rope.rope_type in ROPE_TYPES
+    refuse_unless(known, f"{key}.rope_type", rope.rope_type, f"must be {' or '.join(ROPE_TYPES)}")
     positive(f"{key}.rope_theta", rope.rope_theta)
-    for name in _YARN_KEYS:
-        if rope.rope_type == "yarn":
+    for other, name in ((other, name) for other, names in ROPE_TYPES.items() for name in names):
+        if name in ROPE_TYPES[rope.rope_type]:
             positive(f"{key}.{name}", getattr(rope, name))
         else:
-            valid = "means nothing with rope_type=default; set null, or rope_type=yarn"
+            valid = f"means nothing with rope_type={rope.rope_type}; set null, or rope_type={other}"
             refuse_unless(getattr(rope, name) is None, f"{key}.{name}", getattr(rope, name), valid)
     if rope.rope_type == "yarn" or rope.llama_4_scaling_beta is not None:
         positive(f"{key}.original_max_position_embeddings", rope.original_max_position_embeddings)

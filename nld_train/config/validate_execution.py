@@ -5,6 +5,7 @@ What depends on the packages that are installed is refused where the model and t
 
 from __future__ import annotations
 
+from nld_train.config.attention_backends import ATTENTION_BACKENDS, AUTO, names_of
 from nld_train.config.checks import at_least, below_one, fraction, positive, refuse_unless
 from nld_train.config.schema import Config, ExecutionConfig
 
@@ -33,15 +34,11 @@ def validate_execution(config: Config) -> None:
 
 def _check_cpu(config: Config) -> None:
     execution, optimizer = config.execution, config.optimizer
-    precision, layers, attention = execution.precision, execution.layers, execution.attention
+    precision, layers = execution.precision, execution.layers
     valid = "must be fp32 or auto with execution.device=cpu: the CPU trains in fp32"
     refuse_unless(precision != "bf16", "execution.precision", precision, valid)
     valid = "must be local or auto with execution.device=cpu: Transformer Engine needs CUDA"
     refuse_unless(layers != "transformer_engine", "execution.layers", layers, valid)
-    valid = (
-        f"must be chunked, decomposed, dense or auto with execution.device=cpu: there {attention} has no backward pass"
-    )
-    refuse_unless(attention not in ("flex", "split"), "execution.attention", attention, valid)
     valid = "must be none with execution.device=cpu: FP8 needs CUDA and Transformer Engine"
     refuse_unless(execution.fp8 == "none", "execution.fp8", execution.fp8, valid)
     valid = "must be none or default with execution.device=cpu: CUDA graphs need CUDA"
@@ -51,9 +48,27 @@ def _check_cpu(config: Config) -> None:
 
 
 def _check_attention(config: Config) -> None:
-    attention, context = config.execution.attention, config.parallel.context
-    valid = f"is not made for parallel.context={context}; use flex, chunked or dense"
-    refuse_unless(context == 1 or attention not in ("split", "decomposed"), "execution.attention", attention, valid)
+    """Whether the backend can do what device, layout and stages need; `auto` is resolved to one that can."""
+    key, name, context = "execution.attention", config.execution.attention, config.parallel.context
+    if name == AUTO:
+        return
+    refuse_unless(name in ATTENTION_BACKENDS, key, name, f"must be one of {', '.join((AUTO, *ATTENTION_BACKENDS))}")
+    backend = ATTENTION_BACKENDS[name]
+    if config.execution.device == "cpu":
+        valid = f"needs CUDA; with execution.device=cpu use {names_of(lambda other: 'cpu' in other.trains_on)}"
+        refuse_unless("cpu" in backend.runs_on, key, name, valid)
+        valid = (
+            f"must be {names_of(lambda other: 'cpu' in other.trains_on)}, or auto, with execution.device=cpu: there "
+            f"{name} has no backward pass"
+        )
+        refuse_unless("cpu" in backend.trains_on, key, name, valid)
+    valid = f"is not made for parallel.context={context}; use {names_of(lambda other: other.context_parallel)}"
+    refuse_unless(context == 1 or backend.context_parallel, key, name, valid)
+    drafter = next((stage for stage in config.run.stages if config.stages[stage].adapter is not None), None)
+    valid = (
+        f"is not made for the blocks of drafter stage {drafter!r}; use {names_of(lambda other: other.causal_blocks)}"
+    )
+    refuse_unless(drafter is None or backend.causal_blocks, key, name, valid)
 
 
 def _check_recomputation(execution: ExecutionConfig) -> None:

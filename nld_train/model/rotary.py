@@ -1,4 +1,7 @@
-"""Ministral3's rotary embedding and query scale; the frequencies come from `transformers` (reference section 5)."""
+"""Ministral3's rotary embedding and query scale; the frequencies come from `transformers`.
+
+See docs/method.md, "Model shapes".
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 
@@ -18,14 +22,14 @@ def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
         float32 `[head_dim / 2]` inverse frequencies, and the factor on cosine and sine.
 
     Raises:
-        UserError: a rope_type that `transformers` does not have, or whose frequencies change with the input.
+        UserError: a rope_type that is not supported, such as one whose frequencies change with the input.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope_type = model.rope_parameters.rope_type
-    if rope_type not in (valid := ["default", "linear", "llama3", "yarn"]):
+    if rope_type not in ROPE_TYPES:
         raise UserError(
-            f"model.rope_parameters.rope_type: {rope_type!r} is not supported; use one of {', '.join(valid)}"
+            f"model.rope_parameters.rope_type: {rope_type!r} is not supported; use one of {', '.join(ROPE_TYPES)}"
         )
     parameters = {k: v for k, v in dataclasses.asdict(model.rope_parameters).items() if v is not None}
     if rope_type == "default":

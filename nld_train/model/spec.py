@@ -15,7 +15,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nld_train.config.schema import Attention
+from nld_train.config.attention_backends import ATTENTION_BACKENDS, AUTO, default_backend, names_of
 from nld_train.errors import UserError
 from nld_train.model.attention.core import Ministral3SelfAttention, TwoStreamAttention
 
@@ -49,10 +49,17 @@ def resolve_layers(layers: Literal["auto", "transformer_engine", "local"], devic
     return layers
 
 
-def resolve_attention(attention: Attention, device: torch.device) -> str:
-    """Name of the attention backend, for the key `execution.attention`."""
-    if attention == "auto":
-        return "flex" if device.type == "cuda" else "chunked"
+def resolve_attention(attention: str, device: torch.device) -> str:
+    """Name of the attention backend, for the key `execution.attention`.
+
+    Raises:
+        UserError: the backend does not run on this device.
+    """
+    if attention == AUTO:
+        return default_backend(device.type)
+    if device.type == "cpu" and "cpu" not in ATTENTION_BACKENDS[attention].runs_on:
+        valid = names_of(lambda backend: "cpu" in backend.runs_on)
+        raise UserError(f"execution.attention: {attention} needs a CUDA device; use {valid}")
     return attention
 
 

@@ -10,24 +10,26 @@ import torch
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
+from nld_train.config.attention_backends import ATTENTION_BACKENDS
 from nld_train.model.rotary import rotate
 from nld_train.model.streams import Attend, lookup
 
 
 @cache
 def backend(name: str) -> Attend:
-    """The `attend` function of a backend, by the name of its module in this package."""
-    attend: Attend = import_module(f"nld_train.model.attention.{name}").attend
+    """The `attend` function of a backend, by its name in `ATTENTION_BACKENDS`."""
+    module, _, function = ATTENTION_BACKENDS[name].attend.partition(":")
+    attend: Attend = getattr(import_module(module), function)
     return attend
 
 
 class TwoStreamAttention(torch.nn.Module):
-    """Core attention: takes Megatron's tensors and its handle, and leaves the work to a backend.
+    """Core attention: hands Megatron's tensors and the micro-batch's context to a backend.
 
     Args:
         attention_backend: name of the backend.
         layer_number: of the layer in the whole model, from 1.
-        **_: what else Megatron tells every core attention; nothing of it is needed.
+        **_: Megatron's other arguments for core attention, which are not used.
     """
 
     def __init__(self, attention_backend: str, layer_number: int, **_: Any) -> None:
@@ -45,9 +47,9 @@ class TwoStreamAttention(torch.nn.Module):
 class Ministral3SelfAttention(SelfAttention):
     """Self-attention with rotary embedding and query scale at the positions of the micro-batch's streams.
 
-    Replaces only Megatron's `forward`, whose positions run over the sequence as it travels; projections, tensor
-    parallelism and recomputation are Megatron's. `adapter` is the layer's part of the drafter adapter, see
-    `model.drafter_adapter`; most models have none.
+    Replaces only Megatron's `forward`, whose positions are indices in the whole sequence, 0..2L-1 with two streams;
+    projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's part of the drafter
+    adapter, see `model.drafter_adapter`; most models have none.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

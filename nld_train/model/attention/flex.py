@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from nld_train.config.attention_backends import names_of
 from nld_train.errors import UserError
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import Coordinates, coordinates, visible
@@ -42,7 +43,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
 def refuse_gradients_on_cpu(query: Tensor, backend: str) -> None:
     """Raise `UserError` where FlexAttention would have to run its backward pass on a CPU, for which it has none."""
     if not query.is_cuda and query.requires_grad:
-        raise UserError(f"execution.attention: {backend} has no backward pass on a CPU; use chunked or dense")
+        valid = names_of(lambda other: "cpu" in other.trains_on)
+        raise UserError(f"execution.attention: {backend} has no backward pass on a CPU; use {valid}")
 
 
 def block_mask(
