@@ -1,4 +1,4 @@
-"""The small refusals that the validation is made of: each one line naming a key, its value and what would be valid."""
+"""Checks that the validation is made of: each refuses with one line naming a key, its value and what would be valid."""
 
 from __future__ import annotations
 
@@ -22,16 +22,6 @@ def at_least(key: str, value: float, minimum: float) -> None:
 def positive(key: str, value: float | None) -> None:
     """Refuse null, zero and negative numbers."""
     refuse_unless(value is not None and value > 0, key, value, "must be a number above 0")
-
-
-def fraction(key: str, value: float) -> None:
-    """Refuse what does not lie in [0, 1]."""
-    refuse_unless(0 <= value <= 1, key, value, "must lie in [0, 1]")
-
-
-def below_one(key: str, value: float) -> None:
-    """Refuse what does not lie in [0, 1)."""
-    refuse_unless(0 <= value < 1, key, value, "must lie in [0, 1)")
 
 
 def divisors(number: int, smallest: int = 1, most: int = 12) -> list[int]:

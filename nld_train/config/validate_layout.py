@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import gcd
 
-from nld_train.config.checks import at_least, divides, divisors, refuse_unless
+from nld_train.config.checks import divides, divisors, refuse_unless
 from nld_train.config.plan import data_parallel_size, micro_batches
+from nld_train.config.ranges import check_ranges
 from nld_train.config.schema import Config
 
 
@@ -18,13 +19,13 @@ def validate_layout(config: Config, world_size: int) -> None:
 
 def validate_cut(config: Config) -> None:
     """Raise `UserError` where the model cannot be cut so over tensor- and pipeline-parallel processes."""
+    check_ranges(config.parallel, "parallel.")
     _check_tensor_parallel(config)
     _check_pipeline_parallel(config)
 
 
 def _check_context_parallel(config: Config) -> None:
     context, length = config.parallel.context, config.batch.sequence_length
-    at_least("parallel.context", context, 1)
     if context == 1:
         return
     valid = f"parallel.context={context} cuts a sample into {2 * context} equal parts; take a multiple of {2 * context}"
@@ -36,7 +37,6 @@ def _check_context_parallel(config: Config) -> None:
 
 def _check_tensor_parallel(config: Config) -> None:
     parallel, model = config.parallel, config.model
-    at_least("parallel.tensor", parallel.tensor, 1)
     sizes = {name: getattr(model, name) for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
     valid_sizes = divisors(gcd(*sizes.values()))
     for name, size in sizes.items():
@@ -66,12 +66,10 @@ def _check_sequence_parallel_lengths(config: Config) -> None:
 
 def _check_pipeline_parallel(config: Config) -> None:
     parallel, layers = config.parallel, config.model.num_hidden_layers
-    at_least("parallel.pipeline", parallel.pipeline, 1)
     divides("parallel.pipeline", parallel.pipeline, "model.num_hidden_layers", layers)
     virtual = parallel.virtual_pipeline
     if virtual is None:
         return
-    refuse_unless(virtual >= 2, "parallel.virtual_pipeline", virtual, "must be at least 2, or null")
     refuse_unless(parallel.pipeline > 1, "parallel.virtual_pipeline", virtual, "needs parallel.pipeline > 1; set null")
     per_rank = layers // parallel.pipeline
     described = f"the layers of a pipeline rank, {layers} / {parallel.pipeline}"

@@ -1,0 +1,102 @@
+"""Refusing numbers outside of the range that their field in `schema` declares."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Lt
+
+from nld_train.config.checks import refuse_unless
+
+UNIONS = (Union, types.UnionType)
+
+
+def check_ranges(settings: Any, prefix: str = "") -> None:
+    """Raise `UserError` for the first number of a dataclass of `schema`, at any depth, that is out of range.
+
+    Args:
+        settings: an instance of a dataclass of `schema`.
+        prefix: of its keys in messages, with its dot.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        _check(getattr(settings, name), hint, f"{prefix}{name}")
+
+
+def _check(value: Any, hint: Any, key: str) -> None:
+    if is_dataclass(value):
+        check_ranges(value, f"{key}.")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            check_ranges(item, f"{key}.{name}.")
+    elif isinstance(value, tuple):
+        _check_items(value, hint, key)
+    elif value is not None:
+        optional = ", or null" if type(None) in _alternatives(hint) else ""
+        for bound in constraints(hint):
+            refuse_unless(fits(value, bound), key, value, f"must {describe_bound(bound, type(value))}{optional}")
+
+
+def _check_items(values: tuple[Any, ...], hint: Any, key: str) -> None:
+    for index, item in enumerate(values):
+        if is_dataclass(item):
+            check_ranges(item, f"{key}[{index}].")
+        for bound in constraints(item_hint(hint)):
+            refuse_unless(fits(item, bound), key, list(values), f"each must {describe_bound(bound, type(item))}")
+
+
+def constraints(hint: Any) -> Iterator[Any]:
+    """The constraints in `Annotated` around a type or around an alternative of a union."""
+    if get_origin(hint) is Annotated:
+        base, *metadata = get_args(hint)
+        yield from constraints(base)
+        yield from (item for item in metadata if not isinstance(item, str))
+    elif get_origin(hint) in UNIONS:
+        for alternative in get_args(hint):
+            yield from constraints(alternative)
+
+
+def item_hint(hint: Any) -> Any:
+    """The type of the items of a list."""
+    tuples = (found for found in _alternatives(hint) if get_origin(found) is tuple)
+    return get_args(next(tuples))[0]
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows, without what `Annotated` adds around it."""
+    if get_origin(hint) is Annotated:
+        return _alternatives(get_args(hint)[0])
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
+def fits(value: float, bound: Any) -> bool:
+    """Whether a number satisfies a constraint."""
+    if isinstance(bound, GroupedMetadata):
+        return all(fits(value, part) for part in bound)
+    if isinstance(bound, Ge):
+        return bool(value >= bound.ge)
+    if isinstance(bound, Gt):
+        return bool(value > bound.gt)
+    return bool(value < bound.lt if isinstance(bound, Lt) else value <= bound.le)
+
+
+def describe_bound(bound: Any, kind: type) -> str:
+    """A constraint in words that follow "must"."""
+    if isinstance(bound, Interval):
+        low = f"({bound.gt}" if bound.ge is None else f"[{bound.ge}"
+        high = f"{bound.lt})" if bound.le is None else f"{bound.le}]"
+        return f"lie in {low}, {high}"
+    if isinstance(bound, Ge):
+        return f"be at least {bound.ge}"
+    if isinstance(bound, Gt):
+        return f"be above {bound.gt}" if kind is int else f"be a number above {bound.gt}"
+    if isinstance(bound, Lt):
+        return f"be below {_power_of_two(bound.lt)}"
+    raise TypeError(f"{bound!r}: no constraint that the configuration uses")
+
+
+def _power_of_two(number: Any) -> str:
+    exponent = int(number).bit_length() - 1
+    return f"2**{exponent} = {number}" if number == 2**exponent else str(number)

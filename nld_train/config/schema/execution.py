@@ -1,0 +1,104 @@
+"""Keys of the layout over processes and of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from nld_train.config.schema.ranges import Count, Positive
+
+Recomputed = Literal["core_attn", "mlp"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How one model is divided over processes; the rest of the world size is data parallelism."""
+
+    tensor: Annotated[
+        Count, "Tensor-parallel size: processes that share each layer. Divides both head counts and the MLP width."
+    ]
+    pipeline: Annotated[
+        Count, "Pipeline-parallel size: processes that share the stack of layers. Divides the number of layers."
+    ]
+    virtual_pipeline: Annotated[
+        int | None,
+        Ge(2),
+        "Model chunks of each pipeline process (interleaved schedule); null: one. Needs pipeline > 1 and a number of "
+        "micro-batches divisible by pipeline.",
+    ]
+    sequence: Annotated[
+        bool, "Sequence parallelism: also divides the sequence between layers, which saves memory. Needs tensor > 1."
+    ]
+    context: Annotated[
+        Count,
+        "Context-parallel size: processes that share each sample. batch.sequence_length must be a multiple of twice "
+        "this number; not for a stage that trains an adapter.",
+    ]
+    overlap_grad_reduce: Annotated[
+        bool, "Reduce gradients over data-parallel processes during the backward pass. Speed only."
+    ]
+    overlap_param_gather: Annotated[
+        bool,
+        "Gather updated parameters during the next forward pass. Speed only; needs overlap_grad_reduce.",
+    ]
+    overlap_tensor: Annotated[
+        bool,
+        "Overlap tensor-parallel communication with matrix products. Speed only; needs Transformer Engine's layers, "
+        "sequence=true, evaluation.every=0, and stages that are all AR or all joint, none of which trains an adapter. "
+        "Not measured.",
+    ] = False
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Which implementation computes what; nothing here changes the mathematics."""
+
+    device: Annotated[Literal["auto", "cuda", "cpu"], "auto: cuda where there is one."]
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        "Number format of forward and backward passes. auto: bf16 on cuda, fp32 on the CPU, which has no other.",
+    ]
+    layers: Annotated[
+        Literal["auto", "transformer_engine", "local"],
+        "Implementation of the layers. transformer_engine: CUDA only; local: Megatron's own; auto: the former where "
+        "it is installed, on cuda.",
+    ]
+    attention: Annotated[
+        str,
+        "auto, or a name of `config.attention_backends.ATTENTION_BACKENDS`: attention over the two streams. flex: one "
+        "block-sparse kernel, for CUDA; split: a causal kernel for the clean half and a block-sparse one for the "
+        "noisy half, for CUDA; decomposed: the noisy half in two products as well, its own blocks and the earlier "
+        "clean ones, merged; chunked: exact pieces in plain torch, for the CPU; dense: the whole mask, for "
+        "comparison; auto: flex on cuda, chunked on the CPU. split and decomposed need parallel.context=1. Which is "
+        "fastest on a GPU was not measured (python -m benchmarks.attention).",
+    ]
+    fp8: Annotated[
+        Literal["none", "hybrid", "e4m3"],
+        "Matrix products of the layers in 8 bits. hybrid: e4m3, and e5m2 for gradients. Needs Transformer Engine's "
+        "layers, evaluation.every=0, and as many positions per process as fp8_recipe says. Not measured.",
+    ]
+    fp8_recipe: Annotated[
+        Literal["tensorwise", "delayed", "blockwise", "mxfp8"],
+        "How FP8 numbers are scaled; read with fp8 only. tensorwise: from the tensor itself; delayed: from earlier "
+        "ones (both need a multiple of 16 positions per process); blockwise: by blocks of 128 (a multiple of 128); "
+        "mxfp8: by blocks of 32 (a multiple of 32), on Blackwell and later. Not measured.",
+    ]
+    compile: Annotated[
+        Literal["none", "default", "reduce-overhead"],
+        "torch.compile over norms and MLPs of Megatron's local layers; reduce-overhead: also as CUDA graphs. Refused "
+        "with Transformer Engine's layers, which are fused already. Each new length is compiled once, those of "
+        "decoding too (evaluation.every=0 has none). Not measured on a GPU.",
+    ]
+    head_chunk_rows: Annotated[Count, "Rows of logits computed at a time in the loss; fewer rows take less memory."]
+    recompute: Annotated[
+        Literal["none", "selective", "full"],
+        "What the backward pass computes again instead of storing. selective: recompute_modules; full: whole layers.",
+    ]
+    recompute_modules: Annotated[
+        tuple[Recomputed, ...],
+        "Parts of a layer that recompute=selective computes again: core_attn (attention), mlp. At least one.",
+    ]
+    recompute_layers: Annotated[Count, "Layers per stored activation with recompute=full."]
+    timeout_minutes: Annotated[Positive, "Minutes after which a process that waits for the others gives up."]

@@ -1,0 +1,145 @@
+"""Keys of a run around the training: name, starting weights, checkpoints, measurements, logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval, Lt
+
+from nld_train.config.schema.ranges import Count, CountOrZero, Fraction, Positive
+
+DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, folder and extent of the run."""
+
+    name: Annotated[str, "Name of the run in logs and in Weights & Biases."]
+    dir: Annotated[
+        str,
+        "Folder of everything that a run writes: checkpoints, metrics.jsonl, summary.json, report.png. Made when "
+        "missing. The same command again continues from the latest checkpoint here. In a sweep (--multirun) each job "
+        "gets a folder of its own below it, named after the keys that the sweep varies.",
+    ]
+    # Random generators take seeds of 64 bits, and Megatron adds a rank to its own.
+    seed: Annotated[
+        int, Ge(0), Lt(2**63), "Seed of the starting weights, of the order of the samples and of the noise."
+    ]
+    stages: Annotated[
+        tuple[str, ...], "Stages that run, in this order. Each must be defined under `stages`; none twice."
+    ]
+    max_steps: Annotated[
+        Count | None,
+        "Stop, and save, after so many optimizer steps counted over the whole run; null: run to the end. Changes no "
+        "schedule: a stopped run can continue with a larger value as if it had never stopped.",
+    ]
+    dry: Annotated[
+        bool | Literal["build"],
+        "false: train. true: print the plan and exit, without a GPU and without Megatron. build: build the model on "
+        "the meta device, under a fake process group of the full layout, and print its counted sizes.",
+    ]
+    plan_world_size: Annotated[
+        Count, "Number of processes (one per GPU) that the dry modes plan for when no launcher sets it."
+    ]
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """The weights a run starts from."""
+
+    checkpoint: Annotated[
+        str | None,
+        "Starting weights: a checkpoint of this project, a run directory, whose newest one is taken, or a Hugging "
+        "Face directory; null: random weights. Read only where run.dir has no checkpoint to continue from.",
+    ]
+    required: Annotated[bool, "Refuse to train from random weights, for experiments that continue a trained model."] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved, how, and which checkpoints are kept."""
+
+    every: Annotated[
+        Count,
+        "Optimizer steps between two checkpoints; one is also written at the end of each stage and when a run stops.",
+    ]
+    asynchronous: Annotated[
+        bool,
+        "true: write in the background, from a snapshot in host memory (its size: docs/training.md). false: training "
+        "waits until everything is written.",
+    ]
+    keep_last: Annotated[Count | None, "How many of the newest checkpoints are kept; null: all."]
+    keep_every: Annotated[
+        Count | None,
+        "Checkpoints whose step is a multiple of this are kept for good; null: none. Those that end a stage always "
+        "are.",
+    ]
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Losses on held-out data with fixed noise."""
+
+    every: Annotated[CountOrZero, "Optimizer steps between two validations, counted in the stage; 0: never."]
+    samples: Annotated[Count, "Samples of a validation. Divisible by batch.micro_size x the data-parallel size."]
+    levels: Annotated[
+        tuple[Annotated[float, Interval(gt=0, le=1)], ...],
+        "Noise levels at which the diffusion loss is measured, one after another. None twice; at least one for a "
+        "joint stage.",
+    ]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Decoding of held-out prompts during a joint or drafter stage."""
+
+    every: Annotated[
+        CountOrZero,
+        "Optimizer steps between two decodings, counted in the stage; there is one at its end too. 0: never.",
+    ]
+    modes: Annotated[
+        tuple[DecodingMode, ...],
+        "Decode modes of a joint stage; always with ar, since agreement is measured against it. None twice. A drafter "
+        "stage decodes with ar, linear, and linear with the adapter.",
+    ]
+    prompts: Annotated[Count, "Number of prompts: the beginnings of held-out documents, always the same."]
+    prompt_tokens: Annotated[Count, "Length of a prompt in tokens, less where a document is shorter."]
+    max_new_tokens: Annotated[
+        Count, "Most new tokens of a prompt. With prompt_tokens at most model.max_position_embeddings."
+    ]
+    block_length: Annotated[
+        Count,
+        "Tokens per block of diffusion and linear self-speculation, drafts per cycle of quadratic. A drafter stage "
+        "takes its adapter's instead.",
+    ]
+    threshold: Annotated[
+        Fraction, "Diffusion commits tokens that are at least this probable, and always the most probable one."
+    ]
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: Annotated[
+        Literal["offline", "online", "disabled"], "offline: written below run.dir, to be sent by `wandb sync`."
+    ]
+    project: Annotated[str, "Project in Weights & Biases."]
+    entity: Annotated[str | None, "Team or user in Weights & Biases; null: the account's own."]
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is printed and logged; <run.dir>/metrics.jsonl always has every step."""
+
+    every: Annotated[Count, "Optimizer steps between two printed lines."]
+    peak_tflops: Annotated[
+        Positive | None,
+        "Dense bf16 peak of one device in TFLOP/s, for the FLOP utilisation; null: the known value of some devices "
+        "(H100: 989), else no utilisation is reported.",
+    ]
+    wandb: WandbConfig

@@ -1,0 +1,187 @@
+"""Keys of the training itself: data, noise, stages, batch, optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from nld_train.config.schema.ranges import BelowOne, Count, CountOrZero, Fraction, NotNegative, Positive
+
+Averaging = Literal["global", "contributing", "masked", "sequence"]
+Documents = Literal["isolate", "ignore"]
+
+# Held-out samples draw their noise under this name, as those of a stage do under the stage's. No stage may have it.
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One prepared token set and its weight in a blend."""
+
+    prefix: Annotated[str, "Path of PREFIX.bin and PREFIX.idx, without the ending."]
+    weight: Annotated[Positive, "How often samples are drawn from it, relative to the other weights."]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how documents are packed into samples."""
+
+    train: Annotated[
+        tuple[SourceConfig, ...],
+        "Training data: a list of prepared token sets. Must not be empty, except in a dry run.",
+    ]
+    validation: Annotated[
+        tuple[SourceConfig, ...],
+        "Held-out data. May be empty where validation.every and evaluation.every are 0.",
+    ]
+    tokenizer: Annotated[
+        str | None,
+        "Directory of the tokenizer that prepared the data; compared with the data's manifest and the model's token "
+        "ids. null: not checked.",
+    ]
+    documents: Annotated[
+        Documents,
+        "isolate: attention, positions and blocks stay inside a document. ignore: packed without borders, as in the "
+        "paper's public code.",
+    ]
+    workers: Annotated[
+        CountOrZero,
+        "Worker processes per training process that prepare batches; 0: the training process does. Changes no sample.",
+    ]
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noisy stream: its blocks and its noise (docs/method.md, "Noise").
+
+    `schedule` is a name of `masking.schedule.SCHEDULES`.
+    """
+
+    block_size: Annotated[
+        Count,
+        "Tokens of a block, counted from the start of each document. Need not divide the sequence length. Decoding "
+        "calls the same quantity block_length.",
+    ]
+    epsilon: Annotated[BelowOne, "Smallest masking probability; it bounds the loss weight 1/p."]
+    levels: Annotated[
+        Literal["independent", "stratified", "shared"],
+        'How noise levels are drawn. independent: each for itself ("DP-rank-varying mask ratio"); stratified: spread '
+        "evenly over the global batch, which has less variance; shared: one level for the whole global batch.",
+    ]
+    level_scope: Annotated[
+        Literal["sequence", "block"],
+        "What has one noise level: a whole sequence, as in the paper, or each block, which needs levels=independent.",
+    ]
+    schedule: Annotated[
+        str,
+        "How the masking probability p follows from a noise level t ~ U(0, 1). linear: p = (1 - epsilon) t + epsilon.",
+    ] = "linear"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warmup-stable-decay schedule of the learning rate."""
+
+    learning_rate: Annotated[Positive, "Highest learning rate: reached after warmup, constant until the decay."]
+    final_learning_rate: Annotated[
+        float, "Learning rate of the last step, from 0 to learning_rate; above 0 with decay_style=exponential."
+    ]
+    warmup_fraction: Annotated[Fraction, "Fraction of the stage's steps over which the rate rises from 0."]
+    decay_fraction: Annotated[
+        Fraction,
+        "Fraction of the stage's steps, at its end, over which the rate falls. With warmup_fraction at most 1.",
+    ]
+    decay_style: Annotated[Literal["linear", "cosine", "exponential", "minus_sqrt"], "Shape of the decay."]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The drafter adapter of linear self-speculation and its loss (docs/method.md, "Drafter adapter")."""
+
+    rank: Annotated[Count, "Rank of the low-rank change of each matrix."]
+    alpha: Annotated[Positive, "The change is multiplied by alpha / rank."]
+    block_length: Annotated[int, Ge(2), "Tokens of a block, the seed included: what decoding drafts at a time."]
+    temperature: Annotated[Positive, "Softmax temperature at which the draft distribution approaches the target's."]
+    top_k: Annotated[Count, "The loss is restricted to so many of the likeliest tokens of draft and target each."]
+    greedy_share: Annotated[Fraction, "Fraction of blocks that are drafted greedily; the others are sampled."]
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a run: how many tokens, which objective, which data, which schedule.
+
+    A stage with an `adapter` trains that and leaves the model as it is.
+    """
+
+    tokens: Annotated[
+        int,
+        Gt(0),
+        "Tokens to train on, rounded up to whole steps; 1e9 is read as an integer. Noisy copies do not count.",
+    ]
+    alpha: Annotated[
+        NotNegative, "Weight of the diffusion loss; with 0 no noisy stream is built. 0 in a stage with an adapter."
+    ]
+    averaging: Annotated[
+        Averaging, "What the losses of a global batch are divided by. global in a stage with an adapter."
+    ]
+    schedule: ScheduleConfig
+    train: Annotated[
+        tuple[SourceConfig, ...] | None, "Training data of this stage instead of data.train; null: data.train."
+    ]
+    data_start: Annotated[
+        Literal["continue", "beginning"],
+        "Where the stage starts in its data. continue: where the previous stage stopped; beginning: at the first "
+        "sample.",
+    ]
+    adapter: Annotated[
+        AdapterConfig | None,
+        "The drafter adapter, which is all that such a stage trains. It must be the last stage. null: the stage "
+        "trains the model.",
+    ] = None
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How many samples make a step, and how long they are."""
+
+    global_size: Annotated[
+        Count, "Samples of one optimizer step over all processes. Divisible by micro_size x the data-parallel size."
+    ]
+    micro_size: Annotated[
+        Count, "Samples of one forward pass of one process. Changes memory and speed, never the result."
+    ]
+    sequence_length: Annotated[
+        Count,
+        "Tokens of a sample, which holds one more as the last label. At most model.max_position_embeddings; a joint "
+        "stage's forward pass has twice as many positions.",
+    ]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and gradient clipping."""
+
+    beta1: Annotated[BelowOne, "Decay of the running mean of gradients."]
+    beta2: Annotated[BelowOne, "Decay of the running mean of squared gradients."]
+    epsilon: Annotated[Positive, "Added to the root of the mean square."]
+    weight_decay: Annotated[NotNegative, "Decoupled weight decay of matrices; norms have none."]
+    clip_grad: Annotated[
+        NotNegative, "Largest norm of the whole gradient; a longer one is scaled down. 0: no clipping."
+    ]
+    precision_aware: Annotated[
+        bool,
+        "Megatron's precision-aware optimizer, which allows moments in fewer bits or in host memory; the master "
+        "weights stay in float32. Needs CUDA and Transformer Engine's optimizer (2.1 or later), or cpu_offload. Not "
+        "measured.",
+    ]
+    moments: Annotated[
+        Literal["fp32", "bf16", "fp16", "fp8"],
+        "Number format of both moments. Other than fp32 needs precision_aware=true and cpu_offload=0. Not measured.",
+    ]
+    cpu_offload: Annotated[
+        Fraction,
+        "Fraction of the optimizer state that is stored in host memory and updated there. Above 0 it needs CUDA and "
+        "precision_aware=true. Not measured.",
+    ]
