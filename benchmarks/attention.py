@@ -28,8 +28,8 @@ from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import NAMES, candidates
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import Surroundings, Work, extra_memory, seconds_in_turn
-from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
+from nld_train.errors import exit_status
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.attention import causal, flex
 from nld_train.model.attention.core import backend
@@ -166,4 +166,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

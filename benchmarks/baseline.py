@@ -25,8 +25,8 @@ from rich.table import Table
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
-from nld_train.commands.arguments import run_to_status
 from nld_train.config.schema import Config
+from nld_train.errors import exit_status
 from nld_train.training.loop.parallel import parallel_groups
 
 OURS, NAIVE = "ours", "straightforward"
@@ -127,4 +127,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

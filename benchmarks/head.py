@@ -29,8 +29,8 @@ from torch import Tensor
 from benchmarks.head_ways import FOREIGN, Way, Work, gradient_bytes, in_float64, products_alone, ways
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import extra_memory, seconds_in_turn
-from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
+from nld_train.errors import exit_status
 from nld_train.training.loop.parallel import parallel_groups
 
 _LIMIT = "the three products alone"
@@ -128,4 +128,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

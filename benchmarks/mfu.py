@@ -26,9 +26,8 @@ from rich.table import Table
 
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES
-from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
-from nld_train.errors import UserError
+from nld_train.errors import UserError, exit_status
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.parallel import resolve_device
 
@@ -110,4 +109,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

@@ -25,8 +25,7 @@ from rich.table import Table
 
 from benchmarks.corpus import with_corpus
 from benchmarks.record import RESULTS, keep
-from nld_train.commands.arguments import run_to_status
-from nld_train.errors import UserError
+from nld_train.errors import UserError, exit_status
 
 # The first steps of a process fill caches and buffers.
 _WARMUP = 2
@@ -105,4 +104,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

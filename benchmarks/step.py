@@ -30,9 +30,9 @@ from benchmarks.corpus import with_corpus
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
-from nld_train.commands.arguments import run_to_status
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
+from nld_train.errors import exit_status
 from nld_train.planner.memory import rank_memory
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.parallel import parallel_groups
@@ -169,4 +169,4 @@ def show(figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_to_status(main))
+    sys.exit(exit_status(main))

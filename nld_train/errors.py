@@ -1,34 +1,61 @@
-"""What a user can cause, and how a process says it."""
+"""Errors that a user can cause, and how a command reports them: one line on standard error and an exit status."""
+
+from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 from nld_train.processes import rank
 
 USER_ERROR_STATUS = 2
-SECONDS_FOR_FIRST_RANK = 3
+INTERRUPT_STATUS = 130
+# How long the other ranks wait before they exit: torchrun ends all processes as soon as one has failed.
+RANK_ZERO_SECONDS = 3
 
 
 class UserError(ValueError):
-    """A mistake in what was asked for or provided, not in this program.
+    """A mistake in the arguments, the configuration or the files that a user provided, not in this program.
 
     The message is one line that names the key, file or tensor and says what would be right. The commands print it
-    without a traceback and exit with a non-zero status.
+    without a traceback and exit with status 2.
     """
 
 
-def report_mistake(message: str, *, every_rank: bool = True) -> int:
-    """Prints one line and returns the exit status of a mistake.
+def report_error(message: str, status: int = USER_ERROR_STATUS, *, every_rank: bool = True) -> int:
+    """Prints one line, `error: ...`, on standard error; returns the exit status.
 
     Args:
-        message: of the `UserError`, in one line.
-        every_rank: False for what all processes find alike, which the first one prints alone.
+        message: of a `UserError`.
+        status: the exit status.
+        every_rank: False for an error that all processes find alike, which only rank 0 prints.
     """
+    line = " ".join(message.split())
     if rank() == 0:
-        print(f"error: {message}", file=sys.stderr)
-        return USER_ERROR_STATUS
+        print(f"error: {line}", file=sys.stderr)
+        return status
     if every_rank:
-        print(f"error: rank {rank()}: {message}", file=sys.stderr)
-    # torchrun ends all processes as soon as one has failed: let the first one speak before.
-    time.sleep(SECONDS_FOR_FIRST_RANK)
-    return USER_ERROR_STATUS
+        print(f"error: rank {rank()}: {line}", file=sys.stderr)
+    time.sleep(RANK_ZERO_SECONDS)
+    return status
+
+
+def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Runs a command; returns its exit status.
+
+    Args:
+        run: the command; returns its own exit status, or None for 0.
+        interrupted: the message after Ctrl-C.
+
+    Returns:
+        2 after a `UserError` or an error of the operating system (a full disk, a missing permission), 130 after
+        Ctrl-C, each with one line on standard error.
+    """
+    try:
+        return run() or 0
+    except UserError as error:
+        return report_error(str(error))
+    except OSError as error:
+        return report_error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except KeyboardInterrupt:
+        return report_error(interrupted, INTERRUPT_STATUS, every_rank=False)

@@ -1,13 +1,9 @@
-"""The command `nld-acceptance`: acceptance length by category of prompts, per mode and block length.
-
-Only the standard library is imported here at the top.
-"""
+"""The command `nld-acceptance`: accepted length by category of prompts, per mode and block length."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from nld_train.commands.arguments import (
     MODES,
@@ -17,28 +13,11 @@ from nld_train.commands.arguments import (
     add_lengths,
     add_outputs,
     add_policy,
-    run_to_status,
 )
+from nld_train.commands.command import Command, Imported
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    options = _parser().parse_args(arguments)
-
-    def run() -> None:
-        from nld_train.evaluation import acceptance
-
-        acceptance.run(options)
-
-    return run_to_status(run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nld-acceptance",
-        description="Answers prompts of several categories in several ways and reports how many tokens a verify pass "
-        "brought in each.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
         "--prompts",
@@ -54,8 +33,15 @@ def _parser() -> argparse.ArgumentParser:
     add_policy(parser)
     add_adapter(parser)
     add_outputs(parser, plot=False)
-    return parser
 
+
+main = Command(
+    "nld-acceptance",
+    "Answers prompts of several categories in several decode modes and reports how many tokens a verification pass "
+    "commits in each.",
+    _add_arguments,
+    Imported("nld_train.evaluation.acceptance:run"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,34 +1,17 @@
-"""What the commands that decode have in common: their arguments, and how they end.
-
-Nothing heavy is imported here at the top; even `nld_train.decoding` imports torch.
-"""
+"""Arguments that several of the commands that decode have. Nothing that imports torch is imported at the top."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import get_args
 
 from nld_train.config.schema import DecodingMode
-from nld_train.errors import UserError, report_mistake
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
 POLICIES = ("threshold", "number", "steps", "entropy", "sampler")
 # Options that only diffusion reads, apart from the threshold, and what they are where nobody says.
 POLICY_DEFAULTS = {"policy": "threshold", "number": 1, "steps": 8, "entropy": 0.3, "sampler": None}
-
-
-def run_to_status(run: Callable[[], None]) -> int:
-    """Runs a command; returns its exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    try:
-        run()
-    except UserError as error:
-        return report_mistake(" ".join(str(error).split()))
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    return 0
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

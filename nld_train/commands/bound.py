@@ -1,13 +1,9 @@
-"""The command `nld-bound`: how many tokens per forward an oracle reaches, beside what each way to decode reaches.
-
-Only the standard library is imported here at the top.
-"""
+"""The command `nld-bound`: tokens per forward of the oracle (arXiv 2607.05722) beside those of every decode mode."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from nld_train.commands.arguments import (
     add_block_lengths,
@@ -17,28 +13,11 @@ from nld_train.commands.arguments import (
     add_prompts,
     add_sampler,
     add_threshold,
-    run_to_status,
 )
+from nld_train.commands.command import Command, Imported
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    options = _parser().parse_args(arguments)
-
-    def run() -> None:
-        from nld_train.evaluation.decoding_commands import run_bound
-
-        run_bound(options)
-
-    return run_to_status(run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nld-bound",
-        description="Measures the speed of light of diffusion decoding: an oracle commits as much per pass as still "
-        "ends at the block of one-token-per-pass decoding. Every other way to decode stands beside it.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_prompts(parser)
     add_block_lengths(parser, default=(4, 8, 16, 32))
@@ -49,8 +28,15 @@ def _parser() -> argparse.ArgumentParser:
         "--budget", type=int, default=5000, metavar="N", help="most forwards of the oracle per block (default: 5000)"
     )
     add_outputs(parser)
-    return parser
 
+
+main = Command(
+    "nld-bound",
+    "Measures the speed of light of diffusion decoding: in each pass an oracle commits as many tokens as still lead to "
+    "the block of one-token-per-pass decoding. Reports it beside every decode mode.",
+    _add_arguments,
+    Imported("nld_train.evaluation.speed_bound:run"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

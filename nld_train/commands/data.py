@@ -5,46 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
+from nld_train.commands.command import Command
 from nld_train.errors import UserError
 
 _STDLIB_VALIDATION = 0.05
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `nld-data`; returns the exit status. What a user can mend is one line on standard error."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-    except KeyboardInterrupt:
-        return _fail("interrupted: the same command goes on where this one stopped", status=130)
-
-
-def _fail(message: str, status: int = 1) -> int:
-    print("nld-data: error:", " ".join(message.split()), file=sys.stderr)
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nld-data", description="Prepares token sets, and shows what they hold.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_prepare(commands.add_parser("prepare", help="turn text into NAME.bin and NAME.idx"))
-    _add_inspect(commands.add_parser("inspect", help="show a set, or one training sample of it"))
-    _add_prompts(commands.add_parser("prompts", help="take prompts for decoding out of a set"))
-    return parser
-
-
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Turns text into Megatron's NAME.bin and NAME.idx, with NAME.manifest.json beside them. Run again after an "
-        "interruption, it goes on where it stopped."
-    )
-    parser.set_defaults(run=_prepare)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, datasets name, or `stdlib`")
     parser.add_argument("--out", required=True, help="folder of the result")
     parser.add_argument("--name", help="name of the set (default: that of the first source)")
@@ -77,7 +45,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prepare(options: argparse.Namespace) -> int:
+def _prepare(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from nld_train.data.prepare import prepare
@@ -118,14 +86,9 @@ def _prepare(options: argparse.Namespace) -> int:
             f"vocabulary {manifest.vocabulary_size:,}",
             soft_wrap=True,
         )
-    return 0
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Shows what a set holds; with --sample, one training sample with its document borders and masks."
-    )
-    parser.set_defaults(run=_inspect)
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
     parser.add_argument("--sample", type=int, metavar="N", help="show sample N, in file order")
     parser.add_argument("--sequence-length", type=int, default=512, metavar="L", help="rows of a sample (default: 512)")
@@ -135,7 +98,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="to show text (default: the one that the manifest names)")
 
 
-def _inspect(options: argparse.Namespace) -> int:
+def _inspect(options: argparse.Namespace) -> None:
     from nld_train.data.inspect_set import InspectRequest, inspect_set
 
     inspect_set(
@@ -149,12 +112,9 @@ def _inspect(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
         )
     )
-    return 0
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Takes prompts out of a held-out set, as JSONL for nld-decode --prompts."
-    parser.set_defaults(run=_prompts)
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file to write")
     parser.add_argument("--count", type=int, default=16, metavar="N", help="prompts, of N documents (default: 16)")
@@ -162,13 +122,42 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="DIR", help="to make text (default: the one that the manifest names)")
 
 
-def _prompts(options: argparse.Namespace) -> int:
+def _prompts(options: argparse.Namespace) -> None:
     from nld_train.data.held_out_prompts import PromptRequest, write_prompts
 
     request = PromptRequest(options.prefix, options.out, options.count, options.tokens, options.tokenizer)
     print(f"{options.out}: {write_prompts(request)} prompts of {options.tokens} tokens")
-    return 0
 
+
+main = Command(
+    "nld-data",
+    "Prepares token sets, and shows what they hold.",
+    subcommands=(
+        Command(
+            "prepare",
+            "Turns text into Megatron's NAME.bin and NAME.idx, with NAME.manifest.json beside them. Run again after an "
+            "interruption, it continues where it stopped.",
+            _add_prepare,
+            _prepare,
+            summary="turn text into NAME.bin and NAME.idx",
+            interrupted="interrupted: the same command goes on where this one stopped",
+        ),
+        Command(
+            "inspect",
+            "Shows what a set holds; with --sample, one training sample with its document borders and masks.",
+            _add_inspect,
+            _inspect,
+            summary="show a set, or one training sample of it",
+        ),
+        Command(
+            "prompts",
+            "Takes prompts out of a held-out set, as JSONL for nld-decode --prompts.",
+            _add_prompts,
+            _prompts,
+            summary="take prompts for decoding out of a set",
+        ),
+    ),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

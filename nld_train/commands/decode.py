@@ -1,13 +1,9 @@
-"""The command `nld-decode`, also `python -m nld_train.commands.decode`: continues prompts with a checkpoint's weights.
-
-Only the standard library is imported here at the top; even `nld_train.decoding` imports torch.
-"""
+"""The command `nld-decode` (`python -m nld_train.commands.decode`): continues prompts with a checkpoint's weights."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from nld_train.commands.arguments import (
     MODES,
@@ -17,28 +13,11 @@ from nld_train.commands.arguments import (
     add_lengths,
     add_policy,
     add_prompts,
-    run_to_status,
 )
+from nld_train.commands.command import Command, Imported
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    options = _parser().parse_args(arguments)
-
-    def run() -> None:
-        from nld_train.decoding.command_line import command
-
-        command.run(options)
-
-    return run_to_status(run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nld-decode",
-        description="Continues prompts with the weights of a checkpoint, in any of the ways to read them. Started by "
-        "torchrun, all processes share one model.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_layout(parser)
     parser.add_argument("--mode", choices=MODES, help="how to decode")
@@ -50,7 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_stop(parser)
     add_adapter(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
-    return parser
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +59,14 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
         help="end a text with the token that completes this one; may be given several times",
     )
 
+
+main = Command(
+    "nld-decode",
+    "Continues prompts with the weights of a checkpoint, in any decode mode. Started by torchrun, all processes share "
+    "one model.",
+    _add_arguments,
+    Imported("nld_train.decoding.command_line.command:run"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,36 +1,15 @@
-"""The command `nld-eval`, also `python -m nld_train.commands.eval`: runs lm-evaluation-harness on a checkpoint.
-
-Only the standard library is imported here at the top.
-"""
+"""The command `nld-eval` (`python -m nld_train.commands.eval`): runs lm-evaluation-harness on a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from nld_train.commands.arguments import MODES, add_adapter, add_checkpoint, add_layout, add_policy, run_to_status
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    options = _parser().parse_args(arguments)
-
-    def run() -> None:
-        from nld_train.evaluation.harness import command
-
-        command.run(options)
-
-    return run_to_status(run)
+from nld_train.commands.arguments import MODES, add_adapter, add_checkpoint, add_layout, add_policy
+from nld_train.commands.command import Command, Imported
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nld-eval",
-        description="Runs tasks of lm-evaluation-harness on the weights of a checkpoint, in any of the ways to read "
-        "them. Started by torchrun, every process, or every group of them that shares a model, takes a share of the "
-        "requests.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_layout(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="how to read the weights")
@@ -43,7 +22,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_reading(parser)
     _add_harness(parser)
-    return parser
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +61,14 @@ def _add_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="JSON", help="write all results there")
     parser.add_argument("--log-samples", action="store_true", help="keep every document and answer in --output")
 
+
+main = Command(
+    "nld-eval",
+    "Runs tasks of lm-evaluation-harness on the weights of a checkpoint, in any decode mode. Started by torchrun, each "
+    "process, or each group of processes that shares a model, answers a part of the requests.",
+    _add_arguments,
+    Imported("nld_train.evaluation.harness.command:run"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from nld_train.errors import UserError
+from nld_train.commands.command import Command
 
 _DESCRIPTION = """Which layout a run should take on so many devices, counted without a GPU.
 
@@ -20,36 +20,27 @@ model=3b, 8b and 14b mean the paper's experiments.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about what cannot be planned."""
-    parser = argparse.ArgumentParser(
-        prog="nld-plan", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
     parser.add_argument("--json", action="store_true", help="print every layout as JSON instead of the best as a table")
-    options = parser.parse_args(arguments)
-    try:
-        _plan(options.settings, options.json)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
-def _plan(settings: list[str], as_json: bool) -> None:
+def _plan(arguments: argparse.Namespace) -> None:
     from nld_train.planner import show
     from nld_train.planner.choose import all_plans
     from nld_train.planner.hardware import assumptions
     from nld_train.planner.request import read_request
 
-    request = read_request(settings)
+    request = read_request(arguments.settings)
     assumed = assumptions(request.hardware)
     plans = all_plans(request, assumed.hardware)
-    if as_json:
+    if arguments.json:
         print(json.dumps(show.as_json(request, plans, assumed), indent=1))
     else:
         show.show(request, plans, assumed)
 
+
+main = Command("nld-plan", _DESCRIPTION, _add_arguments, _plan)
 
 if __name__ == "__main__":
     sys.exit(main())

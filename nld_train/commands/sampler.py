@@ -1,13 +1,9 @@
-"""The command `nld-sampler`: trains the sampler that says which predictions of a denoising pass will last.
-
-Only the standard library is imported here at the top.
-"""
+"""The command `nld-sampler`: trains the sampler that decides which predictions a denoising pass commits."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from nld_train.commands.arguments import (
     add_checkpoint,
@@ -16,39 +12,21 @@ from nld_train.commands.arguments import (
     add_prompts,
     add_sampler,
     add_thresholds,
-    run_to_status,
 )
+from nld_train.commands.command import Command, Imported
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
-    options = _parser().parse_args(arguments)
-
-    def run() -> None:
-        from nld_train.evaluation.decoding_commands import run_sampler
-
-        run_sampler(options)
-
-    return run_to_status(run)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nld-sampler",
-        description="Decodes prompts one token per pass, trains a small Transformer to tell which predictions last, "
-        "saves it beside the model, and reports how it does on prompts that it has not seen.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_prompts(parser)
     add_lengths(parser)
     add_sampler(parser)
     parser.add_argument(
-        "--held-out", type=float, default=0.2, metavar="P", help="share of prompts to judge it on (default: 0.2)"
+        "--held-out", type=float, default=0.2, metavar="P", help="share of prompts to evaluate it on (default: 0.2)"
     )
     _add_sizes(parser)
     add_thresholds(parser)
     add_outputs(parser)
-    return parser
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +44,14 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="at its peak (default: 0.001)")
     sizes.add_argument("--seed", type=int, default=0, metavar="S", help="of its weights and their order (default: 0)")
 
+
+main = Command(
+    "nld-sampler",
+    "Decodes prompts one token per pass, trains a small Transformer to predict which of a pass's predictions are those "
+    "that are finally committed, saves it beside the model, and evaluates it on held-out prompts.",
+    _add_arguments,
+    Imported("nld_train.evaluation.sampler_command:run"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The command `nld-status`: where a run stands, while it runs or after it died."""
+"""The command `nld-status`: the status of a run, while it runs or after it has ended."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from nld_train.errors import UserError
+from nld_train.commands.command import Command
 
-_DESCRIPTION = """Where a run stands: stage, step, tokens, rate, time left, checkpoints, losses, spikes.
+_DESCRIPTION = """The status of a run: stage, step, tokens, rate, time left, checkpoints, losses, spikes.
 
 Reads the run's directory and nothing else: it works while the run is under way, on any machine that sees the files.
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, or 2 after one line where there is no run."""
-    parser = argparse.ArgumentParser(
-        prog="nld-status", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="run.dir of the run")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(
@@ -27,23 +23,21 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="read the newest checkpoint and compare its checksums (slow where large)",
     )
-    options = parser.parse_args(arguments)
 
+
+def _show_status(arguments: argparse.Namespace) -> None:
     from nld_train.monitoring.run_status import standing
 
-    try:
-        found = standing(options.directory, options.checksums)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
+    found = standing(arguments.directory, arguments.checksums)
+    if arguments.json:
         print(json.dumps(found, indent=1))
-        return 0
+        return
     from nld_train.monitoring.show import show
 
     show(found)
-    return 0
 
+
+main = Command("nld-status", _DESCRIPTION, _add_arguments, _show_status)
 
 if __name__ == "__main__":
     sys.exit(main())

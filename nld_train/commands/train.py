@@ -1,20 +1,24 @@
 """The command `nld-train`, also `python -m nld_train.train`: compose the settings, check them, run or plan.
 
-Only the standard library is imported here at the top. A dry run never imports torch, and the worker processes that
-torch starts for saving import this module again.
+Only the standard library is imported at the top: a dry run never imports torch, and the worker processes that torch
+starts for saving import this module again. It reports errors and exits as every command does (`command.py`), though
+Hydra parses its arguments.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from nld_train.errors import USER_ERROR_STATUS, UserError, report_mistake
+from nld_train.errors import INTERRUPT_STATUS, USER_ERROR_STATUS, UserError, report_error
 from nld_train.processes import rank
 
 if TYPE_CHECKING:
@@ -25,19 +29,41 @@ if TYPE_CHECKING:
 _SWEEP_FLAGS = {"-m", "--multirun"}
 
 
-def main() -> int:
-    """Run the command line; returns the exit status: 0, or 2 after one line about a mistake in what was asked for."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command line.
+
+    Args:
+        words: its arguments (default: those of this process).
+
+    Returns:
+        The exit status: 0; 2 after one line about an error that a user caused; 130 after Ctrl-C; 75 where a signal
+        ended a run (`nld_train.training.loop.signals`).
+    """
     try:
-        jobs = _read_jobs()
+        with _command_line(sys.argv[1:] if words is None else words):
+            jobs = _read_jobs()
+        # Outside Hydra, so that a failure's traceback is the program's own.
+        return _run_jobs(jobs)
     except UserError as error:
         # Every process reads the same settings and finds the same mistake.
-        return report_mistake(str(error), every_rank=False)
-    # Outside Hydra, so that a failure's traceback is the program's own.
-    return _run_jobs(jobs)
+        return report_error(str(error), every_rank=False)
+    except KeyboardInterrupt:
+        return report_error("interrupted", INTERRUPT_STATUS, every_rank=False)
+
+
+@contextmanager
+def _command_line(words: Sequence[str]) -> Iterator[None]:
+    """Sets the arguments that Hydra reads."""
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _run_jobs(jobs: list[tuple[Config, int]]) -> int:
-    """Runs one after another. A failed job does not stop a sweep; a signal does, since it asks the process to leave."""
+    """Runs one after another. A failed job does not stop a sweep; a signal does, since it is meant for the process."""
     highest = 0
     for config, world_size in jobs:
         status = _run_job(config, world_size)
@@ -56,23 +82,21 @@ def _read_jobs() -> list[tuple[Config, int]]:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if not _SWEEP_FLAGS & set(sys.argv):
         return _compose_jobs()
-    arguments = sys.argv
     # Hydra insists on a folder for its record of a sweep.
-    with tempfile.TemporaryDirectory(prefix="nld-train-") as scratch:
-        sys.argv = _sweep_arguments(arguments, f"hydra.sweep.dir={scratch}")
-        try:
-            jobs = _compose_jobs()
-        finally:
-            sys.argv = arguments
+    with (
+        tempfile.TemporaryDirectory(prefix="nld-train-") as scratch,
+        _command_line(_sweep_arguments(sys.argv[1:], f"hydra.sweep.dir={scratch}")),
+    ):
+        jobs = _compose_jobs()
     _refuse_shared_directories([config for config, _ in jobs])
     return jobs
 
 
-def _sweep_arguments(arguments: list[str], override: str) -> list[str]:
-    """The command line of a sweep with one more override. Hydra's parser wants all overrides side by side."""
-    program, *words = (word for word in arguments if word not in _SWEEP_FLAGS)
-    first = next((place for place, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
-    return [program, "--multirun", *words[:first], override, *words[first:]]
+def _sweep_arguments(arguments: Sequence[str], override: str) -> list[str]:
+    """The arguments of a sweep with one more override. Hydra's parser requires all overrides side by side."""
+    words = [word for word in arguments if word not in _SWEEP_FLAGS]
+    first = next((index for index, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
+    return ["--multirun", *words[:first], override, *words[first:]]
 
 
 def _compose_jobs() -> list[tuple[Config, int]]:
@@ -92,12 +116,28 @@ def _compose_jobs() -> list[tuple[Config, int]]:
             mistakes.append(error)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT_NAME)(read)()
+        with _parser_errors_as_user_errors():
+            hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT_NAME)(read)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_message(error)) from error
     if mistakes:
         raise mistakes[0]
     return jobs
+
+
+@contextmanager
+def _parser_errors_as_user_errors() -> Iterator[None]:
+    """Hydra makes its parser itself, and argparse prints the usage and exits."""
+
+    def error(_: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{message} (see nld-train --help)")
+
+    before = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
 
 
 def _refuse_shared_directories(configs: list[Config]) -> None:
@@ -111,7 +151,7 @@ def _run_job(config: Config, world_size: int) -> int:
     try:
         return _start(config, world_size)
     except UserError as error:
-        return report_mistake(str(error))
+        return report_error(str(error))
 
 
 def _read(composed: DictConfig) -> tuple[Config, int]:
@@ -153,7 +193,7 @@ def _varied_keys() -> set[str]:
 
 def _start(config: Config, world_size: int) -> int:
     """Print the plan, build the model on the meta device, or train."""
-    if config.run.dry and rank() != 0:  # the first process plans for all
+    if config.run.dry and rank() != 0:  # rank 0 plans for all
         return 0
     if config.run.dry is True:
         from nld_train.config.report import print_plan

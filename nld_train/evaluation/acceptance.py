@@ -1,4 +1,4 @@
-"""Acceptance length by category of prompts, mode and block length."""
+"""`nld-acceptance`: accepted length by category of prompts, mode and block length."""
 
 from __future__ import annotations
 
@@ -27,62 +27,63 @@ from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
 from nld_train.evaluation.categories import Conversation, Question, read_questions
-from nld_train.evaluation.measure import Figures, check_writable, shown, write_json
+from nld_train.evaluation.measure import Figures, shown
+from nld_train.evaluation.reports import check_outputs, write_json
 
 OVERALL = "overall"
-_SHOWN = ("acceptance_length", "tokens_per_forward")
+_SHOWN = ("accepted_length", "tokens_per_forward")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One way to answer: mode and options of the decoder."""
+class AcceptanceVariant:
+    """A decode mode with its options."""
 
     mode: Mode
     options: DecodeOptions
 
 
 def run(arguments: Namespace) -> None:
-    """`nld-acceptance`: what `nld_train.commands.acceptance` has parsed.
+    """Runs a command line that `nld_train.commands.acceptance` has parsed.
 
     Raises:
-        UserError: a request that cannot be answered, found before any weight is read.
+        UserError: a request that cannot be fulfilled, found before any weight is read.
     """
-    check_writable(arguments.json)
+    check_outputs(arguments, "json")
     check_batch_size(arguments)
     questions = read_questions(Path(arguments.prompts))
     source = source_of(arguments)
     policy = policy_of(arguments, source)
-    readings = _readings(arguments, source)
-    first = [Conversation(question, source.tokenizer).ask(0) for question in questions]
-    for reading in readings:
+    variants = _variants(arguments, source)
+    first = [Conversation(question, source.tokenizer).prompt(0) for question in questions]
+    for variant in variants:
         with value_errors_as_user_errors():
-            check_request(source.description, first, reading.mode, reading.options)
+            check_request(source.description, first, variant.mode, variant.options)
     with source.open() as engine:
-        report = measure_acceptance(engine, source, questions, readings, policy, arguments.batch_size)
+        report = measure_acceptance(engine, source, questions, variants, policy, arguments.batch_size)
     print_acceptance(report_console(), report)
     write_json(arguments.json, report)
 
 
-def _readings(arguments: Namespace, source: Source) -> list[Reading]:
-    """Linear comes without the adapter and, where one is wanted, with it.
+def _variants(arguments: Namespace, source: Source) -> list[AcceptanceVariant]:
+    """Every mode at every block length; linear without and, with `--adapter`, also with the adapter.
 
     Raises:
         UserError: an adapter that no mode would draft with.
     """
     if arguments.adapter and "linear" not in arguments.modes:
         raise UserError("--adapter: only linear drafts with one; add it to --modes")
-    ways = [(mode, False) for mode in arguments.modes]
-    if arguments.adapter and "linear" in arguments.modes:
-        ways.insert(ways.index(("linear", False)) + 1, ("linear", True))
+    modes = [(mode, False) for mode in arguments.modes]
+    if arguments.adapter:
+        modes.insert(modes.index(("linear", False)) + 1, ("linear", True))
     with value_errors_as_user_errors():
         return [
-            Reading(
+            AcceptanceVariant(
                 mode,
                 DecodeOptions(
                     arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens, adapter=adapter
                 ),
             )
-            for mode, adapter in ways
+            for mode, adapter in modes
             for length in arguments.block_lengths
         ]
 
@@ -91,42 +92,42 @@ def measure_acceptance(
     engine: Engine,
     source: Source,
     questions: Sequence[Question],
-    readings: Sequence[Reading],
+    variants: Sequence[AcceptanceVariant],
     policy: PolicyOf,
     batch_size: int,
 ) -> Figures:
-    """Answers all questions in every way.
+    """Answers all questions with every variant.
 
     Returns:
-        `readings`: for each its `mode`, `block_length`, `adapter` and `categories`: for each category, and for
-        all turns under `overall`, `acceptance_length` (tokens per verify pass: accepted drafts and the AR token after
-        them; positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and
-        `skipped_turns`, those that the conversation before them left no room for.
+        `variants`: for each its `mode`, `block_length`, `adapter` and `categories`: for each category, and for all
+        turns under `overall`, `accepted_length` (tokens per verification pass: accepted drafts and the bonus token;
+        positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and `skipped_turns`,
+        those that did not fit into the context after the conversation before them.
     """
-    return {"readings": [_measure(engine, source, questions, reading, policy, batch_size) for reading in readings]}
+    return {"variants": [_measure(engine, source, questions, variant, policy, batch_size) for variant in variants]}
 
 
 def _measure(
     engine: Engine,
     source: Source,
     questions: Sequence[Question],
-    reading: Reading,
+    variant: AcceptanceVariant,
     policy: PolicyOf,
     batch_size: int,
 ) -> Figures:
-    chosen = policy(engine) if reading.mode == "diffusion" else None
+    chosen = policy(engine) if variant.mode == "diffusion" else None
     results: dict[str, list[DecodeResult]] = defaultdict(list)
     skipped: dict[str, int] = defaultdict(int)
     conversations = [Conversation(question, source.tokenizer) for question in questions]
-    for category, result in _converse(engine, conversations, reading, chosen, batch_size):
+    for category, result in _converse(engine, conversations, variant, chosen, batch_size):
         if result is None:
             skipped[category] += 1
         else:
             results[category].append(result)
     return {
-        "mode": reading.mode,
-        "block_length": reading.options.block_length,
-        "adapter": reading.options.adapter,
+        "mode": variant.mode,
+        "block_length": variant.options.block_length,
+        "adapter": variant.options.adapter,
         "categories": _by_category(questions, results, skipped),
     }
 
@@ -134,26 +135,26 @@ def _measure(
 def _converse(
     engine: Engine,
     conversations: Sequence[Conversation],
-    reading: Reading,
+    variant: AcceptanceVariant,
     policy: CommitPolicy | None,
     batch_size: int,
 ) -> Iterator[tuple[str, DecodeResult | None]]:
-    """Turn after turn of all conversations together: category and result of each, None where there was no room."""
+    """Turn after turn of all conversations together: category and result of each, None where it did not fit."""
     for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
-        asked = [conversation for conversation in conversations if turn < len(conversation.question.turns)]
-        prompts = [conversation.ask(turn) for conversation in asked]
+        active = [conversation for conversation in conversations if turn < len(conversation.question.turns)]
+        prompts = [conversation.prompt(turn) for conversation in active]
         fits = [len(prompt) < engine.context_length for prompt in prompts]
-        for conversation, room in zip(asked, fits, strict=True):
+        for conversation, room in zip(active, fits, strict=True):
             if not room:
                 yield conversation.question.category, None
-        asked = [conversation for conversation, room in zip(asked, fits, strict=True) if room]
+        active = [conversation for conversation, room in zip(active, fits, strict=True) if room]
         prompts = [prompt for prompt, room in zip(prompts, fits, strict=True) if room]
         if not prompts:
             continue
-        result = decode(engine, prompts, reading.mode, reading.options, policy, batch_size=batch_size)
-        for row, conversation in enumerate(asked):
-            conversation.answer(result.token_ids[row])
-            yield conversation.question.category, one_sequence(result, row)
+        result = decode(engine, prompts, variant.mode, variant.options, policy, batch_size=batch_size)
+        for index, conversation in enumerate(active):
+            conversation.add_answer(result.token_ids[index])
+            yield conversation.question.category, one_sequence(result, index)
 
 
 def _by_category(
@@ -167,7 +168,7 @@ def _by_category(
 def _figures(results: list[DecodeResult], skipped: int) -> Figures:
     result = merged(results)
     return {
-        "acceptance_length": accepted_per_cycle(result),
+        "accepted_length": accepted_per_cycle(result),
         "tokens_per_forward": tokens_per_forward(result),
         "turns": len(results),
         "new_tokens": sum(result.new_tokens),
@@ -176,18 +177,18 @@ def _figures(results: list[DecodeResult], skipped: int) -> Figures:
 
 
 def print_acceptance(console: Console, report: Figures) -> None:
-    """A table per way to draft, a line per category: acceptance length and tokens per forward at each block length."""
-    for name, group in groupby(report["readings"], key=_way):
-        readings = list(group)
-        lengths = [f"B = {reading['block_length']}" for reading in readings]
+    """A table per mode, a row per category: accepted length and tokens per forward at each block length."""
+    for name, group in groupby(report["variants"], key=_name):
+        variants = list(group)
+        lengths = [f"B = {variant['block_length']}" for variant in variants]
         table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)))
-        for category, figures in readings[0]["categories"].items():
+        for category, figures in variants[0]["categories"].items():
             if category == OVERALL:
                 table.add_section()
-            cells = (shown(reading["categories"][category][key]) for key in _SHOWN for reading in readings)
+            cells = (shown(variant["categories"][category][key]) for key in _SHOWN for variant in variants)
             table.add_row(category, str(figures["turns"]), *cells)
-        console.print(f"{name}: acceptance length, then tokens per forward", table, sep="\n")
+        console.print(f"{name}: accepted length, then tokens per forward", table, sep="\n")
 
 
-def _way(reading: Figures) -> str:
-    return f"{reading['mode']} + adapter" if reading["adapter"] else str(reading["mode"])
+def _name(variant: Figures) -> str:
+    return f"{variant['mode']} + adapter" if variant["adapter"] else str(variant["mode"])

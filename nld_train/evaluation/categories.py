@@ -1,7 +1,7 @@
 """Prompts by category from a JSONL file of the shape of SPEED-Bench, and conversations of several turns.
 
 SPEED-Bench (arXiv 2604.09557) has one object per line with `question_id`, `category`, `sub_category`, `turns` (a list
-of texts, what the user says), `source`, `src_id`, `difficulty` and `multiturn`; prepared by its tools it has
+of the user's texts), `source`, `src_id`, `difficulty` and `multiturn`; prepared by its tools it has
 `messages` (`role` and `content`) in place of `turns`. Only the category and the texts are read here.
 """
 
@@ -26,8 +26,8 @@ class Question:
 
     Attributes:
         where: file and line, for messages.
-        category: what it counts under.
-        turns: what the user says, one after the other.
+        category: of the report.
+        turns: texts of the user, in order.
     """
 
     where: str
@@ -69,12 +69,12 @@ def _turns(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class Conversation:
-    """A question whose turns are asked one after the other, each after the answers to those before.
+    """A question's turns with the model's answers to them.
 
     Args:
-        question: what is asked.
-        tokenizer: of `transformers`; its chat template is used where it has one, else texts follow on each other line
-            by line.
+        question: the turns.
+        tokenizer: of `transformers`; its chat template is used where it has one, else the texts are joined by line
+            breaks.
     """
 
     def __init__(self, question: Question, tokenizer: Any) -> None:
@@ -82,15 +82,15 @@ class Conversation:
         self._tokenizer = tokenizer
         self._messages: list[dict[str, str]] = []
 
-    def ask(self, turn: int) -> list[int]:
-        """Ids of everything up to the user's turn, ready for an answer."""
+    def prompt(self, turn: int) -> list[int]:
+        """Adds the user's turn; returns the ids of the conversation up to it, to be continued by an answer."""
         self._messages.append({"role": "user", "content": self.question.turns[turn]})
         if getattr(self._tokenizer, "chat_template", None):
             ids = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True, tokenize=False)
             return list(self._tokenizer.encode(ids, add_special_tokens=False))
         return list(self._tokenizer.encode("\n".join(message["content"] for message in self._messages)))
 
-    def answer(self, token_ids: Sequence[int]) -> None:
-        """Takes the answer to the last turn."""
+    def add_answer(self, token_ids: Sequence[int]) -> None:
+        """Adds the answer to the last turn."""
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
         self._messages.append({"role": "assistant", "content": text})

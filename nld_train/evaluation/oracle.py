@@ -29,7 +29,7 @@ class OracleBlock:
         complete: has it committed every position (a stop can end a row before).
         exhausted: a search ended for want of forwards.
         fewest: passes of the shortest way to the target, where it was searched for.
-        rivals: policy -> its passes, and does it end at the target.
+        policies: name of a compared policy -> its passes, and whether it ends at the target.
     """
 
     target: Tensor
@@ -39,7 +39,7 @@ class OracleBlock:
     complete: bool = False
     exhausted: bool = False
     fewest: int | None = None
-    rivals: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    policies: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
 
 class Oracle:
@@ -53,7 +53,7 @@ class Oracle:
     Args:
         budget: most uncounted forwards per block, those for the target included; with none left it commits what it
             knows to be safe.
-        rivals: policies to compare with, each from the same start of every block.
+        policies: policies to compare with, each from the same start of every block.
         exhaustive: look for the shortest way as well in blocks of at most so many masks, outside the budget.
 
     Attributes:
@@ -63,13 +63,13 @@ class Oracle:
     def __init__(
         self,
         budget: int = FORWARDS_PER_BLOCK,
-        rivals: Mapping[str, CommitPolicy] | None = None,
+        policies: Mapping[str, CommitPolicy] | None = None,
         exhaustive: int = EXHAUSTIVE_MASKS,
     ) -> None:
         self.budget = budget
         self.exhaustive = exhaustive
         self.blocks: list[OracleBlock] = []
-        self._rivals = rivals or {}
+        self._policies = policies or {}
         self._at_work: dict[int, OracleBlock] = {}
 
     def choose(self, view: BlockView) -> Tensor:
@@ -103,7 +103,7 @@ class Oracle:
             self._at_work[view.sequences[place]] = block
             self.blocks.append(block)
         targets = self._targets(view)
-        for name, policy in self._rivals.items():
+        for name, policy in self._policies.items():
             self._compare(view, fresh, targets, name, policy)
         small = fresh & (masks <= self.exhaustive)
         if bool(small.any()):
@@ -115,7 +115,7 @@ class Oracle:
         end = follow(view, policy)
         same = ((end.tokens == targets) | ~view.masked).all(1)
         for place in torch.nonzero(fresh).flatten().tolist():
-            self._at_work[view.sequences[place]].rivals[name] = (int(end.passes[place]), bool(same[place]))
+            self._at_work[view.sequences[place]].policies[name] = (int(end.passes[place]), bool(same[place]))
 
     def _targets(self, view: BlockView) -> Tensor:
         """int64 `[d, T]`; blocks of rows that began when the batch was wider, or narrower, are cut or filled up."""

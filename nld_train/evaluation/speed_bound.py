@@ -1,7 +1,11 @@
-"""The speed of light: the oracle's tokens per forward by block length, beside what every way to decode achieves."""
+"""`nld-bound`: the speed of light of diffusion decoding by block length, beside the tokens per forward of every mode.
+
+The oracle is that of arXiv 2607.05722 (docs/method.md, "Oracle bound").
+"""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -10,21 +14,47 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Threshold
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.command_line.terminal import numeric
-from nld_train.evaluation.measure import Figures, figures, plot, shown
+from nld_train.decoding.command_line.terminal import numeric, report_console
+from nld_train.decoding.policies.sampler_files import load_sampler
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy
+from nld_train.errors import UserError
+from nld_train.evaluation.measure import Figures, figures, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
+from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 ORACLE = "oracle"
 DIFFUSION = "diffusion"
-# What bounds the others from above and below.
+# The oracle bounds the other curves from above, AR from below.
 _STYLES: dict[str, dict[str, Any]] = {
     ORACLE: {"color": "k", "linestyle": "--"},
     "ar": {"color": "grey", "linestyle": ":", "zorder": 5},
 }
 _SPECULATIVE: tuple[Literal["linear", "quadratic"], ...] = ("linear", "quadratic")
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.commands.bound` has parsed.
+
+    Raises:
+        UserError: a request that cannot be fulfilled, found before any weight is read.
+    """
+    if arguments.budget < 1:
+        raise UserError(f"--budget: {arguments.budget} is not 1 or more")
+    request, settings = read_report_request(arguments, arguments.block_lengths, [arguments.threshold])
+    directory = trained_sampler_directory(arguments, request)
+    with request.source.open() as engine:
+        policies: dict[str, CommitPolicy] = {f"threshold {arguments.threshold:g}": Threshold(arguments.threshold)}
+        if directory:
+            policies["trained sampler"] = SamplerPolicy(load_sampler(directory, engine), arguments.threshold)
+        bounds = [
+            measure_bound(engine, request.prompts, options, policies, request.batch_size, arguments.budget)
+            for options in settings
+        ]
+    print_bound(report_console(), bounds)
+    write_report(arguments, {"bounds": bounds}, lambda path: draw_bound(path, bounds))
 
 
 def measure_bound(
@@ -35,53 +65,52 @@ def measure_bound(
     batch_size: int,
     budget: int,
 ) -> Figures:
-    """Decodes the prompts in every way at one block length.
+    """Decodes the prompts with the oracle, with every policy and in every other mode, at one block length.
 
     Args:
         engine: the model.
         prompts: ids of each.
-        options: greedy; the block length is theirs.
-        policies: of diffusion decoding, by name, that are held against the oracle.
-        batch_size: most prompts at work at once.
+        options: greedy, with the block length.
+        policies: of diffusion decoding, by name, which are compared with the oracle.
+        batch_size: most sequences that are decoded together.
         budget: of the oracle, uncounted forwards per block.
 
     Returns:
-        `block_length`; `ways`, by name what `measure.figures` has; `oracle_blocks`, how the oracle's blocks went (see
-        `of_blocks`).
+        `block_length`; `variants`, by name what `measure.figures` returns; `oracle_blocks`, what `block_figures`
+        returns.
     """
     reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
-    rivals = {**policies, "one per pass": ONE_PER_PASS}
     oracle = Oracle(budget, policies)
-    ways: dict[str, DecodeResult] = {
+    variants: dict[str, DecodeResult] = {
         ORACLE: decode(engine, prompts, "diffusion", options, oracle, batch_size=batch_size),
         "ar": reference,
     }
-    for name, policy in rivals.items():
-        ways[f"{DIFFUSION}, {name}"] = decode(engine, prompts, "diffusion", options, policy, batch_size=batch_size)
+    for name, policy in {**policies, "one per pass": ONE_PER_PASS}.items():
+        variants[f"{DIFFUSION}, {name}"] = decode(engine, prompts, "diffusion", options, policy, batch_size=batch_size)
     for mode in _SPECULATIVE:
-        ways[mode] = decode(engine, prompts, mode, options, None, batch_size=batch_size)
+        variants[mode] = decode(engine, prompts, mode, options, None, batch_size=batch_size)
     if engine.has_adapter:
         with_adapter = replace(options, adapter=True)
-        ways["linear + adapter"] = decode(engine, prompts, "linear", with_adapter, None, batch_size=batch_size)
+        variants["linear + adapter"] = decode(engine, prompts, "linear", with_adapter, None, batch_size=batch_size)
     return {
         "block_length": options.block_length,
-        "ways": {name: figures(result, reference) for name, result in ways.items()},
-        "oracle_blocks": of_blocks(oracle.blocks),
+        "variants": {name: figures(result, reference) for name, result in variants.items()},
+        "oracle_blocks": block_figures(oracle.blocks),
     }
 
 
-def of_blocks(blocks: Sequence[OracleBlock]) -> Figures:
-    """Only complete blocks with a mask count: where a stop ended a row, nobody needed the rest.
+def block_figures(blocks: Sequence[OracleBlock]) -> Figures:
+    """Figures of the oracle's blocks. Only blocks that were completed and had a mask count.
 
     Returns:
-        `blocks`; `passes` and `masks` per block; `exhausted`, blocks whose search ended for want of forwards;
-        `forwards` that the oracle spent per block; `searched`, blocks small enough for an exhaustive search, and
-        `longer_than_shortest`, those of them in which the oracle took more passes than needed; `rivals`, per policy
-        how many blocks it ended at the oracle's target (`same`), and in fewer passes (`fewer`).
+        `blocks`; `passes` and `masks` per block; `exhausted`, blocks whose search ran out of forwards; `forwards` that
+        the oracle spent per block; `searched`, blocks small enough for an exhaustive search, and
+        `longer_than_shortest`, those of them in which the oracle took more passes than needed; `policies`, per policy
+        in how many blocks it ended at the oracle's target (`same`), and in fewer passes (`fewer`).
     """
     whole = [block for block in blocks if block.complete and block.masks]
     searched = [block for block in whole if block.fewest is not None]
-    names = list(whole[0].rivals) if whole else []
+    names = list(whole[0].policies) if whole else []
     return {
         "blocks": len(whole),
         "masks": fmean(block.masks for block in whole) if whole else None,
@@ -90,12 +119,12 @@ def of_blocks(blocks: Sequence[OracleBlock]) -> Figures:
         "exhausted": sum(block.exhausted for block in whole),
         "searched": len(searched),
         "longer_than_shortest": sum((block.fewest or 0) < block.passes for block in searched),
-        "rivals": {name: _rival(name, whole) for name in names},
+        "policies": {name: _policy_figures(name, whole) for name in names},
     }
 
 
-def _rival(name: str, blocks: Sequence[OracleBlock]) -> Figures:
-    ends = [(block, *block.rivals[name]) for block in blocks]
+def _policy_figures(name: str, blocks: Sequence[OracleBlock]) -> Figures:
+    ends = [(block, *block.policies[name]) for block in blocks]
     return {
         "same": sum(same for _, _, same in ends),
         "fewer": sum(same and passes < block.passes for block, passes, same in ends),
@@ -104,16 +133,16 @@ def _rival(name: str, blocks: Sequence[OracleBlock]) -> Figures:
 
 def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
     """Tables with a column per block length: tokens per forward, accepted per pass, and the oracle's blocks."""
-    ways = list(bounds[0]["ways"])
-    denoising = [name for name in ways if name == ORACLE or name.startswith(DIFFUSION)]
+    variants = list(bounds[0]["variants"])
+    denoising = [name for name in variants if name == ORACLE or name.startswith(DIFFUSION)]
     for title, names, key in (
-        ("tokens per forward", ways, "tokens_per_forward"),
+        ("tokens per forward", variants, "tokens_per_forward"),
         ("accepted per denoising pass", denoising, "accepted_per_pass"),
     ):
-        rows = {name: [shown(bound["ways"][name][key]) for bound in bounds] for name in names}
+        rows = {name: [shown(bound["variants"][name][key]) for bound in bounds] for name in names}
         console.print(_table(title, bounds, rows))
     blocks = [bound["oracle_blocks"] for bound in bounds]
-    console.print(_table("blocks of the oracle", bounds, _remarks(blocks)))
+    console.print(_table("blocks of the oracle", bounds, _block_rows(blocks)))
 
 
 def _table(title: str, bounds: Sequence[Figures], rows: Mapping[str, Sequence[str]]) -> Table:
@@ -123,29 +152,29 @@ def _table(title: str, bounds: Sequence[Figures], rows: Mapping[str, Sequence[st
     return table
 
 
-def _remarks(blocks: Sequence[Figures]) -> dict[str, list[str]]:
+def _block_rows(blocks: Sequence[Figures]) -> dict[str, list[str]]:
     rows = {
         "complete": [str(one["blocks"]) for one in blocks],
         "masks, mean": [shown(one["masks"]) for one in blocks],
         "passes, mean": [shown(one["passes"]) for one in blocks],
         "cut short by the budget": [str(one["exhausted"]) for one in blocks],
-        "a shorter way exists, of those searched": [
+        "fewer passes would do, of those searched": [
             f"{one['longer_than_shortest']} of {one['searched']}" if one["searched"] else "-" for one in blocks
         ],
     }
-    for name in dict.fromkeys(name for one in blocks for name in one["rivals"]):
-        rivals = [one["rivals"].get(name) for one in blocks]
-        rows[f"{name}: same target"] = [str(rival["same"]) if rival else "-" for rival in rivals]
-        rows[f"{name}: same target, fewer passes"] = [str(rival["fewer"]) if rival else "-" for rival in rivals]
+    for name in dict.fromkeys(name for one in blocks for name in one["policies"]):
+        found = [one["policies"].get(name) for one in blocks]
+        rows[f"{name}: same target"] = [str(policy["same"]) if policy else "-" for policy in found]
+        rows[f"{name}: same target, fewer passes"] = [str(policy["fewer"]) if policy else "-" for policy in found]
     return rows
 
 
 def draw_bound(path: str, bounds: Sequence[Figures]) -> None:
-    """Tokens per forward over the block length, both logarithmic, a line per way, as PNG."""
+    """Tokens per forward over the block length, both logarithmic, a line per variant, as PNG."""
     lengths = [bound["block_length"] for bound in bounds]
     with plot(path, 1, width=8) as (axis,):
-        for name in bounds[0]["ways"]:
-            values = [bound["ways"][name]["tokens_per_forward"] for bound in bounds]
+        for name in bounds[0]["variants"]:
+            values = [bound["variants"][name]["tokens_per_forward"] for bound in bounds]
             axis.plot(lengths, values, marker="o", markersize=4, label=name, **_STYLES.get(name, {}))
         axis.set(xlabel="block length", ylabel="tokens per forward", xscale="log", yscale="log")
         axis.set_xticks(lengths, list(map(str, lengths)))

@@ -1,7 +1,8 @@
-"""The curve of tokens per forward and agreement against the threshold, of the model's confidence and of a sampler."""
+"""`nld-curve`: tokens per forward and agreement against the threshold, of the model's confidence and of a sampler."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
@@ -10,10 +11,27 @@ from rich.table import Column, Table
 from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import agreement
-from nld_train.decoding.command_line.terminal import numeric
+from nld_train.decoding.command_line.terminal import numeric, report_console
+from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy, TrainedSampler
-from nld_train.evaluation.measure import Figures, figures, plot, shown
+from nld_train.evaluation.measure import Figures, figures, shown
+from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
 from nld_train.evaluation.trajectories import ONE_PER_PASS
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.commands.curve` has parsed.
+
+    Raises:
+        UserError: a request that cannot be fulfilled, found before any weight is read.
+    """
+    request, (options,) = read_report_request(arguments, [arguments.block_length], arguments.thresholds)
+    directory = trained_sampler_directory(arguments, request)
+    with request.source.open() as engine:
+        sampler = load_sampler(directory, engine) if directory else None
+        measured = measure_curves(engine, request.prompts, options, arguments.thresholds, sampler, request.batch_size)
+    print_curves(report_console(), measured)
+    write_report(arguments, measured, lambda path: draw_curves(path, measured))
 
 
 def measure_curves(
@@ -32,11 +50,11 @@ def measure_curves(
         options: greedy.
         thresholds: each in [0, 1].
         sampler: its curve is measured beside that of the model's confidence; None for no such curve.
-        batch_size: most prompts at work at once.
+        batch_size: most sequences that are decoded together.
 
     Returns:
         `block_length`, `ar` and `one_per_pass`, which bound the curves, and `curves`: for `confidence` (and `sampler`)
-        one object per threshold, lowest first: `threshold`, what `measure.figures` has, and
+        one object per threshold, lowest first: `threshold`, what `measure.figures` returns, and
         `agreement_with_one_per_pass`.
     """
     reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
@@ -59,18 +77,18 @@ def measure_curves(
 
 
 def print_curves(console: Console, measured: Figures) -> None:
-    """One table, a line per curve and threshold."""
+    """One table, a row per curve and threshold."""
     columns = ("threshold", "tokens per forward", "accepted per pass", "same as AR", "same as one per pass")
     table = Table(Column("commits by", no_wrap=True), *map(numeric, columns))
     for name, points in measured["curves"].items():
         for point in points:
-            table.add_row(name, *_line(point))
+            table.add_row(name, *_cells(point))
         table.add_section()
-    table.add_row("one per pass", *_line({**measured["one_per_pass"], "agreement_with_one_per_pass": 1.0}))
+    table.add_row("one per pass", *_cells({**measured["one_per_pass"], "agreement_with_one_per_pass": 1.0}))
     console.print(table)
 
 
-def _line(point: Figures) -> list[str]:
+def _cells(point: Figures) -> list[str]:
     shares = (point["agreement"], point["agreement_with_one_per_pass"])
     return [
         shown(point.get("threshold"), "g"),

@@ -1,4 +1,4 @@
-"""Bad input to `nld-data` gets one line on standard error, a non-zero exit, and leaves nothing half-written."""
+"""Bad input to `nld-data` gets one line on standard error and exit status 2, and leaves nothing half-written."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from nld_train.errors import UserError
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     """Runs a command that must fail; returns its one line."""
-    assert main([str(argument) for argument in arguments]) == 1
+    assert main([str(argument) for argument in arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("nld-data: error: ")
+    assert lines[0].startswith("error: ")
     return lines[0]
 
 
@@ -79,7 +79,7 @@ def test_a_bad_document_stops_the_workers(tmp_path: Path, capsys: pytest.Capture
 def test_the_command_itself_prints_one_line_and_fails(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nld_train.commands.data", "inspect", str(tmp_path / "nothing")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert "nothing.bin does not exist" in result.stderr

@@ -138,17 +138,17 @@ def test_the_budget_is_kept(models: Models, budget: int) -> None:
     assert looks == sum(block.forwards for block in oracle.blocks)
 
 
-def test_rivals_start_where_the_oracle_does(models: Models) -> None:
-    rivals = {"one": FixedNumber(1), "all": Threshold(0.0), "half": Threshold(0.5)}
-    oracle = Oracle(rivals=rivals)
+def test_compared_policies_start_where_the_oracle_does(models: Models) -> None:
+    policies = {"one": FixedNumber(1), "all": Threshold(0.0), "half": Threshold(0.5)}
+    oracle = Oracle(policies=policies)
     decode(CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(36, block_length=6), oracle)
     for block in oracle.blocks:
-        assert block.rivals["one"] == (block.masks, True)
-        assert block.rivals["all"][0] == 1
+        assert block.policies["one"] == (block.masks, True)
+        assert block.policies["all"][0] == 1
         # Nobody who ends at the target is faster than the shortest way.
-        assert all(passes >= block.fewest for passes, same in block.rivals.values() if same)
-        assert block.rivals["all"][1] == (block.fewest == 1)
-    assert {block.rivals["half"][1] for block in oracle.blocks} == {True, False}
+        assert all(passes >= block.fewest for passes, same in block.policies.values() if same)
+        assert block.policies["all"][1] == (block.fewest == 1)
+    assert {block.policies["half"][1] for block in oracle.blocks} == {True, False}
 
 
 def test_it_wants_greedy_decoding(models: Models) -> None:

@@ -10,6 +10,8 @@ import pytest
 from reading_commands import FEW, PROMPTS, Decoded, Main, Report
 from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
 
+from nld_train.commands import acceptance
+
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -73,7 +75,7 @@ def reported(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
         given, figures, drawing = list(map(str, words)), folder / "figures.json", folder / "drawing.png"
         if "--prompts" not in given:
             given += ["--prompts", str(prompts)]
-        if not main.__module__.endswith("acceptance"):
+        if main is not acceptance.main:
             given += ["--plot", str(drawing)]
         assert main([*given, *FEW, "--json", str(figures)]) == 0
         if "--plot" in given:

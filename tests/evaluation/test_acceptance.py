@@ -1,4 +1,4 @@
-"""`nld-acceptance`: acceptance length by category of prompts."""
+"""`nld-acceptance`: accepted length by category of prompts."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def test_acceptance_by_category(
     asked = ("--prompts", questions, "--modes", "linear", "quadratic", "diffusion", "--block-lengths", "2,4")
     found = reported(acceptance.main, trained, *asked, "--threshold", 0.3)
     assert found == reported(acceptance.main, trained_export, *asked, "--threshold", 0.3)
-    readings = found["readings"]
-    assert [(one["mode"], one["block_length"]) for one in readings] == [
+    variants = found["variants"]
+    assert [(one["mode"], one["block_length"]) for one in variants] == [
         (mode, length) for mode in ("linear", "quadratic", "diffusion") for length in (2, 4)
     ]
-    for one in readings:
+    for one in variants:
         assert list(one["categories"]) == ["sums", "ends", "overall"]
         turns = [figures["turns"] + figures["skipped_turns"] for figures in one["categories"].values()]
         assert turns == [4, 2, 6]
         overall = one["categories"]["overall"]
         assert overall["new_tokens"] == sum(one["categories"][name]["new_tokens"] for name in ("sums", "ends"))
-        assert 1 <= overall["acceptance_length"] <= one["block_length"]
+        assert 1 <= overall["accepted_length"] <= one["block_length"]
         if one["mode"] == "quadratic":
             # One forward per cycle; the first token of each turn comes from the prefill.
             cycles = overall["new_tokens"] / overall["tokens_per_forward"]
-            assert overall["acceptance_length"] == pytest.approx((overall["new_tokens"] - overall["turns"]) / cycles)
+            assert overall["accepted_length"] == pytest.approx((overall["new_tokens"] - overall["turns"]) / cycles)
     alone = tmp_path / "alone.jsonl"
     alone.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS if question["category"] == "sums"))
     again = reported(acceptance.main, trained, "--prompts", alone, *asked[2:], "--threshold", 0.3, "--batch-size", 1)
-    for one, other in zip(readings, again["readings"], strict=True):
+    for one, other in zip(variants, again["variants"], strict=True):
         assert one["categories"]["sums"] == other["categories"]["sums"] == other["categories"]["overall"]
 
 
@@ -65,7 +65,7 @@ def test_a_turn_follows_the_answers_before_it(trained: Path, tmp_path: Path, rep
         path = tmp_path / "turns.jsonl"
         path.write_text(json.dumps({"category": "a", "turns": turns}) + "\n")
         found = reported(acceptance.main, trained, "--prompts", path, *asked)
-        return found["readings"][0]["categories"]["a"]
+        return found["variants"][0]["categories"]["a"]
 
     first, both = figures("eight is"), figures("eight is", "and")
     assert both["turns"] == 2
@@ -80,9 +80,9 @@ def test_the_tables_fit_a_terminal(reported: Report, questions: Path, trained: P
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     for mode in ("diffusion", "linear", "quadratic"):
-        assert f"{mode}: acceptance length, then tokens per forward" in lines
-        readings = [one["categories"]["sums"] for one in found["readings"] if one["mode"] == mode]
-        cells = [f"{one[key]:.2f}" for key in ("acceptance_length", "tokens_per_forward") for one in readings]
+        assert f"{mode}: accepted length, then tokens per forward" in lines
+        variants = [one["categories"]["sums"] for one in found["variants"] if one["mode"] == mode]
+        cells = [f"{one[key]:.2f}" for key in ("accepted_length", "tokens_per_forward") for one in variants]
         assert any(line.replace("\u2502", " ").split() == ["sums", "4", *cells] for line in lines)
 
 

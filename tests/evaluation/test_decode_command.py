@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -345,12 +344,3 @@ def test_a_checkpoint_without_tokenizer_is_refused(
         assert "no tokenizer is known of it" in said
         tokenizer = kept / "tokenizer" if (kept / "tokenizer").is_dir() else kept
         assert records(copy, "--mode", "ar", "--prompt", "seven", "--tokenizer", tokenizer)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    call = "try: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
-    program = f"import sys, nld_train.commands.decode as d\n{call}"
-    done = run_command(["-c", program], timeout=60)
-    assert "--block-length" in done.output
-    assert not {"torch", "rich", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())
-    assert "torch" in sys.modules

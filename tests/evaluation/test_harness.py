@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_runs import run_command, torchrun
+from tiny_runs import torchrun
 
 from nld_train.commands import decode, eval
 from nld_train.evaluation.harness import progress
@@ -293,11 +293,3 @@ def test_unknown_names_get_the_nearest(name: str, said: str) -> None:
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
     with pytest.raises(UserError, match=said):
         load_tasks([name], manager)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    call = "try: d.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
-    program = f"import sys, nld_train.commands.eval as d\n{call}"
-    done = run_command(["-c", program], timeout=60)
-    assert "--num-fewshot" in done.output
-    assert not {"torch", "lm_eval", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())

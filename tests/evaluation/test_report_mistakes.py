@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from reading_commands import Main, refusal
-from tiny_runs import run_command
 
 from nld_train.commands import acceptance, bound, curve, decode, sampler
 
@@ -64,13 +63,3 @@ def test_without_a_tokenizer(
     questions.write_text('{"category": "a", "prompt": "seven"}\n')
     given = questions if main is acceptance.main else prompts
     assert "no tokenizer is known of it" in refusal(capsys, main, str(copy), "--prompts", str(given))
-
-
-@pytest.mark.parametrize("module", ["acceptance", "bound", "curve", "sampler"])
-def test_help_imports_nothing_heavy(module: str) -> None:
-    program = (
-        f"import sys, nld_train.{module} as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
-    )
-    done = run_command(["-c", program], timeout=60)
-    assert f"nld-{module}" in done.output
-    assert not {"torch", "rich", "numpy", "yaml"} & set(done.output.splitlines()[-1].split())

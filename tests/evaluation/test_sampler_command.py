@@ -30,7 +30,7 @@ def learned(checkpoint: Path, reported: Report) -> dict[str, Any]:
     return reported(sampler.main, checkpoint, "--block-length", 8, "--thresholds", "0,0.5,1", "--held-out", 0.4, *SMALL)
 
 
-def test_a_sampler_is_trained_saved_and_judged(learned: dict[str, Any], checkpoint: Path) -> None:
+def test_a_sampler_is_trained_saved_and_evaluated(learned: dict[str, Any], checkpoint: Path) -> None:
     assert 0 < learned["auc"] <= 1
     assert 0 < learned["auc_of_confidence"] <= 1
     assert (learned["prompts"], learned["held_out_prompts"]) == (4, 2)
@@ -55,8 +55,8 @@ def test_it_plugs_in_as_a_policy(
     assert [record["token_ids"] for record in found] == [record["token_ids"] for record in named]
     points = reported(curve.main, checkpoint, "--block-length", 8, "--thresholds", "0.5")["curves"]["sampler"]
     assert points[0]["tokens_per_forward"] == pytest.approx(per_forward(found, "diffusion + sampler"))
-    ways = reported(bound.main, checkpoint, "--block-lengths", "8", "--threshold", 0.5)["bounds"][0]["ways"]
-    assert ways["diffusion, trained sampler"]["tokens_per_forward"] == points[0]["tokens_per_forward"]
+    variants = reported(bound.main, checkpoint, "--block-lengths", "8", "--threshold", 0.5)["bounds"][0]["variants"]
+    assert variants["diffusion, trained sampler"]["tokens_per_forward"] == points[0]["tokens_per_forward"]
 
 
 @pytest.mark.usefixtures("learned")

@@ -1,4 +1,4 @@
-"""`nld-bound`: the oracle beside every way to decode."""
+"""`nld-bound`: the oracle beside every decode mode."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nld_train.commands import bound
 from nld_train.evaluation.oracle import OracleBlock
-from nld_train.evaluation.speed_bound import of_blocks, print_bound
+from nld_train.evaluation.speed_bound import block_figures, print_bound
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +28,24 @@ def test_the_bound_stands_above_what_ends_at_its_target(
 ) -> None:
     assert [one["block_length"] for one in bounds] == [1, 4, 7]
     for one in bounds:
-        ways, blocks = one["ways"], one["oracle_blocks"]
-        slow, oracle = ways["diffusion, one per pass"], ways["oracle"]
+        variants, blocks = one["variants"], one["oracle_blocks"]
+        slow, oracle = variants["diffusion, one per pass"], variants["oracle"]
         assert oracle["tokens_per_forward"] >= slow["tokens_per_forward"]
         assert (oracle["new_tokens"], oracle["agreement"]) == (slow["new_tokens"], slow["agreement"])
-        assert ways["linear"]["agreement"] == ways["quadratic"]["agreement"] == 1.0
+        assert variants["linear"]["agreement"] == variants["quadratic"]["agreement"] == 1.0
         records = decoded(trained, "--compare", "--block-length", one["block_length"], "--threshold", 0.3)
         for mode, name in (("diffusion", "diffusion, threshold 0.3"), ("linear", "linear"), ("quadratic", "quadratic")):
-            assert ways[name]["tokens_per_forward"] == pytest.approx(per_forward(records, mode))
+            assert variants[name]["tokens_per_forward"] == pytest.approx(per_forward(records, mode))
         assert blocks["searched"] == blocks["blocks"] >= blocks["longer_than_shortest"]
         if one["block_length"] > 1:
-            rival = blocks["rivals"]["threshold 0.3"]
-            assert blocks["blocks"] >= rival["same"] >= rival["fewer"]
+            policy = blocks["policies"]["threshold 0.3"]
+            assert blocks["blocks"] >= policy["same"] >= policy["fewer"]
             # Passes that write the cache are counted in one figure and not in the other.
             assert oracle["accepted_per_pass"] >= 1.0
             assert oracle["accepted_per_pass"] == pytest.approx(blocks["masks"] / blocks["passes"], rel=0.2)
 
 
-def block(masks: int, passes: int, fewest: int | None = None, complete: bool = True, **rivals: Any) -> OracleBlock:
+def block(masks: int, passes: int, fewest: int | None = None, complete: bool = True, **policies: Any) -> OracleBlock:
     return OracleBlock(
         target=torch.zeros(masks + 1).long(),
         masks=masks,
@@ -54,7 +54,7 @@ def block(masks: int, passes: int, fewest: int | None = None, complete: bool = T
         complete=complete,
         exhausted=masks > 6,
         fewest=fewest,
-        rivals=rivals,
+        policies=policies,
     )
 
 
@@ -67,7 +67,7 @@ def test_how_often_a_policy_needed_fewer_passes_for_the_same_target() -> None:
         block(3, 3, fewest=1, complete=False, fast=(1, True), slow=(1, True)),
         block(0, 0, fewest=0, fast=(0, True), slow=(0, True)),
     ]
-    assert of_blocks(blocks) == {
+    assert block_figures(blocks) == {
         "blocks": 3,
         "masks": 7.0,
         "passes": pytest.approx(8 / 3),
@@ -75,9 +75,9 @@ def test_how_often_a_policy_needed_fewer_passes_for_the_same_target() -> None:
         "exhausted": 1,
         "searched": 2,
         "longer_than_shortest": 1,
-        "rivals": {"fast": {"same": 2, "fewer": 1}, "slow": {"same": 2, "fewer": 0}},
+        "policies": {"fast": {"same": 2, "fewer": 1}, "slow": {"same": 2, "fewer": 0}},
     }
-    assert of_blocks([])["passes"] is None
+    assert block_figures([])["passes"] is None
 
 
 def test_the_tables_fit_a_terminal(bounds: list[dict[str, Any]]) -> None:
@@ -87,10 +87,10 @@ def test_the_tables_fit_a_terminal(bounds: list[dict[str, Any]]) -> None:
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     for one in bounds:
-        for name, way in one["ways"].items():
-            assert any(f" {name} " in line and f" {way['tokens_per_forward']:.2f} " in line for line in lines)
-    rival = bounds[1]["oracle_blocks"]["rivals"]["threshold 0.3"]
+        for name, figures in one["variants"].items():
+            assert any(f" {name} " in line and f" {figures['tokens_per_forward']:.2f} " in line for line in lines)
+    policy = bounds[1]["oracle_blocks"]["policies"]["threshold 0.3"]
     (same,) = (line for line in lines if "threshold 0.3: same target " in line)
     (fewer,) = (line for line in lines if "threshold 0.3: same target, fewer passes" in line)
-    assert f" {rival['same']} " in same
-    assert f" {rival['fewer']} " in fewer
+    assert f" {policy['same']} " in same
+    assert f" {policy['fewer']} " in fewer

@@ -1,0 +1,96 @@
+"""What all console scripts share: how they parse, report errors and exit.
+
+Every script prints one line, `error: ...`, on standard error and exits with status 2 for an error that a user caused,
+its command line included, and with 130 after Ctrl-C. Only the standard library is imported here, and no command
+imports more before its arguments are parsed, so `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from nld_train.errors import UserError, exit_status, report_error
+
+Run = Callable[[argparse.Namespace], int | None]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a `UserError` in place of printing the usage."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A console script, or a subcommand of one. Calling it parses a command line and runs it.
+
+    Attributes:
+        name: of the script or the subcommand.
+        description: for `--help`; line breaks in it are kept.
+        add_arguments: adds the arguments to a parser.
+        run: the work, from the parsed arguments to an exit status (None is 0).
+        subcommands: in place of `add_arguments` and `run`.
+        summary: of a subcommand, for the script's `--help` (default: the description).
+        interrupted: the message after Ctrl-C.
+    """
+
+    name: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    run: Run | None = None
+    subcommands: tuple[Command, ...] = ()
+    summary: str = ""
+    interrupted: str = "interrupted"
+
+    def __call__(self, words: Sequence[str] | None = None) -> int:
+        """Runs a command line (default: that of this process); returns the exit status."""
+        try:
+            arguments = self.parser().parse_args(words)
+        except UserError as error:
+            return report_error(str(error), every_rank=False)
+        chosen: Command = arguments.chosen_command
+        assert chosen.run is not None
+        run = chosen.run
+        return exit_status(lambda: run(arguments), chosen.interrupted)
+
+    def parser(self) -> argparse.ArgumentParser:
+        """The parser of a command line."""
+        parser = Parser(prog=self.name)
+        self._fill(parser)
+        return parser
+
+    def _fill(self, parser: argparse.ArgumentParser) -> None:
+        parser.description = self.description
+        if "\n" in self.description:
+            parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        if self.add_arguments is not None:
+            self.add_arguments(parser)
+        if self.run is not None:
+            parser.set_defaults(chosen_command=self)
+        if self.subcommands:
+            parsers = parser.add_subparsers(required=True, metavar="COMMAND")
+            for command in self.subcommands:
+                command._fill(parsers.add_parser(command.name, help=command.summary or command.description))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A function whose module is imported when it is called.
+
+    Attributes:
+        path: `module:function`.
+    """
+
+    path: str
+
+    def __call__(self, arguments: argparse.Namespace) -> int | None:
+        """Runs a command; see `Command.run`."""
+        module, _, name = self.path.partition(":")
+        status: int | None = getattr(import_module(module), name)(arguments)
+        return status

@@ -1,0 +1,113 @@
+"""What `nld-curve`, `nld-bound`, `nld-sampler` and `nld-acceptance` share: their request, and their report as files."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nld_train.decoding import DecodeOptions, Threshold
+from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.command_line.request import (
+    Request,
+    read_request,
+    sampler_directory,
+    value_errors_as_user_errors,
+)
+from nld_train.decoding.policies.sampler_files import require_sampler
+from nld_train.errors import UserError
+from nld_train.evaluation.measure import Figures
+from nld_train.files import write_atomically
+
+
+def check_outputs(arguments: Namespace, *names: str) -> None:
+    """Refuses output files that cannot be written, before anything is computed.
+
+    Args:
+        arguments: a command line.
+        names: of its options.
+
+    Raises:
+        UserError: the folder of a file does not exist.
+    """
+    for name in names:
+        path = getattr(arguments, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise UserError(f"--{name} {path}: there is no folder {Path(path).absolute().parent}")
+
+
+def write_json(path: str | None, content: Figures, default: Callable[[Any], Any] | None = None) -> None:
+    """Writes figures where a path is given; `default` converts what JSON does not know."""
+    if path is not None:
+        write_atomically(Path(path), json.dumps(content, indent=1, default=default) + "\n")
+
+
+def write_report(arguments: Namespace, content: Figures, draw: Callable[[str], None]) -> None:
+    """Writes `--json` and draws `--plot`, where they are given."""
+    write_json(arguments.json, content)
+    if arguments.plot is not None:
+        draw(arguments.plot)
+
+
+def read_report_request(
+    arguments: Namespace, block_lengths: Sequence[int], thresholds: Iterable[float]
+) -> tuple[Request, list[DecodeOptions]]:
+    """Checks what these commands have in common; reads no weights.
+
+    Args:
+        arguments: a command line with `--json` and `--plot`.
+        block_lengths: that are decoded with.
+        thresholds: of the policy `threshold`.
+
+    Returns:
+        Prompts and checkpoint, and greedy options for each block length.
+
+    Raises:
+        UserError: a file that cannot be written, a threshold or another option out of its range, or prompts that
+            cannot be decoded in every mode.
+    """
+    check_outputs(arguments, "json", "plot")
+    with value_errors_as_user_errors():
+        for threshold in thresholds:
+            Threshold(threshold)
+    request = read_request(arguments)
+    with value_errors_as_user_errors():
+        settings = [
+            DecodeOptions(arguments.max_new_tokens, block_length=length, stop_tokens=request.source.stop_tokens)
+            for length in block_lengths
+        ]
+        check_request(request.source.description, request.prompts, "diffusion", settings[0])
+    return request, settings
+
+
+def trained_sampler_directory(arguments: Namespace, request: Request) -> Path | None:
+    """Directory of the trained sampler; None where the checkpoint has none and the command line names none.
+
+    Raises:
+        UserError: `--sampler` names a directory without one.
+    """
+    directory = sampler_directory(arguments, request.source)
+    if arguments.sampler is None and not directory.is_dir():
+        return None
+    require_sampler(directory)
+    return directory
+
+
+@contextmanager
+def plot(path: str, columns: int, width: float = 6.0) -> Iterator[Any]:
+    """A row of matplotlib axes, array `[columns]`, saved as PNG at the end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, 4.5), constrained_layout=True, squeeze=False)
+    yield axes[0]
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    figure.savefig(path, format="png", dpi=110)
+    plt.close(figure)
