@@ -24,7 +24,7 @@ MISSING = {
     "nld-data": (["inspect", "missing"], "missing.bin does not exist"),
     "nld-convert": (["import", "missing", "out"], "missing"),
     "nld-decode": (["missing", "--mode", "ar", "--prompt", "x"], "missing"),
-    "nld-plan": (["experiment=missing"], "experiment=missing"),
+    "nld-plan": (["gpus=8", "experiment=missing"], "experiment=missing"),
     "nld-status": (["missing"], "missing"),
     "nld-curve": (["missing", "--prompts", "prompts.txt"], "--prompts prompts.txt"),
     "nld-bound": (["missing", "--prompt", "x"], "missing"),

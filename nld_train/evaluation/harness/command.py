@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from nld_train.decoding.command_line.variants import refuse_unread_policy
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import ReadingSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
-from nld_train.files import write_atomically
+from nld_train.evaluation.reports import check_outputs, write_json
 from nld_train.processes import rank
 
 _OPTIONS = {"batch_size": "--batch-size", "max_new_tokens": "--max-new-tokens", "block_length": "--block-length"}
@@ -28,7 +27,7 @@ def run(arguments: Namespace) -> None:
     """
     settings = _settings(arguments)
     wanted = resolve(arguments.tasks)
-    _check_output(arguments.output)
+    check_outputs(arguments, "output")
     _require_lm_eval()
     if rank() > 0:
         _serve(arguments, settings, wanted)
@@ -36,8 +35,7 @@ def run(arguments: Namespace) -> None:
     tasks, manager = _load(arguments, wanted)
     results = _evaluate(arguments, settings, wanted, tasks, manager)
     _show(results, settings)
-    if arguments.output is not None:
-        write_atomically(Path(arguments.output), json.dumps(results, indent=1, default=_plain) + "\n")
+    write_json(arguments.output, results, default=_plain)
 
 
 def _settings(arguments: Namespace) -> ReadingSettings:
@@ -69,11 +67,6 @@ def _settings(arguments: Namespace) -> ReadingSettings:
     except ValueError as error:
         name, _, rest = str(error).partition(":")
         raise UserError(f"{_OPTIONS.get(name, f'--{name}')}:{rest}") from error
-
-
-def _check_output(output: str | None) -> None:
-    if output is not None and not Path(output).resolve().parent.is_dir():
-        raise UserError(f"--output: there is no folder {Path(output).resolve().parent}")
 
 
 def _require_lm_eval() -> None:
