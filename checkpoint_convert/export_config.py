@@ -9,6 +9,7 @@ from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.hf_package import AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
+from nld_train.config.stage_kinds import stage_kind
 
 ALPHA = 0.3  # of every joint stage of the paper (reference section 1)
 BLOCK_SIZE = 32  # of the released models (reference section 3)
@@ -109,8 +110,9 @@ def _diffusion(record: Record) -> dict[str, Any]:
     origin = record.origin.outer if record.origin is not None else {}
     alpha, block_size = origin.get("dlm_loss_weight", ALPHA), origin.get("block_size", BLOCK_SIZE)
     if record.config is not None:
-        alphas = [record.config.stages[name].alpha for name in stages_begun(record)]
-        alpha = next((value for value in reversed(alphas) if value > 0), alpha)
+        stages = [record.config.stages[name] for name in stages_begun(record)]
+        alphas = [stage.alpha for stage in stages if stage_kind(stage.kind).noisy_stream]
+        alpha = alphas[-1] if alphas else alpha
         block_size = record.config.diffusion.block_size
     return {
         "block_size": block_size,

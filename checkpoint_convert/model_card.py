@@ -93,11 +93,11 @@ def _stage_table(record: Record, config: Config) -> list[str]:
     for plan in stage_plans(config):
         if plan.name in begun:
             steps = record.progress["stage_step"] if plan.name == last else plan.steps
-            schedule = config.stages[plan.name].schedule
+            schedule = plan.stage.schedule
             rate = f"{schedule.learning_rate:g} -> {schedule.final_learning_rate:g}"
             tokens = f"{steps * tokens_per_step(config):,} of {plan.tokens:,}"
-            alpha = f"{plan.alpha:g}" if plan.adapter is None else f"(drafter adapter of rank {plan.adapter.rank})"
-            rows.append(f"| {plan.name} | {tokens} | {steps} | {alpha} | {plan.averaging} | {rate} |")
+            objective, averaging = plan.kind.objective(plan.stage), plan.stage.averaging
+            rows.append(f"| {plan.name} | {tokens} | {steps} | {objective} | {averaging} | {rate} |")
     return rows
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nld_train.config.schema import AdapterConfig, Config, ModelConfig
-from nld_train.masking.schedule import NoiseSchedule, noise_schedule
+from nld_train.config.schema import Config, ModelConfig, StageConfig
+from nld_train.config.stage_kinds import stage_kind
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
@@ -27,13 +27,13 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def padded_vocabulary(config: Config) -> int:
-    """The vocabulary rounded up to a multiple of `parallel.tensor`, since each process holds an equal share of it."""
+    """The vocabulary rounded up to a multiple of `parallel.tensor`, since each process has an equal part of it."""
     tensor = config.parallel.tensor
     return -(-config.model.vocab_size // tensor) * tensor
 
 
 def rank_parameter_counts(config: Config) -> tuple[int, ...]:
-    """Parameters that one process holds, for each pipeline rank; all its tensor-parallel peers hold as many.
+    """Parameters of one process, for each pipeline rank; its tensor-parallel peers have as many.
 
     The first pipeline rank has the embedding, the last the final norm and the head, each with the padded vocabulary.
     Matrices are cut over tensor-parallel processes, norms are in each of them.
@@ -64,62 +64,33 @@ def joint_visible_pairs(length: int, block_size: int) -> int:
     return inside_blocks + blocks_before + causal_visible_pairs(length)
 
 
-def expected_head_rows(length: int, schedule: NoiseSchedule, joint: bool) -> float:
-    """Rows of logits that a sample needs: every position's next token and, in a joint pass, the masked positions."""
-    return length * (1 + schedule.mean_probability) if joint else float(length)
+def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
+    """Floating-point operations of a forward and backward pass (`docs/method.md`, "Stages").
 
+    Recomputation and the optimizer do not count.
 
-def training_flops(
-    model: ModelConfig,
-    length: int,
-    block_size: int,
-    joint: bool,
-    head_rows: float,
-    visible_pairs: int | None = None,
-) -> float:
-    """Floating-point operations of the forward and backward pass over one sample (reference section 4).
-
-    The body counts `length` positions, twice as many if `joint`; attention counts visible pairs only
-    (`visible_pairs`, or those of one document without borders where it is None); the head counts `head_rows`
-    supervised rows. Recomputation and the optimizer do not count.
+    Args:
+        model: its shapes.
+        positions: that pass through the layers, in all streams.
+        visible_pairs: of query and key.
+        head_rows: supervised rows of logits.
     """
-    if visible_pairs is None:
-        visible_pairs = joint_visible_pairs(length, block_size) if joint else causal_visible_pairs(length)
-    positions = 2 * length if joint else length
+    return float(_FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows))
+
+
+def forward_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
+    """Floating-point operations of a forward pass alone; arguments as of `training_flops`."""
+    return float(_OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows))
+
+
+def _products(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
+    """Multiplications of a forward pass."""
     body = positions * model.num_hidden_layers * layer_matrix_parameters(model)
-    # Each visible pair costs a score and a share of the output, each head_dim products per query head.
+    # Each visible pair costs a score and a part of the output, each head_dim products per query head.
     attention = visible_pairs * model.num_hidden_layers * 2 * model.num_attention_heads * model.head_dim
-    head = head_rows * model.vocab_size * model.hidden_size
-    return float(_FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * (body + attention + head))
+    return body + attention + head_rows * model.vocab_size * model.hidden_size
 
 
-def drafter_flops(model: ModelConfig, length: int, adapter: AdapterConfig) -> float:
-    """Floating-point operations over one sample of a stage that trains a drafter adapter.
-
-    Three forward passes without gradients (AR over L positions; draft and verify over two streams, 2L), then the draft
-    pass again with its backward pass, which is one more product each: frozen weights have no gradient. The head counts
-    a row per block or position read; the adapter itself and the few rows of the loss do not count.
-    """
-    passes_of_two_streams = 2 + 2
-    positions = length * (1 + 2 * passes_of_two_streams)
-    causal, blocks = causal_visible_pairs(length), joint_visible_pairs(length, adapter.block_length)
-    # Attention has two operands that carry gradients, so that its backward pass costs two forward passes.
-    pairs = causal + (passes_of_two_streams + 1) * blocks
-    body = positions * model.num_hidden_layers * layer_matrix_parameters(model)
-    attention = pairs * model.num_hidden_layers * 2 * model.num_attention_heads * model.head_dim
-    head = (2 * length + length / adapter.block_length) * model.vocab_size * model.hidden_size
-    return float(_OPERATIONS_PER_PRODUCT * (body + attention + head))
-
-
-def step_flops(config: Config, alpha: float, adapter: AdapterConfig | None = None) -> float:
-    """Expected operations of one optimizer step over the global batch, without document borders.
-
-    `adapter` is that of a stage that trains one, else None.
-    """
-    joint = alpha > 0
-    length = config.batch.sequence_length
-    if adapter is not None:
-        return config.batch.global_size * drafter_flops(config.model, length, adapter)
-    rows = expected_head_rows(length, noise_schedule(config.diffusion), joint)
-    sample = training_flops(config.model, length, config.diffusion.block_size, joint, rows)
-    return config.batch.global_size * sample
+def step_flops(config: Config, stage: StageConfig) -> float:
+    """Expected operations of one optimizer step of a stage over the global batch, without document borders."""
+    return config.batch.global_size * stage_kind(stage.kind).sample_flops(config, stage)

@@ -1,28 +1,41 @@
-"""What follows from the settings: steps, tokens and samples of every stage, and how the world is shared out."""
+"""What follows from the settings: steps, tokens and samples of every stage, and the sizes of process groups."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nld_train.config.schema import AdapterConfig, Averaging, Config
+from nld_train.config.schema import Config, StageConfig
+from nld_train.config.stage_kinds import stage_kind
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 
 @dataclass(frozen=True)
 class StagePlan:
     """One stage in whole optimizer steps.
 
-    `first_step` counts from 0 over the whole run; `tokens` and `samples` are what is really trained on, which is at
-    least what was asked for, since a step is never cut. `adapter` is set where the stage trains a drafter adapter.
+    Attributes:
+        name: of the stage.
+        stage: its settings.
+        first_step: from 0, over the whole run.
+        steps: optimizer steps of the stage.
+        samples: that are trained on.
+        tokens: that are trained on: at least those of the settings, since a step is never cut.
     """
 
     name: str
-    alpha: float
-    averaging: Averaging
+    stage: StageConfig
     first_step: int
     steps: int
     samples: int
     tokens: int
-    adapter: AdapterConfig | None = None
+
+    @property
+    def kind(self) -> StageKind:
+        """What kind of stage it is."""
+        return stage_kind(self.stage.kind)
 
 
 def tokens_per_step(config: Config) -> int:
@@ -39,7 +52,7 @@ def stage_plans(config: Config) -> tuple[StagePlan, ...]:
         steps = -(-stage.tokens // tokens_per_step(config))
         samples = steps * config.batch.global_size
         tokens = samples * config.batch.sequence_length
-        plans.append(StagePlan(name, stage.alpha, stage.averaging, first_step, steps, samples, tokens, stage.adapter))
+        plans.append(StagePlan(name, stage, first_step, steps, samples, tokens))
         first_step += steps
     return tuple(plans)
 
@@ -50,13 +63,13 @@ def total_steps(config: Config) -> int:
 
 
 def data_parallel_size(config: Config, world_size: int) -> int:
-    """Among how many groups of processes `world_size` processes share out the samples; each group works on its own."""
+    """Data-parallel ranks of `world_size` processes: groups of processes that train on different samples."""
     parallel = config.parallel
     return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
 
 
-def copies_of_weights(config: Config, world_size: int) -> int:
-    """Processes that hold the same weights: those that take other samples, or other parts of the same ones."""
+def replicas(config: Config, world_size: int) -> int:
+    """Processes with the same weights: data-parallel and context-parallel ranks."""
     return data_parallel_size(config, world_size) * config.parallel.context
 
 

@@ -8,12 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.config.counts import (
-    padded_vocabulary,
-    parameter_count,
-    rank_parameter_counts,
-    step_flops,
-)
+from nld_train.config.counts import padded_vocabulary, parameter_count, rank_parameter_counts, step_flops
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config
 
@@ -70,7 +65,7 @@ def _rank_parameters(config: Config) -> str:
 
 def _length(config: Config) -> str:
     plans = stage_plans(config)
-    flops = sum(plan.steps * step_flops(config, plan.alpha, plan.adapter) for plan in plans)
+    flops = sum(plan.steps * step_flops(config, plan.stage) for plan in plans)
     tokens = sum(plan.tokens for plan in plans)
     text = f"{total_steps(config):,} steps, {tokens:,} tokens, {flops:.3g} training FLOPs"
     if config.run.max_steps is not None:
@@ -80,13 +75,13 @@ def _length(config: Config) -> str:
 
 def _stage_table(config: Config) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    columns = ("stage", "steps", "tokens", "first step", "alpha", "averaging", "learning rate", "FLOPs/step")
+    columns = ("stage", "kind", "steps", "tokens", "first step", "alpha", "averaging", "learning rate", "FLOPs/step")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("stage", "averaging") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("stage", "kind", "averaging") else "right", no_wrap=True)
     for plan in stage_plans(config):
-        schedule = config.stages[plan.name].schedule
+        schedule = plan.stage.schedule
         rate = f"{schedule.learning_rate:g} -> {schedule.final_learning_rate:g}"
-        flops = f"{step_flops(config, plan.alpha, plan.adapter):.3g}"
-        numbers = (f"{plan.steps:,}", f"{plan.tokens:,}", f"{plan.first_step:,}", f"{plan.alpha:g}")
-        table.add_row(plan.name, *numbers, plan.averaging, rate, flops)
+        flops = f"{step_flops(config, plan.stage):.3g}"
+        numbers = (f"{plan.steps:,}", f"{plan.tokens:,}", f"{plan.first_step:,}", f"{plan.stage.alpha:g}")
+        table.add_row(plan.name, plan.stage.kind, *numbers, plan.stage.averaging, rate, flops)
     return table

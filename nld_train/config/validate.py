@@ -1,7 +1,8 @@
 """Refusing what cannot be, before anything heavy starts.
 
 `load` refuses wrong types and unknown keys, `ranges` what `schema` declares out of range; here are divisibility and
-settings that contradict each other. Every refusal is one line that names the key, its value and what would be valid.
+settings that contradict each other or a stage's kind. Every refusal is one line that names the key, its value and what
+would be valid.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nld_train.config.schema import (
     SourceConfig,
     StageConfig,
 )
+from nld_train.config.stage_kinds import running_kinds, stage_kind
 from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
 from nld_train.masking.schedule import SCHEDULES
@@ -33,11 +35,11 @@ def validate(config: Config, world_size: int) -> None:
     _check_diffusion(config)
     for name, stage in config.stages.items():
         _check_stage(f"stages.{name}", stage, dry=bool(config.run.dry))
-        if stage.adapter is not None:
-            _check_adapter_stage(config, name, stage)
     _check_batch(config)
     validate_execution(config)
     _check_validation(config)
+    for name, kind in running_kinds(config).items():
+        kind.check_run(config, name)
     _check_evaluation(config)
     validate_layout(config, world_size)
 
@@ -119,20 +121,12 @@ def _check_diffusion(config: Config) -> None:
 
 
 def _check_stage(key: str, stage: StageConfig, dry: bool) -> None:
+    kind = stage_kind(stage.kind, f"{key}.kind")
     if stage.train is not None:
         refuse_unless(dry or len(stage.train) > 0, f"{key}.train", "[]", "name a prepared token set, or set null")
         _check_sources(f"{key}.train", stage.train)
     _check_schedule(f"{key}.schedule", stage.schedule)
-
-
-def _check_adapter_stage(config: Config, name: str, stage: StageConfig) -> None:
-    key = f"stages.{name}"
-    refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, "must be 0: a drafter adapter has a loss of its own")
-    valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
-    refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
-    listed = f"[{','.join(config.run.stages)}]"
-    valid = f"must name {name!r} last: its adapter belongs to the weights that the stages before it leave"
-    refuse_unless(name not in config.run.stages[:-1], "run.stages", listed, valid)
+    kind.check_stage(key, stage)
 
 
 def _check_schedule(key: str, schedule: ScheduleConfig) -> None:
@@ -157,9 +151,6 @@ def _check_validation(config: Config) -> None:
     validation = config.validation
     listed = list(validation.levels)
     refuse_unless(len(set(listed)) == len(listed), "validation.levels", listed, "must name each level only once")
-    joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
-    if joint and validation.every > 0:
-        refuse_unless(len(listed) > 0, "validation.levels", listed, "must name at least one level for a joint stage")
 
 
 def _check_evaluation(config: Config) -> None:

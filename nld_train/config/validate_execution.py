@@ -8,6 +8,7 @@ from __future__ import annotations
 from nld_train.config.attention_backends import ATTENTION_BACKENDS, AUTO, names_of
 from nld_train.config.checks import refuse_unless
 from nld_train.config.schema import Config, ExecutionConfig
+from nld_train.config.stage_kinds import running_kinds
 
 # Positions of a process come in multiples of this, by recipe. Tensor cores take 16; where scales belong to blocks, 32
 # or 128 positions share one, and Transformer Engine quantises whole blocks only.
@@ -108,14 +109,12 @@ def _check_tensor_overlap(config: Config) -> None:
 
 
 def _check_one_length(config: Config, key: str) -> None:
-    """The buffers of overlapped exchange have the length of a training step; nothing else may pass the layers."""
+    """The buffers of overlapped communication have one length, so nothing of another may pass through the layers."""
     every = config.evaluation.every
     valid = f"must be 0 with {key}: its buffers are for whole batches, and decoding sends less; decode with nld-decode"
     refuse_unless(every == 0, "evaluation.every", every, valid)
-    for name in config.run.stages:
-        valid = f"has buffers of one length, and stage {name!r} trains an adapter on drafts of others; set false"
-        refuse_unless(config.stages[name].adapter is None, key, True, valid)
-    lengths = {config.stages[name].alpha > 0 for name in config.run.stages}
+    length = config.batch.sequence_length
+    lengths = {each for kind in running_kinds(config).values() for each in kind.stream_lengths(length)}
     valid = (
         "has buffers of one length, but AR and joint stages send different ones through the model; run them one by one "
         "with run.stages, or set false"

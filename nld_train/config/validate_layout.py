@@ -8,6 +8,7 @@ from nld_train.config.checks import divides, divisors, refuse_unless
 from nld_train.config.plan import data_parallel_size, micro_batches
 from nld_train.config.ranges import check_ranges
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import running_kinds
 
 
 def validate_layout(config: Config, world_size: int) -> None:
@@ -30,9 +31,6 @@ def _check_context_parallel(config: Config) -> None:
         return
     valid = f"parallel.context={context} cuts a sample into {2 * context} equal parts; take a multiple of {2 * context}"
     refuse_unless(length % (2 * context) == 0, "batch.sequence_length", length, valid)
-    for name in config.run.stages:
-        valid = f"stage {name!r} trains an adapter, which is not made for context parallelism; set 1"
-        refuse_unless(config.stages[name].adapter is None, "parallel.context", context, valid)
 
 
 def _check_tensor_parallel(config: Config) -> None:
@@ -54,14 +52,11 @@ def _check_sequence_parallel_lengths(config: Config) -> None:
     cutting = f"parallel.sequence cuts into parallel.tensor={config.parallel.tensor} equal parts"
     if config.parallel.context > 1:
         cutting = f"parallel.context x parallel.sequence cuts into {parts} equal parts"
-    for name in config.run.stages:
-        joint = config.stages[name].alpha > 0
-        travelling = 2 * length if joint else length
-        valid = (
-            f"stage {name!r} sends {travelling} positions{' (two streams)' if joint else ''} through the model, which "
-            f"{cutting}; take a multiple of {parts}"
-        )
-        refuse_unless(travelling % parts == 0, "batch.sequence_length", length, valid)
+    for name, kind in running_kinds(config).items():
+        for stream_length in kind.stream_lengths(length):
+            sent = f"{stream_length} positions{' (two streams)' if stream_length > length else ''}"
+            valid = f"stage {name!r} sends {sent} through the model, which {cutting}; take a multiple of {parts}"
+            refuse_unless(stream_length % parts == 0, "batch.sequence_length", length, valid)
 
 
 def _check_pipeline_parallel(config: Config) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nld_train.config.schema import VALIDATION, Config, DiffusionConfig, Documents
+from nld_train.config.stage_kinds import stage_kind
 from nld_train.data.order import StageOrder, make_order, open_sets
 from nld_train.errors import UserError
 from nld_train.masking.layout import block_indices
@@ -34,7 +35,7 @@ class SampleSettings:
     Attributes:
         stage: name of the stage; it keys the noise.
         seed: the run's seed.
-        joint: whether a noisy stream is built (alpha > 0).
+        joint: whether a noisy stream is built.
         documents: whether samples keep their document borders.
         diffusion: blocks and noise.
         global_size: samples per optimizer step.
@@ -124,7 +125,7 @@ class TrainingSamples(Dataset[Sample]):
 
 def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
     """The samples of a training stage of `config`."""
-    return TrainingSamples(order, _settings(config, stage, joint=config.stages[stage].alpha > 0, level=None))
+    return TrainingSamples(order, _settings(config, stage, joint=stage_kind(config.stages[stage].kind).noisy_stream, level=None))
 
 
 def validation_samples(config: Config, level: float | None) -> TrainingSamples:

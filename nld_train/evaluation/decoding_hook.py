@@ -67,8 +67,8 @@ class DecodingHook:
     def due(self, plan: StagePlan, stage_step: int) -> bool:
         """At the interval and at the end of a joint or drafter stage; before, nothing has learned to fill in masks."""
         every = self.config.evaluation.every
-        drafts = plan.alpha > 0 or plan.adapter is not None
-        return every > 0 and drafts and (stage_step % every == 0 or stage_step == plan.steps)
+        decodes = bool(plan.kind.decode_variants(self.config, plan.stage))
+        return every > 0 and decodes and (stage_step % every == 0 or stage_step == plan.steps)
 
     def run(self, model: list[Any], plan: StagePlan) -> Record:
         """The record of a step under `decoding`; its keys are explained in docs/evaluation.md."""
@@ -90,21 +90,10 @@ class DecodingHook:
         }
 
     def variants(self, plan: StagePlan) -> list[DecodeVariant]:
-        """What a stage decodes, AR first, since the others are measured against it.
-
-        A drafter stage changes the adapter and nothing else: it reads linear self-speculation without and with it, in
-        blocks of the length that the adapter is trained for.
-        """
-        if plan.adapter is None:
-            options = self._options(self.config.evaluation.block_length)
-            modes = sorted(self.config.evaluation.modes, key=lambda mode: mode != "ar")
-            return [DecodeVariant(mode, mode, options) for mode in modes]
-        options = self._options(plan.adapter.block_length)
-        adapted = self._options(plan.adapter.block_length, adapter=True)
+        """What a stage decodes, AR first, since the others are measured against it."""
         return [
-            DecodeVariant("ar", "ar", options),
-            DecodeVariant("linear", "linear", options),
-            DecodeVariant("linear + adapter", "linear", adapted),
+            DecodeVariant(each.name, each.mode, self._options(each.block_length, each.adapter))
+            for each in plan.kind.decode_variants(self.config, plan.stage)
         ]
 
     def _options(self, block_length: int, adapter: bool = False) -> DecodeOptions:

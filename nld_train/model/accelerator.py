@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import longest_kind
 from nld_train.errors import UserError
 
 # Lengths of the stages, with and without gradients, and those of decoding, of which each mode has several. Beyond
@@ -56,8 +57,8 @@ def make_overlap_buffers(config: Config) -> None:
         return
     from transformer_engine.pytorch.module.base import initialize_ub
 
-    joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
-    positions = config.batch.micro_size * config.batch.sequence_length * (2 if joint else 1)
+    length = config.batch.sequence_length
+    positions = config.batch.micro_size * max(longest_kind(config).stream_lengths(length))
     _buffers_exist = True  # also where the next line fails half-way
     initialize_ub(
         shape=[positions // config.parallel.context, config.model.hidden_size],

@@ -23,21 +23,21 @@ DIRECTORY = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _TARGET = "o_proj"
-# Settings of PEFT that would mean another product than alpha / rank * B A x.
+# Settings of PEFT that would mean another product than lora_alpha / rank * B A x.
 _VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
 
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """Rank of every layer's change, and what it is multiplied by: `alpha / rank`."""
+    """Rank of every layer's change, and what it is multiplied by: `lora_alpha / rank`."""
 
     rank: int
-    alpha: float
+    lora_alpha: float
 
     @property
     def scale(self) -> float:
         """The factor of the change."""
-        return self.alpha / self.rank
+        return self.lora_alpha / self.rank
 
 
 def tensor_names(layer: int) -> tuple[str, str]:
@@ -51,13 +51,13 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 
     Args:
         directory: usually `.../linear_spec_lora`.
-        shape: rank and alpha.
+        shape: rank and lora_alpha.
         tensors: under PEFT's names.
     """
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    alpha = int(shape.alpha) if shape.alpha == int(shape.alpha) else shape.alpha
+    alpha = int(shape.lora_alpha) if shape.lora_alpha == int(shape.lora_alpha) else shape.lora_alpha
     config = {
         "peft_type": "LORA",
         # With a task, PEFT asks the model for methods of `transformers`' own generation, which it does not have.
@@ -82,7 +82,7 @@ def find_adapter(path: Path) -> Path | None:
 
 
 def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
-    """Rank and alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
+    """Rank and lora_alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
 
     Raises:
         UserError: it is damaged, is no LoRA on `o_proj` alone, or belongs to a model of another shape.

@@ -25,13 +25,13 @@ from nld_train.model.ministral3 import Ministral3Model
 
 
 class LowRankAdapter(MegatronModule):
-    """`alpha / rank * B A x` beside an output projection `W x` (LoRA, Hu et al. 2021, arXiv 2106.09685).
+    """`lora_alpha / rank * B A x` beside an output projection `W x` (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
     A is cut over tensor-parallel ranks as W is, along its inputs; B is whole on each of them.
 
     Args:
         config: Megatron's.
-        shape: rank and alpha.
+        shape: rank and lora_alpha.
     """
 
     def __init__(self, config: TransformerConfig, shape: AdapterShape) -> None:
@@ -71,7 +71,7 @@ def attach_adapter(chunks: list[Ministral3Model], shape: AdapterShape) -> None:
 
     Args:
         chunks: of the model on this rank, without wrappers.
-        shape: rank and alpha.
+        shape: rank and lora_alpha.
     """
     for chunk in chunks:
         chunk.requires_grad_(False)
@@ -100,7 +100,7 @@ def initialize_adapter(chunks: list[Ministral3Model], seed: int) -> None:
 
 
 def adapter_shape(chunks: list[Ministral3Model]) -> AdapterShape | None:
-    """Rank and alpha of a model's adapter, or None where it has none."""
+    """Rank and lora_alpha of a model's adapter, or None where it has none."""
     return next((adapter.shape for _, adapter in _adapters(chunks)), None)
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from math import lcm, prod
 
 from nld_train.config.counts import padded_vocabulary
-from nld_train.config.plan import copies_of_weights
+from nld_train.config.plan import replicas
 from nld_train.config.schema import Config, ModelConfig, ParallelConfig
 
 _START, _END = 64, 128
@@ -44,7 +44,7 @@ def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: 
             so that no other's is larger by more than the padding between weights.
     """
     vocabulary = padded_vocabulary(config)
-    size = copies_of_weights(config, world_size)
+    size = replicas(config, world_size)
     weight_bytes = bytes_per_number(config)
     return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank)
 

@@ -14,7 +14,7 @@ from nld_train.config.counts import (
     joint_visible_pairs,
     layer_matrix_parameters,
 )
-from nld_train.config.plan import copies_of_weights, micro_batches
+from nld_train.config.plan import replicas, micro_batches
 from nld_train.config.schema import Config
 from nld_train.masking.schedule import noise_schedule
 from nld_train.planner.activations import positions
@@ -167,7 +167,7 @@ def _data_parallel(
     Among all d processes with the same weights. Gradients hide behind the last micro-batch's backward pass, weights
     behind the first one's forward pass, where the settings let them.
     """
-    size = copies_of_weights(config, world_size)
+    size = replicas(config, world_size)
     if size == 1:
         return 0.0
     ranks = range(config.parallel.pipeline)

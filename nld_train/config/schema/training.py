@@ -101,8 +101,10 @@ class AdapterConfig:
     """The drafter adapter of linear self-speculation and its loss (docs/method.md, "Drafter adapter")."""
 
     rank: Annotated[Count, "Rank of the low-rank change of each matrix."]
-    alpha: Annotated[Positive, "The change is multiplied by alpha / rank."]
-    block_length: Annotated[int, Ge(2), "Tokens of a block, the seed included: what decoding drafts at a time."]
+    lora_alpha: Annotated[Positive, "The change is multiplied by lora_alpha / rank."]
+    block_size: Annotated[
+        int, Ge(2), "Tokens of a block, the seed included. The block_length with which decoding drafts is the same."
+    ]
     temperature: Annotated[Positive, "Softmax temperature at which the draft distribution approaches the target's."]
     top_k: Annotated[Count, "The loss is restricted to so many of the likeliest tokens of draft and target each."]
     greedy_share: Annotated[Fraction, "Fraction of blocks that are drafted greedily; the others are sampled."]
@@ -110,21 +112,22 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of a run: how many tokens, which objective, which data, which schedule.
+    """One stage of a run: what kind of training, how many tokens, which data, which schedule."""
 
-    A stage with an `adapter` trains that and leaves the model as it is.
-    """
-
+    kind: Annotated[
+        str,
+        "What the stage trains. ar: the AR loss; joint: the AR loss and the diffusion loss; drafter: the adapter alone.",
+    ]
     tokens: Annotated[
         int,
         Gt(0),
         "Tokens to train on, rounded up to whole steps; 1e9 is read as an integer. Noisy copies do not count.",
     ]
     alpha: Annotated[
-        NotNegative, "Weight of the diffusion loss; with 0 no noisy stream is built. 0 in a stage with an adapter."
+        NotNegative, "Weight of the diffusion loss. Above 0 with kind=joint, 0 with the other kinds."
     ]
     averaging: Annotated[
-        Averaging, "What the losses of a global batch are divided by. global in a stage with an adapter."
+        Averaging, "What the losses of a global batch are divided by. global with kind=drafter."
     ]
     schedule: ScheduleConfig
     train: Annotated[
@@ -137,8 +140,7 @@ class StageConfig:
     ]
     adapter: Annotated[
         AdapterConfig | None,
-        "The drafter adapter, which is all that such a stage trains. It must be the last stage. null: the stage "
-        "trains the model.",
+        "The drafter adapter, with kind=drafter, which must be the last stage. null with the other kinds.",
     ] = None
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from nld_train.config.schema import Config
 from nld_train.data.samples import batches, validation_samples
-from nld_train.model import streams
-from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
-from nld_train.training.loop.micro_batch import Samples, StreamSettings, prepare
+from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.metrics.time_share import TimeShare
+from nld_train.training.stages.kind import StageTrainer
 
 
 @dataclass(frozen=True)
@@ -55,33 +51,19 @@ class Validation:
         every = self.config.validation.every
         return every > 0 and (stage_step % every == 0 or stage_step == stage_steps)
 
-    @torch.no_grad()
-    def run(self, model: list[Any], settings: StreamSettings, rotary: RotaryEmbedding) -> ValidationResult:
+    def run(self, model: list[Any], trainer: StageTrainer, levels: tuple[float | None, ...]) -> ValidationResult:
         """Computes the losses under the layout of training; changes nothing in it.
 
         Args:
             model: this rank's chunks, wrapped.
-            settings: of the stage; its averaging does not matter here.
-            rotary: gives the angles.
+            trainer: of the stage.
+            levels: noise levels, see `StageKind.validation_levels`.
         """
         begin = time.perf_counter()
-        levels: tuple[float | None, ...] = self.config.validation.levels if settings.two_streams else (None,)
-        losses = {level: self._losses(model, level, settings, rotary) for level in levels}
+        losses = {level: trainer.held_out_losses(model, self._load(level)) for level in levels}
         ar_loss = losses[levels[0]][0]
         diffusion_loss = {f"{level:g}": diffusion for level, (_, diffusion) in losses.items() if level is not None}
         return ValidationResult(ar_loss, diffusion_loss, **self._time.since(begin))
-
-    def _losses(
-        self, model: list[Any], level: float | None, settings: StreamSettings, rotary: RotaryEmbedding
-    ) -> tuple[float, float]:
-        samples = self._load(level)
-        counts = global_counts(samples, settings.device)
-        # `masked` divides by the number of masked tokens; the probabilities are 1, so that nothing is weighted.
-        unweighted = replace(settings, averaging="masked")
-        micro_batches = [prepare(batch, counts, unweighted, rotary) for batch in samples]
-        results = run_schedule(model, micro_batches, alpha=0.0, forward_only=True)
-        streams.clear()
-        return global_terms(results, settings.device)
 
     def _load(self, level: float | None) -> list[Samples]:
         """The micro-batches of this rank at a noise level, read once."""
@@ -96,9 +78,5 @@ class Validation:
                 rank=self.data_rank,
                 size=self.data_size,
             )
-            micro_batches = next(iter(loaded))
-            for batch in micro_batches:
-                if "probability" in batch:
-                    batch["probability"] = torch.ones_like(batch["probability"])
-            self._samples[level] = micro_batches
+            self._samples[level] = next(iter(loaded))
         return self._samples[level]

@@ -38,7 +38,6 @@ from nld_train.training.metrics.loggers import Metrics
 from nld_train.training.metrics.records import step_record
 from nld_train.training.metrics.report import write_report
 from nld_train.training.metrics.summary import progress_lines, write_summary
-from nld_train.training.stages.stages import make_task
 
 
 def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
@@ -158,8 +157,9 @@ class Run:
 
     def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
-        stage, task = self.config.stages[plan.name], make_task(self.config, plan, self.rotary, self.dtype, self.device)
-        self.model = task.equip(self.model)
+        stage, levels = plan.stage, plan.kind.validation_levels(self.config)
+        trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
+        self.model = trainer.prepare_model(self.model)
         optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
         scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
         first, last = 0, self._last_step(plan)
@@ -173,12 +173,12 @@ class Run:
             begin = time.perf_counter()
             samples = next(steps)
             scheduler.step(1)
-            measures = task.step(self.model, optimizer, samples)
+            measures = trainer.step(self.model, optimizer, samples)
             self.step_seconds.append(time.perf_counter() - begin)
             rate = max(group["lr"] for group in optimizer.param_groups)
             record = step_record(self.config, plan, step, measures, rate, self.step_seconds, self.peak)
-            if self.validation.due(step, plan.steps):
-                record |= task.validate(self.validation, self.model)
+            if levels and self.validation.due(step, plan.steps):
+                record["validation"] = vars(self.validation.run(self.model, trainer, levels))
             for hook in self.hooks:
                 if hook.due(plan, step):
                     gather_parameters(self.model)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from nld_train.config.schema import StageConfig
 from nld_train.errors import UserError
-from nld_train.losses.objective import Denominators, GlobalCounts, denominators
+from nld_train.losses.objective import Denominators, GlobalCounts, Terms, denominators
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
@@ -74,12 +74,11 @@ def train_step(
     results = run_schedule(model, micro_batches, stage.alpha)
     streams.clear()
     ar_loss, diffusion = global_terms(results, settings.device)
-    diffusion_loss = diffusion if settings.two_streams else None
-    refuse_non_finite(ar_loss=ar_loss, diffusion_loss=diffusion_loss)
+    terms = Terms(ar_loss, diffusion if settings.two_streams else None)
+    refuse_non_finite(ar_loss=terms.ar, diffusion_loss=terms.diffusion)
     gradient_norm = update(optimizer, clip_grad)
-    loss = ar_loss if diffusion_loss is None else ar_loss + stage.alpha * diffusion_loss
     divisors = denominators(settings.averaging, counts)
-    return StepResult(loss, ar_loss, diffusion_loss, counts, divisors, gradient_norm)
+    return StepResult(terms.loss(stage.alpha), terms.ar, terms.diffusion, counts, divisors, gradient_norm)
 
 
 def update(optimizer: Any, clip_grad: float) -> float:

@@ -10,9 +10,7 @@ import torch.distributed as dist
 from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, tokens_per_step, total_steps
 from nld_train.config.schema import Config
-from nld_train.training.loop.step import StepResult
 from nld_train.training.metrics.jsonl import Record
-from nld_train.training.stages.drafter_step import DrafterResult
 
 
 def step_record(
@@ -30,13 +28,13 @@ def step_record(
         config: the run.
         plan: of the stage.
         stage_step: of the stage, from 1.
-        measures: what the stage's task measured.
+        measures: what the stage's trainer measured.
         learning_rate: of this step.
         seconds: of the last steps, their waits for data included, this one at the end.
         peak: operations per second that a device is capable of, or None.
     """
     step, tokens = plan.first_step + stage_step, tokens_per_step(config)
-    flops = step_flops(config, plan.alpha, plan.adapter) / (seconds[-1] * dist.get_world_size())
+    flops = step_flops(config, plan.stage) / (seconds[-1] * dist.get_world_size())
     return {
         "stage": plan.name,
         "step": step,
@@ -51,36 +49,3 @@ def step_record(
         "seconds_left": (total_steps(config) - step) * median(seconds),
     }
 
-
-def joint_measures(result: StepResult, alpha: float) -> Record:
-    """What a step of the joint objective measured."""
-    return {
-        "loss": result.loss,
-        "ar_loss": result.ar_loss,
-        "diffusion_loss": result.diffusion_loss,
-        "alpha": alpha,
-        "ar_tokens": result.counts.ar_tokens,
-        "maskable_tokens": result.counts.maskable_tokens,
-        "masked_tokens": result.counts.masked_tokens,
-        "ar_denominator": result.denominators.ar,
-        "diffusion_denominator": result.denominators.diffusion,
-        "grad_norm": result.gradient_norm,
-    }
-
-
-def drafter_measures(result: DrafterResult) -> Record:
-    """What a step of a drafter adapter measured."""
-    return {
-        "loss": result.loss,
-        "ar_loss": None,
-        "diffusion_loss": None,
-        "drafter": {
-            "kl": result.kl,
-            "tv": result.tv,
-            "cross_entropy": result.cross_entropy,
-            "accepted_length": result.accepted_length,
-            "greedy_accepted_length": result.greedy_accepted_length,
-            "blocks": result.blocks,
-        },
-        "grad_norm": result.gradient_norm,
-    }

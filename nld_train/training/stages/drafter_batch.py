@@ -109,11 +109,11 @@ def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
     clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"][:, :-1]
     adapter, length = settings.adapter, clean.shape[1]
     draws = [
-        draw_drafts(settings.seed, settings.stage, place, length, adapter.block_length, adapter.greedy_share)
+        draw_drafts(settings.seed, settings.stage, place, length, adapter.block_size, adapter.greedy_share)
         for place in samples["place"].tolist()
     ]
     offsets = np.array([draw.offset for draw in draws])[:, None]
-    layout = StreamLayout.of(documents, adapter.block_length, True, offsets)
+    layout = StreamLayout.of(documents, adapter.block_size, True, offsets)
     places = torch.arange(length).expand(clean.shape)
     begins = torch.ones_like(layout.blocks, dtype=torch.bool)
     begins[:, 1:] = layout.blocks.diff(dim=1) > 0

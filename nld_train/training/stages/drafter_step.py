@@ -164,7 +164,7 @@ def _judge(model: list[Any], judged: list[_Judged], *common: Any) -> None:
         assert one.drafts is not None
         held = verdicts == one.drafts.to(verdicts.device)
         blocks, steps = one.blocks.blocks.to(held.device), one.blocks.steps.to(held.device)
-        one.acceptance = accept(blocks, steps, held, one.blocks.count, settings.adapter.block_length)
+        one.acceptance = accept(blocks, steps, held, one.blocks.count, settings.adapter.block_size)
 
 
 def _tokens(vocabulary: VocabularyShard, chunk_rows: int, uniform: Tensor | None, rows: Tensor, head: Head) -> Tensor:

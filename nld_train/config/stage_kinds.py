@@ -1,0 +1,57 @@
+"""The stage kinds that there are: the values of `stages.NAME.kind`.
+
+A kind is an object with everything in which stages differ (`training.stages.kind.StageKind`). It stands beside the code
+that trains it and is imported when it is first needed, so that reading settings imports no torch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from nld_train.config.schema import Config
+from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
+
+# Where each kind's object is: module and attribute. A new kind is a new file and an entry here.
+STAGE_KINDS: dict[str, str] = {
+    "ar": "nld_train.training.stages.ar:AR",
+    "joint": "nld_train.training.stages.joint:JOINT",
+    "drafter": "nld_train.training.stages.drafter:DRAFTER",
+}
+
+
+def stage_kind(name: str, key: str = "kind") -> StageKind:
+    """The object of a stage kind.
+
+    Args:
+        name: the value of `stages.NAME.kind`.
+        key: the whole key, for the message.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if name not in STAGE_KINDS:
+        raise UserError(f"{key}={name}: must be one of {', '.join(STAGE_KINDS)}")
+    return _load(STAGE_KINDS[name])
+
+
+@cache
+def _load(entry: str) -> StageKind:
+    module, _, attribute = entry.partition(":")
+    kind: StageKind = getattr(import_module(module), attribute)
+    return kind
+
+
+def running_kinds(config: Config) -> dict[str, StageKind]:
+    """The kind of each stage that runs, by the stage's name, in the order of the run."""
+    return {name: stage_kind(config.stages[name].kind, f"stages.{name}.kind") for name in config.run.stages}
+
+
+def longest_kind(config: Config) -> StageKind:
+    """Of the kinds that run, the first of those whose streams are longest: it needs the most memory."""
+    length = config.batch.sequence_length
+    return max(running_kinds(config).values(), key=lambda kind: max(kind.stream_lengths(length)))

@@ -1,0 +1,107 @@
+"""The stage kind `drafter`: trains the drafter adapter of linear self-speculation and leaves the model as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nld_train.config.checks import refuse_unless
+from nld_train.config.counts import causal_visible_pairs, forward_flops, joint_visible_pairs
+from nld_train.config.schema import AdapterConfig, Config, DiffusionConfig, ModelConfig, StageConfig
+from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from nld_train.config.plan import StagePlan
+    from nld_train.model.rotary import RotaryEmbedding
+
+
+class DrafterKind(StageKind):
+    """See `StageKind`. Held-out losses are not measured: the weights that they depend on do not change."""
+
+    name = "drafter"
+
+    def check_stage(self, key: str, stage: StageConfig) -> None:
+        """See `StageKind.check_stage`."""
+        adapter = stage.adapter
+        if adapter is None:
+            valid = "must be given with kind=drafter, as in configs/stages/drafter.yaml"
+            refuse_unless(False, f"{key}.adapter", None, valid)
+            return
+        valid = "must be 0: a drafter adapter has a loss of its own"
+        refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, valid)
+        valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
+        refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
+
+    def check_run(self, config: Config, name: str) -> None:
+        """See `StageKind.check_run`."""
+        listed = f"[{','.join(config.run.stages)}]"
+        valid = f"must name {name!r} last: its adapter belongs to the weights that the stages before it leave"
+        refuse_unless(name == config.run.stages[-1], "run.stages", listed, valid)
+        context = config.parallel.context
+        valid = f"stage {name!r} trains an adapter, which is not made for context parallelism; set 1"
+        refuse_unless(context == 1, "parallel.context", context, valid)
+        valid = f"has buffers of one length, and stage {name!r} trains an adapter on drafts of others; set false"
+        refuse_unless(not config.parallel.overlap_tensor, "parallel.overlap_tensor", True, valid)
+
+    def stream_lengths(self, length: int) -> tuple[int, ...]:
+        """See `StageKind.stream_lengths`: the AR pass, and the passes over drafts and the clean stream."""
+        return (length, 2 * length)
+
+    def visible_pairs(self, length: int, block_size: int) -> int:
+        """See `StageKind.visible_pairs`: of a pass over drafts and the clean stream."""
+        return joint_visible_pairs(length, block_size)
+
+    def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
+        """See `StageKind.head_rows`: each draft is read when it is made and when it is verified."""
+        del diffusion
+        return 2.0 * length
+
+    def sample_flops(self, config: Config, stage: StageConfig) -> float:
+        """See `StageKind.sample_flops`."""
+        return drafter_flops(config.model, config.batch.sequence_length, _adapter(stage))
+
+    def objective(self, stage: StageConfig) -> str:
+        """See `StageKind.objective`."""
+        return f"(drafter adapter of rank {_adapter(stage).rank})"
+
+    def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
+        """See `StageKind.decode_variants`: linear self-speculation without and with the adapter, in its own blocks."""
+        del config
+        block_length = _adapter(stage).block_size
+        return (
+            EvaluatedVariant("ar", "ar", block_length),
+            EvaluatedVariant("linear", "linear", block_length),
+            EvaluatedVariant("linear + adapter", "linear", block_length, adapter=True),
+        )
+
+    def make_trainer(
+        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
+    ) -> StageTrainer:
+        """See `StageKind.make_trainer`."""
+        from nld_train.training.stages.drafter_trainer import DrafterTrainer
+
+        return DrafterTrainer.of(config, plan.name, _adapter(plan.stage), rotary, dtype, device)
+
+
+def drafter_flops(model: ModelConfig, length: int, adapter: AdapterConfig) -> float:
+    """Floating-point operations over one sample of `length` tokens (`docs/method.md`, "Drafter adapter").
+
+    Three forward passes without gradients (AR over L positions; draft and verification over two streams, 2L), then the
+    draft pass again with its backward pass, which is one more product each: frozen weights have no gradient. The head
+    counts a row per block or position read; the adapter itself and the few rows of the loss do not count.
+    """
+    passes_of_two_streams = 2 + 2
+    positions = length * (1 + 2 * passes_of_two_streams)
+    causal, blocks = causal_visible_pairs(length), joint_visible_pairs(length, adapter.block_size)
+    # Attention has two operands that carry gradients, so that its backward pass costs two forward passes.
+    pairs = causal + (passes_of_two_streams + 1) * blocks
+    return forward_flops(model, positions, pairs, 2 * length + length / adapter.block_size)
+
+
+def _adapter(stage: StageConfig) -> AdapterConfig:
+    assert stage.adapter is not None, "`check_stage` refuses a drafter stage without an adapter"
+    return stage.adapter
+
+
+DRAFTER = DrafterKind()

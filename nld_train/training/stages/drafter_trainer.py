@@ -1,0 +1,94 @@
+"""Trains a drafter adapter and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nld_train.config.schema import AdapterConfig, Config
+from nld_train.model.adapter_files import AdapterShape
+from nld_train.model.drafter_adapter import attach_adapter, initialize_adapter
+from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.loop.micro_batch import Samples
+from nld_train.training.loop.optimizer import release_wrappers, wrap_model
+from nld_train.training.metrics.jsonl import Record
+from nld_train.training.stages.drafter_batch import DrafterSettings
+from nld_train.training.stages.drafter_step import drafter_step
+from nld_train.training.stages.kind import StageTrainer
+
+
+@dataclass(frozen=True)
+class DrafterTrainer(StageTrainer):
+    """See `StageTrainer`.
+
+    Attributes:
+        config: the run.
+        adapter: settings of the adapter.
+        rotary: gives the angles.
+        settings: how samples become blocks.
+    """
+
+    config: Config
+    adapter: AdapterConfig
+    rotary: RotaryEmbedding
+    settings: DrafterSettings
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        stage: str,
+        adapter: AdapterConfig,
+        rotary: RotaryEmbedding,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> DrafterTrainer:
+        """The trainer of a stage of a run; other arguments as of `StageKind.make_trainer`.
+
+        Args:
+            config: the run.
+            stage: name of the stage.
+            adapter: its adapter.
+            rotary: gives the angles.
+            dtype: of activations.
+            device: of this process.
+        """
+        settings = DrafterSettings(
+            adapter=adapter,
+            stage=stage,
+            seed=config.run.seed,
+            vocab_size=config.model.vocab_size,
+            mask_token_id=config.model.mask_token_id,
+            chunk_rows=config.execution.head_chunk_rows,
+            dtype=dtype,
+            device=device,
+        )
+        return cls(config, adapter, rotary, settings)
+
+    def prepare_model(self, model: list[Any]) -> list[Any]:
+        """See `StageTrainer.prepare_model`: frozen weights with a new adapter, wrapped anew: it alone has gradients."""
+        chunks = release_wrappers(model)
+        attach_adapter(chunks, AdapterShape(self.adapter.rank, self.adapter.lora_alpha))
+        initialize_adapter(chunks, self.config.run.seed)
+        return wrap_model(self.config, chunks[0].config, chunks)
+
+    def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
+        """See `StageTrainer.step`."""
+        clip_grad = self.config.optimizer.clip_grad
+        result = drafter_step(model, optimizer, samples, self.settings, self.rotary, clip_grad)
+        return {
+            "loss": result.loss,
+            "ar_loss": None,
+            "diffusion_loss": None,
+            "drafter": {
+                "kl": result.kl,
+                "tv": result.tv,
+                "cross_entropy": result.cross_entropy,
+                "accepted_length": result.accepted_length,
+                "greedy_accepted_length": result.greedy_accepted_length,
+                "blocks": result.blocks,
+            },
+            "grad_norm": result.gradient_norm,
+        }

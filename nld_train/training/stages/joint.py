@@ -1,0 +1,70 @@
+"""The stage kind `joint`: the AR loss and the weighted diffusion loss of two streams (paper, stage 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nld_train.config.checks import refuse_unless
+from nld_train.config.counts import joint_visible_pairs
+from nld_train.config.schema import Config, DiffusionConfig, StageConfig
+from nld_train.masking.schedule import noise_schedule
+from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from nld_train.config.plan import StagePlan
+    from nld_train.model.rotary import RotaryEmbedding
+
+
+class JointKind(StageKind):
+    """See `StageKind`."""
+
+    name = "joint"
+    noisy_stream = True
+    utilisation = "joint"
+
+    def check_stage(self, key: str, stage: StageConfig) -> None:
+        """See `StageKind.check_stage`: a weight of 0 would pay for a noisy stream that trains nothing."""
+        super().check_stage(key, stage)
+        refuse_unless(stage.alpha > 0, f"{key}.alpha", stage.alpha, "must be above 0 with kind=joint; set kind=ar")
+
+    def check_run(self, config: Config, name: str) -> None:
+        """See `StageKind.check_run`: the diffusion loss is validated at given noise levels."""
+        del name
+        levels = list(config.validation.levels)
+        measured = config.validation.every == 0 or len(levels) > 0
+        refuse_unless(measured, "validation.levels", levels, "must name at least one level for a joint stage")
+
+    def stream_lengths(self, length: int) -> tuple[int, ...]:
+        """See `StageKind.stream_lengths`: the noisy and the clean stream."""
+        return (2 * length,)
+
+    def visible_pairs(self, length: int, block_size: int) -> int:
+        """See `StageKind.visible_pairs`."""
+        return joint_visible_pairs(length, block_size)
+
+    def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
+        """See `StageKind.head_rows`: each position's next token and each masked position's own."""
+        return length * (1 + noise_schedule(diffusion).mean_probability)
+
+    def validation_levels(self, config: Config) -> tuple[float | None, ...]:
+        """See `StageKind.validation_levels`."""
+        return config.validation.levels
+
+    def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
+        """See `StageKind.decode_variants`: the modes of `evaluation.modes`."""
+        del stage
+        modes = sorted(config.evaluation.modes, key=lambda mode: mode != "ar")
+        return tuple(EvaluatedVariant(mode, mode, config.evaluation.block_length) for mode in modes)
+
+    def make_trainer(
+        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
+    ) -> StageTrainer:
+        """See `StageKind.make_trainer`."""
+        from nld_train.training.stages.objective_trainer import ObjectiveTrainer
+
+        return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
+
+
+JOINT = JointKind()

@@ -1,0 +1,150 @@
+"""What a stage kind is: one object that owns everything in which one kind of stage differs from another.
+
+A new kind is one file with a subclass of `StageKind` and one entry in `config.stage_kinds`: plans, checks, the planner,
+the training loop and the hooks use the object and compare no names of kinds. Commands that must start fast import the
+module too, so torch, and everything that imports torch, is imported inside `make_trainer` only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from nld_train.config.checks import refuse_unless
+from nld_train.config.counts import training_flops
+from nld_train.config.schema import Config, DecodingMode, DiffusionConfig, StageConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from nld_train.config.plan import StagePlan
+    from nld_train.model.rotary import RotaryEmbedding
+    from nld_train.training.loop.micro_batch import Samples
+    from nld_train.training.metrics.jsonl import Record
+
+
+@dataclass(frozen=True)
+class EvaluatedVariant:
+    """One way in which the decoding hook decodes the held-out prompts during a stage.
+
+    Attributes:
+        name: under which its figures are recorded.
+        mode: the decode mode.
+        block_length: tokens of a block (in the training configuration the same quantity is called `block_size`).
+        adapter: whether the drafter adapter is on while drafting.
+    """
+
+    name: str
+    mode: DecodingMode
+    block_length: int
+    adapter: bool = False
+
+
+class StageTrainer(ABC):
+    """What trains the model in one stage of a run, on one process."""
+
+    def prepare_model(self, model: list[Any]) -> list[Any]:
+        """The model as this stage trains it, from this rank's wrapped chunks; called before the optimizer is built."""
+        return model
+
+    @abstractmethod
+    def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
+        """One optimizer step; returns the fields of the step's record that this kind measures.
+
+        Args:
+            model: this rank's chunks, wrapped.
+            optimizer: Megatron's.
+            samples: this rank's micro-batches.
+
+        Raises:
+            NonFiniteError: on every rank, before the update, if a loss or the gradient is not finite.
+        """
+
+    def held_out_losses(self, model: list[Any], samples: list[Samples]) -> tuple[float, float]:
+        """Losses in nats per token on held-out samples under one noise level: AR, and diffusion (0 without noise).
+
+        Called for each level of `StageKind.validation_levels`. The same on every rank; changes nothing in training.
+        """
+        raise NotImplementedError("a kind with validation levels measures their losses")
+
+
+class StageKind(ABC):
+    """One kind of stage.
+
+    Attributes:
+        name: the value of `stages.NAME.kind`.
+        noisy_stream: whether samples carry noise, and a noisy stream passes through the model before the clean one
+            (`docs/method.md`, "Streams and visibility").
+        utilisation: of which kind of step the planner takes the measured utilisation; None where the planner cannot
+            count this kind.
+    """
+
+    name: ClassVar[str]
+    noisy_stream: ClassVar[bool] = False
+    utilisation: ClassVar[Literal["ar", "joint"] | None] = None
+
+    def check_stage(self, key: str, stage: StageConfig) -> None:
+        """Raise `UserError` for the first setting of a stage that contradicts this kind.
+
+        Args:
+            key: of the stage, `stages.NAME`.
+            stage: its settings. Their ranges have been checked.
+        """
+        valid = f"must be drafter in a stage with an adapter; set {key}.kind=drafter or {key}.adapter=null"
+        refuse_unless(stage.adapter is None, f"{key}.kind", stage.kind, valid)
+
+    def check_run(self, config: Config, name: str) -> None:
+        """Raise `UserError` for what a run must not combine with a stage of this kind.
+
+        Args:
+            config: the run.
+            name: of the stage, one of `config.run.stages`.
+        """
+
+    @abstractmethod
+    def stream_lengths(self, length: int) -> tuple[int, ...]:
+        """Positions that pass through the model at a time, of one sample of `length` tokens; one for each length."""
+
+    @abstractmethod
+    def visible_pairs(self, length: int, block_size: int) -> int:
+        """Pairs of query and key in a pass over one document of `length` tokens in blocks of `block_size`."""
+
+    @abstractmethod
+    def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
+        """Expected rows of logits that the loss of one sample of `length` tokens needs."""
+
+    def sample_flops(self, config: Config, stage: StageConfig) -> float:
+        """Expected floating-point operations of one sample, one document long (`docs/method.md`, "Stages")."""
+        del stage
+        length, diffusion = config.batch.sequence_length, config.diffusion
+        pairs, rows = self.visible_pairs(length, diffusion.block_size), self.head_rows(length, diffusion)
+        return training_flops(config.model, max(self.stream_lengths(length)), pairs, rows)
+
+    def objective(self, stage: StageConfig) -> str:
+        """The objective in a few characters, for a table of stages: the weight of the diffusion loss."""
+        return f"{stage.alpha:g}"
+
+    def validation_levels(self, config: Config) -> tuple[float | None, ...]:
+        """Noise levels at which held-out losses are measured; None: without noise. Empty for no validation."""
+        del config
+        return ()
+
+    def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
+        """What the decoding hook decodes, the AR mode first. Empty while nothing can fill in masks."""
+        del config, stage
+        return ()
+
+    @abstractmethod
+    def make_trainer(
+        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
+    ) -> StageTrainer:
+        """What trains a stage on this process.
+
+        Args:
+            config: the run.
+            plan: of the stage.
+            rotary: gives the angles.
+            dtype: of activations.
+            device: of this process.
+        """
