@@ -36,6 +36,8 @@ from nld_train.model.attention.core import backend
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext
 from nld_train.training.loop.parallel import resolve_device
+from nld_train.training.stages.ar import AR
+from nld_train.training.stages.joint import JOINT
 
 BACKENDS = {"cuda": ["flex", "split", "decomposed"], "cpu": ["chunked", "decomposed", "dense"]}
 # Joint attention on an H100 should stay within this share of the ratio of visible pairs.
@@ -96,7 +98,7 @@ def _case(documents: Tensor, options: argparse.Namespace, device: torch.device) 
             missing[name] = f"failed: {str(error).strip().splitlines()[0][:120]}"
     able = {name: works[name] for name in memory}
     seconds = seconds_in_turn(able, device, options.repeats, _WARMUP, surroundings)
-    limit = visible_pairs(documents, options.block_size, True) / visible_pairs(documents, options.block_size, False)
+    limit = visible_pairs(documents, options.block_size, JOINT) / visible_pairs(documents, options.block_size, AR)
     return {
         "limit": limit,
         **_ratios(seconds, memory, limit),

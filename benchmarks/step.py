@@ -32,6 +32,7 @@ from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_ru
 from benchmarks.timing import peak_memory, reset_peak_memory
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import stage_kind
 from nld_train.errors import exit_status
 from nld_train.planner.memory import rank_memory
 from nld_train.training.loop.hardware import peak_flops
@@ -121,7 +122,7 @@ def _facts(config: Config, stepper: Any) -> dict[str, Any]:
 
 
 def _ratios(config: Config, stepper: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    operations = {kind: arithmetic(config, stepper.samples[kind], kind == "joint") for kind in KINDS}
+    operations = {kind: arithmetic(config, stepper.samples[kind], stage_kind(kind)) for kind in KINDS}
     time_ratio = median(seconds["joint"]) / median(seconds["ar"])
     limit = operations["joint"] / operations["ar"]
     return {
@@ -140,7 +141,7 @@ def _memory(config: Config, device: torch.device, memory: dict[str, int]) -> dic
     """Peaks beside what the planner counts. On a CPU a peak is the whole process's, interpreter included: no ratio."""
     kind_of_device: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
     on = replace(config, execution=replace(config.execution, device=kind_of_device))
-    planned = {kind: rank_memory(on, 1, 0, kind == "joint").total for kind in KINDS}
+    planned = {kind: rank_memory(on, 1, 0, stage_kind(kind)).total for kind in KINDS}
     ratios = {kind: planned[kind] / memory[kind] for kind in KINDS} if device.type == "cuda" else None
     return {"peak_bytes": memory, "planned_bytes": planned, "planned_over_peak": ratios}
 

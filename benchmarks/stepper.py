@@ -13,16 +13,16 @@ from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
-from nld_train.masking.schedule import noise_schedule
 from nld_train.model.attention import flex
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.spec import resolve_attention, resolve_layers
-from nld_train.training.loop.micro_batch import Samples, StreamSettings
+from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import build_optimizer, wrap_model
 from nld_train.training.loop.step import train_step, update
+from nld_train.training.stages.objective_trainer import stream_settings
 
 
 class Stepper:
@@ -69,17 +69,9 @@ class Stepper:
         """
         if self.config.data.documents == "isolate":
             flex.forget_masks()
-        settings = StreamSettings(
-            two_streams=self.config.stages[stage].alpha > 0,
-            block_size=self.config.diffusion.block_size,
-            mask_token_id=self.config.model.mask_token_id,
-            averaging=self.config.stages[stage].averaging,
-            schedule=noise_schedule(self.config.diffusion),
-            dtype=self.dtype,
-            device=self.device,
-        )
-        clip = self.config.optimizer.clip_grad
         samples, stage_config = self.samples[stage], self.config.stages[stage]
+        settings = stream_settings(self.config, stage_config, self.dtype, self.device)
+        clip = self.config.optimizer.clip_grad
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.stages["joint"].schedule.learning_rate if update else 0.0
         result = train_step(self.model, self.optimizer, samples, stage_config, settings, self.rotary, clip)

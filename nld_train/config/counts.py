@@ -75,7 +75,9 @@ def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_
         visible_pairs: of query and key.
         head_rows: supervised rows of logits.
     """
-    return float(_FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows))
+    return float(
+        _FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows)
+    )
 
 
 def forward_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:

@@ -125,7 +125,9 @@ class TrainingSamples(Dataset[Sample]):
 
 def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
     """The samples of a training stage of `config`."""
-    return TrainingSamples(order, _settings(config, stage, joint=stage_kind(config.stages[stage].kind).noisy_stream, level=None))
+    return TrainingSamples(
+        order, _settings(config, stage, joint=stage_kind(config.stages[stage].kind).noisy_stream, level=None)
+    )
 
 
 def validation_samples(config: Config, level: float | None) -> TrainingSamples:

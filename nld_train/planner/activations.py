@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nld_train.config.schema import Config
 from nld_train.planner.buffers import bytes_per_number
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 _FLOAT32 = 4
 
@@ -28,13 +32,13 @@ class Kernels:
 FUSED, PLAIN = Kernels(norm=0, mlp=0), Kernels(norm=1, mlp=2)
 
 
-def positions(config: Config, joint: bool) -> int:
-    """Tokens of one micro-batch that travel through the layers of a process: of both streams in a joint step."""
-    length = config.batch.sequence_length * (2 if joint else 1)
+def positions(config: Config, kind: StageKind) -> int:
+    """Positions of one micro-batch that pass through the layers of a process."""
+    length = max(kind.stream_lengths(config.batch.sequence_length))
     return length * config.batch.micro_size // config.parallel.context
 
 
-def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
+def layer_bytes(config: Config, kind: StageKind, kernels: Kernels = FUSED) -> int:
     """Bytes that a layer keeps of one micro-batch on one process, with `execution.recompute` none or selective.
 
     Kept are the inputs of both norms and of all products; query and key after rotation, and the joint output of the
@@ -58,7 +62,7 @@ def layer_bytes(config: Config, joint: bool, kernels: Kernels = FUSED) -> int:
     mlp = (3 + kernels.mlp) * model.intermediate_size
     numbers = stream + (attention + mlp) / tensor
     norms = 2 * _FLOAT32 * residual_width(config) / model.hidden_size  # one scale per token and norm
-    return round(positions(config, joint) * (bytes_per_number(config) * numbers + attention_extra + norms))
+    return round(positions(config, kind) * (bytes_per_number(config) * numbers + attention_extra + norms))
 
 
 def residual_width(config: Config) -> float:
@@ -67,9 +71,9 @@ def residual_width(config: Config) -> float:
     return config.model.hidden_size / cut
 
 
-def residual_bytes(config: Config, joint: bool) -> int:
+def residual_bytes(config: Config, kind: StageKind) -> int:
     """One tensor of the residual stream of a micro-batch: all that full recomputation keeps of a layer."""
-    return round(positions(config, joint) * residual_width(config) * bytes_per_number(config))
+    return round(positions(config, kind) * residual_width(config) * bytes_per_number(config))
 
 
 def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: int) -> int:
@@ -81,29 +85,29 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
     return min(warm_up + 1, micro_batches * chunks)
 
 
-def kept_bytes(config: Config, joint: bool, pipeline_rank: int, micro_batches: int) -> int:
+def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int) -> int:
     """Activations of the layers of a process at the worst moment, in bytes, the layer at work included."""
     chunks = config.parallel.virtual_pipeline or 1
     layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
     in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
     if config.execution.recompute != "full":
-        return in_flight * layers * layer_bytes(config, joint) + _working_bytes(config, joint)
+        return in_flight * layers * layer_bytes(config, kind) + _working_bytes(config, kind)
     unit = min(config.execution.recompute_layers, layers)
-    kept = in_flight * -(-layers // unit) * residual_bytes(config, joint)
-    return kept + unit * layer_bytes(config, joint) + _working_bytes(config, joint)
+    kept = in_flight * -(-layers // unit) * residual_bytes(config, kind)
+    return kept + unit * layer_bytes(config, kind) + _working_bytes(config, kind)
 
 
-def _working_bytes(config: Config, joint: bool) -> int:
+def _working_bytes(config: Config, kind: StageKind) -> int:
     """Gradients that live for a moment inside a layer's backward pass: of the MLP's inner width, and of its input.
 
     Under sequence parallelism the input and its gradient are gathered whole.
     """
     model, tensor = config.model, config.parallel.tensor
     numbers = 3 * model.intermediate_size / tensor + 2 * model.hidden_size
-    return round(positions(config, joint) * numbers * bytes_per_number(config))
+    return round(positions(config, kind) * numbers * bytes_per_number(config))
 
 
-def head_bytes(config: Config, joint: bool) -> int:
+def head_bytes(config: Config, kind: StageKind) -> int:
     """Head and loss on the last pipeline stage at the worst moment, in bytes.
 
     All rows may be supervised: each AR row, and with a level near 1 each noisy position. Kept are their hidden states,
@@ -111,8 +115,8 @@ def head_bytes(config: Config, joint: bool) -> int:
     precision, in float32, as probabilities that become the gradient, and as that gradient in the weights' precision.
     """
     number, tensor = bytes_per_number(config), config.parallel.tensor
-    rows = positions(config, joint)
-    hidden = (2 * rows + 2 * positions(config, joint)) * config.model.hidden_size * number
+    rows = positions(config, kind)
+    hidden = (2 * rows + 2 * positions(config, kind)) * config.model.hidden_size * number
     chunk = min(rows, config.execution.head_chunk_rows)
     logits = chunk * config.model.vocab_size / tensor * (2 * number + 2 * _FLOAT32)
     # The gradient of the head's weights, before it is added to the float32 buffer.

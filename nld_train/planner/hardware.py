@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nld_train.config.checks import positive
 from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 _FILE = Path(__file__).with_name("hardware.yaml")
 # Results lie beside the package in a checkout; an installed wheel has none.
@@ -33,9 +36,10 @@ class Hardware:
     joint_utilisation: float
     tensor_overlap: float
 
-    def utilisation(self, joint: bool) -> float:
-        """Share of the peak that the arithmetic of a step reaches."""
-        return self.joint_utilisation if joint else self.ar_utilisation
+    def utilisation(self, kind: StageKind) -> float:
+        """The fraction of the peak that the arithmetic of a step of a stage reaches."""
+        assert kind.utilisation is not None, "a kind without it is refused with the request"
+        return self.joint_utilisation if kind.utilisation == "joint" else self.ar_utilisation
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nld_train.config.plan import micro_batches
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import longest_kind
 from nld_train.planner.activations import head_bytes, kept_bytes
 from nld_train.planner.buffers import state_bytes
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,21 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
-def rank_memory(config: Config, world_size: int, pipeline_rank: int, joint: bool) -> Memory:
-    """Memory of the processes of a pipeline rank, in an AR or a joint stage."""
+def rank_memory(config: Config, world_size: int, pipeline_rank: int, kind: StageKind) -> Memory:
+    """Memory of the processes of a pipeline rank, in a stage of one kind."""
     state = state_bytes(config, world_size, pipeline_rank)
     last = pipeline_rank == config.parallel.pipeline - 1
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=kept_bytes(config, joint, pipeline_rank, micro_batches(config, world_size)),
-        head=head_bytes(config, joint) if last else 0,
+        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size)),
+        head=head_bytes(config, kind) if last else 0,
     )
 
 
 def largest_memory(config: Config, world_size: int) -> Memory:
     """Of the process that needs the most, in the stage that needs the most; the first such pipeline rank."""
-    joint = any(config.stages[name].alpha > 0 for name in config.run.stages)
+    kind = longest_kind(config)
     ranks = range(config.parallel.pipeline)
-    return max((rank_memory(config, world_size, rank, joint) for rank in ranks), key=lambda memory: memory.total)
+    return max((rank_memory(config, world_size, rank, kind) for rank in ranks), key=lambda memory: memory.total)

@@ -26,7 +26,7 @@ class LayoutPlan:
         memory: of the process that needs the most.
         fits: whether that fits the device.
         steps: seconds of a step, by stage of the run.
-        utilisation: FLOP utilisation by stage (reference section 4: recomputation does not count).
+        utilisation: FLOP utilisation by stage (`docs/method.md`, "Evaluation figures": recomputation does not count).
         tokens_per_second: per device, by stage.
         days: of the whole run.
     """
@@ -46,8 +46,8 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
     steps, utilisation, speed = {}, {}, {}
     seconds = 0.0
     for plan in stage_plans(config):
-        time = step_time(config, choices.gpus, plan.alpha > 0, hardware, choices.node_size)
-        flops = step_flops(config, plan.alpha) / choices.gpus
+        time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size)
+        flops = step_flops(config, plan.stage) / choices.gpus
         steps[plan.name] = time
         utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)
         speed[plan.name] = tokens_per_step(config) / time.total / choices.gpus

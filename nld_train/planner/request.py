@@ -11,6 +11,7 @@ import yaml
 from nld_train.config.checks import at_least, positive, refuse_unless
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import stage_kind
 from nld_train.errors import UserError
 from nld_train.planner.layouts import CHOSEN, Choices
 
@@ -64,12 +65,19 @@ def read_request(arguments: Sequence[str]) -> Request:
     _check(own)
     words = _with_experiment(words)
     config = compose_config([*words, f"run.plan_world_size={own['gpus']}", "run.dry=true"])
-    if any(config.stages[name].adapter is not None for name in config.run.stages if name in config.stages):
-        raise UserError("run.stages: nld-plan knows no stages that train an adapter; name the others, e.g. [ar,joint]")
+    _refuse_kinds(config)
     _refuse_uncounted(config)
     fixed = frozenset(key for key in CHOSEN if any(word.startswith(f"{key}=") for word in words))
     choices = Choices(own["gpus"], own["node_size"], fixed)
     return Request(_planned_device(config), choices, own["memory"], own["rows"], hardware, tuple(words))
+
+
+def _refuse_kinds(config: Config) -> None:
+    """Refuses stages whose steps the planner cannot count; names that do not exist are refused by `validate`."""
+    for name in config.run.stages:
+        kind = config.stages[name].kind if name in config.stages else None
+        if kind is not None and stage_kind(kind, f"stages.{name}.kind").utilisation is None:
+            raise UserError(f"run.stages: nld-plan counts no stages of kind {kind}; name the others, e.g. [ar,joint]")
 
 
 def _refuse_uncounted(config: Config) -> None:

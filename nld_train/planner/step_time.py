@@ -7,19 +7,17 @@ of the bandwidth; nothing waits for the network but what is named here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nld_train.config.counts import (
-    causal_visible_pairs,
-    expected_head_rows,
-    joint_visible_pairs,
-    layer_matrix_parameters,
-)
-from nld_train.config.plan import replicas, micro_batches
+from nld_train.config.counts import layer_matrix_parameters
+from nld_train.config.plan import micro_batches, replicas
 from nld_train.config.schema import Config
-from nld_train.masking.schedule import noise_schedule
 from nld_train.planner.activations import positions
 from nld_train.planner.buffers import bytes_per_number, state_bytes
 from nld_train.planner.hardware import Hardware
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 _OPERATIONS_PER_PRODUCT = 2
 _GIGA = 1e9
@@ -55,21 +53,21 @@ class StepTime:
         return self.arithmetic + self.tensor + self.context + self.pipeline + self.bubble + self.data + self.update
 
 
-def step_time(config: Config, world_size: int, joint: bool, hardware: Hardware, node_size: int) -> StepTime:
-    """Expected seconds of a step of an AR or a joint stage.
+def step_time(config: Config, world_size: int, kind: StageKind, hardware: Hardware, node_size: int) -> StepTime:
+    """Expected seconds of a step of a stage.
 
     Args:
         config: the run.
         world_size: number of devices.
-        joint: with a noisy stream.
+        kind: of the stage.
         hardware: what is assumed of the machines.
         node_size: devices of a node.
     """
     count = micro_batches(config, world_size)
-    arithmetic = _arithmetic(config, joint, hardware)
-    tensor = _tensor_parallel(config, joint, hardware)
-    context = _context_parallel(config, joint, hardware, node_size)
-    transfer = _pipeline_transfer(config, joint, hardware, world_size, node_size)
+    arithmetic = _arithmetic(config, kind, hardware)
+    tensor = _tensor_parallel(config, kind, hardware)
+    context = _context_parallel(config, kind, hardware, node_size)
+    transfer = _pipeline_transfer(config, kind, hardware, world_size, node_size)
     parallel = config.parallel
     idle = (parallel.pipeline - 1) / (parallel.virtual_pipeline or 1)
     return StepTime(
@@ -83,18 +81,18 @@ def step_time(config: Config, world_size: int, joint: bool, hardware: Hardware, 
     )
 
 
-def _arithmetic(config: Config, joint: bool, hardware: Hardware) -> float:
+def _arithmetic(config: Config, kind: StageKind, hardware: Hardware) -> float:
     """One micro-batch on the slowest pipeline rank, which is the last one: it has the head."""
-    operations = _OPERATIONS_PER_PRODUCT * (_layer_products(config, joint) + _head_products(config, joint))
-    return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(joint))
+    operations = _OPERATIONS_PER_PRODUCT * (_layer_products(config, kind) + _head_products(config, kind))
+    return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(kind))
 
 
-def _layer_products(config: Config, joint: bool) -> float:
+def _layer_products(config: Config, kind: StageKind) -> float:
     """Multiplications of the layers of one process for one micro-batch, forward and backward, with recomputation."""
     model, parallel, batch = config.model, config.parallel, config.batch
-    body = positions(config, joint) * layer_matrix_parameters(model)
+    body = positions(config, kind) * layer_matrix_parameters(model)
     length = batch.sequence_length
-    pairs = joint_visible_pairs(length, config.diffusion.block_size) if joint else causal_visible_pairs(length)
+    pairs = kind.visible_pairs(length, config.diffusion.block_size)
     # Context-parallel processes have equally many pairs each (`masking.context_parallel`).
     attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim / parallel.context
     forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]
@@ -102,16 +100,16 @@ def _layer_products(config: Config, joint: bool) -> float:
     return layers * ((1 + _BACKWARD) * (body + attention) + forward) / parallel.tensor
 
 
-def _head_products(config: Config, joint: bool) -> float:
+def _head_products(config: Config, kind: StageKind) -> float:
     """The same of the head. With more rows than fit a chunk, its forward pass is done twice."""
     model, batch = config.model, config.batch
     samples = batch.micro_size / config.parallel.context
-    rows = samples * expected_head_rows(batch.sequence_length, noise_schedule(config.diffusion), joint)
+    rows = samples * kind.head_rows(batch.sequence_length, config.diffusion)
     passes = 1 + _BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0)
     return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor
 
 
-def _tensor_parallel(config: Config, joint: bool, hardware: Hardware) -> float:
+def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> float:
     """Of one micro-batch on one process, in seconds, after what overlaps.
 
     Each layer sums two tensors of the residual stream in its forward pass and two in its backward pass; a sum moves
@@ -122,14 +120,14 @@ def _tensor_parallel(config: Config, joint: bool, hardware: Hardware) -> float:
     parallel = config.parallel
     if parallel.tensor == 1:
         return 0.0
-    tensor = positions(config, joint) * config.model.hidden_size * bytes_per_number(config)
+    tensor = positions(config, kind) * config.model.hidden_size * bytes_per_number(config)
     part = (parallel.tensor - 1) / parallel.tensor * tensor
     passes = 3 if config.execution.recompute == "full" else 2
     volume = config.model.num_hidden_layers / parallel.pipeline * passes * 2 * 2 * part
     return volume / (hardware.nvlink * _GIGA * hardware.bandwidth_share) * (1 - hardware.tensor_overlap)
 
 
-def _context_parallel(config: Config, joint: bool, hardware: Hardware, node_size: int) -> float:
+def _context_parallel(config: Config, kind: StageKind, hardware: Hardware, node_size: int) -> float:
     """Of one micro-batch on one process, in seconds: nothing hides it.
 
     Each layer gathers the keys and values of the other processes, and in its backward pass adds up their gradients,
@@ -139,18 +137,18 @@ def _context_parallel(config: Config, joint: bool, hardware: Hardware, node_size
     if parallel.context == 1:
         return 0.0
     key = model.num_key_value_heads * model.head_dim / parallel.tensor
-    whole = 2 * key * positions(config, joint) * parallel.context * bytes_per_number(config)
+    whole = 2 * key * positions(config, kind) * parallel.context * bytes_per_number(config)
     passes = 2 if config.execution.recompute == "none" else 3
     volume = model.num_hidden_layers / parallel.pipeline * passes * (parallel.context - 1) / parallel.context * whole
     return volume / _ring_bandwidth(config, parallel.context, hardware, node_size)
 
 
-def _pipeline_transfer(config: Config, joint: bool, hardware: Hardware, world_size: int, node_size: int) -> float:
+def _pipeline_transfer(config: Config, kind: StageKind, hardware: Hardware, world_size: int, node_size: int) -> float:
     """Of one micro-batch: its hidden states forward and their gradient back, once per virtual stage."""
     parallel = config.parallel
     if parallel.pipeline == 1:
         return 0.0
-    volume = positions(config, joint) * config.model.hidden_size * bytes_per_number(config)
+    volume = positions(config, kind) * config.model.hidden_size * bytes_per_number(config)
     if parallel.sequence:
         volume //= parallel.tensor
     # Pipeline ranks lie furthest apart: a whole data-parallel times tensor-parallel block is between two neighbours.

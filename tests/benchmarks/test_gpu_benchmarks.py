@@ -17,10 +17,13 @@ from benchmarks.causal_kernels import CAUSAL, CUDNN, FLASH, FLASH_3
 from benchmarks.head_ways import CHUNKED, EVERYTHING, FOREIGN, WHOLE
 from benchmarks.record import on_device
 from benchmarks.shapes import as_many_as_fit, layers_that_fit, random_run
+from nld_train.config.compose import compose_config
 from nld_train.errors import UserError
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import flex
+from nld_train.training.stages.ar import AR
+from nld_train.training.stages.joint import JOINT
 
 TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
 
@@ -132,11 +135,10 @@ def test_a_step_on_a_gpu_has_a_name_of_its_own() -> None:
 def test_every_timed_step_makes_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents isolated: the cache is emptied before a step. Otherwise all masks are alike, and it is left alone."""
     monkeypatch.setattr(stepper, "train_step", lambda *_: SimpleNamespace(loss=0.0))
-    stages = dict.fromkeys(("ar", "joint"), MagicMock(alpha=0.0))
     for documents, left in (("isolate", 0), ("ignore", 1)):
         flex._masks["a mask"] = MagicMock()
         maker: Any = MagicMock(device=torch.device("cpu"), samples=MagicMock())
-        maker.config.data.documents, maker.config.stages = documents, stages
+        maker.config = compose_config([f"data.documents={documents}"])
         maker.optimizer.param_groups = []
         stepper.Stepper.step(maker, "ar")
         assert len(flex._masks) == left
@@ -145,9 +147,9 @@ def test_every_timed_step_makes_its_mask(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_visible_pairs_are_those_of_the_mask() -> None:
     documents = torch.tensor([0] * 7 + [1] * 1 + [2] * 11)
-    for joint in (False, True):
-        mask = dense_mask(StreamLayout.of(documents[None], 4, joint))
-        assert visible_pairs(documents, 4, joint) == int(mask.sum())
+    for kind in (AR, JOINT):
+        mask = dense_mask(StreamLayout.of(documents[None], 4, kind.noisy_stream))
+        assert visible_pairs(documents, 4, kind) == int(mask.sum())
 
 
 def test_as_many_layers_as_fit() -> None:

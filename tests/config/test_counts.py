@@ -9,7 +9,6 @@ import pytest
 from nld_train.config.compose import compose_config
 from nld_train.config.counts import (
     causal_visible_pairs,
-    expected_head_rows,
     joint_visible_pairs,
     padded_vocabulary,
     parameter_count,
@@ -19,7 +18,8 @@ from nld_train.config.counts import (
 )
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config
-from nld_train.masking.linear_schedule import LinearSchedule
+from nld_train.training.stages.ar import AR
+from nld_train.training.stages.joint import JOINT
 
 
 def _pairs_one_by_one(length: int, block_size: int) -> int:
@@ -56,20 +56,21 @@ def test_flops_of_a_sample_by_hand(tiny: Config) -> None:
     layer = 128 * (4 * 32) * 2 + 128 * (2 * 32) * 2 + 3 * 128 * 384
     pair = 4 * (4 * 32 + 4 * 32)
     causal = 6 * (10 * 4 * layer + 10 * 260 * 128 + 55 * pair)
-    assert training_flops(model, 10, 4, joint=False, head_rows=10) == causal
+    assert training_flops(model, 10, causal_visible_pairs(10), 10) == causal
     joint = 6 * (20 * 4 * layer + 15 * 260 * 128 + _pairs_one_by_one(10, 4) * pair)
-    assert training_flops(model, 10, 4, joint=True, head_rows=15) == joint
-    fewer = training_flops(model, 10, 4, joint=True, head_rows=15, visible_pairs=0)
+    assert training_flops(model, 20, joint_visible_pairs(10, 4), 15) == joint
+    fewer = training_flops(model, 20, 0, 15)
     assert joint - fewer == 6 * _pairs_one_by_one(10, 4) * pair
 
 
 def test_joint_step_costs_about_twice_an_ar_step() -> None:
     config = compose_config(["experiment=paper_8b"])
-    assert expected_head_rows(4096, LinearSchedule(1e-3), joint=False) == 4096
-    assert expected_head_rows(4096, LinearSchedule(1e-3), joint=True) == pytest.approx(4096 * 1.5005)
-    assert 1.9 < step_flops(config, 0.3) / step_flops(config, 0.0) < 2.1
+    assert AR.head_rows(4096, config.diffusion) == 4096
+    assert JOINT.head_rows(4096, config.diffusion) == pytest.approx(4096 * 1.5005)
+    ar, joint = (step_flops(config, config.stages[name]) for name in ("ar", "joint"))
+    assert 1.9 < joint / ar < 2.1
     # About 6 operations per parameter and token, and some more for attention.
-    assert 6.0 < step_flops(config, 0.0) / tokens_per_step(config) / parameter_count(config.model) < 6.6
+    assert 6.0 < ar / tokens_per_step(config) / parameter_count(config.model) < 6.6
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 4), (2, 2)])
@@ -97,7 +98,7 @@ def test_stages_are_whole_steps_one_after_another(change: Any) -> None:
     assert (ar.name, ar.first_step, ar.steps, ar.samples, ar.tokens) == ("ar", 0, 3, 48, 4096 * 3)
     assert (joint.name, joint.first_step, joint.steps, joint.samples) == ("joint", 3, 3, 48)
     assert joint.tokens == 4096 * 3 > config.stages["joint"].tokens
-    assert (ar.alpha, joint.alpha) == (0.0, 0.3)
+    assert (ar.stage.alpha, joint.stage.alpha) == (0.0, 0.3)
     assert total_steps(config) == 6
     only = replace(config, run=replace(config.run, stages=("joint",)))
     assert [plan.first_step for plan in stage_plans(only)] == [0]

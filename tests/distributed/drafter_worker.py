@@ -35,7 +35,6 @@ from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
 from nld_train.training.loop.parallel import parallel_groups, world_size
-from nld_train.training.stages.stages import make_task
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
 
@@ -54,7 +53,7 @@ def whole_adapter(config: Config) -> dict[str, Tensor]:
 
 
 class Trainee:
-    """This process's part of a case, equipped as a run equips it."""
+    """This process's part of a case, prepared as a run prepares it."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config = config
@@ -64,8 +63,8 @@ class Trainee:
         megatron = transformer_config(config, device)
         chunks = build_model(config, megatron, device)
         initialize(chunks, config.model, config.run.seed)
-        self.task = make_task(config, self.plan, self.rotary, self.dtype, device)
-        self.model = self.task.equip(wrap_model(config, megatron, chunks))
+        self.trainer = self.plan.kind.make_trainer(config, self.plan, self.rotary, self.dtype, device)
+        self.model = self.trainer.prepare_model(wrap_model(config, megatron, chunks))
         load_adapter(self.chunks, whole_adapter(config))
 
     @property
@@ -84,7 +83,7 @@ class Trainee:
         records = []
         for samples in self._batches():
             scheduler.step(1)
-            records.append(self.task.step(self.model, optimizer, samples))
+            records.append(self.trainer.step(self.model, optimizer, samples))
         kept = all(torch.equal(old, new) for old, new in zip(before, self.frozen(), strict=True))
         tensors = adapter_tensors(self.chunks)
         return {

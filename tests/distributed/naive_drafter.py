@@ -66,7 +66,7 @@ class NaiveDrafter:
                 self.name,
                 place,
                 len(clean),
-                self.adapter.block_length,
+                self.adapter.block_size,
                 self.adapter.greedy_share,
             )
             blocks += [
@@ -156,7 +156,7 @@ def _blocks(documents: list[int], offset: int, adapter: AdapterConfig) -> list[t
     for place in range(len(documents) + 1):
         ends = place == len(documents)
         position = -1 if ends else position_in_document(documents, place)
-        begins = position == 0 or (position >= offset and (position - offset) % adapter.block_length == 0)
+        begins = position == 0 or (position >= offset and (position - offset) % adapter.block_size == 0)
         if not (ends or begins):
             continue
         if place > 0 and position_in_document(documents, start) > 0 and place - start > 1:

@@ -27,7 +27,7 @@ def naive_step(config: Config, device: torch.device) -> dict[str, Any]:
     """Losses and gradient norm of the first optimizer step of the run's only stage, on one process."""
     (name,) = config.run.stages
     stage, model = config.stages[name], _model(config, device)
-    joint = stage.alpha > 0
+    joint = stage.kind == "joint"
     samples = training_samples(config, name, stage_orders(config, [_Plan(name)])[name])
     chosen = [samples[place] for place in range(config.batch.global_size)]
     scored = [ScoredSample(model, config, sample, joint) for sample in chosen]

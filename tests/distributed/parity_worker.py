@@ -27,17 +27,17 @@ from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
-from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.hooks.validation import Validation
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
-from nld_train.training.loop.micro_batch import StreamSettings, prepare
+from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
 from nld_train.training.loop.parallel import parallel_groups, world_size
 from nld_train.training.loop.step import NonFiniteError, train_step
+from nld_train.training.stages.objective_trainer import stream_settings
 
 Record = dict[str, Any]
 
@@ -50,15 +50,7 @@ class Trainee:
         (self.plan,) = stage_plans(config)
         self.stage = config.stages[self.plan.name]
         self.rotary = RotaryEmbedding(config.model, device)
-        self.settings = StreamSettings(
-            two_streams=self.stage.alpha > 0,
-            block_size=config.diffusion.block_size,
-            mask_token_id=config.model.mask_token_id,
-            averaging=self.stage.averaging,
-            schedule=noise_schedule(config.diffusion),
-            dtype=resolve_dtype(config, device),
-            device=device,
-        )
+        self.settings = stream_settings(config, self.stage, resolve_dtype(config, device), device)
         self.share = {
             "rank": parallel_state.get_data_parallel_rank(),
             "size": parallel_state.get_data_parallel_world_size(),
@@ -144,7 +136,9 @@ class Trainee:
     def validate(self) -> Record:
         """The losses of the starting weights on held-out samples."""
         validation = Validation(self.config, self.share["rank"], self.share["size"])
-        result = validation.run(self.model, self.settings, self.rotary)
+        kind = self.plan.kind
+        trainer = kind.make_trainer(self.config, self.plan, self.rotary, self.settings.dtype, self.settings.device)
+        result = validation.run(self.model, trainer, kind.validation_levels(self.config))
         levels = {f"diffusion_loss at {level}": loss for level, loss in result.diffusion_loss.items()}
         return {"ar_loss": result.ar_loss, **levels}
 

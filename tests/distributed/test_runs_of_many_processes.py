@@ -40,7 +40,7 @@ DRAFTER = (
     "stages=drafter",
     f"stages.drafter.tokens={DRAFTER_STEPS * STEP_TOKENS}",
     "stages.drafter.adapter.rank=3",
-    "stages.drafter.adapter.block_length=5",
+    "stages.drafter.adapter.block_size=5",
     "stages.drafter.schedule.learning_rate=0.001",
     "stages.drafter.schedule.warmup_fraction=0",
 )

@@ -123,7 +123,7 @@ DRAFTER_STEPS = 3
 def drafter(settings: tuple[str, ...], trained: Path) -> tuple[str, ...]:
     """A drafter stage over the weights of `trained`, whose blocks are not those of `evaluation`."""
     kept = [override for override in settings if not override.startswith("stages.")]
-    adapter = ("stages.drafter.adapter.rank=4", "stages.drafter.adapter.block_length=6")
+    adapter = ("stages.drafter.adapter.rank=4", "stages.drafter.adapter.block_size=6")
     steps = (
         "stages=drafter",
         f"stages.drafter.tokens={DRAFTER_STEPS * 4 * 48}",

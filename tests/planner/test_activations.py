@@ -10,6 +10,8 @@ from real_builds import layout_config, rank_of
 
 from nld_train.config.schema import Config
 from nld_train.planner.activations import PLAIN, layer_bytes, micro_batches_in_flight
+from nld_train.training.stages.ar import AR
+from nld_train.training.stages.joint import JOINT
 
 # As on a GPU the layers dwarf what is kept once per micro-batch; still the whole test takes seconds.
 WIDE = (
@@ -83,7 +85,7 @@ def test_layers_keep_what_is_counted(joint: bool, attention: str, context: int, 
     """Over groups that send nothing: of what is gathered, the size is right."""
     settings = (f"execution.attention={attention}", f"execution.recompute={recompute}", f"parallel.context={context}")
     config = layout_config(context, *WIDE, *settings)
-    counted, measured = layer_bytes(config, joint, PLAIN), _of_layers(config, joint)
+    counted, measured = layer_bytes(config, JOINT if joint else AR, PLAIN), _of_layers(config, joint)
     assert counted == pytest.approx(measured, rel=0.06)
 
 

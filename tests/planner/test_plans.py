@@ -21,6 +21,9 @@ from nld_train.planner.memory import rank_memory
 from nld_train.planner.plan import GIBIBYTE, LayoutPlan
 from nld_train.planner.request import read_request
 from nld_train.planner.step_time import step_time
+from nld_train.training.stages.ar import AR
+from nld_train.training.stages.joint import JOINT
+from nld_train.training.stages.kind import StageKind
 
 # What is assumed without any measurement.
 ASSUMED = assumptions({}, Path("/nowhere")).hardware
@@ -77,7 +80,7 @@ def _layout(gpus: int, *overrides: str) -> Config:
 
 
 def _total(config: Config, gpus: int, rank: int = 0) -> int:
-    return rank_memory(config, gpus, rank, joint=True).total
+    return rank_memory(config, gpus, rank, JOINT).total
 
 
 def test_memory_moves_as_it_should() -> None:
@@ -89,30 +92,30 @@ def test_memory_moves_as_it_should() -> None:
     assert _total(_layout(64, "execution.head_chunk_rows=8192"), 64) > _total(plain, 64)
     by_recompute = [_total(_layout(64, f"execution.recompute={kind}"), 64) for kind in ("none", "selective", "full")]
     assert by_recompute == sorted(by_recompute, reverse=True)
-    assert rank_memory(plain, 64, 0, joint=False).total < _total(plain, 64)
+    assert rank_memory(plain, 64, 0, AR).total < _total(plain, 64)
     # Half the tokens and the keys and values of all, instead of those that they are gathered from; the optimizer's
     # state is shared as widely as before.
-    whole, half = (rank_memory(_layout(64, f"parallel.context={size}"), 64, 0, joint=True) for size in (1, 2))
+    whole, half = (rank_memory(_layout(64, f"parallel.context={size}"), 64, 0, JOINT) for size in (1, 2))
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.06)
     assert half.optimizer == whole.optimizer
     # More copies of the model share out its optimizer's state, and nothing else.
-    few, many = (rank_memory(plain, gpus, 0, joint=True) for gpus in (16, 256))
+    few, many = (rank_memory(plain, gpus, 0, JOINT) for gpus in (16, 256))
     assert few.optimizer > 10 * many.optimizer
     assert (few.weights, few.activations) == (many.weights, many.activations)
     # The first pipeline rank keeps the most micro-batches.
     pipeline = _layout(64, "parallel.pipeline=2")
-    first, last = (rank_memory(pipeline, 64, rank, joint=True) for rank in (0, 1))
+    first, last = (rank_memory(pipeline, 64, rank, JOINT) for rank in (0, 1))
     assert first.activations > last.activations
     assert (first.head == 0, last.head > 0) == (True, True)
 
 
-def _seconds(config: Config, gpus: int = 64, hardware: Hardware = ASSUMED, joint: bool = True) -> float:
-    return step_time(config, gpus, joint, hardware, 8).total
+def _seconds(config: Config, gpus: int = 64, hardware: Hardware = ASSUMED, kind: StageKind = JOINT) -> float:
+    return step_time(config, gpus, kind, hardware, 8).total
 
 
 def test_time_moves_as_it_should() -> None:
     plain = _layout(64)
-    assert _seconds(plain, joint=False) < _seconds(plain)
+    assert _seconds(plain, kind=AR) < _seconds(plain)
     assert _seconds(plain, 256) < _seconds(plain) < _seconds(plain, 16)
     for kind, slower in (("selective", 1.01), ("full", 1.2)):
         assert _seconds(_layout(64, f"execution.recompute={kind}")) > slower * _seconds(plain)
@@ -120,21 +123,21 @@ def test_time_moves_as_it_should() -> None:
         halved = replace(ASSUMED, **{key: getattr(ASSUMED, key) / 2})
         assert _seconds(plain, hardware=halved) > _seconds(plain), key
     # Twice the micro-batches of half the tokens each: what is added is the gathering, by how fast the links are.
-    one, two = (step_time(_layout(64, f"parallel.context={size}"), 64, True, ASSUMED, 8) for size in (1, 2))
+    one, two = (step_time(_layout(64, f"parallel.context={size}"), 64, JOINT, ASSUMED, 8) for size in (1, 2))
     assert two.arithmetic == pytest.approx(one.arithmetic)
     assert one.context == 0 < two.context < 0.05 * two.arithmetic
-    slow = step_time(_layout(64, "parallel.context=2"), 64, True, replace(ASSUMED, nvlink=ASSUMED.nvlink / 2), 8)
+    slow = step_time(_layout(64, "parallel.context=2"), 64, JOINT, replace(ASSUMED, nvlink=ASSUMED.nvlink / 2), 8)
     assert slow.context == pytest.approx(2 * two.context)
     # Without a pipeline there is no bubble; virtual stages make it smaller.
     parts = ["parallel.pipeline=2", "parallel.virtual_pipeline=17"]
-    bubbles = [step_time(_layout(64, *parts[:count]), 64, True, ASSUMED, 8).bubble for count in range(3)]
+    bubbles = [step_time(_layout(64, *parts[:count]), 64, JOINT, ASSUMED, 8).bubble for count in range(3)]
     assert bubbles[0] == 0 < bubbles[2] < bubbles[1]
     assert bubbles[2] == pytest.approx(bubbles[1] / 17, rel=0.2)
 
 
 def test_a_layout_on_one_device_communicates_nothing() -> None:
     config = compose_config(["experiment=paper_3b", "run.dry=true", "run.plan_world_size=1"])
-    time = step_time(config, 1, True, ASSUMED, 8)
+    time = step_time(config, 1, JOINT, ASSUMED, 8)
     assert (time.tensor, time.pipeline, time.bubble, time.data) == (0, 0, 0, 0)
 
 

@@ -56,6 +56,7 @@ def test_only_what_decides_a_step_is_told() -> None:
     """Of stages that are not complete."""
     saved = compose_config(["run.name=a"])
     changes = [
+        "stages.ar.kind=joint",
         "stages.ar.alpha=0.1",
         "stages.joint.alpha=0.5",
         "stages.joint.averaging=masked",
@@ -68,7 +69,7 @@ def test_only_what_decides_a_step_is_told() -> None:
         "stages.joint.averaging: global -> masked",
         "optimizer.clip_grad: 1.0 -> 2.0",
     ]
-    first = ["stages.ar.alpha: 0.0 -> 0.1"]
+    first = ["stages.ar.kind: ar -> joint", "stages.ar.alpha: 0.0 -> 0.1"]
     assert changed_settings(saved, Progress(4, "ar", 4, 4, {}), now) == told
     assert changed_settings(saved, Progress(5, "joint", 1, 4, {}), now) == told
     assert changed_settings(saved, Progress(3, "ar", 3, 4, {}), now) == first + told

@@ -20,8 +20,8 @@ RANK = 3
 DRAFTER = (
     f"stages.drafter.tokens={STEPS * STEP_TOKENS}",
     f"stages.drafter.adapter.rank={RANK}",
-    "stages.drafter.adapter.alpha=6",
-    "stages.drafter.adapter.block_length=5",
+    "stages.drafter.adapter.lora_alpha=6",
+    "stages.drafter.adapter.block_size=5",
     "stages.drafter.schedule.warmup_fraction=0.5",
     "stages.drafter.schedule.decay_fraction=0.5",
 )
@@ -132,7 +132,7 @@ def test_the_data_goes_on_and_other_seeds_draw_other_blocks(drafted: Path, alone
     ("overrides", "said"),
     [
         (("stages.drafter.adapter.rank=0",), "stages.drafter.adapter.rank=0: must be at least 1"),
-        (("stages.drafter.adapter.block_length=1",), "stages.drafter.adapter.block_length=1: must be at least 2"),
+        (("stages.drafter.adapter.block_size=1",), "stages.drafter.adapter.block_size=1: must be at least 2"),
         (("stages.drafter.adapter.top_k=0",), "stages.drafter.adapter.top_k=0: must be at least 1"),
         (("stages.drafter.adapter.temperature=0",), "stages.drafter.adapter.temperature=0.0: must be a number above 0"),
         (("stages.drafter.adapter.greedy_share=1.5",), "stages.drafter.adapter.greedy_share=1.5: must lie in [0, 1]"),

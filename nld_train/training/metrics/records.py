@@ -48,4 +48,3 @@ def step_record(
         "mfu": None if peak is None else flops / peak,
         "seconds_left": (total_steps(config) - step) * median(seconds),
     }
-

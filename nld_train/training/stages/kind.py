@@ -101,6 +101,7 @@ class StageKind(ABC):
             config: the run.
             name: of the stage, one of `config.run.stages`.
         """
+        del config, name
 
     @abstractmethod
     def stream_lengths(self, length: int) -> tuple[int, ...]:
