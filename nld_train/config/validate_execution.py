@@ -62,7 +62,7 @@ def _check_attention(config: Config) -> None:
         refuse_unless("cpu" in backend.trains_on, key, name, valid)
     valid = f"is not made for parallel.context={context}; use {names_of(lambda other: other.context_parallel)}"
     refuse_unless(context == 1 or backend.context_parallel, key, name, valid)
-    drafter = next((stage for stage in config.run.stages if config.stages[stage].adapter is not None), None)
+    drafter = next((stage for stage, kind in running_kinds(config).items() if kind.trains_adapter), None)
     valid = (
         f"is not made for the blocks of drafter stage {drafter!r}; use {names_of(lambda other: other.causal_blocks)}"
     )

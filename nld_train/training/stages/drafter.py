@@ -20,6 +20,7 @@ class DrafterKind(StageKind):
     """See `StageKind`. Held-out losses are not measured: the weights that they depend on do not change."""
 
     name = "drafter"
+    trains_adapter = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`."""

@@ -76,12 +76,14 @@ class StageKind(ABC):
         name: the value of `stages.NAME.kind`.
         noisy_stream: whether samples carry noise, and a noisy stream passes through the model before the clean one
             (`docs/method.md`, "Streams and visibility").
+        trains_adapter: whether it trains an adapter, which the attention backend has to support.
         utilisation: of which kind of step the planner takes the measured utilisation; None where the planner cannot
             count this kind.
     """
 
     name: ClassVar[str]
     noisy_stream: ClassVar[bool] = False
+    trains_adapter: ClassVar[bool] = False
     utilisation: ClassVar[Literal["ar", "joint"] | None] = None
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
