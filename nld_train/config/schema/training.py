@@ -116,19 +116,15 @@ class StageConfig:
 
     kind: Annotated[
         str,
-        "What the stage trains. ar: the AR loss; joint: the AR loss and the diffusion loss; drafter: the adapter alone.",
+        "What the stage trains. ar: the AR loss; joint: AR and diffusion loss; drafter: the drafter adapter alone.",
     ]
     tokens: Annotated[
         int,
         Gt(0),
         "Tokens to train on, rounded up to whole steps; 1e9 is read as an integer. Noisy copies do not count.",
     ]
-    alpha: Annotated[
-        NotNegative, "Weight of the diffusion loss. Above 0 with kind=joint, 0 with the other kinds."
-    ]
-    averaging: Annotated[
-        Averaging, "What the losses of a global batch are divided by. global with kind=drafter."
-    ]
+    alpha: Annotated[NotNegative, "Weight of the diffusion loss. Above 0 with kind=joint, 0 with the other kinds."]
+    averaging: Annotated[Averaging, "What the losses of a global batch are divided by. global with kind=drafter."]
     schedule: ScheduleConfig
     train: Annotated[
         tuple[SourceConfig, ...] | None, "Training data of this stage instead of data.train; null: data.train."
