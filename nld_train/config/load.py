@@ -135,7 +135,7 @@ def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
             raise UserError(unknown_key_message(f"{prefix}{name}", names))
     for field in fields(hint):
         if field.name not in value and field.default is MISSING:
-            raise UserError(f"{prefix}{field.name}: missing; wanted: {_describe(hints[field.name])}")
+            raise UserError(f"{prefix}{field.name}: missing; wanted: {describe_type(hints[field.name])}")
     given = [name for name in names if name in value]
     return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in given})
 
@@ -156,21 +156,21 @@ def _convert_simple(value: Any, hint: Any, key: str) -> Any:
 def _wrong_type(value: Any, hint: Any, key: str) -> UserError:
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     quote = " (put it in quotes)" if hint is str and isinstance(value, int | float) else ""
-    return UserError(f"{key or 'configuration'}={shown}: wanted: {_describe(hint)}{quote}")
+    return UserError(f"{key or 'configuration'}={shown}: wanted: {describe_type(hint)}{quote}")
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """What a type hint asks for, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         choices = ", ".join(str(choice) for choice in arguments)
         return choices if len(arguments) == 1 else f"one of {choices}"
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(alternative) for alternative in arguments)
+        return " or ".join(describe_type(alternative) for alternative in arguments)
     if origin is tuple:
-        return f"a list, each item {_describe(arguments[0])}"
+        return f"a list, each item {describe_type(arguments[0])}"
     if origin is dict:
-        return f"names, under each of them {_describe(arguments[1])}"
+        return f"names, under each of them {describe_type(arguments[1])}"
     if is_dataclass(hint):
         return f"{{{', '.join(field.name for field in fields(hint))}}}"
     return _SIMPLE_TYPES[hint]

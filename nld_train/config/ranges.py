@@ -36,7 +36,7 @@ def _check(value: Any, hint: Any, key: str) -> None:
     elif value is not None:
         optional = ", or null" if type(None) in _alternatives(hint) else ""
         for bound in constraints(hint):
-            refuse_unless(fits(value, bound), key, value, f"must {describe_bound(bound, type(value))}{optional}")
+            refuse_unless(fits(value, bound), key, value, f"must {_demand(bound, value)}{optional}")
 
 
 def _check_items(values: tuple[Any, ...], hint: Any, key: str) -> None:
@@ -44,7 +44,7 @@ def _check_items(values: tuple[Any, ...], hint: Any, key: str) -> None:
         if is_dataclass(item):
             check_ranges(item, f"{key}[{index}].")
         for bound in constraints(item_hint(hint)):
-            refuse_unless(fits(item, bound), key, list(values), f"each must {describe_bound(bound, type(item))}")
+            refuse_unless(fits(item, bound), key, list(values), f"each must {_demand(bound, item)}")
 
 
 def constraints(hint: Any) -> Iterator[Any]:
@@ -82,19 +82,25 @@ def fits(value: float, bound: Any) -> bool:
     return bool(value < bound.lt if isinstance(bound, Lt) else value <= bound.le)
 
 
-def describe_bound(bound: Any, kind: type) -> str:
-    """A constraint in words that follow "must"."""
+def words(bound: Any) -> str:
+    """A constraint in words: `at least 1`, `above 0`, `below 8`, `in [0, 1)`."""
     if isinstance(bound, Interval):
         low = f"({bound.gt}" if bound.ge is None else f"[{bound.ge}"
         high = f"{bound.lt})" if bound.le is None else f"{bound.le}]"
-        return f"lie in {low}, {high}"
+        return f"in {low}, {high}"
     if isinstance(bound, Ge):
-        return f"be at least {bound.ge}"
+        return f"at least {bound.ge}"
     if isinstance(bound, Gt):
-        return f"be above {bound.gt}" if kind is int else f"be a number above {bound.gt}"
+        return f"above {bound.gt}"
     if isinstance(bound, Lt):
-        return f"be below {_power_of_two(bound.lt)}"
+        return f"below {_power_of_two(bound.lt)}"
     raise TypeError(f"{bound!r}: no constraint that the configuration uses")
+
+
+def _demand(bound: Any, value: float) -> str:
+    """What follows "must" where a value does not satisfy a constraint."""
+    number = "a number " if isinstance(bound, Gt) and isinstance(value, float) else ""
+    return f"{'lie' if isinstance(bound, Interval) else 'be'} {number}{words(bound)}"
 
 
 def _power_of_two(number: Any) -> str:

@@ -1,5 +1,6 @@
 """Every YAML file that is shipped: it composes, fits its plan, and explains each of its keys."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 
 from nld_train.config.compose import compose_config, config_directory
 from nld_train.config.counts import parameter_count
+from nld_train.config.describe import keys_of
 from nld_train.config.load import config_from_yaml, config_to_yaml
+from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 
 DIRECTORY = config_directory()
@@ -80,23 +83,47 @@ def test_data_of_the_paper_experiments_comes_from_the_environment(monkeypatch: p
     validate(config, 256)
 
 
-def _leaf_lines(node: yaml.Node, skip: tuple[str, ...]) -> list[int]:
-    """Line numbers of keys whose value is no mapping and holds none."""
+def _leaves(node: yaml.Node, skip: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Name and line number of each key whose value is no mapping, also inside mappings and lists."""
     if isinstance(node, yaml.SequenceNode):
-        return [line for item in node.value for line in _leaf_lines(item, ())]
+        for item in node.value:
+            yield from _leaves(item, ())
     if not isinstance(node, yaml.MappingNode):
-        return []
-    lines = []
+        return
     for key, value in node.value:
         if key.value not in skip:
-            lines += _leaf_lines(value, ()) or ([] if isinstance(value, yaml.MappingNode) else [key.start_mark.line])
-    return lines
+            if not isinstance(value, yaml.MappingNode):
+                yield key.value, key.start_mark.line
+            yield from _leaves(value, ())
+
+
+def _keys(path: Path) -> dict[str, bool]:
+    """Each key of a file, and whether a comment there explains it."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found: dict[str, bool] = {}
+    for name, number in _leaves(yaml.compose(text), skip=("defaults",)):
+        explained = lines[number - 1].strip().startswith("#") or " # " in lines[number]
+        found[name] = found.get(name, False) or explained
+    return found
+
+
+def _group(path: Path) -> str:
+    """`model`, `batch` and so on; empty for the root and the experiments, which change keys of any group."""
+    group = path.relative_to(DIRECTORY).parts[0]
+    return "" if group in ("train.yaml", "experiment") else group
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DIRECTORY)))
 def test_every_key_is_explained_by_a_comment(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for number in _leaf_lines(yaml.compose(text), skip=("defaults",)):
-        explained = lines[number - 1].strip().startswith("#") or " # " in lines[number]
-        assert explained, f"{path.name}:{number + 1}: {lines[number].strip()}"
+    """In the file itself or, once for all of them, in another file of its group."""
+    there = {name for other in FILES if _group(other) == _group(path) for name, said in _keys(other).items() if said}
+    assert path.read_text(encoding="utf-8").startswith("#")
+    assert set(_keys(path)) <= there
+
+
+def test_every_key_of_the_schema_is_explained_in_a_file() -> None:
+    explained = {name for path in FILES for name, said in _keys(path).items() if said}
+    shipped = {key.name.rpartition(".")[2] for key in keys_of(Config)}
+    # A mapping is explained by its keys.
+    assert shipped - explained == {"adapter"}

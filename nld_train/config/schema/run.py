@@ -134,7 +134,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What is printed and logged; <run.dir>/metrics.jsonl always has every step."""
+    """What is printed and logged; `metrics.jsonl` always has every step."""
 
     every: Annotated[Count, "Optimizer steps between two printed lines."]
     peak_tflops: Annotated[
