@@ -237,7 +237,7 @@ BAD = [
     (["--mode", "linear", "--adapter"], "has no drafter adapter"),
     (["--mode", "linear", "--adapter", "nowhere"], "nowhere"),
     (["--include-path", "nowhere"], "--include-path: there is no folder nowhere"),
-    (["--output", "nowhere/results.json"], "--output: there is no folder"),
+    (["--output", "nowhere/results.json"], "--output nowhere/results.json: there is no folder"),
     (["--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
     (["--chat-template"], "--chat-template: the tokenizer of"),
     (["--tasks", "local_masked"], "contains the mask token (id 3)"),
