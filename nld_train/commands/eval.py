@@ -20,11 +20,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="tasks, groups or tags of lm_eval, or a list: paper_instruct, paper_base",
     )
-    _add_reading(parser)
+    _add_decoding(parser)
     _add_harness(parser)
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows that run together (default: 16)")
     parser.add_argument(
         "--block-length",

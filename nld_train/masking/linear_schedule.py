@@ -21,7 +21,7 @@ class LinearSchedule:
 
     def loss_weight(self, probability: Any) -> Any:
         """`1 / p`."""
-        return 1.0 / probability
+        return 1 / probability
 
     @property
     def mean_probability(self) -> float:

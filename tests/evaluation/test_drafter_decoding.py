@@ -105,7 +105,7 @@ def test_an_evaluation_drafts_with_it(drafted: Path, learned: Path, tmp_path: Pa
         wanted = ["--block-length", "4", "--max-new-tokens", "20", "--log-samples", "--output", str(output)]
         assert evaluate.main([*given, *wanted]) == 0
         results = json.loads(output.read_text())
-        figures[name] = results["reading"]["generation"]["local_text"]["forwards"]
+        figures[name] = results["evaluation"]["generation"]["local_text"]["forwards"]
         texts.add(str([sample["resps"] for sample in results["samples"]["local_text"]]))
     assert len(texts) == 1
     assert figures["named"] not in (figures["none"], figures["own"])

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny_runs import torchrun
 
 from nld_train.commands import decode, eval
-from nld_train.evaluation.harness import progress
+from nld_train.evaluation.harness import worker
 
 TASKS = Path(__file__).with_name("harness_tasks")
 DOCUMENTS = [json.loads(line) for line in (TASKS / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -122,11 +122,11 @@ def test_texts_are_those_of_nld_decode(
 
 def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
     for mode in MODES:
-        figures = results[mode]["reading"]["generation"]["local_text"]
+        figures = results[mode]["evaluation"]["generation"]["local_text"]
         assert figures["texts"] == len(DOCUMENTS)
         assert figures["tokens_per_forward"] == figures["new_tokens"] / figures["forwards"]
-    assert "bound" not in results["ar"]["reading"]
-    bound = results["diffusion"]["reading"]["bound"]
+    assert "bound" not in results["ar"]["evaluation"]
+    bound = results["diffusion"]["evaluation"]["bound"]
     assert bound["samples"] == 6
     assert 0 < bound["sampled"] < bound["requests"]
     assert 0 < bound["standard_error"] <= bound["largest_standard_error"] < 20
@@ -135,7 +135,7 @@ def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
 def test_a_terminal_sees_how_far_it_is(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of request to its end, on a console that takes itself for a terminal."""
     shown = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
+    monkeypatch.setattr(worker, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
     evaluated(trained, "diffusion", folder)
     for what in ("texts", "bounds of log-likelihoods", "greedy continuations"):
         lines = [line for line in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.getvalue()).splitlines() if what in line]
@@ -163,7 +163,7 @@ def same(one: Results, other: Results) -> None:
         for name, value in one["results"][task].items():
             if isinstance(value, float):
                 assert other["results"][task][name] == pytest.approx(value, rel=1e-4), name
-    assert one["reading"].get("generation") == other["reading"].get("generation")
+    assert one["evaluation"].get("generation") == other["evaluation"].get("generation")
 
 
 @pytest.mark.long

@@ -87,8 +87,8 @@ def naive_sum(stock: Ministral3ForCausalLM, request: Scoring) -> float:
     return sum(float(values[first + i, token]) for i, token in enumerate(request.continuation))
 
 
-def unheard(_: int) -> None:
-    """Nobody asks how far it is."""
+def ignore(_: int) -> None:
+    """The progress is not shown."""
 
 
 SIZES = [(5, 3), (1, 7), (9, 1), (30, 12), (2, 1), (12, 30), (9, 1)]
@@ -101,13 +101,13 @@ def test_ar_is_the_sum_of_log_softmax(
 ) -> None:
     requests = texts(1, SIZES)
     requests += [replace(requests[2], continuation=(4,)), Scoring(requests[0].context, ())]
-    told: list[int] = []
-    scores = score_exactly(engine, requests, batch_size, told.append, logits_at_once)
+    completed: list[int] = []
+    scores = score_exactly(engine, requests, batch_size, completed.append, logits_at_once)
     for request, score in zip(requests, scores, strict=True):
         assert score.loglikelihood == pytest.approx(naive_sum(stock, request), abs=2e-4)
         assert score.standard_error == 0
     assert scores[-1].greedy
-    assert sum(told) == len(requests)
+    assert sum(completed) == len(requests)
 
 
 def test_ar_knows_what_greedy_decoding_gives(stock: Ministral3ForCausalLM, engine: Engine) -> None:
@@ -117,7 +117,7 @@ def test_ar_knows_what_greedy_decoding_gives(stock: Ministral3ForCausalLM, engin
         text.append(int(naive(stock, text)[-1].argmax()))
     right = Scoring(tuple(context), tuple(text[3:]))
     wrong = replace(right, continuation=(*right.continuation[:-1], (right.continuation[-1] + 1) % 3))
-    assert [score.greedy for score in score_exactly(engine, [right, wrong], 2, unheard, 40)] == [True, False]
+    assert [score.greedy for score in score_exactly(engine, [right, wrong], 2, ignore, 40)] == [True, False]
 
 
 def definition(stock: Ministral3ForCausalLM, request: Scoring, block_length: int) -> float:
@@ -145,7 +145,7 @@ def test_short_blocks_are_the_definition_exactly(
     stock: Ministral3ForCausalLM, engine: Engine, size: int, block_length: int
 ) -> None:
     (request,) = texts(2, [(6, size)])
-    ((total, error),) = score_by_bound(engine, [request], 1, BoundSettings(block_length, samples=15), unheard)
+    ((total, error),) = score_by_bound(engine, [request], 1, BoundSettings(block_length, samples=15), ignore)
     assert total == pytest.approx(definition(stock, request, block_length), abs=2e-4)
     assert error == 0
 
@@ -154,7 +154,7 @@ def test_blocks_of_one_token_are_no_bound_but_the_likelihood_of_single_masks(
     stock: Ministral3ForCausalLM, engine: Engine
 ) -> None:
     (request,) = texts(3, [(4, 3)])
-    ((total, _),) = score_by_bound(engine, [request], 1, BoundSettings(1, samples=2), unheard)
+    ((total, _),) = score_by_bound(engine, [request], 1, BoundSettings(1, samples=2), ignore)
     text, expected = list(request.context), 0.0
     for token in request.continuation:
         expected += float(naive(stock, [*text, MASK], block=1)[-1, token])
@@ -167,7 +167,7 @@ def test_it_is_a_bound_of_a_distribution(engine: Engine, size: int, block_length
     """exp(bound) over all continuations sums to at most 1; to 1 where a block has one token and nothing is lost."""
     allowed = [token for token in range(VOCABULARY) if token != MASK]
     requests = [Scoring((4, 9, 5), continuation) for continuation in product(allowed, repeat=size)]
-    found = score_by_bound(engine, requests, 1, BoundSettings(block_length, samples=15), unheard)
+    found = score_by_bound(engine, requests, 1, BoundSettings(block_length, samples=15), ignore)
     total = sum(exp(bound) for bound, _ in found)
     if block_length == 1 or size == 1:
         assert total == pytest.approx(1, abs=1e-4)
@@ -181,7 +181,7 @@ def test_sampling_estimates_the_definition_with_the_error_it_states(
     (request,) = texts(4, [(5, 6)])
     exact = definition(stock, request, 6)
     drawn = [BoundSettings(6, samples=16, seed=seed) for seed in range(60)]
-    found = [score_by_bound(engine, [request], 1, settings, unheard)[0] for settings in drawn]
+    found = [score_by_bound(engine, [request], 1, settings, ignore)[0] for settings in drawn]
     spread = stdev(total for total, _ in found)
     assert spread > 0.05
     assert abs(fmean(total for total, _ in found) - exact) < 4 * spread / sqrt(len(found))
@@ -194,10 +194,10 @@ def test_sampling_estimates_the_definition_with_the_error_it_states(
 def test_batches_and_pieces_change_nothing(engine: Engine, settings: BoundSettings, batch_size: int) -> None:
     requests = texts(5, [*SIZES, (20, 3), (3, 6)])
     requests += [replace(requests[0], continuation=(4, 5, 6, 7, 8, 9)), replace(requests[0], continuation=())]
-    alone = [score_by_bound(engine, [request], 1, BoundSettings(4, 9), unheard)[0] for request in requests]
-    told: list[int] = []
-    together = score_by_bound(engine, requests, batch_size, settings, told.append)
-    assert sum(told) == len(requests)
+    alone = [score_by_bound(engine, [request], 1, BoundSettings(4, 9), ignore)[0] for request in requests]
+    completed: list[int] = []
+    together = score_by_bound(engine, requests, batch_size, settings, completed.append)
+    assert sum(completed) == len(requests)
     assert np.array(together) == pytest.approx(np.array(alone), abs=3e-4)
     assert together[-1] == (0.0, 0.0)
     assert min(total for total, _ in together[:-1]) < -5
@@ -223,12 +223,12 @@ def test_one_copy_sees_what_training_shows() -> None:
     size, block = 11, 4
     layout = StreamLayout.of(torch.zeros(1, size, dtype=torch.int64), block, two_streams=True)
     training = dense_mask(layout)[0, 0]
-    clean = 8  # the last block's clean tokens are seen by nobody
+    clean = 8  # the last block's clean tokens are visible to no other
     order = [*range(size, size + clean), *range(size)]
-    places = torch.tensor([*range(clean), *range(size)])
+    positions = torch.tensor([*range(clean), *range(size)])
     copy = torch.tensor([-1] * clean + [0] * size)
-    assert torch.equal(copies_pattern(places, copy, block), training[order][:, order])
+    assert torch.equal(copies_pattern(positions, copy, block), training[order][:, order])
     two = torch.cat([copy, torch.ones(size, dtype=torch.int64)])
-    pattern = copies_pattern(torch.cat([places, torch.arange(size)]), two, block)
+    pattern = copies_pattern(torch.cat([positions, torch.arange(size)]), two, block)
     assert not pattern[-size:, clean:-size].any()
     assert not pattern[clean:-size, -size:].any()

@@ -87,7 +87,7 @@ def test_they_sample_as_one(alone: Path, by_two: Path) -> None:
 @pytest.mark.long
 def test_they_evaluate_as_one(alone: Path, by_two: Path) -> None:
     one, two = (json.loads((folder / "evaluated").read_text()) for folder in (alone, by_two))
-    assert one["reading"]["policy"] == two["reading"]["policy"] == "number"
+    assert one["evaluation"]["policy"] == two["evaluation"]["policy"] == "number"
     same(one, two)
     assert (by_two / "evaluated.printed").read_text().count("|local_choice") == 1
 

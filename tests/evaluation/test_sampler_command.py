@@ -75,7 +75,7 @@ def test_it_evaluates(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
         output = tmp_path / f"{policy}.json"
         words = [*asked, "--policy", policy, "--tasks", "local_text", "--include-path", str(TASKS)]
         assert evaluate.main([*words, "--output", str(output)]) == 0
-        forwards[policy] = json.loads(output.read_text())["reading"]["generation"]["local_text"]["forwards"]
+        forwards[policy] = json.loads(output.read_text())["evaluation"]["generation"]["local_text"]["forwards"]
     assert forwards["sampler"] == sum(found) != forwards["threshold"]
 
 

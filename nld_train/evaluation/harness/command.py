@@ -1,4 +1,4 @@
-"""What `nld-eval` does: find tasks and checkpoint, evaluate, print the tables, keep the results."""
+"""`nld-eval`: finds tasks and checkpoint, evaluates, prints the tables and writes the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from nld_train.decoding.command_line.variants import refuse_unread_policy
 from nld_train.errors import UserError
-from nld_train.evaluation.harness.settings import ReadingSettings
+from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
 from nld_train.evaluation.reports import check_outputs, write_json
 from nld_train.processes import rank
@@ -22,30 +22,30 @@ def run(arguments: Namespace) -> None:
     """Runs a command line that `nld_train.commands.eval` has parsed, on every rank.
 
     Raises:
-        UserError: a request that cannot be answered, found before any weight is read; a task's text that cannot be
-            given to the model.
+        UserError: a request that cannot be fulfilled, found before any weight is read; or a task's text that contains
+            the mask token.
     """
     settings = _settings(arguments)
-    wanted = resolve(arguments.tasks)
+    task_list = resolve(arguments.tasks)
     check_outputs(arguments, "output")
     _require_lm_eval()
     if rank() > 0:
-        _serve(arguments, settings, wanted)
+        _run_worker(arguments, settings, task_list)
         return
-    tasks, manager = _load(arguments, wanted)
-    results = _evaluate(arguments, settings, wanted, tasks, manager)
+    tasks, manager = _load(arguments, task_list)
+    results = _evaluate(arguments, settings, task_list, tasks, manager)
     _show(results, settings)
     write_json(arguments.output, results, default=_plain)
 
 
-def _settings(arguments: Namespace) -> ReadingSettings:
+def _settings(arguments: Namespace) -> EvaluationSettings:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit: {arguments.limit} is not 1 or more")
     if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
         raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
     refuse_unread_policy(arguments)
     try:
-        return ReadingSettings(
+        return EvaluationSettings(
             mode=arguments.mode,
             batch_size=arguments.batch_size,
             block_length=arguments.block_length,
@@ -76,28 +76,28 @@ def _require_lm_eval() -> None:
         raise UserError(f"nld-eval needs the extra eval: pip install 'nld-train[eval]' ({error})") from error
 
 
-def _load(arguments: Namespace, wanted: TaskList) -> tuple[list[Any], Any]:
-    """The tasks, and lm_eval's register of them."""
+def _load(arguments: Namespace, task_list: TaskList) -> tuple[list[Any], Any]:
+    """The tasks, and lm_eval's task manager."""
     for path in arguments.include_path:
         if not Path(path).is_dir():
             raise UserError(f"--include-path: there is no folder {path}")
-    if wanted.unsafe_code or arguments.unsafe_code:
+    if task_list.unsafe_code or arguments.unsafe_code:
         if not arguments.unsafe_code:
             raise UserError("--tasks: some run code that the model wrote; allow it with --unsafe-code, in a sandbox")
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
-    manager = _register(arguments.include_path, wanted)
-    tasks = load_tasks(wanted.tasks, manager)
+    manager = _task_manager(arguments.include_path, task_list)
+    tasks = load_tasks(task_list.tasks, manager)
     _refuse_unsafe(tasks, arguments.unsafe_code)
     return tasks, manager
 
 
-def _register(folders: list[str], wanted: TaskList) -> Any:
-    """lm_eval's register of tasks; its thousands of own ones are read only where the given folders do not do."""
+def _task_manager(folders: list[str], task_list: TaskList) -> Any:
+    """lm_eval's task manager; its thousands of own tasks are read only where the given folders lack a task."""
     from lm_eval.tasks import TaskManager
 
     if folders:
         own = TaskManager(include_path=folders, include_defaults=False)
-        if set(wanted.tasks) <= set(own.all_tasks):
+        if set(task_list.tasks) <= set(own.all_tasks):
             return own
     return TaskManager(include_path=folders or None)
 
@@ -112,32 +112,32 @@ def _refuse_unsafe(tasks: list[Any], allowed: bool) -> None:
                 )
 
 
-def _model(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) -> Any:
+def _model(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList) -> Any:
     """The model of this rank."""
     from nld_train.evaluation.harness.model import NldModel
 
     values = asdict(settings)
     if settings.max_new_tokens is None:
-        values["max_new_tokens"] = wanted.max_new_tokens
-    return NldModel(arguments.checkpoint, arguments.tokenizer, chat=_chat(arguments, wanted), **values)
+        values["max_new_tokens"] = task_list.max_new_tokens
+    return NldModel(arguments.checkpoint, arguments.tokenizer, chat=_chat(arguments, task_list), **values)
 
 
-def _chat(arguments: Namespace, wanted: TaskList) -> bool:
-    return bool(wanted.chat_template or arguments.chat_template)
+def _chat(arguments: Namespace, task_list: TaskList) -> bool:
+    return bool(task_list.chat_template or arguments.chat_template)
 
 
-def _serve(arguments: Namespace, settings: ReadingSettings, wanted: TaskList) -> None:
-    model = _model(arguments, settings, wanted)
-    model.ranks.serve()
+def _run_worker(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList) -> None:
+    model = _model(arguments, settings, task_list)
+    model.workers.worker_loop()
     model.close()
 
 
 def _evaluate(
-    arguments: Namespace, settings: ReadingSettings, wanted: TaskList, tasks: list[Any], manager: Any
+    arguments: Namespace, settings: EvaluationSettings, task_list: TaskList, tasks: list[Any], manager: Any
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    model = _model(arguments, settings, wanted)
+    model = _model(arguments, settings, task_list)
     results: dict[str, Any] = simple_evaluate(
         model=model,
         tasks=tasks,
@@ -145,29 +145,29 @@ def _evaluate(
         num_fewshot=arguments.num_fewshot,
         batch_size=settings.batch_size,
         limit=arguments.limit,
-        apply_chat_template=_chat(arguments, wanted),
+        apply_chat_template=_chat(arguments, task_list),
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.unsafe_code,
     )
-    results["reading"] = {"checkpoint": str(model.source.directory), **asdict(model.settings), **model.figures()}
+    results["evaluation"] = {"checkpoint": str(model.source.directory), **asdict(model.settings), **model.figures()}
     model.close()
     return results
 
 
-def _show(results: dict[str, Any], settings: ReadingSettings) -> None:
+def _show(results: dict[str, Any], settings: EvaluationSettings) -> None:
     from lm_eval.utils import make_table
 
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
-    reading = results["reading"]
-    for task, figures in reading.get("generation", {}).items():
+    evaluation = results["evaluation"]
+    for task, figures in evaluation.get("generation", {}).items():
         print(
             f"{task}: {figures['tokens_per_forward']:.2f} tokens per forward in mode {settings.mode} "
             f"({figures['new_tokens']} tokens, {figures['forwards']} forwards)"
         )
-    if "bound" in reading:
-        bound = reading["bound"]
+    if "bound" in evaluation:
+        bound = evaluation["bound"]
         print(
             f"log-likelihoods are lower bounds with {bound['samples']} noise samples per block of "
             f"{bound['block_length']}: standard error {bound['standard_error']:.3g} nats per request "
@@ -176,5 +176,5 @@ def _show(results: dict[str, Any], settings: ReadingSettings) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know, as numbers or text."""
+    """A value that JSON does not know, as a number or text."""
     return value.item() if hasattr(value, "item") else str(value)

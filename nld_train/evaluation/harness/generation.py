@@ -1,4 +1,4 @@
-"""Texts in any mode, cut at their stop strings."""
+"""Generated texts in any mode, cut at their stop strings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.algorithms.outputs import Observer, Progress
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.policies.commit import CommitPolicy
-from nld_train.evaluation.harness.progress import Answered
-from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Scoring
+from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, OnCompleted, Scoring
 
 
 def generate(
@@ -20,52 +19,53 @@ def generate(
     requests: Sequence[Generation],
     batch_size: int,
     mode: Mode,
-    options: Callable[[Sampling, tuple[int, ...]], DecodeOptions],
+    options: Callable[[GenerationSettings, tuple[int, ...]], DecodeOptions],
     policy: CommitPolicy,
     to_text: Callable[[Sequence[int]], str],
-    answered: Answered,
+    completed: OnCompleted,
 ) -> list[Generated]:
     """Continues prompts; those with the same settings together, the longest first.
 
     Args:
         engine: the model.
         requests: prompts and settings.
-        batch_size: most prompts at work at once.
-        mode: how.
-        options: the decoder's options from texts' settings and their seeds.
-        policy: what a denoising pass of diffusion commits.
+        batch_size: most sequences that are decoded together.
+        mode: of the decoder.
+        options: the decoder's options from the texts' settings and their seeds.
+        policy: commit policy of diffusion decoding.
         to_text: turns new ids into text.
-        answered: told of each text that has ended.
+        completed: called for each text that has ended.
     """
     found: dict[int, Generated] = {}
-    groups: dict[Sampling, list[int]] = defaultdict(list)
+    groups: dict[GenerationSettings, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-        groups[request.sampling].append(index)
-    for sampling, indices in groups.items():
+        groups[request.settings].append(index)
+    for settings, indices in groups.items():
         indices.sort(key=lambda index: len(requests[index].prompt), reverse=True)
-        rows = [requests[index] for index in indices]
-        settings = options(sampling, tuple(row.seed for row in rows))
-        prompts = [row.prompt for row in rows]
-        observer = _each_ending(answered, [1] * len(rows))
-        result = decode(engine, prompts, mode, settings, policy if mode == "diffusion" else None, observer, batch_size)
+        group = [requests[index] for index in indices]
+        decode_options = options(settings, tuple(request.seed for request in group))
+        prompts = [request.prompt for request in group]
+        observer = _count_endings(completed, [1] * len(group))
+        chosen = policy if mode == "diffusion" else None
+        result = decode(engine, prompts, mode, decode_options, chosen, observer, batch_size)
         for index, ids, forwards in zip(indices, result.token_ids, result.sequence_forwards, strict=True):
-            found[index] = Generated(cut(to_text(ids), sampling.stop_strings), len(ids), forwards)
+            found[index] = Generated(cut(to_text(ids), settings.stop_strings), len(ids), forwards)
     return [found[index] for index in range(len(requests))]
 
 
-def _each_ending(answered: Answered, requests: Sequence[int]) -> Observer:
-    """Tells, as each row ends, how many requests that answers."""
+def _count_endings(completed: OnCompleted, requests: Sequence[int]) -> Observer:
+    """Calls `completed` as each sequence ends, with the number of requests that it answers."""
 
     def observe(progress: Progress) -> None:
         if progress.finish is not None:
-            answered(requests[progress.sequence])
+            completed(requests[progress.sequence])
 
     return observe
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first of the stop strings in it."""
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+    return text[: min((start for stop in stops if (start := text.find(stop)) >= 0), default=len(text))]
 
 
 def greedy_continuations(
@@ -74,21 +74,21 @@ def greedy_continuations(
     batch_size: int,
     block_length: int,
     policy: CommitPolicy,
-    answered: Answered,
+    completed: OnCompleted,
 ) -> list[bool]:
-    """Would greedy diffusion decoding of as many tokens give the continuation? `answered` is told of each request."""
+    """Whether greedy diffusion decoding of as many tokens gives the continuation, for each request."""
     found = [True] * len(requests)
-    answered(sum(not request.continuation for request in requests))
+    completed(sum(not request.continuation for request in requests))
     groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, request in enumerate(requests):
         if request.continuation:
             groups[len(request.continuation)][request.context].append(index)
-    for size, askers in groups.items():
+    for size, by_context in groups.items():
         settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
-        contexts = sorted(askers, key=len, reverse=True)
-        observer = _each_ending(answered, [len(askers[context]) for context in contexts])
+        contexts = sorted(by_context, key=len, reverse=True)
+        observer = _count_endings(completed, [len(by_context[context]) for context in contexts])
         result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy, observer, batch_size)
         for context, ids in zip(contexts, result.token_ids, strict=True):
-            for index in askers[context]:
+            for index in by_context[context]:
                 found[index] = tuple(ids) == requests[index].continuation
     return found

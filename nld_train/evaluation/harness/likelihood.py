@@ -1,4 +1,4 @@
-"""The exact log-likelihood of continuations under the AR reading of the weights."""
+"""The exact log-likelihood of continuations in AR mode."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.engines.engine import Engine, Step
-from nld_train.evaluation.harness.progress import Answered
-from nld_train.evaluation.harness.requests import Score, Scoring, batches
+from nld_train.evaluation.harness.requests import OnCompleted, Score, Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE
 
 
@@ -19,75 +18,79 @@ def score_exactly(
     engine: Engine,
     requests: Sequence[Scoring],
     batch_size: int,
-    answered: Answered,
+    completed: OnCompleted,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[Score]:
     """Sums of log-probabilities of the continuations' tokens, each given all before it.
 
-    Requests whose inputs are the same, such as choices of one token after one context, share a row.
+    Requests with the same inputs, such as choices of one token after one context, share a sequence.
 
     Args:
         engine: the model.
-        requests: contexts and continuations, together within the context length and one token more.
-        batch_size: rows that run together.
-        answered: told of the requests of each batch.
-        logits_at_once: long continuations are read in pieces, so that no step returns more values than these.
+        requests: contexts and continuations, together at most the context length plus one token.
+        batch_size: sequences that run together.
+        completed: called after each batch.
+        logits_at_once: most logits that one forward returns; longer continuations are split.
     """
-    askers: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    by_inputs: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
         if request.continuation:
-            askers[request.inputs].append(index)
+            by_inputs[request.inputs].append(index)
     sums = [0.0] * len(requests)
     greedy = [True] * len(requests)
-    answered(sum(not request.continuation for request in requests))
-    for rows in batches(sorted(askers, key=len, reverse=True), batch_size):
-        first = min(len(requests[index].context) for row in rows for index in askers[row]) - 1
-        for begin, values in _predictions(engine, rows, first, logits_at_once):
-            for place, row in enumerate(rows):
-                for index in askers[row]:
-                    total, same = _within(requests[index], begin, values[place])
+    completed(sum(not request.continuation for request in requests))
+    for batch in batches(sorted(by_inputs, key=len, reverse=True), batch_size):
+        first = min(len(requests[index].context) for inputs in batch for index in by_inputs[inputs]) - 1
+        for begin, values in _predictions(engine, batch, first, logits_at_once):
+            for slot, inputs in enumerate(batch):
+                for index in by_inputs[inputs]:
+                    total, same = _within(requests[index], begin, values[slot])
                     sums[index] += total
                     greedy[index] &= same
-        answered(sum(len(askers[row]) for row in rows))
+        completed(sum(len(by_inputs[inputs]) for inputs in batch))
     return [Score(total, same) for total, same in zip(sums, greedy, strict=True)]
 
 
 def _predictions(
-    engine: Engine, rows: Sequence[Sequence[int]], first: int, logits_at_once: int
+    engine: Engine, sequences: Sequence[Sequence[int]], first: int, logits_at_once: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Runs rows causally, the longest first; yields places and log-probabilities `[a, R, V]` from place `first` on."""
-    sizes = torch.tensor([len(row) for row in rows])
-    width = len(rows[0])
-    tokens = torch.full((len(rows), width), engine.mask_token_id)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = torch.tensor(row)
-    piece = max(1, logits_at_once // (len(rows) * engine.vocabulary_size))
-    engine.allocate(len(rows), width)
+    """Runs sequences causally, the longest first.
+
+    Yields:
+        A position and the log-probabilities `[a, R, V]` at the R positions from it on; together all from `first` on.
+    """
+    sizes = torch.tensor([len(sequence) for sequence in sequences])
+    width = len(sequences[0])
+    tokens = torch.full((len(sequences), width), engine.mask_token_id)
+    for slot, sequence in enumerate(sequences):
+        tokens[slot, : len(sequence)] = torch.tensor(sequence)
+    piece = max(1, logits_at_once // (len(sequences) * engine.vocabulary_size))
+    engine.allocate(len(sequences), width)
     start = 0
     for begin, end in pairwise([*range(first, width, piece), width]):
-        # A row that has ended reads one more token of padding, which nobody looks at.
+        # A sequence that has ended runs one more token of padding, whose logits are not used.
         cached = sizes.clamp(max=start)
         step = Step(
             tokens=tokens[:, start:end],
             positions=(cached[:, None] + torch.arange(end - start)).clamp(max=width - 1),
             counts=(sizes - start).clamp(1, end - start),
             cached=cached,
-            causal=torch.ones(len(rows), dtype=torch.bool),
-            outputs=torch.arange(begin - start, end - start).expand(len(rows), -1),
+            causal=torch.ones(len(sequences), dtype=torch.bool),
+            outputs=torch.arange(begin - start, end - start).expand(len(sequences), -1),
         )
         yield begin, log_probabilities(engine, step)
         start = end
 
 
 def log_probabilities(engine: Engine, step: Step) -> Tensor:
-    """float32 `[a, R, V]` of a step; the mask token has none, in no mode."""
+    """Log-probabilities float32 `[a, R, V]` of a step; that of the mask token is minus infinity in every mode."""
     logits = engine.forward(step).float()
     logits[..., engine.mask_token_id] = float("-inf")
     return logits.log_softmax(-1).cpu()
 
 
 def _within(request: Scoring, begin: int, values: Tensor) -> tuple[float, bool]:
-    """The part of a continuation that log-probabilities `[R, V]` at places from `begin` on predict.
+    """The part of a continuation that log-probabilities `[R, V]` at positions from `begin` on predict.
 
     Returns:
         The sum of its tokens' log-probabilities, and whether each is the most likely one.
@@ -96,7 +99,7 @@ def _within(request: Scoring, begin: int, values: Tensor) -> tuple[float, bool]:
     targets = request.continuation[max(0, offset) : max(0, offset + len(values))]
     if not targets:
         return 0.0, True
-    wanted = torch.tensor(targets)
-    lines = values[max(0, -offset) :][: len(targets)]
-    found = lines.gather(1, wanted[:, None]).double().sum()
-    return float(found), bool((lines.argmax(-1) == wanted).all())
+    expected = torch.tensor(targets)
+    rows = values[max(0, -offset) :][: len(targets)]
+    found = rows.gather(1, expected[:, None]).double().sum()
+    return float(found), bool((rows.argmax(-1) == expected).all())

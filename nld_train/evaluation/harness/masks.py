@@ -1,8 +1,14 @@
-"""Which tokens of a continuation the diffusion bound hides, and what each hidden token counts for."""
+"""Which tokens of a continuation are masked for the bound, and the weight of each masked token.
+
+The bound is the objective of training with its sign turned, in the limit of a linear noise schedule without a smallest
+masking probability (docs/harness.md, "The bound"). Levels are uniform, so every number of masked tokens is equally
+likely, and its weight is the schedule's at the masked fraction.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain, combinations
 from math import comb
 
@@ -10,20 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.noise import uniform
 
-_LEVELS, _PLACES = 0, 1
+_SCHEDULE = LinearSchedule(epsilon=0.0)
+# Numbers of the random streams.
+_LEVELS, _POSITIONS = 0, 1
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Copies of a continuation of m tokens, each with its own hidden tokens.
+    """Copies of a continuation of m tokens, each with its own masked tokens.
 
     Attributes:
         masked: bool `[c, m]`.
-        weights: float64 `[c, m]`; the bound is the sum of weight times log-probability over hidden tokens.
+        weights: float64 `[c, m]`; the bound is the sum of weight times log-probability over masked tokens.
         blocks: tokens of each block, in order.
-        sampled: copies of each block that were drawn; 0 where every subset of it is there.
+        sampled: copies of each block that were drawn; 0 where every subset of the block is enumerated.
     """
 
     masked: Tensor
@@ -32,11 +41,11 @@ class Masks:
     sampled: list[int]
 
     def total(self, log_probabilities: Tensor) -> float:
-        """The bound from float64 `[c, m]`, 0 where nothing is hidden."""
+        """The bound from log-probabilities float64 `[c, m]`, 0 at tokens that are not masked."""
         return float((self.weights * log_probabilities).sum())
 
     def standard_error(self, log_probabilities: Tensor) -> float:
-        """Of `total`, from differences of neighbouring strata: slightly too large, since levels differ too."""
+        """Standard error of `total`, from differences of neighbouring strata; slightly too large, as levels differ."""
         terms = (self.weights * log_probabilities).split(self.blocks, dim=1)
         variance = 0.0
         for block, count in zip(terms, self.sampled, strict=True):
@@ -47,18 +56,18 @@ class Masks:
 
 
 def draw_masks(size: int, block_length: int, samples: int, seed: int, name: str) -> Masks:
-    """Hides tokens of every block of a continuation (docs/harness.md, "The bound").
+    """Masks tokens of every block of a continuation.
 
-    A block of b tokens with 2^b - 1 subsets or fewer than `samples` is enumerated. Of a longer one `samples` copies are
-    drawn: the level t of copy s lies in the s-th of so many equal slices of [0, 1), the number of hidden tokens is
-    l = floor(t * b) + 1, which of them is uniform, and each counts b / l.
+    A block of b tokens with 2^b - 1 non-empty subsets or fewer than `samples` is enumerated. Of a longer one `samples`
+    copies are drawn: the level t of copy s lies in the s-th of so many equal slices of [0, 1), l = floor(p(t) b) + 1
+    tokens are masked, which of them is uniform, and each has the schedule's loss weight at l / b.
 
     Args:
         size: m, tokens of the continuation, at least 1.
         block_length: B; the first block begins with the continuation.
         samples: most copies of a block.
         seed: of the noise.
-        name: what the noise belongs to; continuations of one context share its noise, so that choices compare.
+        name: key of the noise; continuations of one context share it, so that their differences have less noise.
     """
     blocks = [min(block_length, size - start) for start in range(0, size, block_length)]
     enumerated = [block < 62 and 2**block - 1 <= samples for block in blocks]
@@ -67,27 +76,34 @@ def draw_masks(size: int, block_length: int, samples: int, seed: int, name: str)
     weights = torch.zeros(copies, size, dtype=torch.float64)
     start = 0
     for number, (block, whole) in enumerate(zip(blocks, enumerated, strict=True)):
-        hidden, weight = _every_subset(block) if whole else _strata(block, samples, seed, name, number)
-        masked[: len(hidden), start : start + block] = hidden
-        weights[: len(hidden), start : start + block] = weight[:, None] * hidden
+        chosen, weight = _every_subset(block) if whole else _strata(block, samples, seed, name, number)
+        masked[: len(chosen), start : start + block] = chosen
+        weights[: len(chosen), start : start + block] = weight[:, None] * chosen
         start += block
     return Masks(masked, weights, blocks, [0 if whole else samples for whole in enumerated])
 
 
+def _loss_weights(block: int) -> list[Fraction]:
+    """Loss weight of a token where 1, .., b tokens of a block of b are masked, exactly."""
+    return [Fraction(_SCHEDULE.loss_weight(Fraction(count, block))) for count in range(1, block + 1)]
+
+
 def _every_subset(block: int) -> tuple[Tensor, Tensor]:
-    """All bool `[2^b - 1, b]` with something hidden, and float64 weights: the integral of t^(l-1) (1-t)^(b-l)."""
+    """All non-empty subsets bool `[2^b - 1, b]`, and float64 weights: probability of the subset times loss weight."""
     subsets = list(chain.from_iterable(combinations(range(block), count) for count in range(1, block + 1)))
-    hidden = torch.zeros(len(subsets), block, dtype=torch.bool)
+    masked = torch.zeros(len(subsets), block, dtype=torch.bool)
     for row, subset in enumerate(subsets):
-        hidden[row, list(subset)] = True
-    weights = [1 / (len(subset) * comb(block, len(subset))) for subset in subsets]
-    return hidden, torch.tensor(weights, dtype=torch.float64)
+        masked[row, list(subset)] = True
+    by_count = _loss_weights(block)
+    weights = [float(by_count[len(subset) - 1] / (block * comb(block, len(subset)))) for subset in subsets]
+    return masked, torch.tensor(weights, dtype=torch.float64)
 
 
 def _strata(block: int, samples: int, seed: int, name: str, number: int) -> tuple[Tensor, Tensor]:
     """bool `[samples, b]` and float64 `[samples]`."""
     levels = (np.arange(samples) + uniform(seed, name, number, _LEVELS, samples)) / samples
-    counts = np.minimum(np.floor(levels * block), block - 1) + 1
-    order = uniform(seed, name, number, _PLACES, samples * block).reshape(samples, block).argsort(axis=1)
-    hidden = order.argsort(axis=1) < counts[:, None]
-    return torch.from_numpy(hidden), torch.from_numpy(block / counts / samples)
+    counts = (np.minimum(np.floor(_SCHEDULE.probability(levels) * block), block - 1) + 1).astype(np.int64)
+    order = uniform(seed, name, number, _POSITIONS, samples * block).reshape(samples, block).argsort(axis=1)
+    masked = order.argsort(axis=1) < counts[:, None]
+    weights = np.array(_loss_weights(block), dtype=np.float64)[counts - 1]
+    return torch.from_numpy(masked), torch.from_numpy(weights / samples)

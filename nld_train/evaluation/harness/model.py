@@ -1,4 +1,4 @@
-"""The model of lm-evaluation-harness: requests in text become ids, are shared out to all ranks, and are answered."""
+"""The model class of lm-evaluation-harness: tokenizes its requests and sends them to all replicas of the model."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from nld_train.decoding.command_line.request import layout_of, policy_of
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
-from nld_train.evaluation.harness.ranks import Ranks, all_processes
-from nld_train.evaluation.harness.reader import Reader
-from nld_train.evaluation.harness.requests import Generated, Generation, Sampling, Score, Scoring
-from nld_train.evaluation.harness.settings import ReadingSettings
+from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, Score, Scoring
+from nld_train.evaluation.harness.settings import EvaluationSettings
+from nld_train.evaluation.harness.worker import Worker
+from nld_train.evaluation.harness.worker_group import WorkerGroup, all_processes
 from nld_train.processes import rank
 
-# What lm_eval's own models take where a task says nothing.
+# The default of lm_eval's own models.
 _MAX_NEW_TOKENS = 256
 
 
 @register_model("nld")
 class NldModel(TemplateLM):
-    """A checkpoint of this project for lm-evaluation-harness. On ranks other than 0 it only serves (`ranks`).
+    """A checkpoint of this project for lm-evaluation-harness. Ranks other than 0 only run `workers.worker_loop`.
 
     Args:
         checkpoint: a run, a checkpoint of it, an imported checkpoint, or an export.
@@ -38,10 +38,10 @@ class NldModel(TemplateLM):
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
         chat: whether prompts will go through the tokenizer's chat template.
-        **settings: of `ReadingSettings`.
+        **settings: of `EvaluationSettings`.
 
     Raises:
-        UserError: a checkpoint that cannot be read, or without the adapter or the chat template that is asked for.
+        UserError: a checkpoint that cannot be read, or that lacks the required adapter or chat template.
         ValueError: a setting out of its range.
     """
 
@@ -55,7 +55,7 @@ class NldModel(TemplateLM):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.settings = ReadingSettings(**settings)
+        self.settings = EvaluationSettings(**settings)
         directory = self.settings.adapter_directory
         layout = layout_of(self.settings)
         layout.require_whole_models()
@@ -66,20 +66,20 @@ class NldModel(TemplateLM):
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
         group = self._open.enter_context(all_processes())
-        reader = Reader(engine, self.source, self.settings, policy(engine), shows=rank() == 0)
-        self.ranks = Ranks(reader.answer, group)
+        worker = Worker(engine, self.source, self.settings, policy(engine), shows_progress=rank() == 0)
+        self.workers = WorkerGroup(worker.answer, group)
         self.tokenizer = self.source.tokenizer
         self.max_length = self.source.description.context_length
         self.errors: list[float] = []
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._texts = 0
-        # A causal model reads all ids but the last; in a block the last one has a place of its own.
+        # A causal model needs no position for the last id, a block does.
         self._most_ids = self.max_length if self.settings.bounds else self.max_length + 1
 
     def close(self) -> None:
-        """Frees the model; lets the other ranks go."""
-        if self.ranks.rank == 0:
-            self.ranks.dismiss()
+        """Frees the model; on rank 0, also ends the worker loops of the other ranks."""
+        if self.workers.rank == 0:
+            self.workers.shut_down()
         self._open.close()
 
     @property
@@ -89,17 +89,17 @@ class NldModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context becomes: the BOS token, or where there is none, the one that ends a text."""
+        """Stands for an empty context: the BOS token, or where there is none, the token that ends a text."""
         bos: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
     @property
     def tokenizer_name(self) -> str:
-        """For lm_eval's caches of requests."""
+        """Key of lm_eval's request caches."""
         return str(self.source.directory).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The tokenizer's own template."""
+        """The text of a conversation by the tokenizer's own template."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -109,7 +109,7 @@ class NldModel(TemplateLM):
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids as `nld-decode` takes them; a text that begins with the BOS token gets no second one."""
+        """Ids as in `nld-decode`; a text that begins with the BOS token gets no second one."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = bos is None or not string.startswith(bos)
@@ -119,7 +119,7 @@ class NldModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        scorings = [self._fitting(context, continuation) for _, context, continuation in requests]
+        scorings = [self._truncated(context, continuation) for _, context, continuation in requests]
         scores = self._scores("score", scorings)
         answers = [(score.loglikelihood, score.greedy) for score in scores]
         for request, answer in zip(requests, answers, strict=True):
@@ -133,7 +133,7 @@ class NldModel(TemplateLM):
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, self._most_ids - 1, 1):
-                windows.append(self._fitting(*make_disjoint_window(pair)))
+                windows.append(self._truncated(*make_disjoint_window(pair)))
                 owners.append(number)
         totals = [0.0] * len(requests)
         for owner, score in zip(owners, self._scores("score_windows", windows), strict=True):
@@ -145,7 +145,7 @@ class NldModel(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations in this mode, each up to the first of its stop strings."""
         generations = [self._generation(*request.args) for request in requests]
-        answers: list[Generated] = self.ranks.ask("generate", generations)
+        answers: list[Generated] = self.workers.broadcast_request("generate", generations)
         for request, answer in zip(requests, answers, strict=True):
             count = {"texts": 1, "new_tokens": answer.new_tokens, "forwards": answer.forwards}
             self.counts[request.task_name or ""].update(count)
@@ -153,12 +153,12 @@ class NldModel(TemplateLM):
         return [answer.text for answer in answers]
 
     def _scores(self, kind: str, requests: list[Scoring]) -> list[Score]:
-        scores: list[Score] = self.ranks.ask(kind, requests)
+        scores: list[Score] = self.workers.broadcast_request(kind, requests)
         self.errors += [score.standard_error for score in scores]
         return scores
 
-    def _fitting(self, context: Sequence[int], continuation: Sequence[int]) -> Scoring:
-        """The pair with as much of its context, from the end, as fits."""
+    def _truncated(self, context: Sequence[int], continuation: Sequence[int]) -> Scoring:
+        """The pair, with its context cut from the left to the context length."""
         self._refuse_masks(context, continuation)
         continuation = tuple(continuation)[-(self._most_ids - 1) :]
         context = tuple(context or [self.prefix_token_id])[-(self._most_ids - len(continuation)) :]
@@ -167,12 +167,12 @@ class NldModel(TemplateLM):
     def _generation(self, context: str, arguments: dict[str, Any]) -> Generation:
         prompt = self.tok_encode(context) or [self.prefix_token_id]
         self._refuse_masks(prompt, ())
-        sampling = _sampling(arguments)
-        room = self.max_length - self.settings.most_new_tokens(sampling)
-        # A limit as long as the context would leave no prompt.
+        settings = _generation_settings(arguments)
+        room = self.max_length - self.settings.most_new_tokens(settings)
+        # At least half of the context is for the prompt, whatever the limit of new tokens.
         prompt = prompt[-max(room, self.max_length // 2) :]
         self._texts += 1
-        return Generation(tuple(prompt), sampling, self.settings.seed + self._texts - 1)
+        return Generation(tuple(prompt), settings, self.settings.seed + self._texts - 1)
 
     def _refuse_masks(self, *texts: Sequence[int]) -> None:
         if any(self.source.description.mask_token_id in text for text in texts):
@@ -182,7 +182,7 @@ class NldModel(TemplateLM):
             )
 
     def figures(self) -> dict[str, Any]:
-        """What the harness has no place for: errors of the bounds, and tokens per forward of each task."""
+        """Figures that the harness does not compute: errors of the bounds, and tokens per forward of each task."""
         figures: dict[str, Any] = {
             task: dict(count) | {"tokens_per_forward": count["new_tokens"] / max(1, count["forwards"])}
             for task, count in self.counts.items()
@@ -201,19 +201,19 @@ class NldModel(TemplateLM):
         return found
 
 
-def _check(source: Source, settings: ReadingSettings, chat: bool) -> None:
-    """Refuses an adapter or a chat template that is not there, before any weight is read."""
+def _check(source: Source, settings: EvaluationSettings, chat: bool) -> None:
+    """Refuses a missing adapter or chat template before any weight is read."""
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
     if chat and not source.tokenizer.chat_template:
         raise UserError(f"--chat-template: the tokenizer of {source.directory} has none")
 
 
-def _sampling(arguments: dict[str, Any]) -> Sampling:
-    """A task's `generation_kwargs`."""
+def _generation_settings(arguments: dict[str, Any]) -> GenerationSettings:
+    """Settings from a task's `generation_kwargs`."""
     known = normalize_gen_kwargs(arguments, default_max_gen_toks=_MAX_NEW_TOKENS)
     temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
-    return Sampling(
+    return GenerationSettings(
         max_new_tokens=known["max_gen_toks"],
         stop_strings=tuple(stop for stop in known["until"] if stop),
         temperature=temperature,

@@ -1,17 +1,19 @@
-"""What the harness asks, in ids, and what it gets back: plain values that travel between processes."""
+"""Requests of the harness as token ids, and their results: plain values that are sent between processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
+# Called with the number of requests that have just been completed.
+OnCompleted = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How likely is a continuation after a context?
+    """The log-likelihood of a continuation after a context is requested.
 
     Attributes:
         context: at least one id.
@@ -23,17 +25,17 @@ class Scoring:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """What a causal model reads to predict the continuation: all ids but the last."""
+        """The ids from which a causal model predicts the continuation: all but the last."""
         return (self.context + self.continuation)[:-1]
 
 
 @dataclass(frozen=True)
 class Score:
-    """An answer to `Scoring`.
+    """The result of a `Scoring`.
 
     Attributes:
-        loglikelihood: in nats; of the diffusion mode a lower bound of it, in expectation.
-        greedy: would decoding greedily in this mode give this continuation.
+        loglikelihood: in nats; in diffusion mode a lower bound of it, in expectation.
+        greedy: whether greedy decoding in this mode gives this continuation.
         standard_error: of the estimate in nats; 0 where nothing was sampled.
     """
 
@@ -43,8 +45,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Settings that texts share which are decoded together.
+class GenerationSettings:
+    """Settings of generated texts; texts with the same settings are decoded together.
 
     Attributes:
         max_new_tokens: most new tokens of a text.
@@ -63,27 +65,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """Continue a prompt.
+    """The continuation of a prompt is requested.
 
     Attributes:
         prompt: at least one id.
-        sampling: how.
+        settings: of the text.
         seed: of this text's random stream.
     """
 
     prompt: tuple[int, ...]
-    sampling: Sampling
+    settings: GenerationSettings
     seed: int
 
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer to `Generation`.
+    """The result of a `Generation`.
 
     Attributes:
         text: new text up to the first stop string, without it.
-        new_tokens: ids it took, those of the stop included.
-        forwards: decode forwards this text would take alone, the prefill aside.
+        new_tokens: number of new ids, those of the stop included.
+        forwards: decode forwards that this text would take alone, without the prefill.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""How a checkpoint is read in an evaluation."""
+"""Settings of an evaluation that hold for all its tasks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.policies.commit import Threshold
-from nld_train.evaluation.harness.requests import Sampling
+from nld_train.evaluation.harness.requests import GenerationSettings
 
 
 @dataclass(frozen=True)
-class ReadingSettings:
-    """What does not depend on the task.
+class EvaluationSettings:
+    """The decode mode with its options, and the size of batches.
 
     Attributes:
         mode: texts are decoded in it; likelihoods are exact in `ar`, `linear` and `quadratic`, which share a
             distribution, and bounds in `diffusion`.
-        batch_size: rows that run together.
-        block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic.
-        policy: what a denoising pass of diffusion commits, one of `command_line.POLICIES`.
+        batch_size: sequences that run together.
+        block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; the
+            `block_size` of a training configuration.
+        policy: commit policy of diffusion decoding, one of `command_line.POLICIES`.
         threshold: of the policies `threshold` and `sampler`.
         number: of the policy `number`.
         steps: of the policy `steps`.
@@ -59,7 +60,7 @@ class ReadingSettings:
                 raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
         if self.adapter and self.mode != "linear":
             raise ValueError(f"adapter: mode {self.mode!r} does not draft with one; only linear does")
-        # The decoder refuses what it cannot do.
+        # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         DecodeOptions(max_new_tokens=most, block_length=self.block_length, adapter=self.adapter)
         Threshold(self.threshold)
@@ -69,6 +70,6 @@ class ReadingSettings:
         """Whether likelihoods are bounds."""
         return self.mode == "diffusion"
 
-    def most_new_tokens(self, sampling: Sampling) -> int:
-        """The limit of a text."""
-        return sampling.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+    def most_new_tokens(self, settings: GenerationSettings) -> int:
+        """Most new tokens of a text with some settings of its own."""
+        return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
