@@ -129,7 +129,7 @@ def _compose_jobs() -> list[tuple[Config, int]]:
 def _parser_errors_as_user_errors() -> Iterator[None]:
     """Hydra makes its parser itself, and argparse prints the usage and exits."""
 
-    def error(_: argparse.ArgumentParser, message: str) -> NoReturn:
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
         raise UserError(f"{message} (see nld-train --help)")
 
     before = argparse.ArgumentParser.error
