@@ -35,11 +35,11 @@ def validate(config: Config, world_size: int) -> None:
     _check_diffusion(config)
     for name, stage in config.stages.items():
         _check_stage(f"stages.{name}", stage, dry=bool(config.run.dry))
+    for name, kind in running_kinds(config).items():
+        kind.check_run(config, name)
     _check_batch(config)
     validate_execution(config)
     _check_validation(config)
-    for name, kind in running_kinds(config).items():
-        kind.check_run(config, name)
     _check_evaluation(config)
     validate_layout(config, world_size)
 

@@ -52,6 +52,8 @@ class StageTrainer(ABC):
     def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
         """One optimizer step; returns the fields of the step's record that this kind measures.
 
+        Every kind has `loss`, `ar_loss` and `diffusion_loss` (None where it has no such term) and `grad_norm`.
+
         Args:
             model: this rank's chunks, wrapped.
             optimizer: Megatron's.
