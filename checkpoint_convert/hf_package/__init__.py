@@ -1,7 +1,7 @@
-"""The files that travel inside an exported model and make it run with `transformers` alone.
+"""The Python files of an exported model, which runs with `transformers` alone.
 
-An export is flat, and must not import this project. Its files are those here and those of `nld_train` that they
-import, the decoder above all: the same source in both. Only their import statements differ, `from
+An export is one flat directory and must not import this project. Its files are copies of those here and of those of
+`nld_train` that they import: decoding, visibility, objective and noise schedule. Only import statements differ, `from
 nld_train.decoding.engines.engine import Step` here and `from .engine import Step` in an export.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = "checkpoint_convert.hf_package"
 ENTRY_FILES = ("configuration_nemotron_labs_diffusion.py", "modeling_nemotron_labs_diffusion.py")
 
-# What `config.json` of an export says under `auto_map`.
+# `auto_map` in `config.json` of an export.
 AUTO_MAP = {
     "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
     "AutoModel": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
@@ -26,13 +26,12 @@ _OWN_IMPORT = re.compile(r"^(\s*)from (?:nld_train|checkpoint_convert)(?:\.\w+)*
 
 
 def package_files() -> dict[str, str]:
-    """Every file that an export needs beside its weights: name in the export -> its text there.
+    """Text of every Python file of an export, by name.
 
-    Follows imports of this project from the two files that `auto_map` names, as `transformers` does when it loads them.
+    Follows imports from the two files that `auto_map` names, as `transformers` does when it loads an export.
 
     Raises:
-        AssertionError: two modules would have the same name in an export, or one is imported in a form that cannot be
-            rewritten.
+        AssertionError: two modules have the same file name, or an import has a form that cannot be rewritten.
     """
     modules: dict[str, str] = {}
     open_modules = [f"{PACKAGE}.{name.removesuffix('.py')}" for name in ENTRY_FILES]
@@ -58,7 +57,7 @@ def _own_imports(source: str) -> list[str]:
 
 
 def _flattened(source: str) -> str:
-    """The text of a file in an export, where every module of this project is its neighbour."""
+    """The text with relative imports: in an export all modules of this project are in one directory."""
     flattened = _OWN_IMPORT.sub(r"\1from .\2 import", source)
     assert not _own_imports(flattened), _own_imports(flattened)
     return flattened

@@ -1,4 +1,4 @@
-"""One rule of visibility, prepared for each of `transformers`' attention implementations."""
+"""A rule of visibility as a mask for each of `transformers`' attention implementations."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-# Which query may see which key: three int tensors (row, query, key) that broadcast together -> bool. It is called with
-# whole index grids and, by FlexAttention, with scalars under vmap; so it only indexes and compares.
+# Whether a query may attend to a key: three int tensors (row, query, key) that broadcast together -> bool. Called with
+# whole index grids and, by FlexAttention, with scalars under vmap: a rule may only index and compare.
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class View:
-    """Who sees whom in one forward, as one implementation wants it.
+class AttentionMask:
+    """Visibility of one forward in the form that an attention implementation takes.
 
     Attributes:
-        mask: what goes into the attention function; None where everything allowed by `causal` is visible.
-        causal: only where `mask` leaves it open.
-        flash: alignment of rows for the flash kernels, which know no masks.
+        mask: argument of the attention function; None for everything that `causal` allows.
+        causal: the function's causal flag; counts only without `mask`.
+        flash: alignment of rows for the flash kernels, which take no masks.
     """
 
     mask: Tensor | BlockMask | None
@@ -32,8 +32,8 @@ class View:
 
 def prepare(
     implementation: str, rule: Rule, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype
-) -> View:
-    """A rule as a view.
+) -> AttentionMask:
+    """The mask of a rule.
 
     Args:
         implementation: `eager`, `sdpa` or `flex_attention`.
@@ -43,11 +43,11 @@ def prepare(
         dtype: of queries and keys.
 
     Raises:
-        ValueError: an implementation that takes no masks.
+        ValueError: the implementation takes no masks.
     """
     rows, queries, keys = shape
     if implementation == "flex_attention":
-        return View(create_block_mask(_mask_mod(rule), rows, None, queries, keys, device=str(device)))
+        return AttentionMask(create_block_mask(_mask_mod(rule), rows, None, queries, keys, device=str(device)))
     if implementation not in ("eager", "sdpa"):
         raise ValueError(
             f"attn_implementation: {implementation!r} cannot do this forward, whose visibility is neither causal nor a "
@@ -56,8 +56,10 @@ def prepare(
     row, query, key = (torch.arange(size, device=device) for size in shape)
     allowed = rule(row[:, None, None], query[:, None], key).expand(shape).unsqueeze(1)
     if implementation == "sdpa":
-        return View(allowed)
-    return View(torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min))
+        return AttentionMask(allowed)
+    return AttentionMask(
+        torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    )
 
 
 def _mask_mod(rule: Rule) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -69,14 +71,14 @@ def _mask_mod(rule: Rule) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class FlashRows:
-    """Rows pushed to the right, so that every row's last query meets its last key, as the flash kernels assume.
+    """Rows aligned to the right: the flash kernels assume that a row's last query belongs to its last key.
 
     Attributes:
-        groups: for the causal and for the bidirectional rows: their indices int64 `[g]` and the flag.
-        query_at: int64 `[a, T]`, query of each slot after the push.
-        key_at: int64 `[a, W]`, key of each slot after the push.
-        real_keys: int64 `[a, W]`, 1 where the slot holds a key.
-        back: int64 `[a, T]`, slot of each query.
+        groups: for the causal and for the bidirectional rows: their indices int64 `[g]` and the causal flag.
+        query_at: int64 `[a, T]`, index of the query at each aligned column.
+        key_at: int64 `[a, W]`, index of the key at each aligned column.
+        real_keys: int64 `[a, W]`, 1 where an aligned column has a key.
+        back: int64 `[a, T]`, aligned column of each query.
     """
 
     groups: list[tuple[Tensor, bool]]
@@ -88,15 +90,15 @@ class FlashRows:
     @classmethod
     def of(cls, queries: int, counts: Tensor, seen: Tensor, causal: Tensor, device: torch.device) -> FlashRows:
         """Rows of `counts` real queries at the end of `seen` keys: int64 `[a]` both; `causal` is bool `[a]`."""
-        slot, width = torch.arange(queries), int(seen.max())
+        column, width = torch.arange(queries), int(seen.max())
         shift = torch.arange(width) - (width - seen[:, None])
         groups = [(torch.nonzero(causal == flag).flatten().to(device), flag) for flag in (True, False)]
         return cls(
             groups=[(rows, flag) for rows, flag in groups if len(rows)],
-            query_at=(slot - (queries - counts[:, None])).clamp(min=0).to(device),
+            query_at=(column - (queries - counts[:, None])).clamp(min=0).to(device),
             key_at=shift.clamp(min=0).to(device),
             real_keys=(shift >= 0).long().to(device),
-            back=(slot + queries - counts[:, None]).clamp(max=queries - 1).to(device),
+            back=(column + queries - counts[:, None]).clamp(max=queries - 1).to(device),
         )
 
     def attend(self, attend: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -104,9 +106,9 @@ class FlashRows:
 
         Args:
             attend: the flash function: query, key, value, padding mask of the keys, causal flag -> `[g, T, heads, d]`.
-            query: queries where the step has them.
-            key: keys by entry of the cache.
-            value: values by entry of the cache.
+            query: queries in the order of the step's tokens.
+            key: keys in the order of the cache's entries.
+            value: values in the order of the cache's entries.
         """
         query = _along(query, self.query_at)
         key, value = _along(key, self.key_at), _along(value, self.key_at)
@@ -118,5 +120,5 @@ class FlashRows:
 
 
 def _along(heads: Tensor, index: Tensor) -> Tensor:
-    """`[a, h, E, d]` taken along E at int64 `[a, W]`: `[a, h, W, d]`."""
+    """`[a, h, E, d]` gathered along E at int64 `[a, W]`: `[a, h, W, d]`."""
     return heads.gather(2, index[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[3]))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoint_convert.hf_package.attention import FlashRows, View, prepare
+from checkpoint_convert.hf_package.attention import AttentionMask, FlashRows, prepare
 from checkpoint_convert.hf_package.drafter import Drafter
 from checkpoint_convert.hf_package.encoder import Encoder
 from nld_train.decoding.engines.engine import Step
@@ -133,7 +133,7 @@ class CachedEngine:
         return min(capacity, entries + (-entries % FLEX_KEYS if self._flex else 0))
 
 
-def step_view(implementation: str, step: Step, entries: int, device: torch.device, dtype: torch.dtype) -> View:
+def step_view(implementation: str, step: Step, entries: int, device: torch.device, dtype: torch.dtype) -> AttentionMask:
     """Visibility of one step over `entries` entries of the cache.
 
     Raises:
@@ -141,15 +141,17 @@ def step_view(implementation: str, step: Step, entries: int, device: torch.devic
     """
     rows, length = step.tokens.shape
     if step.pattern is None and implementation.startswith("flash"):
-        return View(None, flash=FlashRows.of(length, step.counts, step.cached + step.counts, step.causal, device))
+        return AttentionMask(
+            None, flash=FlashRows.of(length, step.counts, step.cached + step.counts, step.causal, device)
+        )
     if step.pattern is None and implementation in ("sdpa", "eager"):
         aligned = bool((step.cached == step.cached[0]).all())
         whole = not bool(step.causal.any()) and bool((step.counts == length).all())
         if aligned and (length == 1 or whole):
-            return View(None)
+            return AttentionMask(None)
         # Padding stands behind all real tokens, so that a causal view hides it from them.
         if implementation == "sdpa" and not bool(step.cached.any()) and bool(step.causal.all()):
-            return View(None, causal=True)
+            return AttentionMask(None, causal=True)
     allowed = step.visible(entries).to(device)
 
     def rule(row: Tensor, query: Tensor, key: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""What a user passes to the generate methods, turned into a request of the decoder, and its result into tensors."""
+"""Arguments of the generate methods as prompts and options of the decoder, and its result as a tensor."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ DEFAULT_THRESHOLD = 0.9
 
 @dataclass(frozen=True)
 class CallSettings:
-    """Settings that all generate methods take by name.
+    """Keyword arguments of all generate methods.
 
     Attributes:
         attention_mask: `[b, P]`, 0 at padding on either side, for prompts of unequal length; None for no padding.
         eos_token_id: id or ids that end a row; None for those of the generation config.
         temperature: 0 decodes greedily.
-        top_k: sample among so many tokens; 0 among all.
-        top_p: sample among the most likely tokens that together reach this probability.
+        top_k: samples among the k most likely tokens; 0 among all.
+        top_p: samples among the most likely tokens whose probabilities sum to p.
         seed: one per row, or one for the batch; None draws one from torch's global generator.
-        stop_strings: texts that end a row; they need `tokenizer`.
+        stop_strings: texts that end a row; need `tokenizer`.
         tokenizer: of the model.
-        token_type_ids: ignored; tokenizers return them unasked.
+        token_type_ids: ignored; some tokenizers return them.
     """
 
     attention_mask: Tensor | None = None
@@ -42,7 +42,7 @@ class CallSettings:
     token_type_ids: Tensor | None = None
 
     def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
-        """As the decoder wants them. `stop_tokens` hold where `eos_token_id` is None.
+        """The decoder's options. `stop_tokens` are those that apply where `eos_token_id` is None.
 
         Raises:
             ValueError: a value out of its range.
@@ -72,7 +72,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 def _seeds(seed: int | Sequence[int] | None, temperature: float) -> int | tuple[int, ...]:
     if seed is None:
-        # A greedy call must not move the global generator.
+        # A greedy call must not advance the global generator.
         return int(torch.randint(2**62, (1,))) if temperature > 0 else 0
     return seed if isinstance(seed, int) else tuple(seed)
 
@@ -94,12 +94,12 @@ def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[in
     real = attention_mask.bool().to(input_ids.device)
     borders = (real[:, 1:] != real[:, :-1]).sum(1) + real[:, 0] + real[:, -1]
     if bool((borders > 2).any()):
-        raise ValueError("attention_mask: padding inside a prompt; it may stand before or after one")
+        raise ValueError("attention_mask: padding inside a prompt; it is allowed before and after one")
     return [row[keep].tolist() for row, keep in zip(input_ids, real, strict=True)]
 
 
 def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tensor:
-    """The input as it came, followed by the new tokens, padded at the end: int64 `[b, P + longest]`."""
+    """The unchanged input, followed by the new tokens, padded at the end: int64 `[b, P + longest]`."""
     longest = max(map(len, new_tokens))
     rows = [ids + [padding] * (longest - len(ids)) for ids in new_tokens]
     return torch.cat([input_ids, torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)], 1)
@@ -108,7 +108,7 @@ def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tens
 def diffusion_policy(
     threshold: float | None, steps: int | None, max_new_tokens: int, block_length: int, prompts: list[list[int]]
 ) -> CommitPolicy:
-    """By threshold, or by `steps` denoising passes for all blocks; by threshold 0.9 without either.
+    """Threshold, or `steps` denoising passes for all blocks; threshold 0.9 without either.
 
     Raises:
         ValueError: both are given, one is out of its range, or there are fewer steps than blocks.
@@ -119,6 +119,6 @@ def diffusion_policy(
         raise ValueError("steps: give either a threshold or a number of steps, not both")
     if steps < 1:
         raise ValueError(f"steps: {steps} is not 1 or more")
-    # A block that is its first token alone has nothing to denoise.
+    # A block of one token has nothing to denoise: its token comes from the causal forward before it.
     blocks = sum(min(block_length, max_new_tokens - start) > 1 for start in range(0, max_new_tokens, block_length))
     return TotalSteps(steps, blocks, block_length, tuple(map(len, prompts)))

@@ -1,4 +1,4 @@
-"""Configuration of a language model that reads its weights autoregressively and by block diffusion."""
+"""Configuration of a language model that decodes autoregressively and by block diffusion."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
     """Ministral3's configuration and what diffusion adds to it.
 
     Attributes:
-        mask_token_id: the existing token that stands at masked positions.
-        block_size: tokens per block in training, and the default block length of decoding.
-        dlm_paradigm: how a block is denoised; "bidirectional" inside the block is the only way here.
+        mask_token_id: the token of the vocabulary that is put at masked positions.
+        block_size: tokens per block in training, and the default of `block_length` in decoding.
+        dlm_paradigm: attention inside a block that is denoised; only "bidirectional" is supported.
         dlm_loss_weight: alpha, the weight of the diffusion loss.
         ar_loss_weight: the weight of the next-token loss.
     """
@@ -29,7 +29,7 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
         self._check()
 
     def _check(self) -> None:
-        """Refuses what the model cannot do.
+        """Refuses values that the model does not support.
 
         Raises:
             ValueError: naming the key and what would be valid.

@@ -1,4 +1,4 @@
-"""The drafter adapter: LoRA layers on the attention's output projections, put in place for drafting only."""
+"""The drafter adapter: LoRA on the attention's output projections, active in drafting passes only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Drafter:
-    """LoRA layers in PEFT layout around a model's own `o_proj` modules.
+    """PEFT's LoRA layers around a model's own `o_proj` modules.
 
-    Outside of `installed` the model is as if there were no adapter: its state dict, training and saving know nothing
-    of it.
+    Outside of `installed` the model has its plain projections: state dict, training and saving do not include the
+    adapter.
 
     Attributes:
-        directory: where the adapter lies.
+        directory: of the adapter's files.
 
     Args:
         encoder: of the model.
@@ -31,7 +31,7 @@ class Drafter:
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: the adapter is for other modules than `o_proj`, or does not fit the model.
+        ValueError: the adapter targets other modules than `o_proj`, or its shapes are not the model's.
     """
 
     def __init__(self, encoder: Encoder, directory: str | Path) -> None:
@@ -43,27 +43,27 @@ class Drafter:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The model runs with the adapter inside this context."""
-        self._follow()
-        self._put(self._adapted)
+        self._match_device_and_type()
+        self._set_projections(self._adapted)
         try:
             yield
         finally:
-            self._put(self._plain)
+            self._set_projections(self._plain)
 
-    def _follow(self) -> None:
-        """Moves the adapter to where the model has been moved: the model itself does not know of it."""
+    def _match_device_and_type(self) -> None:
+        """Moves the adapter to the model's device and type: `model.to` does not reach it."""
         for plain, adapted in zip(self._plain, self._adapted, strict=True):
             weight, trained = plain.weight, next(adapted.lora_A.parameters())
             if (trained.device, trained.dtype) != (weight.device, weight.dtype):
                 adapted.to(device=weight.device, dtype=weight.dtype)
 
-    def _put(self, projections: list[Any]) -> None:
+    def _set_projections(self, projections: list[Any]) -> None:
         for attention, projection in zip(self._attentions, projections, strict=True):
             attention.o_proj = projection
 
 
 def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
-    """PEFT's layers around the plain ones, made by letting PEFT wrap a skeleton that holds nothing but these."""
+    """PEFT's layers around the plain ones. PEFT wraps a skeleton of the model that has only these."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -71,8 +71,8 @@ def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
     skeleton = _skeleton(plain)
     config = PeftConfig.from_pretrained(directory)
     if config.peft_type != "LORA" or set(config.target_modules) != {"o_proj"}:
-        raise ValueError(f"{directory}: not a LoRA on o_proj alone, which is what drafts here")
-    # The task type would make PEFT look for methods of a whole language model.
+        raise ValueError(f"{directory}: not a LoRA on o_proj alone, as a drafter adapter must be")
+    # With a task type PEFT expects the methods of a whole language model.
     config.task_type = None
     trained = [projection.weight.requires_grad for projection in plain]
     try:

@@ -1,5 +1,5 @@
-"""Ministral3's decoder layers with a visibility of our own: the norms, the MLP and the rotary embedding are
-`transformers`'; attention takes a prepared view instead of a mask."""
+"""Ministral3's decoder layers with attention over an `AttentionMask`; norms, MLP and rotary embedding are
+`transformers`' own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from transformers.models.ministral3.modeling_ministral3 import (
     eager_attention_forward,
 )
 
-from checkpoint_convert.hf_package.attention import View
+from checkpoint_convert.hf_package.attention import AttentionMask
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 
 
 class KeyValueCache(Protocol):
-    """Takes the keys and values of a forward, layer by layer, and answers what its queries shall see."""
+    """Stores the keys and values of a forward layer by layer and returns those that its queries attend to."""
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """`[a, groups, T, d]` each to `[a, groups, E, d]` each."""
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, view: View, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: KeyValueCache | None) -> Tensor:
         """`[a, T, h]` to `[a, T, h]`."""
         query, key, value = (
             projection(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -57,16 +57,16 @@ class Attention(nn.Module):
             query = query * rotary.query_scale
         if cache is not None:
             key, value = cache.update(self.layer_idx, key, value)
-        if view.flash is None:
-            output = self._attend(query, key, value, view.mask, view.causal)
+        if mask.flash is None:
+            output = self._attend(query, key, value, mask.mask, mask.causal)
         else:
-            output = view.flash.attend(self._attend, query, key, value)
+            output = mask.flash.attend(self._attend, query, key, value)
         return self.o_proj(output.flatten(2))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: object, causal: bool) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
         if isinstance(mask, BlockMask) and query.device.type == "cpu" and not dropout:
-            # The fused kernel would be compiled anew, by a C++ compiler, for every shape; the plain one is exact.
+            # The fused kernel would be compiled for every shape, by a C++ compiler; the plain one is exact.
             output = flex_attention(query, key, value, block_mask=mask, scale=self.scaling, enable_gqa=True)
             return output.transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -83,14 +83,14 @@ class Layer(GradientCheckpointingLayer):
         self.input_layernorm = Ministral3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Ministral3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, view: View, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: KeyValueCache | None) -> Tensor:
         """`[a, T, h]` to `[a, T, h]`."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, view, cache)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, mask, cache)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Rotary:
-    """What positions do to queries and keys.
+    """Rotary embedding and query scale of some positions.
 
     Attributes:
         cosine: `[a, T, head_dim]`.
@@ -118,17 +118,19 @@ class Encoder(nn.Module):
         self.norm = Ministral3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = Ministral3RotaryEmbedding(config)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, view: View, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, mask: AttentionMask, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Final hidden states `[a, T, h]`.
 
         Args:
             embeddings: `[a, T, h]`.
             positions: int64 `[a, T]`.
-            view: who sees whom.
-            cache: keeps keys and values; None for a forward that sees nothing but itself.
+            mask: visibility.
+            cache: stores keys and values; None for a forward without a KV cache.
         """
         rotary = Rotary(self.rotary_emb, embeddings, positions, self.config.rope_parameters)
         hidden = embeddings
         for layer in self.layers:
-            hidden = layer(hidden, rotary, view, cache)
+            hidden = layer(hidden, rotary, mask, cache)
         return self.norm(hidden)

@@ -1,4 +1,4 @@
-"""The methods that continue prompts. They hold no algorithm: the decoder is called with what the user asked for."""
+"""The methods that continue prompts: thin calls of the decoder, which has the algorithms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: most new tokens of a row.
+            max_new_tokens: maximum of new tokens per row.
             eos_token_id: id or ids that end a row; None for those of the generation config.
             **settings: `calls.CallSettings` by name: `attention_mask`, `temperature`, `top_k`, `top_p`, `seed`,
                 `stop_strings`, `tokenizer`.
@@ -68,13 +68,13 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: most new tokens of a row.
-            block_length: tokens per block; None for `config.block_size`.
-            threshold: a pass commits what is at least this confident, and always the best position. 0.9 if neither
-                this nor `steps` is given.
+            max_new_tokens: maximum of new tokens per row.
+            block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
+            threshold: a pass commits every position of at least this confidence, and always the most confident one.
+                0.9 if neither this nor `steps` is given.
             eos_token_id: id or ids that end a row; None for those of the generation config.
-            steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. Blocks
-                share them evenly, the first ones taking what is left over; none takes more than it has masks.
+            steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. They are
+                divided evenly, the remainder goes to the first blocks; no block takes more passes than it has masks.
             **settings: as in `ar_generate`.
 
         Returns:
@@ -100,8 +100,8 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: most new tokens of a row.
-            block_length: tokens per block; None for `config.block_size`.
+            max_new_tokens: maximum of new tokens per row.
+            block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
             eos_token_id: id or ids that end a row; None for those of the generation config.
             adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it where there is one.
             **settings: as in `ar_generate`.
@@ -127,10 +127,11 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: most new tokens of a row.
+            max_new_tokens: maximum of new tokens per row.
             block_length: drafts per cycle; None for `config.block_size`.
             eos_token_id: id or ids that end a row; None for those of the generation config.
-            ar_weight: share of the AR prediction in the token after the accepted drafts; only 1 is lossless.
+            ar_weight: weight of the AR prediction in the ensemble that the bonus token is taken from; only 1 is
+                lossless.
             **settings: as in `ar_generate`.
 
         Returns:
@@ -152,10 +153,10 @@ class GenerationMethods:
         ar_weight: float = 1.0,
         **settings: Any,
     ) -> DecodeResult:
-        """What the generate methods do, with every statistic and any commit policy.
+        """Decodes in any mode with any commit policy, and returns all statistics.
 
         Raises:
-            ValueError: a request that cannot be answered, in one line.
+            ValueError: a value out of its range, or a combination that cannot be decoded; in one line.
         """
         call = CallSettings(**settings)
         options = call.options(
@@ -171,18 +172,18 @@ class GenerationMethods:
             return decode(engine, prompts, mode, options, policy, observer)
 
     def drafter(self) -> Drafter | None:
-        """The adapter of `linear_spec_lora/` beside the weights, loaded when first asked for; None if there is none."""
-        if self._drafter is None and (directory := self._adapter_beside()) is not None:
+        """The adapter in `linear_spec_lora/` of the model's directory, loaded on first use; None if there is none."""
+        if self._drafter is None and (directory := self._adapter_directory()) is not None:
             self.load_drafter(directory)
         return self._drafter
 
     def load_drafter(self, directory: str | Path) -> None:
-        """Takes the drafter adapter from a directory in PEFT layout, in place of any other."""
+        """Loads the drafter adapter from a directory in PEFT layout and replaces any other."""
         self._drafter = Drafter(self.encoder, directory)
 
     def save_drafter(self, save_directory: str | Path) -> None:
-        """Copies the adapter that drafts here, bit for bit, into `linear_spec_lora/` of a directory; none is none."""
-        source = self._adapter_beside() if self._drafter is None else self._drafter.directory
+        """Copies the files of the drafter adapter, if there is one, into `linear_spec_lora/` of a directory."""
+        source = self._adapter_directory() if self._drafter is None else self._drafter.directory
         target = Path(save_directory, DIRECTORY)
         if source is None or target.resolve() == source.resolve():
             return
@@ -190,7 +191,7 @@ class GenerationMethods:
         for name in FILES:
             shutil.copyfile(source / name, target / name)
 
-    def _adapter_beside(self) -> Path | None:
+    def _adapter_directory(self) -> Path | None:
         if not self.config.name_or_path:
             return None
         try:
@@ -200,7 +201,7 @@ class GenerationMethods:
         return Path(found[0]).parent
 
     def stop_tokens(self) -> tuple[int, ...]:
-        """Stop tokens of the generation config, or of the config where that names none."""
+        """Stop tokens of the generation config, or of the config where that has none."""
         if self._stop_tokens is None:
             generation = self._generation_config()
             named = () if generation is None else as_tuple(generation.eos_token_id)
@@ -225,7 +226,7 @@ class GenerationMethods:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No dropout and no recomputation while decoding; training goes on as before."""
+        """Evaluation mode while decoding: no dropout, no recomputation. The mode from before is restored."""
         training = self.training
         self.eval()
         try:

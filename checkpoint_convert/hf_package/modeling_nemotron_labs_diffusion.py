@@ -1,4 +1,4 @@
-"""A Ministral3 decoder whose weights are read autoregressively, by block diffusion, and by both at once."""
+"""A Ministral3 decoder that predicts autoregressively, by block diffusion, or both in one forward."""
 
 from __future__ import annotations
 
@@ -10,27 +10,20 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from checkpoint_convert.hf_package.attention import Rule, View, prepare
+from checkpoint_convert.hf_package.attention import AttentionMask, Rule, prepare
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
-from checkpoint_convert.hf_package.two_streams import (
-    Text,
-    Weights,
-    causal_rule,
-    draw_noise,
-    joint_loss,
-    last_block_rule,
-    two_stream_rule,
-)
+from checkpoint_convert.hf_package.joint_loss import TermWeights, draw_noise, joint_loss
+from checkpoint_convert.hf_package.padded_text import PaddedText
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
-    """The model: `encoder` (embedding, layers, norm) and `diffusion_head`, one head for both ways of reading."""
+    """The model: `encoder` (embedding, layers, norm) and `diffusion_head`, one head for both modes."""
 
     config_class = NemotronLabsDiffusionConfig
     base_model_prefix = "encoder"
-    # Trainer then tells the tokens of the whole optimizer step, and gradient accumulation does not scale the loss.
+    # `Trainer` then passes `num_items_in_batch`, and does not divide the loss by the accumulation steps.
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]  # noqa: RUF012
@@ -84,32 +77,34 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         token_type_ids: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
-        """Logits of whole texts, and with labels the joint loss.
+        """Logits of whole texts, and the joint loss with labels.
 
         Args:
             input_ids: int64 `[b, L]`. In mode `block` masked positions hold `config.mask_token_id`.
             attention_mask: `[b, L]`, 0 at padding; None for none.
-            position_ids: int64 `[b, L]` or `[1, L]`; where they do not go on by one, another document starts, which
-                sees nothing of the one before it. None counts real tokens.
+            position_ids: int64 `[b, L]` or `[1, L]`; where they do not grow by one, a new document begins, which sees
+                nothing of the one before it. None counts real tokens.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
                 `input_ids`, and a second, noisy stream with fresh noise in the same forward. Mode `causal` only.
             mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
                 token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
                 clean text before it, as in training. Without, the last `block_length` tokens of each row see
-                everything, and the tokens before them causally, as in a denoising pass of decoding; only the logits
-                of that block are of use.
+                everything and the tokens before them causally, as in a denoising pass of decoding; only the logits
+                of that block are meaningful.
             clean_input_ids: int64 `[b, L]`, the clean stream of mode `block`.
-            block_length: tokens per block in mode `block`; None for `config.block_size`.
+            block_length: tokens per block in mode `block`, called `block_size` in training; None for
+                `config.block_size`.
             generator: CPU generator of the noise; None for torch's global one.
             num_items_in_batch: labels other than -100 in the whole optimizer step, from `Trainer`.
-            token_type_ids: ignored; tokenizers return them unasked.
+            token_type_ids: ignored; some tokenizers return them.
 
         Returns:
-            `logits` `[b, L, V]` and, with labels, `loss`. There is no cache: the generate methods have their own.
+            `logits` `[b, L, V]` and, with labels, `loss`. There is no `past_key_values`: the generate
+            methods have a KV cache of their own.
 
         Raises:
-            ValueError: arguments that contradict each other, or an attention implementation that cannot do this.
+            ValueError: arguments that contradict each other, or a mask that the attention implementation cannot take.
         """
         if mode not in ("causal", "block"):
             raise ValueError(f"mode: {mode!r} is neither 'causal' nor 'block'")
@@ -120,54 +115,55 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         block_length = self.config.block_size if block_length is None else block_length
         if block_length < 1:
             raise ValueError(f"block_length: {block_length} is not 1 or more")
-        text = Text.of(attention_mask, position_ids, input_ids, block_length)
+        text = PaddedText.of(attention_mask, position_ids, input_ids, block_length)
         if labels is not None:
             return self._with_loss(input_ids, labels, text, generator, num_items_in_batch)
         if mode == "causal":
-            hidden = self._encode(input_ids, text.positions, self._causal_view(text))
+            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
         elif clean_input_ids is None:
-            view = self._view(last_block_rule(text, block_length), text)
-            hidden = self._encode(input_ids, text.positions, view)
+            mask = self._mask(text, text.last_block_rule(block_length))
+            hidden = self._encode(input_ids, text.layout.positions, mask)
         else:
-            hidden = self._two_streams(input_ids, clean_input_ids, text)[:, : input_ids.shape[1]]
+            hidden = self._encode_two_streams(input_ids, clean_input_ids, text)[:, : input_ids.shape[1]]
         return CausalLMOutputWithPast(logits=self.diffusion_head(hidden))
 
     def _with_loss(
         self,
         input_ids: Tensor,
         labels: Tensor,
-        text: Text,
+        text: PaddedText,
         generator: torch.Generator | None,
         num_items_in_batch: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
-        weights = Weights(self.config.ar_loss_weight, self.config.dlm_loss_weight)
+        weights = TermWeights(self.config.ar_loss_weight, self.config.dlm_loss_weight)
         noise = draw_noise((labels != -100) & text.real, generator) if weights.diffusion else None
         if noise is None:
-            hidden = self._encode(input_ids, text.positions, self._causal_view(text))
+            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
         else:
             noisy = torch.where(noise.masked, self.config.mask_token_id, input_ids)
-            hidden = self._two_streams(noisy, input_ids, text)
+            hidden = self._encode_two_streams(noisy, input_ids, text)
         logits = self.diffusion_head(hidden[:, -input_ids.shape[1] :])
         loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noise, weights, num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def _two_streams(self, noisy: Tensor, clean: Tensor, text: Text) -> Tensor:
-        """Hidden states `[b, 2L, h]` of `[noisy | clean]`; both halves stand at the same positions."""
-        twice = text.stacked()
-        return self._encode(torch.cat([noisy, clean], 1), twice.positions, self._view(two_stream_rule(text), twice))
+    def _encode_two_streams(self, noisy: Tensor, clean: Tensor, text: PaddedText) -> Tensor:
+        """Hidden states `[b, 2L, h]` of `[noisy | clean]`; both streams have the same positions."""
+        streams = text.two_streams()
+        mask = self._mask(streams, streams.rule())
+        return self._encode(torch.cat([noisy, clean], 1), streams.layout.stacked_positions(), mask)
 
-    def _encode(self, tokens: Tensor, positions: Tensor, view: View) -> Tensor:
-        return self.encoder(self.encoder.embed_tokens(tokens), positions, view)
+    def _encode(self, tokens: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
+        return self.encoder(self.encoder.embed_tokens(tokens), positions, mask)
 
-    def _causal_view(self, text: Text) -> View:
+    def _causal_mask(self, text: PaddedText) -> AttentionMask:
         implementation = self.config._attn_implementation
-        if implementation.startswith("flash") and not bool(text.documents.any()):
-            return View(None if bool(text.real.all()) else text.real.long(), causal=True)
+        if implementation.startswith("flash") and not bool(text.layout.documents.any()):
+            return AttentionMask(None if bool(text.real.all()) else text.real.long(), causal=True)
         if implementation == "sdpa" and text.plain:
-            return View(None, causal=True)
-        return self._view(causal_rule(text), text)
+            return AttentionMask(None, causal=True)
+        return self._mask(text, text.rule())
 
-    def _view(self, rule: Rule, text: Text) -> View:
+    def _mask(self, text: PaddedText, rule: Rule) -> AttentionMask:
         rows, length = text.real.shape
         weight = self.encoder.embed_tokens.weight
         return prepare(self.config._attn_implementation, rule, (rows, length, length), text.real.device, weight.dtype)

@@ -47,7 +47,7 @@ def block_indices(
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """The streams of one micro-batch, as its attention needs them. Tensors are on the CPU.
+    """The streams of one micro-batch, as its attention needs them. `of` makes its tensors on the CPU.
 
     Attributes:
         documents: int64 `[b, L]`, document of each token.

@@ -55,13 +55,13 @@ def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -
 def coordinates(layout: StreamLayout) -> Coordinates:
     """Coordinates of every token of a micro-batch: four tensors `[b, total_length]`, the noisy stream first."""
     batch, length = layout.documents.shape
-    streams = 2 if layout.two_streams else 1
-    noisy = torch.zeros(batch, streams * length, dtype=torch.bool)
+    streams, device = 2 if layout.two_streams else 1, layout.documents.device
+    noisy = torch.zeros(batch, streams * length, dtype=torch.bool, device=device)
     if layout.two_streams:
         noisy[:, :length] = True
     return Coordinates(
         noisy=noisy,
-        stream_index=torch.arange(length).repeat(streams).expand(batch, -1),
+        stream_index=torch.arange(length, device=device).repeat(streams).expand(batch, -1),
         block=layout.blocks.repeat(1, streams),
         document=layout.documents.repeat(1, streams),
     )

@@ -11,7 +11,7 @@ import torch
 from tiny_shape import MASK
 from torch import Tensor
 
-from checkpoint_convert.hf_package.two_streams import draw_noise
+from checkpoint_convert.hf_package.joint_loss import draw_noise
 
 
 @pytest.fixture

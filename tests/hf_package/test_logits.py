@@ -11,7 +11,7 @@ from tiny_exports import ministral3, random_weights, write_export
 from tiny_shape import MASK
 from torch import Tensor
 
-from checkpoint_convert.hf_package.two_streams import Text, two_stream_rule
+from checkpoint_convert.hf_package.padded_text import PaddedText
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 
@@ -91,9 +91,9 @@ def test_the_rule_is_the_one_of_training(block_size: int) -> None:
         1
     )
     layout = StreamLayout.of(documents, block_size, two_streams=True)
-    text = Text.of(None, layout.positions, documents, block_size)
+    text = PaddedText.of(None, layout.positions, documents, block_size).two_streams()
     size = torch.arange(layout.total_length)
-    found = two_stream_rule(text)(torch.arange(3)[:, None, None], size[:, None], size)
+    found = text.rule()(torch.arange(3)[:, None, None], size[:, None], size)
     assert torch.equal(found, dense_mask(layout)[:, 0])
 
 
