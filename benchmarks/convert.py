@@ -134,11 +134,11 @@ def seconds_to_start(place: Path) -> float:
 
 
 def _import(source: Path, destination: Path) -> None:
-    import_checkpoint(source, destination, say=lambda _: None)
+    import_checkpoint(source, destination, report=lambda _: None)
 
 
 def _export(source: Path, destination: Path) -> None:
-    export_checkpoint(source, destination, "nld", say=lambda _: None)
+    export_checkpoint(source, destination, "nld", report=lambda _: None)
 
 
 def run(place: Path, gigabytes: float, pairs: int) -> dict[str, Any]:

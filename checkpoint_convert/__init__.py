@@ -1,1 +1,1 @@
-"""Ministral3 checkpoints in, Hugging Face checkpoints out: `nld-convert import`, `export` and `verify`."""
+"""Conversion between Hugging Face directories and Megatron checkpoints: `nld-convert import`, `export`, `verify`."""

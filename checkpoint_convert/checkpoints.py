@@ -1,4 +1,4 @@
-"""Finding out what a path means, and opening it: a Hugging Face directory, a Megatron checkpoint, a run."""
+"""Opens the weights at a path, and reads what is recorded of a Megatron checkpoint and its origin."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
 from nld_train.config.compose import compose_config
-from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.contents import saved_config
 from nld_train.training.checkpoint.paths import (
     CONFIG_FILE,
     PROGRESS_FILE,
@@ -23,15 +23,15 @@ from nld_train.training.checkpoint.paths import (
     is_hugging_face,
 )
 
-# Runs that start from runs: more links than this is a circle.
+# Runs that start from runs: a longer chain is taken to be circular.
 _MOST_LINKS = 16
 
 
 def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:
-    """Weights of a checkpoint of either kind.
+    """Weights of a Hugging Face directory, a Megatron checkpoint, or a run's newest checkpoint.
 
     Raises:
-        UserError: it is neither, or damaged.
+        UserError: the path is none of them, or damaged.
     """
     if is_hugging_face(path):
         return HuggingFaceWeights(path, mask_token_id)
@@ -39,7 +39,7 @@ def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWei
 
 
 def require_megatron(path: Path) -> Path:
-    """The Megatron checkpoint that a path means.
+    """The Megatron checkpoint at a path: itself, or the newest one of a run.
 
     Raises:
         UserError: there is none.
@@ -54,17 +54,17 @@ def require_megatron(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of how a checkpoint came about.
+    """How a Megatron checkpoint was made.
 
     Attributes:
         directory: the checkpoint.
-        config: the settings of the run that wrote it; None for an imported checkpoint.
-        progress: where that run stood; empty for an imported checkpoint.
-        origin: the Hugging Face model that the first weights came from, through however many runs; None for random
-            weights, or where it is lost.
-        lost: a checkpoint that the weights came from, and that is not there any more; None where all are.
-        tokenizers: directories in which its tokenizer may lie, the best first.
-        imported: what the import noted, empty for a run's checkpoint.
+        config: the configuration of the run that wrote it; None for an imported checkpoint.
+        progress: `progress.json` of that run; empty for an imported checkpoint.
+        origin: the first model: the Hugging Face model that the weights were first loaded from, possibly several runs
+            ago; None for random weights, or where it was not found.
+        lost: a checkpoint in that chain of runs that does not exist any more; None where all do.
+        tokenizers: directories where its tokenizer may be, in the order of preference.
+        imported: what the import recorded; empty for a run's checkpoint.
     """
 
     directory: Path
@@ -77,7 +77,7 @@ class Record:
 
 
 def read_record(directory: Path) -> Record:
-    """What lies beside a Megatron checkpoint, and beside what it started from.
+    """Reads the record of a Megatron checkpoint, following the chain of runs that it started from.
 
     Raises:
         UserError: a file there is damaged.
@@ -103,17 +103,11 @@ def read_record(directory: Path) -> Record:
 
 
 def _run_config(directory: Path) -> Config | None:
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        return None
-    try:
-        return read_saved_config(path.read_text(), compose_config())
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return saved_config(directory, compose_config()) if (directory / CONFIG_FILE).is_file() else None
 
 
 def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
-    """The first model of a chain of runs, or the link of it that is not there any more."""
+    """The first model of a chain of runs, or the checkpoint of the chain that does not exist any more."""
     for _ in range(_MOST_LINKS):
         for candidate in (directory / SOURCE, directory):
             if is_hugging_face(candidate):

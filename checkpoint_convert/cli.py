@@ -15,7 +15,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="directory with config.json and safetensors files")
     parser.add_argument("destination", type=Path, metavar="DST", help="must not exist")
     parser.add_argument(
-        "--mask-token-id", type=int, help="id that stands at masked positions, for a model that names none"
+        "--mask-token-id", type=int, help="id of the mask token, for a model whose config has none"
     )
 
 
@@ -26,12 +26,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("nld", "ministral3"),
         required=True,
-        help="nld: with the code of all decode modes; ministral3: plain autoregressive, for stock tools",
+        help="nld: with code for all decode modes; ministral3: autoregressive only, for stock tools",
     )
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of the weights (default: the checkpoint's)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="take its tokenizer (default: the checkpoint's)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory of the tokenizer (default: the checkpoint's)")
     parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="take its drafter adapter (default: the checkpoint's, if any)"
+        "--adapter", type=Path, metavar="DIR", help="directory of the drafter adapter (default: the checkpoint's)"
     )
 
 
@@ -65,13 +65,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 main = Command(
     "nld-convert",
-    "Checkpoints: Ministral3 in, Hugging Face out.",
+    "Convert between Hugging Face directories and Megatron checkpoints.",
     subcommands=tuple(
         Command(name, description, add_arguments, run, interrupted="interrupted; nothing was left behind")
         for name, description, add_arguments, run in (
             ("import", "a Hugging Face directory into a checkpoint that any layout loads", _add_import, _import),
             ("export", "a checkpoint into a Hugging Face directory", _add_export, _export),
-            ("verify", "whether two checkpoints of either kind hold the same model", _add_verify, _verify),
+            ("verify", "whether two checkpoints of either kind are the same model", _add_verify, _verify),
         )
     ),
 )

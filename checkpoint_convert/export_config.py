@@ -11,18 +11,18 @@ from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
 from nld_train.config.stage_kinds import stage_kind
 
-ALPHA = 0.3  # of every joint stage of the paper (reference section 1)
-BLOCK_SIZE = 32  # of the released models (reference section 3)
+ALPHA = 0.3  # of the paper's joint stages (docs/method.md, "Objective")
+BLOCK_SIZE = 32  # of the released models (docs/method.md, "Noise")
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The keys of a `Ministral3Config`, but for whether it is tied.
+    """The keys of a `Ministral3Config`, without `tie_word_embeddings`.
 
     Args:
         model: the model.
-        origin_rope: `rope_parameters` as the first checkpoint had them, if they still mean the same.
+        origin_rope: `rope_parameters` of the first model in their original form; None where the model's differ.
     """
     values = asdict(model)
     for key in ("name", "mask_token_id", "rope_parameters"):
@@ -38,7 +38,7 @@ def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None
 
 
 def _rope(model: ModelConfig) -> dict[str, Any]:
-    """`transformers` computes Ministral3's query scale unasked, so a model without one gets a scale of zero slope."""
+    """`transformers` always computes Ministral3's query scale, so a model without one gets a slope of 0."""
     rope = {key: value for key, value in asdict(model.rope_parameters).items() if value is not None}
     rope.setdefault("llama_4_scaling_beta", 0.0)
     rope.setdefault("original_max_position_embeddings", model.max_position_embeddings)
@@ -49,15 +49,15 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
     """`config.json` of an export.
 
     Args:
-        record: how the checkpoint came about.
+        record: what is recorded of the checkpoint.
         model: its model.
         output_format: `nld` or `ministral3`.
         dtype: name of the type of the weights.
-        tied: whether the head is left out because it is the embedding.
+        tied: whether the head is left out because it equals the embedding.
     """
     config = decoder_config(model, _origin_rope(record, model))
     if record.origin is not None:
-        # A list of stop tokens is more than a `ModelConfig` holds.
+        # A `ModelConfig` has one stop token; the first model may have a list.
         ids = record.origin.text
         config |= {key: ids[key] for key in _TOKEN_IDS if _begins_with(ids.get(key), config[key])}
     shared = {"dtype": dtype, "tie_word_embeddings": tied, "transformers_version": _transformers_version()}
@@ -76,10 +76,10 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
 
 
 def _for_servers(rope: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` with the same once more in the words of vLLM and SGLang; `transformers` reads none of these.
+    """`rope_parameters` and the keys in which vLLM and SGLang expect the same; `transformers` reads none of these.
 
-    vLLM takes the query scale from `llama_4_scaling`, and multiplies cosines and sines unless it is told not to. SGLang
-    takes the length of the query scale from the top level, and 16384 where there is none.
+    vLLM takes the query scale from `llama_4_scaling` and multiplies cosines and sines unless `apply_yarn_scaling` is
+    false. SGLang takes the length of the query scale from the top level, 16384 without it.
     """
     found: dict[str, Any] = {"rope_parameters": rope}
     if rope.get("factor") and keeps_lengths(rope):
@@ -95,7 +95,7 @@ def _begins_with(ids: Any, first: int) -> bool:
 
 
 def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
-    """The origin's own words, where they mean what the model was trained with and `transformers` can use them."""
+    """`rope_parameters` of the first model, if the model was trained with them and `transformers` can use them."""
     if record.origin is None:
         return None
     same = rope_parameters(record.origin.directory / "config.json", record.origin.text) == model.rope_parameters
@@ -106,7 +106,7 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
 
 
 def _diffusion(record: Record) -> dict[str, Any]:
-    """The objective: of the run's last joint stage, else of the first checkpoint, else the paper's."""
+    """Settings of the objective: those of the run's last joint stage, else of the first model, else the paper's."""
     origin = record.origin.outer if record.origin is not None else {}
     alpha, block_size = origin.get("dlm_loss_weight", ALPHA), origin.get("block_size", BLOCK_SIZE)
     if record.config is not None:
@@ -123,7 +123,7 @@ def _diffusion(record: Record) -> dict[str, Any]:
 
 
 def stages_begun(record: Record) -> tuple[str, ...]:
-    """Names of the stages of the run up to the one that wrote the checkpoint."""
+    """Names of the run's stages up to the one that wrote the checkpoint."""
     if record.config is None:
         return ()
     stages = record.config.run.stages
@@ -131,7 +131,7 @@ def stages_begun(record: Record) -> tuple[str, ...]:
 
 
 def generation_config(record: Record, model: ModelConfig) -> dict[str, Any]:
-    """`generation_config.json`: that of the first checkpoint, with its stop tokens, else the model's ids."""
+    """`generation_config.json`: that of the first model, with its stop tokens, else the model's ids."""
     if record.origin is not None and record.origin.generation:
         return record.origin.generation
     return {key: getattr(model, key) for key in _TOKEN_IDS} | {"transformers_version": _transformers_version()}

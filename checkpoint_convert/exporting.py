@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint_convert.adapter import adapter_beside, copy_adapter, require_adapter
 from checkpoint_convert.checkpoints import Record, read_record, require_megatron
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
@@ -18,10 +17,12 @@ from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.model_card import model_card
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
-from checkpoint_convert.staging import progress_bar, staged
+from checkpoint_convert.staging import staged
 from checkpoint_convert.weights import DTYPES, row_blocks
 from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.errors import UserError
+from nld_train.model.adapter_files import copy_adapter, resolve_adapter
+from nld_train.progress import progress_bar
 from nld_train.training.checkpoint.paths import is_hugging_face
 
 
@@ -33,22 +34,22 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     adapter: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Converts a Megatron checkpoint.
 
     Args:
         source: a checkpoint, or a run directory, whose latest checkpoint is taken.
-        destination: must not exist; what is written appears there whole.
+        destination: must not exist; it appears complete or not at all.
         output_format: `nld` or `ministral3`.
         dtype: key of `DTYPES`; None keeps each tensor's.
-        tokenizer: directory whose tokenizer is taken, instead of the one that the checkpoint knows of.
-        adapter: directory of the drafter adapter that is taken, instead of the one beside the checkpoint.
-        shard_bytes: size of a shard.
-        say: is given lines for the user.
+        tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
+        adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
+        shard_bytes: maximum size of a shard.
+        report: called with lines for the user.
 
     Raises:
-        UserError: the source cannot be converted, or the destination not be written; nothing is left behind.
+        UserError: the source cannot be converted or the destination cannot be written; nothing is left behind.
     """
     if is_hugging_face(source):
         raise UserError(
@@ -57,12 +58,12 @@ def export_checkpoint(
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory), read_record(directory)
     adapter = _adapter(weights, output_format, adapter)
-    # What was imported tied and not trained since goes out as it came, where the format has tied heads.
+    # An import of a tied model that was not trained is exported tied, where the format has tied heads.
     tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
     outputs = list(_outputs(weights, output_format, DTYPES[dtype] if dtype else None, tied))
     total = sum(output.bytes for output in outputs)
     with staged(destination, total) as temporary:
-        with progress_bar(f"export {directory.name}", total) as written:
+        with progress_bar(f"export {directory.name}", total, in_bytes=True) as written:
             write_shards(temporary, outputs, written, shard_bytes)
             weights.finish()
         name = str(outputs[0].dtype).removeprefix("torch.")
@@ -75,13 +76,13 @@ def export_checkpoint(
             copy_adapter(adapter, temporary)
         (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
     if not found:
-        say("no tokenizer is known of this checkpoint: name one with --tokenizer to have it in the export")
+        report("no tokenizer is known for this checkpoint: name one with --tokenizer to include it in the export")
     if record.lost is not None:
-        say(
-            f"{record.lost}, which the weights came from, is not there: the stop token is that of the settings "
-            f"({weights.model.eos_token_id}), and a generation config it had is not taken over"
+        report(
+            f"{record.lost}, which the weights came from, is not there: the stop token is that of the model's settings "
+            f"({weights.model.eos_token_id}), and its generation config, if it had one, is not exported"
         )
-    say(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
+    report(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
 
 
 def _outputs(weights: MegatronWeights, output_format: str, dtype: torch.dtype | None, tied: bool) -> Iterator[Output]:
@@ -95,7 +96,7 @@ def _outputs(weights: MegatronWeights, output_format: str, dtype: torch.dtype | 
 
 
 class _Blocks:
-    """The rows of a tensor in the export's type, a few at a time."""
+    """The rows of a tensor in the export's type, block by block."""
 
     def __init__(self, weights: MegatronWeights, tensor: Named, dtype: torch.dtype) -> None:
         self.weights, self.tensor, self.dtype = weights, tensor, dtype
@@ -103,7 +104,7 @@ class _Blocks:
     def __call__(self) -> Iterator[Tensor]:
         model, name = self.weights.model, self.tensor.name
         row_bytes = 4 * torch.Size(part_shape(self.tensor.part, model)[1:]).numel()
-        # Along the segments, so that a block lies in one place and need not be put together.
+        # Along the segments: the rows of a block are contiguous in the checkpoint and need no copy.
         for segment in segments(self.tensor.entry, model):
             if segment.part is not self.tensor.part:
                 continue
@@ -118,12 +119,12 @@ class _Blocks:
 
 
 def _adapter(weights: MegatronWeights, output_format: str, given: Path | None) -> Path | None:
-    """The adapter that goes into the export, checked; stock tools draft with none."""
+    """The adapter of the export, checked; the format for stock tools has none."""
     if output_format != "nld":
         if given is not None:
             raise UserError(f"--adapter {given}: only --format nld has a drafter adapter")
         return None
-    return adapter_beside(weights.directory, weights.model) if given is None else require_adapter(given, weights.model)
+    return resolve_adapter(weights.directory, weights.model, given)
 
 
 def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:

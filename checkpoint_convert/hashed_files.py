@@ -1,7 +1,7 @@
-"""Files whose checksums are computed while they are written, so that nobody has to read them again.
+"""Files whose checksums are computed while they are written, so that they need not be read again.
 
-torch's writer forgets what goes wrong in its second thread, and would finish without that thread's tensors. Here the
-first failure of any file is kept, and ends the others.
+torch's writer ignores errors of its second thread and would finish without that thread's tensors. Here the first error
+of any file is kept and stops the writing of the others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from nld_train.training.checkpoint.manifest import Checksums, Crc32
 
 
 class HashedFiles(FileSystem):
-    """The file system of torch's distributed checkpoint, remembering what it wrote.
+    """The file system of torch's distributed checkpoint, with the checksums of what it wrote.
 
     Attributes:
-        checksums: size and checksum of every file that was written and closed, by the name it was opened with.
-        failure: the first error while a file was open, whatever its kind; whoever started the writing must raise it.
+        checksums: size and checksum of every file that was written and closed, by name.
+        failure: the first error of any kind while a file was open; the caller of the writer must raise it.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class HashedFiles(FileSystem):
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Generator[io.IOBase, None, None]:
-        """Opens a file; what is written to it is hashed by the thread that writes, one thread per file."""
+        """Opens a file; the thread that writes it also computes its checksum, one thread per file."""
         if "w" not in mode:
             with super().create_stream(path, mode) as stream:
                 yield stream
@@ -46,15 +46,15 @@ class HashedFiles(FileSystem):
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Keeps what is behind an error, unless there was one before: torch raises others on its way out of a file."""
-        behind: BaseException | None = error
-        while behind is not None and not isinstance(behind, KeyboardInterrupt | OSError):
-            behind = behind.__cause__ or behind.__context__
-        self.failure = self.failure or behind or error
+        """Keeps the root cause of the first error; torch raises others while it closes a file."""
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt | OSError):
+            cause = cause.__cause__ or cause.__context__
+        self.failure = self.failure or cause or error
 
 
 class _HashedStream:
-    """A stream that is written from its beginning to its end, or until any file of `files` fails."""
+    """A stream that is written sequentially, until any file of `files` fails."""
 
     def __init__(self, stream: Any, files: HashedFiles) -> None:
         self._stream, self._files = stream, files
@@ -66,10 +66,10 @@ class _HashedStream:
             raise self._files.failure
         self.digest.update(data)
         count: int = self._stream.write(data)
-        assert count == memoryview(data).nbytes, "a buffered file takes all that it is given"
+        assert count == memoryview(data).nbytes, "a buffered file writes all of its input"
         self.size += count
         return count
 
     def __getattr__(self, name: str) -> Any:
-        assert name not in ("seek", "truncate", "writelines"), f"{name} would not be seen by the checksum"
+        assert name not in ("seek", "truncate", "writelines"), f"{name} would bypass the checksum"
         return getattr(self._stream, name)

@@ -17,19 +17,20 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _NAMED = 3
-# Of FP8 weights in float32 at once. The C library keeps what a thread frees of larger blocks, hundreds of megabytes.
-_UNFOLDED_BYTES = 1 << 20
+# FP8 weights are dequantised in blocks of so many bytes in float32. The C library does not return larger blocks to the
+# system when a thread frees them: hundreds of megabytes.
+_DEQUANTISED_BYTES = 1 << 20
 
 
 class HuggingFaceWeights:
     """Weights of the text decoder in a Hugging Face directory (see `Weights`).
 
     FP8 weights are `e4m3 x weight_scale_inv`, multiplied in float32 and rounded to the model's type, as `transformers`
-    does it. A missing head is a copy of the embedding: whether it is there decides, not `tie_word_embeddings`.
+    does it. A missing head is a copy of the embedding, whatever `tie_word_embeddings` says.
 
     Args:
         directory: with `config.json` and safetensors files.
-        mask_token_id: for a model that names none.
+        mask_token_id: for a model whose config has none.
 
     Raises:
         UserError: the directory has no config or weights, pickled weights alone, a damaged shard, or missing, extra,
@@ -52,7 +53,7 @@ class HuggingFaceWeights:
 
     @property
     def activation_scales(self) -> list[str]:
-        """Names of the activation scales of FP8 weights, which mean nothing to weights in full precision."""
+        """Names of the activation scales of FP8 weights, which dequantised weights do not need."""
         return [name for name in self._shard_of if self._is_activation_scale(name)]
 
     def dtype(self, name: str) -> torch.dtype:
@@ -69,10 +70,10 @@ class HuggingFaceWeights:
         rows = self._files[self._shard_of[full]].rows(full, start, stop)
         if full not in self._fp8:
             return rows
-        unfolded = torch.empty(rows.shape, dtype=self._fp8_target)
-        for first, last in row_blocks(0, len(rows), rows[0].numel() * torch.float32.itemsize, _UNFOLDED_BYTES):
-            unfolded[first:last] = rows[first:last].float() * self._fp8[full]
-        return unfolded
+        dequantised = torch.empty(rows.shape, dtype=self._fp8_target)
+        for first, last in row_blocks(0, len(rows), rows[0].numel() * torch.float32.itemsize, _DEQUANTISED_BYTES):
+            dequantised[first:last] = rows[first:last].float() * self._fp8[full]
+        return dequantised
 
     def _full(self, name: str) -> str:
         return self.naming.full(EMBEDDING if name == HEAD and self.head_is_copy else name)
@@ -87,7 +88,7 @@ class HuggingFaceWeights:
         return found[0] if found else candidates[0]
 
     def _check_tensors(self) -> dict[str, float]:
-        """Refuses all that does not fit the table; returns the scales of FP8 weights by full name."""
+        """Compares names, shapes and types with the table; returns the scales of FP8 weights by full name."""
         expected = {self.naming.full(t.name): part_shape(t.part, self.model) for t in tensors(self.model)}
         if self.head_is_copy and self._may_copy_head():
             del expected[self.naming.head]
@@ -103,7 +104,7 @@ class HuggingFaceWeights:
         return {name.removesuffix("_scale_inv"): self._scale(name) for name in scales}
 
     def _may_copy_head(self) -> bool:
-        """Our own architecture is untied: there a missing head is a loss, unless the directory says it is tied."""
+        """Our own architecture is untied: a missing head is an error there, unless the config says that it is tied."""
         own = self.source.architecture == "NemotronLabsDiffusionModel"
         return not own or bool(self.source.outer.get("tie_word_embeddings"))
 
@@ -116,7 +117,7 @@ class HuggingFaceWeights:
         if found.shape != shape:
             raise UserError(
                 f"{self.source.directory}: tensor {name} has shape {list(found.shape)}, "
-                f"but config.json means {list(shape)}"
+                f"but config.json requires {list(shape)}"
             )
         if found.dtype not in (*DTYPES, FP8):
             raise UserError(
@@ -134,7 +135,7 @@ class HuggingFaceWeights:
 
 
 def _safetensors_name(source: SourceConfig) -> str:
-    """Type that FP8 weights unfold to, as safetensors calls it."""
+    """Type that FP8 weights are dequantised to, in the terms of safetensors."""
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     if source.dtype not in names:
         raise UserError(f"{source.directory}/config.json: dtype {source.dtype!r} must be one of {', '.join(names)}")
@@ -170,12 +171,10 @@ def _open_shards(directory: Path) -> tuple[dict[str, SafetensorsFile], dict[str,
 
 
 def _refuse_two_models(directory: Path, listed: dict[str, str]) -> None:
-    """`transformers` would take the single file, other tools the shards: nothing says which of them is meant."""
+    """`transformers` would read the single file, other tools the shards: it is ambiguous which is the model."""
     others = sorted(set(listed.values()) - {SINGLE})
     if others and (directory / SINGLE).is_file():
-        raise UserError(
-            f"{directory}: holds {SINGLE} and, named by {INDEX}, {others[0]}; remove the weights that are not meant"
-        )
+        raise UserError(f"{directory}: has {SINGLE} and, listed in {INDEX}, {others[0]}; remove the wrong ones")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -183,9 +182,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{index}: has no weight_map")
     for tensor, name in listed.items():
-        # A file of this directory and no other: the index is not to be trusted with paths.
+        # The index is untrusted: it may name files of this directory only.
         if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".safetensors"):
-            raise UserError(f"{index}: tensor {tensor} lies in {name!r}, which is not a .safetensors file beside it")
+            raise UserError(
+                f"{index}: tensor {tensor} is in {name!r}, which is not a .safetensors file of the same directory"
+            )
     return listed
 
 

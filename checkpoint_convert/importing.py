@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from checkpoint_convert.adapter import adapter_beside, copy_adapter
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
-from checkpoint_convert.staging import progress_bar, staged
+from checkpoint_convert.staging import staged
 from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.errors import UserError
+from nld_train.model.adapter_files import copy_adapter, resolve_adapter
+from nld_train.progress import progress_bar
 from nld_train.revision import SOFTWARE, software
 from nld_train.training.checkpoint.manifest import write_manifest
 from nld_train.training.checkpoint.paths import MODEL_FILE
@@ -23,31 +24,31 @@ _CONFIGS = ("config.json", "generation_config.json")
 
 
 def import_checkpoint(
-    source: Path, destination: Path, mask_token_id: int | None = None, say: Callable[[str], None] = print
+    source: Path, destination: Path, mask_token_id: int | None = None, report: Callable[[str], None] = print
 ) -> None:
     """Converts a Hugging Face directory.
 
-    The destination holds Megatron's files, `model.json` (as a run's checkpoint does, so that `init.checkpoint` takes
-    it), `source/` (the original configuration), `tokenizer/`, `linear_spec_lora/` where the source has a drafter
-    adapter, and a manifest of every file.
+    The destination has Megatron's files, `model.json` (as in a run's checkpoint, so that `init.checkpoint` accepts it),
+    `source/` (the original configuration), `tokenizer/`, `linear_spec_lora/` where the source has a drafter adapter,
+    and a manifest of every file.
 
     Args:
         source: the directory.
-        destination: must not exist; what is written appears there whole.
-        mask_token_id: for a model that names none; for one that does it may only say the same.
-        say: is given lines for the user.
+        destination: must not exist; it appears complete or not at all.
+        mask_token_id: for a model whose config has none; otherwise it must be the same.
+        report: called with lines for the user.
 
     Raises:
-        UserError: the source cannot be converted, or the destination not be written; nothing is left behind.
+        UserError: the source cannot be converted or the destination cannot be written; nothing is left behind.
     """
     if not source.is_dir():
         raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
     weights = HuggingFaceWeights(source, mask_token_id)
-    _refuse_another_mask(weights, mask_token_id)
-    adapter = adapter_beside(source, weights.model)
+    _refuse_other_mask_token(weights, mask_token_id)
+    adapter = resolve_adapter(source, weights.model)
     total = sum(piece.bytes for piece in pieces(weights))
     with staged(destination, total) as temporary:
-        with progress_bar(f"import {source.name}", total) as written:
+        with progress_bar(f"import {source.name}", total, in_bytes=True) as written:
             known = save(weights, temporary, written)
         (temporary / MODEL_FILE).write_text(json.dumps(asdict(weights.model), indent=1))
         (temporary / SOFTWARE).write_text(json.dumps(software(), indent=1))
@@ -55,16 +56,16 @@ def import_checkpoint(
         if adapter is not None:
             copy_adapter(adapter, temporary)
         write_manifest(temporary, known)
-    for line in _remarks(weights, mask_token_id):
-        say(line)
-    say(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
+    for line in _notes(weights, mask_token_id):
+        report(line)
+    report(f"imported {source} ({weights.source.architecture}, {total / 1e9:.2f} GB) into {destination}")
 
 
-def _refuse_another_mask(weights: HuggingFaceWeights, given: int | None) -> None:
+def _refuse_other_mask_token(weights: HuggingFaceWeights, given: int | None) -> None:
     if given is not None and given != (named := weights.model.mask_token_id):
         raise UserError(
-            f"--mask-token-id {given}: {weights.source.directory}/config.json names {named}, which the weights were "
-            "trained with; leave the option out"
+            f"--mask-token-id {given}: {weights.source.directory}/config.json has {named}, which the weights were "
+            "trained with; omit the option"
         )
 
 
@@ -79,15 +80,15 @@ def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
     copy_tokenizer(directory, temporary / TOKENIZER)
 
 
-def _remarks(weights: HuggingFaceWeights, given: int | None) -> list[str]:
+def _notes(weights: HuggingFaceWeights, given: int | None) -> list[str]:
     lines = []
     if aside := weights.aside:
         prefixes = ", ".join(f"{prefix}*" for prefix in weights.naming.aside)
-        lines.append(f"left aside: {len(aside)} tensors of the vision part ({prefixes})")
+        lines.append(f"skipped: {len(aside)} tensors of the vision part ({prefixes})")
     if scales := weights.activation_scales:
-        lines.append(f"left aside: {len(scales)} activation scales of FP8 weights, which are unfolded")
+        lines.append(f"skipped: {len(scales)} activation scales of FP8 weights, which are dequantised")
     if weights.source.text.get("mask_token_id") is None and given is None:
-        lines.append(f"the model names no mask token: {weights.model.mask_token_id} is taken (--mask-token-id)")
+        lines.append(f"the model has no mask token: {weights.model.mask_token_id} is used (--mask-token-id)")
     if weights.head_is_copy:
-        lines.append("there is no head tensor: the head starts as a copy of the embedding")
+        lines.append("there is no head tensor: the head is a copy of the embedding")
     return lines

@@ -1,6 +1,6 @@
-"""Writing a Megatron checkpoint piece by piece: torch's distributed checkpoint with tensors made when they are written.
+"""Writes a Megatron checkpoint piece by piece, with torch's distributed checkpoint and tensors filled on demand.
 
-Megatron's own save holds every tensor in memory. Its format is torch's: the same writer, given a plan whose tensors are
+Megatron's own save needs every tensor in memory. Its format is torch's: the same writer, given a plan whose tensors are
 filled one at a time into one buffer, writes what `megatron.core.dist_checkpointing.load` reads under any layout.
 """
 
@@ -27,7 +27,7 @@ from checkpoint_convert.mapping import ENTRIES, Entry, entry_layers, entry_shape
 from checkpoint_convert.weights import Weights, entry_dtype, fill_rows, row_blocks
 from nld_train.training.checkpoint.manifest import Checksums
 
-# Large enough that files are read and written in long runs, small enough to be reused as one buffer.
+# Large enough for long sequential reads and writes, small enough for one reused buffer per writer.
 PIECE_BYTES = 64 << 20
 _WRITERS = 2
 
@@ -54,13 +54,13 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the box, with the axis of the layers where there is one."""
+        """Shape of the box, with the layers' axis where there is one."""
         lead = () if self.layer is None else (1,)
         return (*lead, self.rows, *self.whole[len(lead) + 1 :])
 
     @property
     def offset(self) -> tuple[int, ...]:
-        """Of the box in the whole."""
+        """Offset of the box in the whole tensor."""
         lead = () if self.layer is None else (self.layer,)
         return (*lead, self.start, *[0] * (len(self.whole) - len(lead) - 1))
 
@@ -83,7 +83,7 @@ def pieces(weights: Weights) -> Iterator[Piece]:
 
 
 def _units(entry: Entry, weights: Weights) -> Iterator[tuple[int, int]]:
-    """Row ranges that tensor-parallel sizes cut along."""
+    """Row ranges that no tensor-parallel size cuts apart."""
     found = segments(entry, weights.model)
     step = len(entry.parts) if entry.by_group else 1
     for index in range(0, len(found), step):
@@ -97,26 +97,26 @@ def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> C
     Args:
         weights: of either kind.
         directory: exists and is empty.
-        written: is told the bytes of each piece.
+        written: called with the bytes of each piece.
 
     Returns:
         Sizes and checksums of the files with weights, for the manifest.
 
     Raises:
-        OSError: a file cannot be written; in whichever thread, and as it was raised there.
+        OSError: a file cannot be written, in any of the threads.
     """
     planner = _LazyPlanner(weights, list(pieces(weights)), written)
     writer = FileSystemWriter(directory, thread_count=_WRITERS)
     writer.fs = files = HashedFiles()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is intended
         try:
             checkpoint.save({}, storage_writer=writer, planner=planner, no_dist=True)
-        except CheckpointException as error:  # wraps what was raised outside of an open file
+        except CheckpointException as error:  # wraps errors raised outside of an open file
             files.fail(next(iter(error.failures.values()))[0])
     if files.failure is not None:
         raise files.failure
-    # What Megatron keeps beside the tensors: state that is the same on all ranks (here none), and its format's name.
+    # Megatron's files besides the tensors: state common to all ranks (none here), and the format's name and version.
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(
         json.dumps(
@@ -132,7 +132,7 @@ def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> C
 
 
 class _LazyPlanner(DefaultSavePlanner):
-    """Plans the pieces, and fills each when the writer asks for it."""
+    """Plans the pieces, and fills each one when the writer resolves it."""
 
     def __init__(self, weights: Weights, planned: Sequence[Piece], written: Callable[[int], None]) -> None:
         super().__init__(flatten_state_dict=False)
@@ -140,8 +140,8 @@ class _LazyPlanner(DefaultSavePlanner):
         self.pieces = {MetadataIndex(piece.entry.key, piece.offset): piece for piece in planned}
         self.buffer_bytes = max(piece.bytes for piece in planned)
         self.written = written
-        # The writer keeps the last tensor of every name until a file is complete: all of them share one buffer per
-        # thread, which is free again when the next tensor is asked for.
+        # The writer keeps a reference to the last tensor of every name until a file is complete, but has written it
+        # when it resolves the next one: all tensors of a thread share one buffer.
         self.buffers = threading.local()
 
     def create_local_plan(self) -> SavePlan:

@@ -1,4 +1,4 @@
-"""Logits of a checkpoint of either kind by `transformers`' own layers, one layer in memory at a time."""
+"""Logits of a checkpoint of either kind, computed by `transformers`' layers with one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def logit_blocks(
         weights: of either kind.
         tokens: int64 `[1, L]`.
         positions: int64 `[1, L]`, for the rotary embedding and the query scale.
-        rounding: the type that a tensor is rounded to before it is used, in float32.
+        rounding: name of a tensor to the type that it is rounded to; computation is in float32.
 
     Yields:
         float32 `[L, n]` for the next `n` ids.
@@ -37,7 +37,7 @@ def logit_blocks(
 
 
 class _Reader:
-    """Rows as they are computed with."""
+    """Rows rounded to a common type, in float32."""
 
     def __init__(self, weights: Weights, rounding: Callable[[str], torch.dtype]) -> None:
         self.model = weights.model

@@ -1,8 +1,8 @@
-"""The tensors of a Ministral3 decoder under their Hugging Face and their Megatron names: the one table of this package.
+"""The table of tensors of a Ministral3 decoder, with their Hugging Face and their Megatron names.
 
-Both sides hold the same rows in another order: a Megatron tensor is its Hugging Face parts, whole and one after
-another, or, for attention, cut into one share per key-value group and laid out group by group. Layers of Megatron's are
-stacked along a first axis. Import, export, verification and direct loading all follow from this.
+Both formats have the same rows in a different order: a Megatron tensor is the concatenation of its Hugging Face parts,
+for attention interleaved by key-value group. Layers of Megatron's are stacked along a first axis. Import, export,
+verification and direct loading all use this table.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Part:
     """A tensor of a Hugging Face checkpoint.
 
     Attributes:
-        name: without the prefix that its architecture gives it; `{layer}` stands for the layer's number.
+        name: without the prefix of its architecture; `{layer}` is replaced by the layer's number.
         shape: names of its sizes, see `sizes`.
     """
 
@@ -33,7 +33,7 @@ class Entry:
 
     Attributes:
         key: its name there.
-        parts: the Hugging Face tensors whose rows it holds.
+        parts: the Hugging Face tensors that it consists of.
         by_group: rows are laid out per key-value group (the group's queries, its key, its value), not part after part.
     """
 
@@ -49,13 +49,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of a part that lie together in a Megatron tensor.
+    """Rows of a part that are contiguous in a Megatron tensor.
 
     Attributes:
         part: the part.
-        part_start: first of its rows.
-        start: where that row lies in the Megatron tensor (of one layer).
-        rows: how many.
+        part_start: index of the first row in the part.
+        start: index of that row in the Megatron tensor (of one layer).
+        rows: number of rows.
     """
 
     part: Part
@@ -65,7 +65,7 @@ class Segment:
 
 
 EMBEDDING = "embed_tokens.weight"
-# The head has a name of its own in every architecture; here it has this one.
+# Every architecture has its own name for the head; this is the one used here.
 HEAD = "head.weight"
 
 _LAYER = "layers.{layer}."
@@ -141,7 +141,7 @@ NAMINGS = (
         "language_model.lm_head.weight",
         ("vision_tower.", "multi_modal_projector."),
     ),
-    # What transformers 5 calls the same tensors in memory; some tools save them so.
+    # The names of transformers 5 in memory; some tools save them.
     Naming(
         "Mistral3ForConditionalGeneration",
         "model.language_model.",
@@ -155,7 +155,7 @@ NAMING_OF_FORMAT = {"ministral3": NAMINGS[2], "nld": NAMINGS[3]}
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:
-    """The numbers behind the names in `Part.shape`."""
+    """The values of the names in `Part.shape`."""
     return {
         "vocabulary": model.vocab_size,
         "hidden": model.hidden_size,
@@ -208,7 +208,7 @@ def segments(entry: Entry, model: ModelConfig) -> tuple[Segment, ...]:
 
 @dataclass(frozen=True)
 class Named:
-    """One Hugging Face tensor of a model: its name without prefix, its part, and where Megatron has it."""
+    """A Hugging Face tensor of a model: its name without prefix, its part, and its Megatron tensor and layer."""
 
     name: str
     part: Part

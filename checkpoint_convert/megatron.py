@@ -1,13 +1,12 @@
-"""Weights of a Megatron checkpoint, read in place from its files, under any layout that wrote it.
+"""Weights of a Megatron checkpoint, memory-mapped, whatever layout wrote it.
 
 `.metadata` is a pickle: such a checkpoint is trusted input. The weights themselves are mapped from the files without
 unpickling anything; each stored piece is an uncompressed zip, whose CRC-32 is compared when the piece is first used.
-All other files are compared with the manifest before (`manifest_check`).
+All other files are compared with the manifest before.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import zipfile
 from collections import deque
@@ -19,16 +18,20 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
-from checkpoint_convert.manifest_check import refuse_damage
+from checkpoint_convert.mapped_file import map_file
 from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
-from checkpoint_convert.safetensors_file import map_file
+from checkpoint_convert.source_config import read_json
 from checkpoint_convert.stored_piece import StoredPiece
 from nld_train.config.load import model_from_dict
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.manifest import MANIFEST, find_damage, read_manifest
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
 _MOST_CHECKS = 8
+# The shards, whose pieces have their own CRC-32: comparing the manifest's checksums would read them twice.
+_SHARD = ".distcp"
+_PICKLES = (".metadata", "common.pt")
 
 
 class MegatronWeights:
@@ -38,12 +41,12 @@ class MegatronWeights:
         directory: a checkpoint of a run, or what `nld-convert import` wrote.
 
     Raises:
-        UserError: it is incomplete or damaged, or does not hold the tensors of its `model.json`; names what.
+        UserError: it is incomplete or damaged, or its tensors are not those of its `model.json`.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        refuse_damage(directory)
+        _refuse_damage(directory)
         self.model = read_model(directory)
         self._sizes, self._chunks, self._dtypes, self._storage = self._read_metadata()
         self._check_shapes()
@@ -58,7 +61,7 @@ class MegatronWeights:
         return self._dtypes[self._named[name].entry.key]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a Hugging Face tensor, put together from where Megatron has them; a view where they lie together."""
+        """Rows of a Hugging Face tensor: a view where they are contiguous in the Megatron tensor, else a copy."""
         tensor = self._named[name]
         found = []
         for segment in segments(tensor.entry, self.model):
@@ -69,7 +72,7 @@ class MegatronWeights:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def finish(self) -> None:
-        """Waits for the comparison of checksums.
+        """Waits for the checks of checksums that still run.
 
         Raises:
             UserError: a piece that was read is damaged.
@@ -78,10 +81,10 @@ class MegatronWeights:
             self._checks.popleft().result()
 
     def _megatron_rows(self, tensor: Named, start: int, stop: int) -> Tensor:
-        """Rows of a Megatron tensor in a layer, from all stored chunks that have some of them."""
+        """Rows of a Megatron tensor in a layer, from all stored chunks that contain some of them."""
         entry, layer = tensor.entry, tensor.layer
         lead = 0 if layer is None else 1
-        wanted = (stop - start, *entry_shape(entry, self.model)[1:])
+        shape = (stop - start, *entry_shape(entry, self.model)[1:])
         target = None
         for chunk in self._chunks[entry.key]:
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
@@ -92,10 +95,10 @@ class MegatronWeights:
                 continue
             data = self._chunk(entry, offsets, sizes)
             data = (data if layer is None else data[layer - offsets[0]])[first - offsets[lead] : last - offsets[lead]]
-            if tuple(data.shape) == wanted:
+            if tuple(data.shape) == shape:
                 return data
             if target is None:
-                target = torch.empty(wanted, dtype=self._dtypes[entry.key])
+                target = torch.empty(shape, dtype=self._dtypes[entry.key])
             columns = () if data.dim() == 1 else (slice(offsets[-1], offsets[-1] + sizes[-1]),)
             target[(slice(first - start, last - start), *columns)].copy_(data)
         assert target is not None  # the chunks cover the tensor: `_check_shapes`
@@ -105,7 +108,7 @@ class MegatronWeights:
         piece = self._pieces.get((entry.key, offsets))
         if piece is None:
             piece = self._pieces[entry.key, offsets] = self._locate(entry.key, offsets)
-            # Comparisons stay near what is being read, which the system then still has in memory.
+            # Checks stay close to the reading, so that the pages are still cached.
             if len(self._checks) == _MOST_CHECKS:
                 self._checks.popleft().result()
             self._checks.append(self._checker.submit(piece.check))
@@ -127,7 +130,7 @@ class MegatronWeights:
             metadata = FileSystemReader(self.directory).read_metadata()
         except FileNotFoundError as error:
             raise UserError(f"{self.directory}/.metadata: missing; the checkpoint is incomplete") from error
-        except Exception as error:  # whatever a damaged pickle brings up
+        except Exception as error:  # a damaged pickle may raise anything
             raise UserError(f"{self.directory}/.metadata: cannot be read ({error})") from error
         found = {
             key: value
@@ -156,11 +159,11 @@ class MegatronWeights:
             if found != expected and not padded:
                 raise UserError(
                     f"{self.directory}: tensor {entry.key} has shape {list(found)}, "
-                    f"but model.json means {list(expected)}"
+                    f"but model.json requires {list(expected)}"
                 )
             stored = sum(torch.Size(chunk.sizes).numel() for chunk in self._chunks[entry.key])
             if stored != torch.Size(found).numel():
-                raise UserError(f"{self.directory}: tensor {entry.key} is not stored whole")
+                raise UserError(f"{self.directory}: tensor {entry.key} is not stored completely")
 
 
 def read_model(directory: Path) -> ModelConfig:
@@ -170,11 +173,22 @@ def read_model(directory: Path) -> ModelConfig:
         UserError: it cannot be read, or another version wrote a key that may change what the weights mean.
     """
     path = directory / MODEL_FILE
+    settings = read_json(path)
     try:
-        return model_from_dict(json.loads(path.read_text()))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
+        return model_from_dict(settings)
     except UserError as error:
         raise UserError(f"{path}: {error} (damaged, or written by another version of nld-train)") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the checkpoint is damaged") from error
+
+
+def _refuse_damage(directory: Path) -> None:
+    """Compares the sizes of all files, and the content of all but the shards, with the manifest.
+
+    Raises:
+        UserError: there is no manifest, a file is not what was written, or a pickle is not in the manifest.
+    """
+    if damage := find_damage(directory, size_only=_SHARD):
+        raise UserError(f"{directory} is damaged: {damage}")
+    listed = read_manifest(directory)
+    for name in _PICKLES:
+        if (directory / name).exists() and name not in listed:
+            raise UserError(f"{directory / name}: is not in {MANIFEST}, and will not be unpickled")

@@ -1,4 +1,4 @@
-"""The `README.md` of an export: what the run that made it says of itself."""
+"""The `README.md` of an export: model, training stages, data and code versions, from the checkpoint's records."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model_card(record: Record, model: ModelConfig, name: str, output_format: str
     """The model card as Markdown.
 
     Args:
-        record: how the checkpoint came about.
+        record: what is recorded of the checkpoint.
         model: its model.
         name: of the export.
         output_format: `nld` or `ministral3`.
@@ -102,7 +102,7 @@ def _stage_table(record: Record, config: Config) -> list[str]:
 
 
 def _code(record: Record) -> list[str]:
-    """Of the code that wrote the weights, as noted beside them, and of the code that exports them."""
+    """Versions of the code that trained, as recorded in the checkpoint, and of the code that exports."""
     noted = record.directory / SOFTWARE
     trained = read_json(noted) if noted.is_file() else {}
     return [f"- Trained by {PACKAGE}, {_version(trained)}", f"- Exported by {PACKAGE}, {_version(software())}"]
@@ -128,7 +128,7 @@ def _source(source: SourceConfig) -> str:
     manifest = read_manifest(source.prefix)
     where = f"`{Path(source.prefix).name}` (weight {source.weight:g})"
     if manifest is None:
-        return f"{where}, its manifest is not at hand"
+        return f"{where}, its manifest was not found"
     return (
         f"{where}, {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
         f"tokenizer `{manifest.tokenizer_hash[:12]}`, fingerprint `{manifest.fingerprint[:12]}`"

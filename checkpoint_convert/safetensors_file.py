@@ -1,23 +1,22 @@
 """Reading a safetensors file row by row.
 
-The library checks the file's header. Its own tensors are not used: torch maps the file so that it could be written to,
-which Linux refuses for a file larger than memory.
+The library checks the file's header. Its tensors are not used: torch maps the file copy-on-write, which Linux refuses
+for a file larger than memory.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import mmap
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from checkpoint_convert.mapped_file import map_file, tensor_view
 from nld_train.errors import UserError
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -32,9 +31,9 @@ class Stored:
     """A tensor in a file.
 
     Attributes:
-        dtype: as safetensors calls it.
+        dtype: in the terms of safetensors.
         shape: of the tensor.
-        start: its first byte in the file.
+        start: offset of its first byte in the file.
     """
 
     dtype: str
@@ -46,10 +45,10 @@ class SafetensorsFile:
     """An open file.
 
     Attributes:
-        tensors: what it holds, by name.
+        tensors: its tensors by name.
 
     Raises:
-        UserError: it is missing, truncated, no safetensors file, or has two tensors of one name.
+        UserError: it is missing, truncated, not a safetensors file, or has two tensors of one name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,13 +73,10 @@ class SafetensorsFile:
         stored = self.tensors[name]
         dtype, row = _TORCH[stored.dtype], math.prod(stored.shape[1:])
         offset = stored.start + start * row * dtype.itemsize
-        if offset % dtype.itemsize:  # the format promises no alignment
+        if offset % dtype.itemsize:  # the format guarantees no alignment
             data = bytearray(self._mapping[offset : offset + (stop - start) * row * dtype.itemsize])
             return torch.frombuffer(data, dtype=dtype).view(stop - start, *stored.shape[1:])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor is it written to
-            flat = torch.frombuffer(self._mapping, dtype=dtype, count=(stop - start) * row, offset=offset)
-        return flat.view(stop - start, *stored.shape[1:])
+        return tensor_view(self._mapping, dtype, (stop - start, *stored.shape[1:]), offset)
 
     def number(self, name: str) -> float:
         """The value of a tensor that has one."""
@@ -89,15 +85,8 @@ class SafetensorsFile:
         return float(torch.frombuffer(bytearray(data), dtype=_TORCH[stored.dtype]).float().item())
 
 
-def map_file(file: BinaryIO) -> mmap.mmap:
-    """Maps a whole file for reading, with the system reading ahead as it does for plain reads."""
-    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapping.madvise(mmap.MADV_SEQUENTIAL)
-    return mapping
-
-
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; the library takes the last of several tensors of one name."""
+    """A JSON object; where a name is repeated, the library would take the last one without an error."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -1,4 +1,4 @@
-"""Writing safetensors shards row by row. The library's own writer needs every tensor of a file in memory."""
+"""Writes safetensors shards row by row. The library's own writer needs every tensor of a file in memory."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from checkpoint_convert.hugging_face import INDEX, SINGLE
+from checkpoint_convert.safetensors_file import DTYPES
 
 SHARD_BYTES = 5 * 10**9
-_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
-# The format asks that data begin at a multiple of 8; 64 lets readers map aligned tensors.
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# The format requires data to begin at a multiple of 8; with 64, mapped tensors are aligned.
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
         name: in the file.
-        shape: of the whole.
+        shape: of the tensor.
         dtype: in the file.
-        blocks: yields its rows, from first to last, in `dtype`.
+        blocks: yields its rows in order, in `dtype`.
     """
 
     name: str
@@ -64,9 +65,9 @@ def write_shards(
 
     Args:
         directory: where.
-        outputs: in the order in which they shall lie.
-        written: is told the bytes of each block.
-        shard_bytes: a file gets no larger, unless a single tensor is.
+        outputs: in the order of the files.
+        written: called with the bytes of each block.
+        shard_bytes: maximum size of a file, unless a single tensor is larger.
     """
     shards = _plan(outputs, shard_bytes)
     count = len(shards)

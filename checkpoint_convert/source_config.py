@@ -1,6 +1,6 @@
-"""Reading a Hugging Face directory's `config.json` into a `ModelConfig`. Nothing there is executed.
+"""Reads a Hugging Face directory's `config.json` into a `ModelConfig`; no code of the directory is executed.
 
-Every value is taken from the directory itself. What a `ModelConfig` cannot express is refused, not dropped.
+Every value is taken from the directory. A setting that a `ModelConfig` cannot express is an error, not ignored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from nld_train.config.schema import SIZE_KEYS, ModelConfig
 from nld_train.errors import UserError
 
 ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
-# The Ministral3 tokenizer's reserved id that stands at masked positions (reference section 1).
+# The reserved id of the Ministral3 tokenizer that is the mask token (docs/method.md, "Objective").
 MINISTRAL3_MASK_TOKEN = 100
 
-# Settings of the decoder that only have one supported value; absent means that value.
+# Settings of the decoder with one supported value, which is also the default.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "sliding_window": (None,),
@@ -30,10 +30,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """What a Hugging Face directory says of its model.
+    """The configuration files of a Hugging Face directory.
 
     Attributes:
-        directory: where it lies.
+        directory: of the model.
         architecture: one of `ARCHITECTURES`.
         outer: the whole `config.json`.
         text: the part that describes the text decoder; the same as `outer` where there is no wrapper.
@@ -53,7 +53,7 @@ class SourceConfig:
 
     @property
     def dtype(self) -> str:
-        """Name of the type that the model computes in, which quantised weights unfold to."""
+        """Name of the type that the model computes in, which quantised weights are dequantised to."""
         for config in (self.text, self.outer):
             if name := config.get("dtype") or config.get("torch_dtype"):
                 return str(name).removeprefix("torch.")
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: it cannot be read, or is something else.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{path}: is nested too deeply to be read") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object, not {type(value).__name__}")
+        raise UserError(f"{path}: must be a JSON object, not {type(value).__name__}")
     return value
 
 
@@ -105,7 +105,7 @@ def read_source_config(directory: Path) -> SourceConfig:
 def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
     text = outer.get("text_config")
     if not isinstance(text, dict):
-        raise UserError(f"{path}: has no text_config, which {outer['architectures'][0]} needs")
+        raise UserError(f"{path}: has no text_config, which {outer['architectures'][0]} requires")
     if text.get("model_type") != "ministral3":
         raise UserError(
             f"{path}: text_config.model_type {text.get('model_type')!r} is not supported; it must be 'ministral3'"
@@ -114,15 +114,15 @@ def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_config(source: SourceConfig, mask_token_id: int | None = None) -> ModelConfig:
-    """The model as the settings of a run describe it.
+    """The model in the terms of a run's configuration.
 
     Args:
-        source: what the directory says.
-        mask_token_id: for a model that names none; None takes that of the Ministral3 tokenizer, or the last id of a
+        source: the directory's configuration.
+        mask_token_id: for a model whose config has none; None is that of the Ministral3 tokenizer, or the last id of a
             smaller vocabulary.
 
     Raises:
-        UserError: a value is missing or wrong, or says what a `ModelConfig` cannot; names the key.
+        UserError: a value is missing, wrong, or cannot be expressed in a `ModelConfig`; names the key.
     """
     text, path = source.text, source.directory / "config.json"
     for key, valid in _FIXED.items():
@@ -157,7 +157,7 @@ def _refuse_layer_types(path: Path, text: dict[str, Any]) -> None:
 def _mask_token(source: SourceConfig, vocabulary: int, given: int | None) -> int:
     token, remedy = source.text.get("mask_token_id"), "correct it in config.json"
     if token is None:
-        token, remedy = given, "name another one with --mask-token-id"
+        token, remedy = given, "give another one with --mask-token-id"
     if token is None:
         token = min(MINISTRAL3_MASK_TOKEN, vocabulary - 1)
     if not is_token(token, vocabulary):
@@ -168,9 +168,9 @@ def _mask_token(source: SourceConfig, vocabulary: int, given: int | None) -> int
 
 
 def _token_ids(source: SourceConfig, vocabulary: int) -> dict[str, int]:
-    """First, last and padding token; where `config.json` leaves one open, the generation config's, else Ministral3's.
+    """First, last and padding token: of `config.json`, else of the generation config, else Ministral3's.
 
-    A list of stop tokens stays whole in the generation config; the first of them ends documents.
+    Of a list of stop tokens the first one ends documents; the generation config keeps the list.
     """
     found: dict[str, int] = {}
     for key, default in (("eos_token_id", 2), ("bos_token_id", 1), ("pad_token_id", 11)):

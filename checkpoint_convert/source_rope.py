@@ -19,7 +19,7 @@ _ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "attention_factor": (None,),
     "truncate": (None, True),
 }
-# The same where `keeps_lengths`: other programs' ways to say it.
+# The same where `keeps_lengths`, with the keys of other programs.
 _UNSCALED: dict[str, tuple[Any, ...]] = {"attention_factor": (None, 1), "apply_yarn_scaling": (None, False)}
 _ROPE_ALIASES = ("type", "max_position_embeddings")
 # Numbers that may be missing; `transformers` reads a multiplier of 0 as none.
@@ -32,7 +32,7 @@ def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
 
     Raises:
         UserError: a rope_type other than `ROPE_TYPES`, a missing value, or a setting that changes the result and has no
-            place in `RopeParameters`.
+            field in `RopeParameters`.
     """
     given = _given_rope(path, text)
     rope_type = _rope_type(given)
@@ -75,9 +75,9 @@ def keeps_lengths(rope: dict[str, Any]) -> bool:
 
 
 def _normalised(values: dict[str, Any]) -> RopeParameters:
-    """One form for one meaning: plain rotary embedding without a query scale has no length of its own.
+    """One form for equal embeddings: a plain rotary embedding without a query scale has no original length.
 
-    Our export writes a scale of 0 there, because `transformers` computes with the value without asking for it.
+    An export has a scale of 0 there, because `transformers` always computes with these values.
     """
     if values["rope_type"] == "default" and not values["llama_4_scaling_beta"]:
         values = {"rope_type": "default", "rope_theta": values["rope_theta"]}

@@ -1,7 +1,7 @@
-"""Values of a Hugging Face directory's JSON files, of the type and in the range that a model needs.
+"""Checks type and range of values in a Hugging Face directory's JSON files.
 
-Each function takes the file for its message, the object that holds the value, and the key; it raises a `UserError`
-that names all three and says what would be right.
+Each function takes the file for its message, the object that has the value, and the key; it raises a `UserError` that
+names file, key and value and the valid range.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def positive_integer(path: Path, config: dict[str, Any], key: str) -> int:
 
 
 def number(path: Path, config: dict[str, Any], key: str, from_zero: bool = False) -> float:
-    """A finite number above 0, or `from_zero`; what Python reads as JSON may be NaN, infinite or an endless integer."""
+    """A finite number above 0, or `from_zero`; Python also reads NaN, infinity and huge integers as JSON."""
     value = config.get(key)
     found = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if (found > 0 or from_zero) and 0 <= found <= sys.float_info.max:
@@ -34,7 +34,7 @@ def number(path: Path, config: dict[str, Any], key: str, from_zero: bool = False
 
 
 def shown(config: dict[str, Any], key: str) -> str:
-    """A value as it stands in the file, for a message."""
+    """A value as it is written in the file, for a message."""
     return json.dumps(config[key]) if key in config else "missing"
 
 
@@ -49,7 +49,7 @@ def named_tokens(path: Path, config: dict[str, Any], key: str, vocabulary: int) 
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(is_token(token, vocabulary) for token in ids):
         raise UserError(
-            f"{path}: {key} must be an id of the vocabulary of {vocabulary}, or a list of such, "
+            f"{path}: {key} must be an id of the vocabulary of {vocabulary}, or a list of them, "
             f"but is {shown(config, key)}"
         )
     return list(ids)

@@ -1,4 +1,4 @@
-"""A destination that is either whole or not there, and what is shown while it is written."""
+"""Atomic writing of a destination directory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,23 +17,22 @@ from nld_train.files import synchronise, synchronise_all
 # Beside the weights: configuration, tokenizer, metadata and what the file system itself needs.
 _SLACK_BYTES = 64 << 20
 _FLUSH_SECONDS = 0.1
-# What file systems answer that have no locks: some over a network, some in user space.
+# Errors of file systems without locks: some over a network, some in user space.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
 
 @contextmanager
 def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
-    """Yields an empty directory beside `destination`, which takes its name when the block ends without an error.
+    """Yields an empty directory that becomes `destination` when the block ends without an error.
 
-    What an interrupted conversion has left there is removed first. Its name is `destination` with `.tmp` behind.
+    Until then it is named `destination` with `.tmp` appended. Remains of an interrupted conversion are removed first.
 
     Args:
         destination: must not exist.
-        needed_bytes: of what will be written.
+        needed_bytes: that will be written.
 
     Raises:
-        UserError: the destination exists, its place cannot be written or has too little space, or another conversion
-            is writing there.
+        UserError: the destination exists, cannot be written or has too little space, or another conversion writes it.
     """
     if destination.exists():
         raise UserError(f"{destination}: exists already; remove it, or name another destination")
@@ -57,12 +56,12 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _locked(destination: Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends; it is on `DST.tmp.lock`, which is there meanwhile.
+    """Takes a lock on the file `DST.tmp.lock`; the system releases it when the process ends.
 
-    A file of its own, because over NFS only what is open for writing can be locked, and a directory cannot.
+    A separate file, because over NFS only a file that is open for writing can be locked, and a directory cannot.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process has it.
     """
     path = destination.with_name(f"{destination.name}.tmp.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -78,7 +77,7 @@ def _locked(destination: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Whether this process may write: nobody else holds the lock, as far as the file system can tell."""
+    """Whether this process may write: no other has the lock, as far as the file system can tell."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,7 +85,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    # Whoever had it removes the file at the end: a lock on what has been removed keeps nobody out.
+    # The process that had the lock removes the file at the end: a lock on a removed file excludes nobody.
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
@@ -112,13 +111,13 @@ def _check_space(destination: Path, needed_bytes: int) -> None:
 
 @contextmanager
 def _written_behind(directory: Path) -> Iterator[None]:
-    """Sends files to the disk while more is being computed, so that the last synchronisation waits for little."""
+    """Synchronises files in the background while more is written, so that the last synchronisation is short."""
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(_FLUSH_SECONDS):
             for path in directory.iterdir():
-                with suppress(OSError):  # renamed meanwhile; `_finish` reports what cannot be written
+                with suppress(OSError):  # renamed meanwhile; `_finish` reports errors
                     synchronise(path)
 
     thread = threading.Thread(target=work, name="write-behind", daemon=True)
@@ -131,22 +130,9 @@ def _written_behind(directory: Path) -> Iterator[None]:
 
 
 def _finish(temporary: Path, destination: Path) -> None:
-    """Everything on disk first, then the name."""
+    """Renames the directory once everything in it is on disk."""
     synchronise_all(temporary)
     if destination.exists():
         raise UserError(f"{destination}: has appeared meanwhile; remove it and convert again")
     os.rename(temporary, destination)
     synchronise(destination.parent)
-
-
-@contextmanager
-def progress_bar(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on a terminal's standard error; yields a function that is told how many bytes are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total_bytes)
-        yield lambda count: progress.update(task, advance=count)

@@ -1,10 +1,9 @@
-"""A tensor in a file of a Megatron checkpoint, read in place: a zip archive with one uncompressed storage."""
+"""A tensor in a mapped file of a Megatron checkpoint: a zip archive with one uncompressed storage."""
 
 from __future__ import annotations
 
 import io
 import mmap
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from checkpoint_convert.mapped_file import tensor_view
 from nld_train.errors import UserError
 
 _LOCAL_HEADER_BYTES = 30
@@ -29,7 +29,7 @@ class StoredPiece:
         length: of the archive.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is not there, or not whole.
+        ValueError, zipfile.BadZipFile: it is missing or truncated.
     """
 
     def __init__(self, path: Path, key: str, mapping: mmap.mmap, offset: int, length: int) -> None:
@@ -40,7 +40,7 @@ class StoredPiece:
         name, extra = (int.from_bytes(mapping[header + at : header + at + 2], "little") for at in (26, 28))
         start = header + _LOCAL_HEADER_BYTES + name + extra
         if start + record.file_size > offset + length or record.compress_type != zipfile.ZIP_STORED:
-            raise ValueError("the stored tensor does not lie in its piece")
+            raise ValueError("the stored tensor is not inside its piece")
         self.crc = record.CRC
         self.data = memoryview(mapping)[start : start + record.file_size]
 
@@ -50,9 +50,7 @@ class StoredPiece:
             raise UserError(
                 f"{self.path}: {self.key} has {len(self.data)} bytes, which is not {list(sizes)} of {dtype}"
             )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # nor is it written to
-            return torch.frombuffer(self.data, dtype=dtype).view(sizes)
+        return tensor_view(self.data, dtype, sizes)
 
     def check(self) -> None:
         """Compares the checksum.

@@ -1,4 +1,4 @@
-"""`nld-convert verify`: whether two checkpoints of either kind hold the same model."""
+"""`nld-convert verify`: whether two checkpoints of either kind are the same model."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _RANDOM_TOKENS = 32
 _SEED = 1234
 _SHOWN = 10
 _PRINTED_WIDTH = 120
-# What a model is called, and how it was or will be trained or filled up, is not the model.
+# Name, initialisation and token ids do not change what the model computes.
 _NOT_COMPARED = ("name", "initializer_range", "mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two things of one name differ.
+    """How two tensors of one name, or their logits, differ.
 
     Attributes:
         name: of the tensor, or of the tokens that logits were computed for.
         largest: largest absolute difference; nan where only one of them is not finite.
         scale: largest absolute value of the first.
-        unequal: how many values differ.
-        count: how many there are.
-        agrees: whether that is within what is allowed.
+        unequal: number of values that differ.
+        count: number of values.
+        agrees: whether the difference is within the tolerance.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verification:
-    """What the comparison found."""
+    """Result of a comparison: settings that differ, and all tensors and logits."""
 
     settings: list[str]
     tensors: list[Difference]
@@ -60,24 +60,24 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether settings, tensors and logits all do."""
+        """Whether settings, tensors and logits all agree."""
         return not self.settings and all(found.agrees for found in (*self.tensors, *self.logits))
 
 
 def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
-    """Compares two checkpoints: settings that mean something, every tensor, and logits.
+    """Compares two checkpoints: settings that change what is computed, every tensor, and logits.
 
     Tensors agree when they are equal, after both are rounded to the less precise of their two types. Logits are
-    computed in float32 from those same values, and agree within 1e-5 of their largest; random tokens are placed at the
-    beginning and again where the query scale of long contexts changes.
+    computed in float32 from the same values, and agree within 1e-5 of their largest; random tokens are at the first
+    positions and again where the query scale of long contexts changes.
 
     Args:
         first: a checkpoint of either kind, or a run directory.
         second: another.
-        tokens: `random`, or a file of token ids, as JSON or separated by space.
+        tokens: `random`, or a file of token ids, as JSON or separated by spaces.
 
     Raises:
-        UserError: one of them cannot be read, or the shapes or tokens do not fit.
+        UserError: one of them cannot be read, their shapes differ, or a token is not in the vocabulary.
     """
     one = open_weights(first)
     two = open_weights(second, one.model.mask_token_id)
@@ -132,7 +132,7 @@ def _maximum(so_far: float, values: Tensor) -> float:
 def _compare_logits(one: Weights, two: Weights, name: str, tokens: Tensor, positions: Tensor) -> Difference:
     largest = scale = 0.0
     unequal = count = 0
-    # Weights are rounded alike on both sides, so that only what is computed with them can differ.
+    # Weights are rounded alike on both sides, so that only differences of settings and tensors show.
     rounding = partial(_common, one, two)
     blocks = (logit_blocks(weights, tokens, positions, rounding) for weights in (one, two))
     for a, b in zip(*blocks, strict=True):
@@ -149,7 +149,7 @@ def _tokens(given: str, model: ModelConfig) -> list[tuple[str, Tensor, Tensor]]:
         return [(f"logits of {given}", tokens, torch.arange(tokens.shape[1])[None])]
     generator = torch.Generator().manual_seed(_SEED)
     tokens = torch.randint(model.vocab_size, (1, _RANDOM_TOKENS), generator=generator)
-    # Across the place where the query scale takes its first step, or the last position that the model is meant for.
+    # Across the first step of the query scale, or the last position of the context length.
     beyond = model.rope_parameters.original_max_position_embeddings or model.max_position_embeddings
     starts = (0, max(_RANDOM_TOKENS, beyond - _RANDOM_TOKENS // 2))
     return [(f"logits, positions from {s}", tokens, torch.arange(s, s + _RANDOM_TOKENS)[None]) for s in starts]
@@ -162,14 +162,14 @@ def _read_tokens(path: Path, vocabulary: int) -> Tensor:
     except OSError as error:
         raise UserError(f"--tokens {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"--tokens {path}: must hold token ids, as JSON or separated by space ({error})") from error
+        raise UserError(f"--tokens {path}: must contain token ids, as JSON or separated by spaces ({error})") from error
     if not ids or not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
-        raise UserError(f"--tokens {path}: must hold at least one token id, all from 0 to {vocabulary - 1}")
+        raise UserError(f"--tokens {path}: must contain at least one token id, all from 0 to {vocabulary - 1}")
     return torch.tensor([ids])
 
 
 def print_verification(found: Verification) -> None:
-    """Prints a table of the largest differences and the verdict."""
+    """Prints a table of the largest differences, and whether the checkpoints agree."""
     from rich.console import Console
     from rich.table import Table
 
@@ -180,8 +180,8 @@ def print_verification(found: Verification) -> None:
     table.add_column("")
     ordered = sorted(found.tensors, key=lambda d: (d.agrees, -(math.inf if math.isnan(d.largest) else d.largest)))
     for row in (*ordered[:_SHOWN], *found.logits):
-        verdict = "agrees" if row.agrees else "differs"
-        table.add_row(row.name, f"{row.largest:.3e}", f"{row.scale:.3e}", f"{row.unequal} of {row.count}", verdict)
+        result = "agrees" if row.agrees else "differs"
+        table.add_row(row.name, f"{row.largest:.3e}", f"{row.scale:.3e}", f"{row.unequal} of {row.count}", result)
     console = Console()
     if not console.is_terminal:
         console.width = _PRINTED_WIDTH

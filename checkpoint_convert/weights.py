@@ -1,4 +1,4 @@
-"""What both kinds of checkpoint offer: rows of named tensors, without holding more than was asked for."""
+"""The common interface of both kinds of checkpoint: rows of named tensors, read on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from checkpoint_convert.mapping import Entry, part_name, part_shape, segments
 from nld_train.config.schema import ModelConfig
 
-# Rows are copied and converted in blocks of about so many bytes.
+# Rows are copied and converted in blocks of about this size.
 BLOCK_BYTES = 16 << 20
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -44,7 +44,7 @@ def fill_rows(
     Args:
         weights: where the parts are.
         entry: the Megatron tensor.
-        layer: of a tensor that is there per layer.
+        layer: of a tensor that each layer has; else None.
         start: row of the Megatron tensor (of this layer) that becomes `target[0]`.
         target: `[rows]` or `[rows, columns]`.
         columns: which columns of the parts; all of a tensor without columns.

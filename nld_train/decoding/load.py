@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from nld_train.config.compose import compose_config
-from nld_train.config.schema import Config, ModelConfig
+from nld_train.config.schema import Config
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
-from nld_train.model.adapter_files import read_shape, read_tensors
+from nld_train.model.adapter_files import read_shape, read_tensors, resolve_adapter
 from nld_train.training.checkpoint.manifest import find_damage
 from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
 
@@ -94,7 +94,7 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
         raise UserError(f"{directory} is damaged: {damage}")
     model, record = read_model(directory), read_record(directory)
     config = layout.applied(replace(compose_config(), model=model))
-    adapter = _find_adapter(directory, adapter, model)
+    adapter = resolve_adapter(directory, model, adapter)
     generation = record.origin.generation if record.origin is not None else {}
     return Source(
         directory=directory,
@@ -134,13 +134,6 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
             yield engine
 
 
-def _find_adapter(directory: Path, given: Path | None, model: ModelConfig) -> Path | None:
-    """The adapter that was asked for, or the one beside the weights, if there is one; checked against the model."""
-    from checkpoint_convert.adapter import adapter_beside, require_adapter
-
-    return adapter_beside(directory, model) if given is None else require_adapter(given, model)
-
-
 def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
     from checkpoint_convert.source_config import model_config, read_json, read_source_config
     from nld_train.library_warnings import quiet_transformers
@@ -157,7 +150,7 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
     for key in ("vocab_size", "mask_token_id", "max_position_embeddings"):
         if not isinstance(config.get(key), int):
             raise UserError(f"{directory}/config.json: {key} is missing or not an integer")
-    adapter = _find_adapter(directory, adapter, model_config(read_source_config(directory)))
+    adapter = resolve_adapter(directory, model_config(read_source_config(directory)), adapter)
     return Source(
         directory=directory,
         description=Description(

@@ -6,6 +6,7 @@ Every reader knows it: the engine here, the package in an export, and PEFT itsel
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,37 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 def find_adapter(path: Path) -> Path | None:
     """The directory of the adapter that a path means: the path itself, or `linear_spec_lora` in it; None for none."""
     return next((folder for folder in (path / DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
+
+
+def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = None) -> Path | None:
+    """The directory of the adapter to use with a model, checked against it.
+
+    Args:
+        directory: of a checkpoint or an export, whose `linear_spec_lora/` is used if there is one.
+        model: of the checkpoint.
+        given: an adapter's directory, or one with `linear_spec_lora/` in it, to use instead.
+
+    Returns:
+        None where none is given and the checkpoint has none.
+
+    Raises:
+        UserError: there is none at `given`, or see `read_shape`.
+    """
+    path = directory / DIRECTORY if given is None else given
+    if given is None and not path.is_dir():
+        return None
+    found = find_adapter(path)
+    if found is None:
+        raise UserError(f"{path}: holds no drafter adapter ({CONFIG_FILE} and {TENSOR_FILE})")
+    read_shape(found, model)
+    return found
+
+
+def copy_adapter(adapter: Path, destination: Path) -> None:
+    """Copies an adapter's two files into a new `linear_spec_lora/` of a directory."""
+    (destination / DIRECTORY).mkdir()
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        shutil.copyfile(adapter / name, destination / DIRECTORY / name)
 
 
 def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:

@@ -1,4 +1,4 @@
-"""What several files of tests start from: an import, and a run that was trained."""
+"""Fixtures of several files: an import, a trained run, and its exports."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
     folder = tmp_path_factory.mktemp("exports")
     for output_format in ("nld", "ministral3"):
-        export_checkpoint(trained, folder / output_format, output_format, say=lambda _: None)
+        export_checkpoint(trained, folder / output_format, output_format, report=lambda _: None)
     return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
 
 
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
-    """An import of `source` beside it."""
+    """An import of the directory `source`, which is next to it."""
     from hugging_face_sources import named, write_source
 
     from checkpoint_convert.importing import import_checkpoint
 
     write_source(tmp_path / "source", named("untied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     return tmp_path / "imported"

@@ -1,8 +1,8 @@
-"""Runs in an environment that has never heard of this project; prints what an export decodes as one JSON object.
+"""Runs in an environment without this project; prints what an export decodes as one JSON object.
 
 decode_an_export.py DIRECTORY REQUEST, where REQUEST is JSON with `ids` and `mask` (rows of a padded batch), `new` and
-`block`. Where there is no PEFT, what drafting with an adapter says comes in place of an answer. Reaching for the
-network ends it.
+`block`. Without PEFT the object has the error of drafting with an adapter. An access to the network
+ends the process.
 """
 
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""A virtual environment that holds some distributions and what they need, and nothing else."""
+"""A virtual environment with some distributions and their dependencies only."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 
-def make_environment(directory: Path, *wanted: str) -> Path:
+def make_environment(directory: Path, *distributions: str) -> Path:
     """Makes an environment; returns its Python.
 
     The distributions are those of this environment, linked into the new one: the pinned versions, without a package
-    index. What is not among the declared needs of `wanted`, direct and indirect, is not there.
+    index. Only direct and indirect dependencies of `distributions` are there.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(directory)], check=True)
     (packages,) = directory.glob("lib/python*/site-packages")
-    for found in _closure(wanted):
+    for found in _closure(distributions):
         for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             if not (packages / top).exists():  # a namespace that several distributions share
                 (packages / top).symlink_to(Path(str(found.locate_file(top))))
     return directory / "bin" / "python"
 
 
-def _closure(wanted: tuple[str, ...]) -> list[Distribution]:
+def _closure(distributions: tuple[str, ...]) -> list[Distribution]:
     found: dict[str, Distribution] = {}
-    waiting = [Requirement(name) for name in wanted]
+    waiting = [Requirement(name) for name in distributions]
     seen: set[str] = set()
     while waiting:
         requirement = waiting.pop()

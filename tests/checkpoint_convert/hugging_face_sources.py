@@ -1,4 +1,4 @@
-"""Small Hugging Face directories of every kind that can be imported, and what their tensors mean."""
+"""Small Hugging Face directories of every kind that can be imported, and the values of their tensors."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def shapes(text: dict[str, Any] = TEXT) -> dict[str, tuple[int, ...]]:
 
 
 def write_source(directory: Path, source: Source, text: dict[str, Any] = TEXT) -> dict[str, Tensor]:
-    """Writes a directory; returns what its tensors mean, by name without prefix, in the type they unfold to."""
+    """Writes a directory; returns the values of its tensors, dequantised, by name without prefix."""
     directory.mkdir(parents=True)
     generator = torch.Generator().manual_seed(len(source.name))
     stored: dict[str, Tensor] = {}
@@ -182,9 +182,9 @@ def write_tensors(directory: Path, tensors: dict[str, Tensor], shards: int = 1) 
     weight_map = {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        held = {name: tensors[name] for name in names[shard::shards]}
-        save_file(held, directory / file)
-        weight_map |= dict.fromkeys(held, file)
+        stored = {name: tensors[name] for name in names[shard::shards]}
+        save_file(stored, directory / file)
+        weight_map |= dict.fromkeys(stored, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 

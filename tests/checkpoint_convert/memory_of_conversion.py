@@ -21,7 +21,7 @@ def anonymous_memory() -> int:
 
 
 class Watch:
-    """Samples the memory of this process until it is told to stop."""
+    """Samples the memory of this process until `stop`."""
 
     def __init__(self) -> None:
         self.largest, self.samples = 0, 0
@@ -43,9 +43,9 @@ def main(command: str, source: Path, destination: Path) -> None:
     before = anonymous_memory()
     watch = Watch()
     if command == "import":
-        import_checkpoint(source, destination, say=lambda _: None)
+        import_checkpoint(source, destination, report=lambda _: None)
     elif command == "export":
-        export_checkpoint(source, destination, "nld", dtype="fp32", say=lambda _: None)
+        export_checkpoint(source, destination, "nld", dtype="fp32", report=lambda _: None)
     else:
         assert verify(source, destination).agrees
     watch.stop()

@@ -1,4 +1,4 @@
-"""The drafter adapter beside a checkpoint: taken along, or refused where it does not fit."""
+"""The drafter adapter of a checkpoint: copied, or refused where its shapes are not the model's."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ OTHER_ADAPTERS = {
 def test_an_adapter_of_another_model_or_rank(
     kind: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes, wanted = OTHER_ADAPTERS[kind]
+    changes, expected_text = OTHER_ADAPTERS[kind]
     adapter, out = write_drafter(tmp_path / "adapter", **changes), tmp_path / "out"
-    said = refused(capsys, ["export", str(imported), str(out), "--format", "nld", "--adapter", str(adapter)], out)
-    assert wanted in said
-    assert str(adapter) in said
+    message = refused(capsys, ["export", str(imported), str(out), "--format", "nld", "--adapter", str(adapter)], out)
+    assert expected_text in message
+    assert str(adapter) in message
     write_source(tmp_path / "model", named("nld"))
     write_drafter(tmp_path / "model" / "linear_spec_lora", **changes)
-    assert wanted in refused(capsys, ["import", str(tmp_path / "model"), str(out)], out)
+    assert expected_text in refused(capsys, ["import", str(tmp_path / "model"), str(out)], out)
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def test_plain_peft_loads_the_adapter_of_an_export(tmp_path: Path) -> None:
 
     write_source(tmp_path / "model", named("nld"))
     write_drafter(tmp_path / "model" / "linear_spec_lora")
-    import_checkpoint(tmp_path / "model", tmp_path / "imported", say=lambda _: None)
-    export_checkpoint(tmp_path / "imported", tmp_path / "out", "nld", say=lambda _: None)
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", report=lambda _: None)
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "nld", report=lambda _: None)
     plain, model = (NemotronLabsDiffusionModel.from_pretrained(tmp_path / "out", dtype=torch.float32) for _ in "ab")
     ids = torch.arange(20)[None]
     before = plain(ids).logits
@@ -70,10 +70,10 @@ def test_plain_peft_loads_the_adapter_of_an_export(tmp_path: Path) -> None:
     assert (expected - before).abs().max() > 0.1
 
 
-def test_an_adapter_travels_through_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_is_copied_by_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_source(tmp_path / "model", named("nld"))
     adapter = write_drafter(tmp_path / "model" / "linear_spec_lora")
-    import_checkpoint(tmp_path / "model", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", report=lambda _: None)
     export = ["export", str(tmp_path / "imported")]
     assert main([*export, str(tmp_path / "out"), "--format", "nld"]) == 0
     for name in ("adapter_config.json", "adapter_model.safetensors"):

@@ -59,13 +59,13 @@ def not_safetensors(source: Path) -> None:
 
 
 def duplicated_in_two_shards(source: Path) -> None:
-    held = read_tensors(source)
+    original = read_tensors(source)
     (source / "model.safetensors").unlink()
-    write_tensors(source, held, shards=3)
+    write_tensors(source, original, shards=3)
     first = source / "model-00001-of-00003.safetensors"
-    save_file({**read_tensors_of(first), Q_PROJ: held[Q_PROJ]}, first)
+    save_file({**read_tensors_of(first), Q_PROJ: original[Q_PROJ]}, first)
     second = source / "model-00002-of-00003.safetensors"
-    save_file({**read_tensors_of(second), Q_PROJ: held[Q_PROJ]}, second)
+    save_file({**read_tensors_of(second), Q_PROJ: original[Q_PROJ]}, second)
 
 
 def read_tensors_of(file: Path) -> dict[str, torch.Tensor]:
@@ -97,9 +97,9 @@ def duplicated_in_one_file_alike(source: Path) -> None:
 
 
 def missing_shard(source: Path) -> None:
-    held = read_tensors(source)
+    original = read_tensors(source)
     (source / "model.safetensors").unlink()
-    write_tensors(source, held, shards=2)
+    write_tensors(source, original, shards=2)
     (source / "model-00002-of-00002.safetensors").unlink()
 
 
@@ -216,13 +216,13 @@ def drop_head(source: Path) -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_source_is_named(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name, change, wanted = MISTAKES[mistake]
+    name, change, expected = MISTAKES[mistake]
     write_source(tmp_path / "source", named(name))
     change(tmp_path / "source")
-    said = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
-    for words in wanted:
-        assert words in said
-    assert str(tmp_path / "source") in said
+    message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
+    for words in expected:
+        assert words in message
+    assert str(tmp_path / "source") in message
 
 
 @pytest.mark.parametrize("command", ["import", "export"])
@@ -230,13 +230,13 @@ def test_a_destination_that_exists_is_refused_and_kept(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_source(tmp_path / "source", named("untied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("kept")
     source = tmp_path / ("source" if command == "import" else "imported")
     extra = ["--format", "nld"] if command == "export" else []
-    said = refused(capsys, [command, str(source), str(tmp_path / "out"), *extra], tmp_path / "out")
-    assert "exists" in said
+    message = refused(capsys, [command, str(source), str(tmp_path / "out"), *extra], tmp_path / "out")
+    assert "exists" in message
     assert (tmp_path / "out" / "mine").read_text() == "kept"
 
 
@@ -259,9 +259,9 @@ def test_too_little_space_is_seen_before_anything_is_written(
     with (tmp_path / "source" / "model.safetensors").open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + start)
-    said = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
-    assert "needs 16000.1 GB" in said
-    assert "are free" in said
+    message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
+    assert "needs 16000.1 GB" in message
+    assert "are free" in message
 
 
 def test_too_little_space_for_any_conversion(tmp_path: Path) -> None:
@@ -282,9 +282,9 @@ def files_of_at_most(count: int) -> Iterator[None]:
 
 
 def test_a_disk_that_fails_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the main thread or in the other one, of whose errors torch's writer says nothing."""
+    """In the main thread or in the other one, whose errors torch's writer ignores."""
     write_source(tmp_path / "source", named("untied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     small, large = sorted(path.stat().st_size for path in (tmp_path / "imported").glob("*.distcp"))
     assert small + 100 < large
     out = tmp_path / "out"
@@ -292,8 +292,8 @@ def test_a_disk_that_fails_in_the_middle(tmp_path: Path, capsys: pytest.CaptureF
     commands.append(["export", str(tmp_path / "imported"), str(out), "--format", "nld"])
     for command in commands:
         with files_of_at_most(large - 50):
-            said = refused(capsys, command, out)
-        assert said == f"error: {out}: cannot be written (File too large)\n"
+            message = refused(capsys, command, out)
+        assert message == f"error: {out}: cannot be written (File too large)\n"
 
 
 def test_an_unwritable_destination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,26 +328,26 @@ def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: p
         require_checkpoint(tmp_path / "run")
 
 
-def test_the_mask_token_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the option, if `config.json` holds null; by `config.json`, with which an option may only agree."""
+def test_the_mask_token_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the option, where `config.json` has null; else by `config.json`, with which an option must agree."""
     for name, source, noted in (("null", "untied", None), ("named", "nld", 66)):
         write_source(tmp_path / name, named(source))
         path = tmp_path / name / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"mask_token_id": noted}))
     for name, token in (("null", 7), ("named", 66)):
         out = tmp_path / f"{name}-out"
-        import_checkpoint(tmp_path / name, out, mask_token_id=token, say=lambda _: None)
+        import_checkpoint(tmp_path / name, out, mask_token_id=token, report=lambda _: None)
         assert json.loads((out / "model.json").read_text())["mask_token_id"] == token
     arguments = ["import", str(tmp_path / "named"), str(tmp_path / "out"), "--mask-token-id", "7"]
-    said = refused(capsys, arguments, tmp_path / "out")
-    assert said.startswith(f"error: --mask-token-id 7: {tmp_path}/named/config.json names 66")
+    message = refused(capsys, arguments, tmp_path / "out")
+    assert message.startswith(f"error: --mask-token-id 7: {tmp_path}/named/config.json has 66")
     assert main(["import", str(tmp_path / "null"), str(tmp_path / "out")]) == 0
-    assert "the model names no mask token: 66 is taken (--mask-token-id)" in capsys.readouterr().out
+    assert "the model has no mask token: 66 is used (--mask-token-id)" in capsys.readouterr().out
 
 
 def test_values_beyond_fp16_are_not_made_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_source(tmp_path / "source", named("fp32"))
     change_tensors(tmp_path / "source", {"model.norm.weight": torch.full((40,), 1e6)})
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     arguments = ["export", str(tmp_path / "imported"), str(tmp_path / "out"), "--format", "nld", "--dtype", "fp16"]
     assert "norm.weight" in refused(capsys, arguments, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named by whatever reads it, and its manifest knows every file."""
+"""Every reader names a damaged file of a checkpoint, and the manifest lists every file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def flip(path: Path) -> None:
 
 
 def flip_a_weight(imported: Path) -> None:
-    """One bit in the middle of the embedding, wherever that lies."""
+    """One bit in the middle of the embedding, in whichever file it is."""
     weight = bytes(
         read_tensors(imported.parent / "source")["model.embed_tokens.weight"].view(torch.uint8).flatten().tolist()
     )
@@ -65,10 +65,12 @@ def shorten(path: Path) -> None:
 def test_a_damaged_checkpoint_is_not_exported(
     damage: str, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change, wanted = DAMAGE[damage]
+    change, expected_text = DAMAGE[damage]
     change(imported)
-    said = refused(capsys, ["export", str(imported), str(tmp_path / "out"), "--format", "ministral3"], tmp_path / "out")
-    assert wanted in said
+    message = refused(
+        capsys, ["export", str(imported), str(tmp_path / "out"), "--format", "ministral3"], tmp_path / "out"
+    )
+    assert expected_text in message
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -76,13 +78,13 @@ def test_a_damaged_checkpoint_is_not_exported(
 def test_a_damaged_checkpoint_is_not_read(
     reader: str, damage: str, imported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change, wanted = DAMAGE[damage]
+    change, expected_text = DAMAGE[damage]
     change(imported)
     assert read(reader, imported) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert str(imported) in said
-    assert wanted.removesuffix(" (CRC-32)") in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert str(imported) in message
+    assert expected_text.removesuffix(" (CRC-32)") in message
 
 
 def read(reader: str, imported: Path) -> int:
@@ -114,8 +116,8 @@ def test_a_pickle_that_is_not_listed_is_not_read(
     del manifest["files"][".metadata"]
     (imported / "manifest.json").write_text(json.dumps(manifest))
     arguments = [command, str(imported), str(tmp_path / ("out" if command == "export" else "source"))]
-    said = refused(capsys, arguments + ["--format", "nld"] * (command == "export"), tmp_path / "out")
-    assert said == f"error: {imported}/.metadata: is not in manifest.json, and will not be unpickled\n"
+    message = refused(capsys, arguments + ["--format", "nld"] * (command == "export"), tmp_path / "out")
+    assert message == f"error: {imported}/.metadata: is not in manifest.json, and will not be unpickled\n"
 
 
 def test_the_manifest_names_every_file(imported: Path) -> None:

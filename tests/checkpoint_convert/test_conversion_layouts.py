@@ -51,12 +51,12 @@ def _meaning(source: Source, tmp_path: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_a_save_under_tp2_pp2_returns_every_tensor(source: Source, folder: Path, tmp_path: Path) -> None:
-    """In both formats, which share what reads the layout and differ in the names."""
+    """In both formats, which differ in the names of tensors only."""
     saved = folder / source.name / "saved"
     # The save pads 67 ids to 68; the export does not.
     assert MegatronWeights(saved)._sizes["output_layer.weight"] == (68, 40)
     dtype = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: None}[source.dtype]
-    # What a run saves is not known to be tied any more: the head goes out in either format.
+    # A checkpoint of a run does not record that the head was tied: both formats have a head.
     meaning, untied = _meaning(source, tmp_path), replace(source, tied=False)
     for output_format in FORMATS:
         export_checkpoint(saved, tmp_path / output_format, output_format, dtype=dtype)

@@ -24,7 +24,7 @@ from checkpoint_convert.logits import logit_blocks
 from nld_train.model.rotary import inverse_frequencies
 
 pytestmark = pytest.mark.usefixtures("groups")
-# The original length of the rotary embedding is 16: three quarters lie beyond.
+# The original length of the rotary embedding is 16: three quarters of the positions are beyond it.
 TOKENS = torch.randint(4, 66, (1, 64), generator=torch.Generator().manual_seed(5))
 ROPES = {
     "yarn": TEXT["rope_parameters"],
@@ -74,22 +74,22 @@ def test_logits_agree_on_source_import_and_export(rope: str, tied: bool, tmp_pat
 
 @pytest.mark.parametrize("rope", ROPES)
 def test_servers_read_the_same_rotary_embedding(rope: str, tmp_path: Path) -> None:
-    """What vLLM and SGLang look at beside what `transformers` does; and our own import of it."""
+    """The keys of vLLM and SGLang agree with those of `transformers`; and our own import reads them."""
     write_source(tmp_path / "source", named("fp32"), copy.deepcopy(TEXT) | {"rope_parameters": ROPES[rope]})
     import_checkpoint(tmp_path / "source", tmp_path / "imported")
     export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     given, model = ROPES[rope], open_weights(tmp_path / "imported").model
-    # Of yarn vLLM computes the paper's factor on cosines and sines, unless it is told not to.
+    # Of yarn vLLM computes the paper's factor on cosines and sines, unless `apply_yarn_scaling` is false.
     factor = given.get("factor", 1.0)
     by_paper = 1.0 if factor <= 1 else 1 + 0.1 * math.log(factor)
     unscaled = config["rope_parameters"].get("apply_yarn_scaling") is False
     assert (inverse_frequencies(model)[1] == 1 and by_paper != 1) <= unscaled
     assert unscaled <= (inverse_frequencies(model)[1] == 1)
     length = given["original_max_position_embeddings"]
-    wanted = {"beta": 0.1, "original_max_position_embeddings": length} if given["llama_4_scaling_beta"] else None
-    assert config.get("llama_4_scaling") == wanted
-    assert config.get("original_max_position_embeddings") == (length if wanted else None)
+    query_scale = {"beta": 0.1, "original_max_position_embeddings": length} if given["llama_4_scaling_beta"] else None
+    assert config.get("llama_4_scaling") == query_scale
+    assert config.get("original_max_position_embeddings") == (length if query_scale else None)
     assert open_weights(tmp_path / "out").model.rope_parameters == model.rope_parameters
 
 
@@ -141,9 +141,9 @@ def test_what_transformers_itself_saves_of_the_wrapper_is_imported(tmp_path: Pat
     torch.manual_seed(0)
     wrapper = Mistral3ForConditionalGeneration(config).eval()
     wrapper.save_pretrained(tmp_path / "source")
-    said: list[str] = []
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=said.append)
-    assert any("left aside: 15 tensors of the vision part" in line for line in said)
+    reported: list[str] = []
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=reported.append)
+    assert any("skipped: 15 tensors of the vision part" in line for line in reported)
     run = config_of(tmp_path / "imported")
     (model,) = load_model(run, tmp_path / "imported")
     with torch.no_grad():

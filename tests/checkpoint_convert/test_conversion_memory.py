@@ -40,7 +40,7 @@ def measured(command: str, source: Path, destination: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("fp8", [False, True])
 def test_converting_takes_little_anonymous_memory(fp8: bool, tmp_path: Path) -> None:
-    """The model has some 600 MiB in bf16: a conversion that held it would show."""
+    """The model has some 600 MiB in bf16: a conversion that had all of it in memory would fail."""
     meaning = write_source(tmp_path / "source", Source("large", fp8=fp8), LARGE)
     total = sum(tensor.nbytes for tensor in meaning.values())
     largest = max(tensor.nbytes for tensor in meaning.values())
@@ -50,8 +50,8 @@ def test_converting_takes_little_anonymous_memory(fp8: bool, tmp_path: Path) -> 
         found = measured(command, tmp_path / source, tmp_path / destination)
         grown = found["largest"] - found["before"]
         print(f"{command}: {grown / MIB:.0f} MiB more than before, {found['largest'] / MIB:.0f} MiB in all")
-        # The bound that is promised is the largest tensor and 2 GiB; at this size only a closer one can fail.
-        # Two writers have a buffer of 64 MiB each; what FP8 unfolds through is small, or the C library would keep it.
+        # The documented bound is the largest tensor and 2 GiB; at this size only a tighter one can fail.
+        # Two writers have a buffer of 64 MiB each; FP8 is dequantised in small blocks.
         assert grown < largest + 200 * MIB
         assert found["largest"] < largest + 2048 * MIB
     # One layer and a part of the head in float32, and what `transformers` takes when it is imported.

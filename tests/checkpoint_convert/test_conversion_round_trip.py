@@ -63,7 +63,7 @@ def test_every_tensor_returns_bit_for_bit(source: Source, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["imported", "ministral3", "nld", "source"]
 
 
-def test_the_export_of_our_format_says_what_it_needs(tmp_path: Path) -> None:
+def test_the_config_of_an_nld_export(tmp_path: Path) -> None:
     write_source(tmp_path / "source", named("nld"))
     import_checkpoint(tmp_path / "source", tmp_path / "imported")
     export_checkpoint(tmp_path / "imported", tmp_path / "out", "nld")
@@ -72,12 +72,12 @@ def test_the_export_of_our_format_says_what_it_needs(tmp_path: Path) -> None:
     assert config["model_type"] == "nemotron_labs_diffusion"
     for target in config["auto_map"].values():
         assert (tmp_path / "out" / f"{target.split('.')[0]}.py").is_file()
-    wanted = {"mask_token_id": 66, "block_size": 16, "dlm_paradigm": "bidirectional", "dlm_loss_weight": 0.25}
-    assert {key: config[key] for key in wanted} == wanted
+    expected = {"mask_token_id": 66, "block_size": 16, "dlm_paradigm": "bidirectional", "dlm_loss_weight": 0.25}
+    assert {key: config[key] for key in expected} == expected
     assert config["ar_loss_weight"] == 1.0
 
 
-def test_an_asked_for_type_rounds_once(tmp_path: Path) -> None:
+def test_a_given_type_rounds_once(tmp_path: Path) -> None:
     meaning = write_source(tmp_path / "source", named("fp32"))
     import_checkpoint(tmp_path / "source", tmp_path / "imported")
     export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3", dtype="bf16")
@@ -108,8 +108,8 @@ def test_a_shard_keeps_to_its_size_and_data_is_aligned(tmp_path: Path) -> None:
     for file in tmp_path.glob("*.safetensors"):
         header = int.from_bytes(file.read_bytes()[:8], "little")
         assert (header + 8) % 64 == 0
-        held = file.stat().st_size - header - 8
-        assert held <= 2000 or held in {t.nbytes for t in tensors.values()}
+        data_bytes = file.stat().st_size - header - 8
+        assert data_bytes <= 2000 or data_bytes in {t.nbytes for t in tensors.values()}
 
 
 def test_types_may_be_mixed_and_widen_without_loss(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_terminal_shows_progress(
         if terminal:
             monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
         imported, out = tmp_path / f"imported{terminal}", tmp_path / f"out{terminal}"
-        import_checkpoint(tmp_path / "source", imported, say=lambda _: None)
-        export_checkpoint(imported, out, "ministral3", say=lambda _: None)
+        import_checkpoint(tmp_path / "source", imported, report=lambda _: None)
+        export_checkpoint(imported, out, "ministral3", report=lambda _: None)
         shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
         total = f"{sum(value.nbytes for value in meaning.values()) / 1000:.1f}"
         assert (f"{total}/{total} kB" in shown) is terminal

@@ -1,4 +1,4 @@
-"""Checkpoints that another version of this project wrote: understood, or refused in one line."""
+"""Checkpoints that another version of this project wrote: read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLAIN_TEXT = larger(TEXT) | {"rope_parameters": {"rope_type": "default", "rope_t
 
 
 def rewrite(checkpoint: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a file of settings, under a manifest that knows it."""
+    """Changes a JSON or YAML file of a checkpoint, and updates the manifest."""
     path = checkpoint / name
     load, dump = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     settings = load(path.read_text())
@@ -35,7 +35,7 @@ def rewrite(checkpoint: Path, name: str, change: Callable[[dict[str, Any]], obje
 
 def test_an_optional_key_that_is_not_there_is_off(tmp_path: Path) -> None:
     meaning = write_source(tmp_path / "source", PLAIN, PLAIN_TEXT)
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     rewrite(tmp_path / "imported", "model.json", lambda model: model["rope_parameters"].pop("llama_4_scaling_beta"))
     assert main(["export", str(tmp_path / "imported"), str(tmp_path / "out"), "--format", "nld"]) == 0
     assert_same_bits(read_tensors(tmp_path / "out"), expected_tensors(meaning, PLAIN, "nld"))
@@ -56,19 +56,19 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_model_that_may_mean_something_else_is_refused(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change, wanted = MODELS[kind]
+    change, expected = MODELS[kind]
     write_source(tmp_path / "source", PLAIN, PLAIN_TEXT)
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     rewrite(tmp_path / "imported", "model.json", change)
     assert main(["export", str(tmp_path / "imported"), str(tmp_path / "out"), "--format", "nld"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {tmp_path}/imported/model.json: {wanted}")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path}/imported/model.json: {expected}")
+    assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def make_other(settings: dict[str, Any]) -> None:
-    """Without keys and a group that came later, with some that this version does not know."""
+    """Without keys and a group that came later, with some unknown to this version."""
     for group, key in (("diffusion", "level_scope"), ("data", "documents"), ("model", "head_dim"), ("run", "seed")):
         del settings[group][key]
     del settings["evaluation"]
@@ -91,6 +91,6 @@ def test_settings_that_are_none_are_named(trained: Path, tmp_path: Path, capsys:
     shutil.copytree(newest_checkpoint(trained), checkpoint)
     rewrite(checkpoint, "config.yaml", lambda settings: settings["batch"].update(global_size="many"))
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--format", "nld"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {checkpoint}/config.yaml: batch.global_size='many': wanted: an integer")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {checkpoint}/config.yaml: batch.global_size='many': wanted: an integer")
+    assert message.count("\n") == 1

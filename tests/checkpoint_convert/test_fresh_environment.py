@@ -34,7 +34,7 @@ def export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         down, up = tensor_names(layer)
         tensors |= {down: torch.randn(4, 120, generator=generator), up: torch.randn(40, 4, generator=generator) / 4}
     write_adapter(folder / "adapter", AdapterShape(4, 16), tensors)
-    export_checkpoint(trained, folder / "export", "nld", adapter=folder / "adapter", say=lambda _: None)
+    export_checkpoint(trained, folder / "export", "nld", adapter=folder / "adapter", report=lambda _: None)
     return folder / "export"
 
 

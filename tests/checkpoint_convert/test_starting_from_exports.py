@@ -1,4 +1,4 @@
-"""Runs that start from what the conversion wrote, and what their own exports know of it."""
+"""Runs that start from converted checkpoints, and the record of their origin in their own exports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checkpoint_convert.importing import import_checkpoint
 
 def test_a_run_starts_from_every_kind_alike(trained: Path, exports: dict[str, Path], tmp_path: Path) -> None:
     """A run, both formats of its export, and an import of one: the same weights after a step, bit for bit."""
-    import_checkpoint(exports["nld"], tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(exports["nld"], tmp_path / "imported", report=lambda _: None)
     starts = {"run": trained, **exports, "imported": tmp_path / "imported"}
     found = {}
     for name, checkpoint in starts.items():
@@ -33,7 +33,7 @@ def test_a_run_starts_from_every_kind_alike(trained: Path, exports: dict[str, Pa
 def test_stop_tokens_come_from_the_first_model(
     trained: Path, exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Through a chain of runs; and where a link of it is gone, the export says so."""
+    """Through a chain of runs; where a checkpoint of the chain is gone, the export prints a note."""
     first = tmp_path / "first"
     shutil.copytree(exports["nld"], first)
     (first / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 3]}))

@@ -1,4 +1,4 @@
-"""What training leaves, exported: the same logits everywhere, and what the run says of itself."""
+"""Exports of a trained run: the same logits everywhere, and the model card."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_verify_agrees_on_a_run_and_its_exports(trained: Path, exports: dict[str
         assert main(["verify", str(trained), str(directory)]) == 0
 
 
-def test_the_model_card_tells_the_run(trained: Path, exports: dict[str, Path]) -> None:
+def test_the_model_card_describes_the_run(trained: Path, exports: dict[str, Path]) -> None:
     card = (exports["nld"] / "README.md").read_text()
     manifest = json.loads((trained.parent / "data" / "sentences.manifest.json").read_text())
     steps = 8 * 48 * 20
@@ -72,7 +72,7 @@ def test_the_model_card_tells_the_run(trained: Path, exports: dict[str, Path]) -
 def test_the_card_names_the_code_of_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     """Not that of the last process of the run, nor that of the export."""
     shutil.copytree(newest_checkpoint(trained), tmp_path / "checkpoint")
-    for noted, wanted in (
+    for noted, expected in (
         ({"version": "0.0.7", "git_revision": "abc"}, "version 0.0.7, commit abc"),
         ({"version": "0.0.7", "git_revision": "unknown"}, "version 0.0.7, commit unknown"),
         (None, "version unknown, commit unknown"),
@@ -83,21 +83,21 @@ def test_the_card_names_the_code_of_the_checkpoint(trained: Path, tmp_path: Path
             (tmp_path / "checkpoint" / SOFTWARE).write_text(json.dumps(noted))
         (tmp_path / "checkpoint" / MANIFEST).unlink()
         write_manifest(tmp_path / "checkpoint", {})
-        export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", "nld", say=lambda _: None)
-        assert f"- Trained by nld-train, {wanted}" in (tmp_path / "out" / "README.md").read_text()
+        export_checkpoint(tmp_path / "checkpoint", tmp_path / "out", "nld", report=lambda _: None)
+        assert f"- Trained by nld-train, {expected}" in (tmp_path / "out" / "README.md").read_text()
         shutil.rmtree(tmp_path / "out")
 
 
-def test_every_checkpoint_notes_its_code(trained: Path) -> None:
+def test_every_checkpoint_records_its_code(trained: Path) -> None:
     checkpoint = newest_checkpoint(trained)
     assert json.loads((checkpoint / SOFTWARE).read_text()) == software()
     assert SOFTWARE in json.loads((checkpoint / "manifest.json").read_text())["files"]
 
 
-def test_the_tokenizer_of_an_export_is_loaded_unasked(
+def test_the_tokenizer_of_an_export_loads_without_a_question(
     exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`transformers` asks on the standard input about the model's code beside it: there is nothing to be asked."""
+    """`transformers` may ask on the standard input whether to run the model's code; a tokenizer needs none."""
     from nld_train.data.tokenizer import load_tokenizer, tokenizer_hash
 
     questions: list[object] = []  # an error here would not show: it counts as an answer

@@ -20,7 +20,7 @@ from checkpoint_convert.verify import verify
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """A source and its import."""
     write_source(tmp_path / "source", named("fp32"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     return tmp_path / "source", tmp_path / "imported"
 
 
@@ -77,7 +77,7 @@ def test_the_query_scale_shows_at_far_positions_alone(pair: tuple[Path, Path]) -
 
 def test_rounding_on_export_is_not_a_difference(pair: tuple[Path, Path], tmp_path: Path) -> None:
     _, imported = pair
-    export_checkpoint(imported, tmp_path / "bf16", "nld", dtype="bf16", say=lambda _: None)
+    export_checkpoint(imported, tmp_path / "bf16", "nld", dtype="bf16", report=lambda _: None)
     assert verify(imported, tmp_path / "bf16").agrees
     assert verify(tmp_path / "bf16", imported).agrees
     change_tensors(
@@ -105,7 +105,7 @@ def test_other_shapes_are_no_comparison(pair: tuple[Path, Path], capsys: pytest.
 
 def test_a_tied_export_agrees_with_its_untied_import(tmp_path: Path) -> None:
     write_source(tmp_path / "source", named("wrapper_tied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", say=lambda _: None)
-    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3", say=lambda _: None)
+    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3", report=lambda _: None)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is True
     assert verify(tmp_path / "imported", tmp_path / "out").agrees

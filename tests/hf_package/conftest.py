@@ -13,7 +13,7 @@ Load = Callable[..., Any]
 
 @pytest.fixture(scope="session", autouse=True)
 def offline(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is fetched, and code that `transformers` copies goes to a place of its own."""
+    """Nothing is downloaded, and `transformers` copies the code of exports to a temporary folder."""
     import transformers.dynamic_module_utils as dynamic
 
     patch = pytest.MonkeyPatch()

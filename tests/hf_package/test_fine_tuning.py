@@ -26,21 +26,21 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int) -> Tensor:
-    """Row by row, without padding, block by block: each masked token from a forward that holds nothing else."""
+    """Row by row, without padding, block by block: each masked token from a separate forward."""
     noise = draw_noise((labels != -100) & mask.bool(), torch.Generator().manual_seed(seed))
     ar, diffusion = [], []
     for row in range(len(ids)):
         real = mask[row].bool()
         text, target, masked = ids[row, real], labels[row, real], noise.masked[row, real]
         logs = model(text[None]).logits[0].log_softmax(-1)
-        ar += [-logs[place - 1, target[place]] for place in range(1, len(text)) if target[place] != -100]
+        ar += [-logs[index - 1, target[index]] for index in range(1, len(text)) if target[index] != -100]
         for start in range(0, len(text), block_size):
             end = min(start + block_size, len(text))
             noisy = torch.where(masked[start:end], MASK, text[start:end])
             whole = torch.cat([text[:start], noisy])[None]
             logs = model(whole, mode="block", block_length=end - start).logits[0].log_softmax(-1)
             diffusion += [
-                -logs[place, target[place]] / noise.probability[row, 0] for place in range(start, end) if masked[place]
+                -logs[index, target[index]] / noise.probability[row, 0] for index in range(start, end) if masked[index]
             ]
     return torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / (labels != -100).sum()
 
@@ -104,8 +104,8 @@ def test_without_the_diffusion_term_there_is_no_second_stream(load: Any, texts: 
     model.encoder.layers[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     loss = model(ids, mask, labels=labels).loss
     logs = model(ids, mask).logits.log_softmax(-1)[:, :-1]
-    wanted = (labels[:, 1:] != -100) & mask[:, :-1].bool()
-    expected = -logs.gather(-1, ids[:, 1:, None])[..., 0][wanted].mean()
+    supervised = (labels[:, 1:] != -100) & mask[:, :-1].bool()
+    expected = -logs.gather(-1, ids[:, 1:, None])[..., 0][supervised].mean()
     torch.testing.assert_close(loss, expected)
     assert lengths == [19, 19]
 
@@ -117,7 +117,7 @@ def test_nothing_to_learn_is_a_loss_of_zero(model: Any, texts: Any) -> None:
 
 
 def test_accumulated_micro_batches_are_one_batch(load: Any) -> None:
-    """`Trainer` tells the labels of the whole step; the sum over micro-batches is then the mean over all tokens."""
+    """`Trainer` passes the labels of the whole step: the sum over micro-batches is the mean over all tokens."""
     model = load()
     ids = torch.randint(6, 60, (4, 16))
     ids[2:, 10:] = 0

@@ -44,7 +44,7 @@ def test_rows_that_stop_are_padded(model: Any, prompts: Any) -> None:
 
 
 def test_stop_tokens_come_from_the_generation_config(model: Any, load: Any, tmp_path: Path) -> None:
-    """Not from the config, whose `eos_token_id` here is another, unless it names none."""
+    """Not from the config, whose `eos_token_id` is another one here, unless the generation config has none."""
     assert model.stop_tokens() == (STOP,)
     directory = write_export(tmp_path / "model")
     for text in ('{"pad_token_id": 0}', '{"eos_token_id": []}'):
@@ -124,7 +124,7 @@ def test_the_adapter_drafts_and_is_gone(load: Any, prompts: Any) -> None:
     plain = model.decode(ids, adapter=False, **settings)
     assert drafted.token_ids == plain.token_ids
     assert drafted.accepted != plain.accepted
-    # Prefill, then draft and verify in turn; with one token to go there is nothing to draft.
+    # Prefill, then draft and verify in turn; with one token left there is nothing to draft.
     plain_forwards = [one is original for one in seen]
     assert plain_forwards[:9] == [True] + [False, True] * 4
     assert plain_forwards[-1]

@@ -94,7 +94,7 @@ def test_every_tensor_has_its_name(model: Any) -> None:
 
 
 def test_a_saved_model_loads_again(load: Any, model: Any, prompts: Any, tmp_path: Path) -> None:
-    """Saved after drafting with the adapter, of which the saved weights know nothing."""
+    """Saved after drafting with the adapter, which is not part of the saved weights."""
     ids, mask = prompts
     first = load()
     first.linear_spec_generate(ids, 6, 4, attention_mask=mask)
@@ -115,15 +115,15 @@ def test_half_precision_loads(load: Any, prompts: Any) -> None:
 
 
 def test_the_adapter_is_saved_with_the_model(load: Any, export: Path, prompts: Any, tmp_path: Path) -> None:
-    """Loaded from elsewhere, used from beside the weights, or never asked for: saved as it is."""
+    """Loaded from another directory, from the model's own, or not loaded at all: saved unchanged."""
     other = write_adapter(tmp_path / "other")
     config = other / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 16', '"lora_alpha": 8'))
-    beside, used, replaced = load(), load(), load()
+    unused, used, replaced = load(), load(), load()
     assert used.drafter() is not None
     replaced.load_drafter(other)
     for name, (model, source) in {
-        "beside": (beside, export / "linear_spec_lora"),
+        "unused": (unused, export / "linear_spec_lora"),
         "used": (used, export / "linear_spec_lora"),
         "replaced": (replaced, other),
     }.items():

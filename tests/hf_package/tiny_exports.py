@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
 
 
 def random_weights(seed: int = 0, scale: float = 0.3) -> dict[str, Tensor]:
-    """Tensors under the names of reference section 6."""
+    """Tensors under the names of docs/method.md, "Exported checkpoint"."""
     generator = torch.Generator().manual_seed(seed)
     hidden, width = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     queries, keys = 4 * CONFIG["head_dim"], 2 * CONFIG["head_dim"]
@@ -53,7 +53,7 @@ def random_weights(seed: int = 0, scale: float = 0.3) -> dict[str, Tensor]:
 
 
 def write_export(directory: Path, **changes: Any) -> Path:
-    """A directory as an export leaves it, with `changes` in its config."""
+    """A directory like an export, with `changes` in its config."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [STOP], "pad_token_id": 0}))
@@ -64,7 +64,7 @@ def write_export(directory: Path, **changes: Any) -> Path:
 
 
 def write_adapter(directory: Path, rank: int = 4, target: str = "o_proj", layers: int = 2) -> Path:
-    """A drafter adapter in PEFT layout, by the names of reference section 6."""
+    """A drafter adapter in PEFT layout, with the names of docs/method.md, "Exported checkpoint"."""
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"peft_type": "LORA", "task_type": None, "r": rank, "lora_alpha": 4 * rank, "bias": "none"}
     (directory / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": [target]}))

@@ -69,4 +69,4 @@ def saved_config(directory: Path, now: Config) -> Config:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
     except UserError as error:
-        raise UserError(f"{path}: {error}; go on with the version that wrote it") from error
+        raise UserError(f"{path}: {error}; use the version that wrote it") from error
