@@ -14,9 +14,7 @@ DISAGREEMENT_STATUS = 1
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="directory with config.json and safetensors files")
     parser.add_argument("destination", type=Path, metavar="DST", help="must not exist")
-    parser.add_argument(
-        "--mask-token-id", type=int, help="id of the mask token, for a model whose config has none"
-    )
+    parser.add_argument("--mask-token-id", type=int, help="id of the mask token, for a model whose config has none")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +27,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="nld: with code for all decode modes; ministral3: autoregressive only, for stock tools",
     )
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="of the weights (default: the checkpoint's)")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="directory of the tokenizer (default: the checkpoint's)")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="directory of the tokenizer (default: the checkpoint's)"
+    )
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="directory of the drafter adapter (default: the checkpoint's)"
     )
