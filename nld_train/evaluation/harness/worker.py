@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nld_train.decoding.algorithms.options import DecodeOptions
 from nld_train.decoding.algorithms.stop_strings import stopping
@@ -26,6 +23,7 @@ from nld_train.evaluation.harness.requests import (
     Scoring,
 )
 from nld_train.evaluation.harness.settings import EvaluationSettings
+from nld_train.progress import progress_bar
 
 
 class Worker:
@@ -61,7 +59,7 @@ class Worker:
             return score_exactly(self.engine, requests, self.settings.batch_size, completed)
 
     def _bar(self, what: str, requests: Sequence[Any]) -> AbstractContextManager[OnCompleted]:
-        return _progress_bar(what, len(requests), self.shows_progress)
+        return progress_bar(what, len(requests), shown=self.shows_progress)
 
     def _bounds(self, requests: Sequence[Scoring], with_greedy: bool) -> list[Score]:
         engine, settings = self.engine, self.settings
@@ -104,14 +102,3 @@ class Worker:
             adapter=self.settings.adapter,
             **stopping(self.source.tokenizer, settings.stop_strings, self.source.stop_tokens),
         )
-
-
-@contextmanager
-def _progress_bar(description: str, total: int, shown: bool) -> Iterator[OnCompleted]:
-    """A bar on standard error, if that is a terminal and the bar is `shown`; a full bar stays on the terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = not (shown and console.is_terminal)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
