@@ -78,8 +78,9 @@ def test_every_page_is_listed_in_the_readme() -> None:
 
 
 def test_metrics_page_names_every_key() -> None:
-    source = (ROOT / "nld_train/training/metrics/records.py").read_text()
-    written = re.findall(r'^ +"(\w+)":', source, re.MULTILINE)
+    training = ROOT / "nld_train/training"
+    sources = [training / "metrics/records.py", *(training / "stages").glob("*_trainer.py")]
+    written = [key for path in sources for key in re.findall(r'^ +"(\w+)":', path.read_text(), re.MULTILINE)]
     assert len(written) > 25
     page = (ROOT / "docs/training.md").read_text()
     for key in written:
