@@ -68,7 +68,7 @@ class Stepper:
         steps of a run have the same borders, and each makes its mask anew.
         """
         if self.config.data.documents == "isolate":
-            flex.forget_masks()
+            flex.clear_masks()
         samples, stage_config = self.samples[stage], self.config.stages[stage]
         settings = stream_settings(self.config, stage_config, self.dtype, self.device)
         clip = self.config.optimizer.clip_grad

@@ -8,28 +8,28 @@ from collections.abc import Callable, Sequence
 Documents = Sequence[int]
 
 
-def position_in_document(documents: Documents, place: int) -> int:
-    """Tokens of the same document directly before this one."""
+def position_in_document(documents: Documents, index: int) -> int:
+    """Number of tokens of the same document directly before this one."""
     position = 0
-    while place - position > 0 and documents[place - position - 1] == documents[place]:
+    while index - position > 0 and documents[index - position - 1] == documents[index]:
         position += 1
     return position
 
 
-def block_of(documents: Documents, place: int, block_size: int) -> tuple[int, int]:
+def block_of(documents: Documents, index: int, block_size: int) -> tuple[int, int]:
     """A name for a token's block: where its document starts, and the block counted from there."""
-    position = position_in_document(documents, place)
-    return place - position, position // block_size
+    position = position_in_document(documents, index)
+    return index - position, position // block_size
 
 
 def may_see(documents: Documents, block_size: int, two_streams: bool, query: int, key: int) -> bool:
     """Whether the token at `query` of the stacked streams sees the one at `key`: the three cases, one after another."""
     length = len(documents)
     noisy_query, noisy_key = (two_streams and index < length for index in (query, key))
-    place, other = query % length, key % length
-    if documents[place] != documents[other]:
+    index, other = query % length, key % length
+    if documents[index] != documents[other]:
         return False
-    document, block = block_of(documents, place, block_size)
+    document, block = block_of(documents, index, block_size)
     other_document, other_block = block_of(documents, other, block_size)
     assert document == other_document
     if noisy_query and noisy_key:
@@ -38,7 +38,7 @@ def may_see(documents: Documents, block_size: int, two_streams: bool, query: int
         return other_block < block
     if noisy_key:
         return False
-    return other <= place
+    return other <= index
 
 
 def visibility(documents: Documents, block_size: int, two_streams: bool) -> list[list[bool]]:

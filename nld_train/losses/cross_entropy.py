@@ -1,4 +1,4 @@
-"""Cross-entropy of selected rows under a vocabulary-parallel head, in chunks, without ever holding all logits."""
+"""Cross-entropy of selected rows under a vocabulary-parallel head, with the logits of one chunk in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def chunked_nll(
     nll_of_logits: LogitsToNll,
     chunk_rows: int,
 ) -> Tensor:
-    """Negative log-likelihood of each row's target, logits being made and dropped `chunk_rows` rows at a time.
+    """Negative log-likelihood of each row's target; logits exist for `chunk_rows` rows at a time.
 
-    With more than one chunk, logits are computed again in the backward pass instead of being kept: memory is
-    `chunk_rows x V` (over the tensor-parallel size), for one more product with the head.
+    With more than one chunk, logits are recomputed in the backward pass: memory is `chunk_rows x V` (over the
+    tensor-parallel size), for one more product with the head.
 
     Args:
         rows: hidden states `[n, h]` of the supervised rows, after the final norm.
@@ -44,10 +44,10 @@ def chunked_nll(
 
 
 def vocabulary_parallel_nll(vocab_size: int) -> LogitsToNll:
-    """Cross-entropy over a vocabulary that is cut over tensor-parallel ranks, in float32.
+    """Vocabulary-parallel cross-entropy in float32.
 
     Args:
-        vocab_size: the real size; columns beyond it only pad the vocabulary for the cut and get no probability.
+        vocab_size: the real size; columns beyond it only pad the vocabulary and get no probability.
 
     Returns:
         A function from this rank's logits `[m, V_padded / tensor]` and global targets `[m]` to float32 `[m]`. Every
@@ -63,7 +63,7 @@ def vocabulary_parallel_nll(vocab_size: int) -> LogitsToNll:
         if padding < logits.shape[-1]:
             is_padding = torch.arange(logits.shape[-1], device=logits.device) >= padding
             logits = logits.masked_fill(is_padding, float("-inf"))
-        # The kernel wants [sequence, batch, vocabulary].
+        # The kernel takes [sequence, batch, vocabulary].
         return vocab_parallel_cross_entropy(logits.unsqueeze(1), targets.unsqueeze(1)).squeeze(1)
 
     return nll

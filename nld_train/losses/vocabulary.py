@@ -1,6 +1,7 @@
-"""Questions to logits whose vocabulary is cut over tensor-parallel ranks: the likeliest tokens, chosen ones, a draw.
+"""Operations on vocabulary-parallel logits: most likely tokens, the logits of given tokens, and sampling.
 
-Every rank of a group gets the same answers: what decides is gathered, so that it has the same bits everywhere.
+Every tensor-parallel rank gets the same results: they are computed from all-gathered values, which have the same bits
+everywhere.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ class VocabularyShard:
     """This rank's columns of the logits.
 
     Args:
-        vocab_size: the real size; columns beyond it only pad the vocabulary for the cut.
-        mask_token_id: is never predicted (reference section 7).
+        vocab_size: the real size; columns beyond it only pad the vocabulary to a multiple of the tensor-parallel size.
+        mask_token_id: is never predicted (docs/method.md, "Decoding").
     """
 
     def __init__(self, vocab_size: int, mask_token_id: int) -> None:
@@ -30,19 +31,19 @@ class VocabularyShard:
     def allowed(self, logits: Tensor) -> Tensor:
         """`[m, V / tensor]` in float32, minus infinity at padding and at the mask token."""
         columns = torch.arange(logits.shape[-1], device=logits.device) + self._first(logits)
-        silent = (columns >= self.vocab_size) | (columns == self.mask_token_id)
-        return logits.float().masked_fill(silent, float("-inf"))
+        excluded = (columns >= self.vocab_size) | (columns == self.mask_token_id)
+        return logits.float().masked_fill(excluded, float("-inf"))
 
     @torch.no_grad()
     def top(self, logits: Tensor, count: int) -> Tensor:
-        """The likeliest tokens of each row, best first: int64 `[m, min(count, vocab_size - 1)]`.
+        """The most likely tokens of each row, best first: int64 `[m, min(count, vocab_size - 1)]`.
 
         Args:
             logits: from `allowed`.
-            count: how many; the mask token and padding are none of them.
+            count: how many; the mask token and padding are never among them.
         """
         values, columns = logits.topk(min(count, logits.shape[-1]), dim=-1)
-        values, tokens = self._gathered(values), self._gathered(columns + self._first(logits))
+        values, tokens = self._all_gather(values), self._all_gather(columns + self._first(logits))
         best = values.topk(min(count, self.vocab_size - 1), dim=-1).indices
         return tokens.gather(-1, best)
 
@@ -51,8 +52,8 @@ class VocabularyShard:
         from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 
         columns = tokens - self._first(logits)
-        mine = (columns >= 0) & (columns < logits.shape[-1])
-        values = logits.gather(-1, columns.clamp(0, logits.shape[-1] - 1)).masked_fill(~mine, 0.0)
+        on_rank = (columns >= 0) & (columns < logits.shape[-1])
+        values = logits.gather(-1, columns.clamp(0, logits.shape[-1] - 1)).masked_fill(~on_rank, 0.0)
         if self._ranks == 1:
             return values
         whole: Tensor = reduce_from_tensor_model_parallel_region(values)
@@ -60,29 +61,30 @@ class VocabularyShard:
 
     @torch.no_grad()
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Samples a token of each row at temperature 1, by inversion of the distribution function.
+        """Samples a token of each row at temperature 1, by inversion of the cumulative distribution.
 
         Args:
             logits: from `allowed`.
-            uniform: float64 `[m]` in [0, 1). Float64, so that layouts differ in no draw.
+            uniform: float64 `[m]` in [0, 1). Float64, so that all layouts draw the same tokens.
 
         Returns:
             int64 `[m]`.
         """
-        highest = self._gathered(logits.amax(-1, keepdim=True)).amax(-1, keepdim=True)
+        highest = self._all_gather(logits.amax(-1, keepdim=True)).amax(-1, keepdim=True)
         cumulative = (logits - highest).double().exp().cumsum(-1)
-        masses = self._gathered(cumulative[:, -1:]).cumsum(-1)
-        wanted = uniform[:, None] * masses[:, -1:]
-        owner = torch.searchsorted(masses, wanted, right=True).clamp(max=self._ranks - 1)
-        before = torch.cat([torch.zeros_like(wanted), masses], dim=-1).gather(-1, torch.full_like(owner, self._rank))
-        columns = torch.searchsorted(cumulative, wanted - before, right=True).clamp(max=logits.shape[-1] - 1)
-        tokens = self._gathered(columns + self._first(logits))
+        masses = self._all_gather(cumulative[:, -1:]).cumsum(-1)
+        threshold = uniform[:, None] * masses[:, -1:]
+        owner = torch.searchsorted(masses, threshold, right=True).clamp(max=self._ranks - 1)
+        before = torch.cat([torch.zeros_like(threshold), masses], dim=-1).gather(-1, torch.full_like(owner, self._rank))
+        columns = torch.searchsorted(cumulative, threshold - before, right=True).clamp(max=logits.shape[-1] - 1)
+        tokens = self._all_gather(columns + self._first(logits))
         return tokens.gather(-1, owner).squeeze(-1)
 
     def _first(self, logits: Tensor) -> int:
+        """The rank's first column."""
         return int(self._rank * logits.shape[-1])
 
-    def _gathered(self, part: Tensor) -> Tensor:
+    def _all_gather(self, part: Tensor) -> Tensor:
         """The ranks' `[m, n]` side by side, `[m, n * tensor]`, in the order of their columns."""
         if self._ranks == 1:
             return part

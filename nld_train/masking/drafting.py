@@ -27,7 +27,7 @@ class DraftDraws:
 
 
 def draw_drafts(
-    seed: int, stage: str, sample_index: int, length: int, block_length: int, greedy_share: float
+    seed: int, stage: str, sample_index: int, length: int, block_size: int, greedy_share: float
 ) -> DraftDraws:
     """The draws of one sample.
 
@@ -36,11 +36,11 @@ def draw_drafts(
         stage: name of the stage.
         sample_index: index of the sample in the stage's training order.
         length: L, tokens of the sample's stream.
-        block_length: B.
+        block_size: B.
         greedy_share: probability that a block is drafted greedily.
     """
     return DraftDraws(
-        offset=1 + int(uniform(seed, stage, sample_index, RandomStream.BLOCK_OFFSET, 1)[0] * block_length),
+        offset=1 + int(uniform(seed, stage, sample_index, RandomStream.BLOCK_OFFSET, 1)[0] * block_size),
         greedy=uniform(seed, stage, sample_index, RandomStream.GREEDY, length) < greedy_share,
         uniform=uniform(seed, stage, sample_index, RandomStream.DRAFTS, length),
     )

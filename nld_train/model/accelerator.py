@@ -1,4 +1,4 @@
-"""What there is on CUDA beyond plain kernels: FP8 products, overlapped exchange, compiled parts of layers."""
+"""Optional accelerations on CUDA: FP8, overlapped tensor-parallel communication, compiled parts of layers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from nld_train.config.schema import Config
 from nld_train.config.stage_kinds import longest_kind
 from nld_train.errors import UserError
 
-# Lengths of the stages, with and without gradients, and those of decoding, of which each mode has several. Beyond
-# torch's limit of 8 whatever comes new runs uncompiled, and only a warning says so.
+# Stages have shapes with and without gradients, and each decode mode has several. Beyond torch's limit of 8, new shapes
+# run uncompiled after a warning.
 _COMPILED_SHAPES = 64
-# Of the recipe `delayed`: the largest value of the last so many steps decides the scale. Transformer Engine's default.
+# Of the recipe `delayed`: the scale follows from the largest value of so many steps. Transformer Engine's default.
 _AMAX_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
 
 
@@ -26,7 +26,7 @@ def accelerator_settings(config: Config, layers: str) -> dict[str, Any]:
         layers: `transformer_engine` or `local`, as resolved.
 
     Raises:
-        UserError: one of them is asked for without Transformer Engine's layers.
+        UserError: one of them is set without Transformer Engine's layers.
     """
     execution = config.execution
     settings: dict[str, Any] = {}
@@ -51,7 +51,7 @@ _buffers_exist = False
 
 
 def make_overlap_buffers(config: Config) -> None:
-    """The buffers that tensor-parallel processes exchange pieces through; once in a run, for one length."""
+    """Allocates the buffers of overlapped tensor-parallel communication; once in a run, for one length."""
     global _buffers_exist
     if _buffers_exist:
         return
@@ -59,7 +59,7 @@ def make_overlap_buffers(config: Config) -> None:
 
     length = config.batch.sequence_length
     positions = config.batch.micro_size * max(longest_kind(config).stream_lengths(length))
-    _buffers_exist = True  # also where the next line fails half-way
+    _buffers_exist = True  # also if the next line fails half-way
     initialize_ub(
         shape=[positions // config.parallel.context, config.model.hidden_size],
         tp_size=config.parallel.tensor,
@@ -69,7 +69,7 @@ def make_overlap_buffers(config: Config) -> None:
 
 
 def destroy_overlap_buffers() -> None:
-    """Gives the buffers back, where there are any: the next job of a sweep has groups and maybe shapes of its own."""
+    """Frees the buffers, if there are any: the next job of a sweep has other groups and perhaps other shapes."""
     global _buffers_exist
     if not _buffers_exist:
         return
@@ -80,7 +80,7 @@ def destroy_overlap_buffers() -> None:
 
 
 def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
-    """Compiles norms and MLPs in place, for the key `execution.compile`. Attention is left to its own kernels.
+    """Compiles norms and MLPs in place, for the key `execution.compile`; attention has kernels of its own.
 
     Raises:
         UserError: the layers are Transformer Engine's.
@@ -90,7 +90,7 @@ def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
         return
     if layers == "transformer_engine":
         raise UserError(f"execution.compile={mode}: is for local layers; set execution.layers=local or compile=none")
-    # Lengths are fixed in a stage; a second stage or a decode step compiles anew. All layers share what was compiled.
+    # Lengths are fixed in a stage; a second stage or a decode step compiles again. All layers share compiled code.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED_SHAPES)
     compiled = partial(torch.nn.Module.compile, dynamic=False, mode=mode)
     for layer in chunk.decoder.layers:  # type: ignore[union-attr]

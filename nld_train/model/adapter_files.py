@@ -1,6 +1,6 @@
-"""The drafter adapter on disk: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's layout.
+"""The files of a drafter adapter, `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format.
 
-Every reader knows it: the engine here, the package in an export, and PEFT itself.
+They are read by the engine here, by the package in an export, and by PEFT itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 
-# Commands that must start fast import this module for its names: torch only comes with tensors.
+# Commands that must start fast import this module: torch is imported only with tensors.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,31 +24,31 @@ DIRECTORY = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _TARGET = "o_proj"
-# Settings of PEFT that would mean another product than lora_alpha / rank * B A x.
+# Settings of PEFT under which the adapter would not be lora_alpha / rank * B A x.
 _VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
 
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """Rank of every layer's change, and what it is multiplied by: `lora_alpha / rank`."""
+    """Rank and scale of a LoRA adapter, the same in every layer."""
 
     rank: int
     lora_alpha: float
 
     @property
     def scale(self) -> float:
-        """The factor of the change."""
+        """`lora_alpha / rank`, the factor of B A x."""
         return self.lora_alpha / self.rank
 
 
 def tensor_names(layer: int) -> tuple[str, str]:
-    """PEFT's names of A and B of a layer, from 0 (reference section 6)."""
+    """PEFT's names of A and B of a layer, from 0 (docs/method.md, "Exported checkpoint")."""
     at = f"base_model.model.encoder.layers.{layer}.self_attn.{_TARGET}"
     return f"{at}.lora_A.weight", f"{at}.lora_B.weight"
 
 
 def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tensor]) -> None:
-    """Writes an adapter into a directory that need not exist.
+    """Writes an adapter into a directory, which is created if necessary.
 
     Args:
         directory: usually `.../linear_spec_lora`.
@@ -61,7 +61,7 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
     alpha = int(shape.lora_alpha) if shape.lora_alpha == int(shape.lora_alpha) else shape.lora_alpha
     config = {
         "peft_type": "LORA",
-        # With a task, PEFT asks the model for methods of `transformers`' own generation, which it does not have.
+        # With a task type, PEFT requires methods of `transformers`' generation that the exported model does not have.
         "task_type": None,
         "base_model_name_or_path": None,
         "r": shape.rank,
@@ -78,7 +78,7 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 
 
 def find_adapter(path: Path) -> Path | None:
-    """The directory of the adapter that a path means: the path itself, or `linear_spec_lora` in it; None for none."""
+    """The adapter's directory at a path: `linear_spec_lora` in it, or the path itself; None if there is no adapter."""
     return next((folder for folder in (path / DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
 
 
@@ -117,7 +117,7 @@ def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
     """Rank and lora_alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
 
     Raises:
-        UserError: it is damaged, is no LoRA on `o_proj` alone, or belongs to a model of another shape.
+        UserError: it is damaged, not a LoRA on `o_proj` alone, or of a model of another shape.
     """
     config = _read_config(directory / CONFIG_FILE)
     shape = AdapterShape(config["r"], config["lora_alpha"])
@@ -153,7 +153,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("lora_alpha"), int | float):
         raise UserError(f"{path}: lora_alpha is missing or not a number")
     if config.get("peft_type") != "LORA" or config.get("target_modules") not in ([_TARGET], _TARGET):
-        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, which is what drafts here")
+        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, as a drafter adapter is")
     if variant := next((name for name in _VARIANTS if config.get(name)), None):
         raise UserError(f"{path}: {variant} is set, which is not supported here")
     return config

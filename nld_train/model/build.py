@@ -1,4 +1,4 @@
-"""From the settings of a run to Megatron's configuration and to this rank's part of the model."""
+"""Megatron's configuration and this rank's part of the model, from the settings of a run."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def transformer_config(config: Config, device: torch.device) -> TransformerConfi
         add_bias_linear=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        # Weights are filled by `initialize` or from a checkpoint, and made on the CPU first.
+        # Weights are filled by `initialize` or from a checkpoint, and allocated on the CPU first.
         perform_initialization=False,
         use_cpu_initialization=True,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         pipeline_dtype=dtype,
         autocast_dtype=dtype,
-        # The loss that a micro-batch returns is already its share of the global mean: gradients are summed over
-        # micro-batches and ranks and divided by nothing. Parity tests hold this.
+        # The loss of a micro-batch is already its part of the global mean: gradients are summed over micro-batches and
+        # ranks and divided by nothing. Parity tests verify this.
         calculate_per_token_loss=True,
         **_layout(config),
         **_kernels(config, device),
@@ -72,15 +72,15 @@ def _layout(config: Config) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": virtual,
         "sequence_parallel": parallel.sequence,
         "context_parallel_size": parallel.context,
-        # With two pipeline stages and virtual stages on gloo, batched messages between the same two peers cross
-        # silently; the overlapped, unbatched exchange does not.
+        # With two pipeline stages and virtual stages on gloo, batched messages between the same two peers are mixed up
+        # silently; overlapped, unbatched ones are not.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,
     }
 
 
 def _kernels(config: Config, device: torch.device) -> dict[str, Any]:
-    """Fused kernels that exist only on CUDA; what Apex brings is used where Apex is installed."""
+    """Fused kernels that exist only on CUDA; those of Apex are used where it is installed."""
     fused = device.type == "cuda"
     return {
         "bias_activation_fusion": fused,
@@ -151,8 +151,8 @@ def _build_chunk(
 def mark_shards(chunk: torch.nn.Module) -> None:
     """Marks the weights of a model or a part of one that are cut over tensor-parallel ranks.
 
-    Megatron 0.16 does so only while it draws weights, which is left out here. Without the mark its gradient norm takes
-    every rank's part for a copy of the first one's and counts that one alone.
+    Megatron 0.16 does so only while it draws weights, which is left out here. Without the mark its gradient norm
+    takes every rank's part for a replica of the first one's and counts that one alone.
     """
     for module in chunk.modules():
         cut = isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding)

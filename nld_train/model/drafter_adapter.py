@@ -1,7 +1,7 @@
 """The drafter adapter on Megatron's layers: a low-rank change of each attention's output projection.
 
-It is on only where a forward pass says so (`LayerContext.adapted`): in the noisy stream of a draft while it is trained,
-in the drafting steps of linear self-speculation. Elsewhere the model is as if there were none.
+It is on only where `LayerContext.adapted` of a forward pass is 1: in the noisy stream of the draft pass in training,
+and in the drafting forwards of linear self-speculation. Elsewhere the model computes as without it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nld_train.model.ministral3 import Ministral3Model
 class LowRankAdapter(MegatronModule):
     """`lora_alpha / rank * B A x` beside an output projection `W x` (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-    A is cut over tensor-parallel ranks as W is, along its inputs; B is whole on each of them.
+    A is sharded over tensor-parallel ranks as W is, along its inputs; B is replicated.
 
     Args:
         config: Megatron's.
@@ -47,7 +47,7 @@ class LowRankAdapter(MegatronModule):
             skip_bias_add=False,
         )
         self.up = torch.nn.Linear(shape.rank, config.hidden_size, bias=False, dtype=config.params_dtype)
-        # Each rank sees its part of the sequence only: Megatron adds up such gradients.
+        # Each rank has its part of the sequence only: Megatron all-reduces gradients that are marked so.
         self.up.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         mark_shards(self)
 
@@ -55,8 +55,8 @@ class LowRankAdapter(MegatronModule):
         """The change of the projection's output.
 
         Args:
-            inputs: `[S, b, heads * head_dim / tensor]`, what the projection gets.
-            adapted: 1 where the change is wanted, 0 elsewhere; broadcast to `[S, b, 1]`.
+            inputs: `[S, b, heads * head_dim / tensor]`, the inputs of the projection.
+            adapted: 1 where the adapter is on, 0 elsewhere; broadcast to `[S, b, 1]`.
 
         Returns:
             `[S, b, h]`, or its sequence-parallel part.
@@ -67,10 +67,10 @@ class LowRankAdapter(MegatronModule):
 
 
 def attach_adapter(chunks: list[Ministral3Model], shape: AdapterShape) -> None:
-    """Gives every layer of a model an adapter that changes nothing yet, and freezes everything else.
+    """Gives every layer of a model an adapter of zeros, and freezes all other weights.
 
     Args:
-        chunks: of the model on this rank, without wrappers.
+        chunks: of the model on this rank, unwrapped.
         shape: rank and lora_alpha.
     """
     for chunk in chunks:
@@ -85,7 +85,7 @@ def attach_adapter(chunks: list[Ministral3Model], shape: AdapterShape) -> None:
 
 @torch.no_grad()
 def initialize_adapter(chunks: list[Ministral3Model], seed: int) -> None:
-    """Starting values as PEFT draws them, the same under every layout: A uniform within `1 / sqrt(inputs)`, B zero."""
+    """PEFT's initialisation, the same under every layout: A uniform within `1 / sqrt(inputs)`, B zero."""
     for chunk in chunks:
         for shard in shards(chunk.sharded_state_dict()):
             if not shard.key.endswith("adapter.down.weight"):
@@ -110,15 +110,17 @@ def adapter_tensors(chunks: list[Ministral3Model]) -> dict[str, Tensor]:
     for number, adapter in _adapters(chunks):
         down, up = tensor_names(number)
         own |= {down: _whole(adapter.down.weight), up: adapter.up.weight.detach().to("cpu", copy=True)}
-    first_copy = parallel_state.get_data_parallel_rank() == 0 and parallel_state.get_tensor_model_parallel_rank() == 0
+    first_replica = (
+        parallel_state.get_data_parallel_rank() == 0 and parallel_state.get_tensor_model_parallel_rank() == 0
+    )
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.gather_object(own if first_copy else {}, parts if dist.get_rank() == 0 else None)
+    dist.gather_object(own if first_replica else {}, parts if dist.get_rank() == 0 else None)
     return {name: tensor for part in parts if part for name, tensor in part.items()}
 
 
 @torch.no_grad()
 def load_adapter(chunks: list[Ministral3Model], tensors: dict[str, Tensor]) -> None:
-    """Fills a model's adapter; every rank takes its part.
+    """Fills a model's adapter; every rank copies its part.
 
     Args:
         chunks: with an adapter of the same rank.
@@ -133,7 +135,7 @@ def load_adapter(chunks: list[Ministral3Model], tensors: dict[str, Tensor]) -> N
 
 
 def _adapters(chunks: list[Ministral3Model]) -> Iterator[tuple[int, LowRankAdapter]]:
-    """Number of the layer in the whole model, from 0, and its adapter."""
+    """Each adapter with the number of its layer in the whole model, from 0."""
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             if layer.self_attention.adapter is not None:

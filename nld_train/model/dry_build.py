@@ -1,4 +1,4 @@
-"""`run.dry=build`: builds the model for real, on the meta device, as each rank of the full layout would, and counts."""
+"""`run.dry=build`: builds the model on the meta device as each rank of the full layout would, and counts parameters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.table import Table
 
 from nld_train.config.counts import parameter_count, rank_parameter_counts
 from nld_train.config.schema import Config
-from nld_train.model import cpu_stand_in
+from nld_train.model import cpu_patches
 
 
 def build_plan(config: Config) -> int:
-    """Prints, per pipeline stage, the parameters of a rank as counted from the settings and as really built.
+    """Prints, per pipeline stage, the parameters of a rank as counted from the settings and as built.
 
     Returns:
         0 if they agree, 1 otherwise.
@@ -30,18 +30,18 @@ def build_plan(config: Config) -> int:
         table.add_row(str(stage), f"{expected:,}", f"{found:,}")
     console = Console(width=120)
     console.print(table)
-    console.print(f"model: {parameter_count(config.model):,} parameters, padding and copies not counted")
+    console.print(f"model: {parameter_count(config.model):,} parameters, padding and replicas not counted")
     return 0 if counted == built else 1
 
 
 def built_parameter_counts(config: Config, world_size: int) -> tuple[int, ...]:
-    """Parameters that one rank of each pipeline stage really holds, all its virtual stages together.
+    """Parameters of one rank of each pipeline stage, all its virtual stages together.
 
     Args:
         config: the run.
         world_size: processes of the full layout; none of them is started.
     """
-    cpu_stand_in.install()
+    cpu_patches.install()
     config = _without_kernels(config)
     data_size = world_size // (config.parallel.tensor * config.parallel.pipeline)
     first_ranks = [stage * config.parallel.tensor * data_size for stage in range(config.parallel.pipeline)]
@@ -49,7 +49,7 @@ def built_parameter_counts(config: Config, world_size: int) -> tuple[int, ...]:
 
 
 def _without_kernels(config: Config) -> Config:
-    """The settings without what needs a GPU or Transformer Engine: it changes how layers compute, not their weights."""
+    """The settings without kernels of CUDA and Transformer Engine, which do not change the weights."""
     execution = replace(config.execution, layers="local", fp8="none", compile="none")
     return replace(config, execution=execution, parallel=replace(config.parallel, overlap_tensor=False))
 
@@ -65,7 +65,7 @@ def _count_on(config: Config, rank: int, world_size: int) -> int:
 
 @contextmanager
 def _fake_groups(config: Config, rank: int, world_size: int) -> Iterator[None]:
-    """Megatron's groups as one rank of the full layout sees them, over a process group that sends nothing."""
+    """Megatron's groups of one rank of the full layout, over a process group without communication."""
     from megatron.core import parallel_state
     from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -1,7 +1,7 @@
-"""Starting weights that do not depend on the parallel layout: each tensor is drawn whole, from its own name.
+"""Initial weights that do not depend on the parallel layout: each tensor is drawn whole, from its own generator.
 
-Megatron's own initialisation gives each layout other weights. Here a tensor's values are a pure function of the seed
-and of its global name, so that one process, TP4 and PP2 all start from the same model.
+Megatron's own initialisation depends on the layout. Here a tensor's values are a pure function of the seed and of its
+global name, so that one process, TP4 and PP2 all start from the same model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def initialize(chunks: list[Ministral3Model], model: ModelConfig, seed: int) -> 
 
 
 def shards(sharded: object) -> Iterator[ShardedTensor]:
-    """Every sharded tensor of a sharded state dict; factories are asked for theirs."""
+    """Every sharded tensor of a sharded state dict, those of factories included."""
     if isinstance(sharded, ShardedTensorFactory):
         yield from shards(sharded.build())
     elif isinstance(sharded, ShardedTensor):
@@ -48,7 +48,7 @@ def shards(sharded: object) -> Iterator[ShardedTensor]:
 
 
 def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
-    """Draws the whole tensor and keeps this rank's part."""
+    """Draws the whole tensor and copies this rank's part."""
     data, axes = shard.data, shard.prepend_axis_num
     assert data is not None
     if data.dim() == 1:
@@ -66,13 +66,13 @@ def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
 
 
 def copy_part(part: Tensor, whole: Tensor, offset: tuple[int, ...]) -> None:
-    """Copies the box of `whole` at `offset` into `part`; what lies beyond `whole` (padding) becomes 0."""
+    """Copies the box of `whole` at `offset` into `part`; elements beyond `whole` (padding) become 0."""
     part.zero_()
     box = whole[tuple(slice(start, start + size) for start, size in zip(offset, part.shape, strict=True))]
     part[tuple(slice(0, size) for size in box.shape)].copy_(box)
 
 
 def generator_of(seed: int, name: str) -> torch.Generator:
-    """The generator of a tensor's starting values, by its global name."""
+    """The generator of a tensor's initial values, by its global name."""
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

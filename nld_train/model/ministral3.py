@@ -1,4 +1,4 @@
-"""The model: Megatron-Core's GPT with two streams in, and negative log-likelihoods of selected rows out."""
+"""The model: Megatron-Core's GPT over two streams, which returns negative log-likelihoods of selected rows."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 
-# From hidden rows `[n, h]` and the head (hidden rows to this rank's logits) to one result per row, `[n, ...]`.
+# One result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which maps them to this rank's logits.
 Readout = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class Ministral3Model(GPTModel):
     """A Ministral3 decoder, or its part on one pipeline stage.
 
-    Embedding, layers, head, sharded state and pipeline inputs are Megatron's. Different are the forward pass, which
-    takes a handle to the micro-batch's streams and row selections, and the head, which only sees supervised rows.
+    Embedding, layers, head, sharded state and pipeline inputs are Megatron's. The forward pass differs: it takes a
+    handle to the micro-batch's streams and a selection of rows, and the head is applied to those rows only.
 
     Args:
-        vocab_size: size of the vocabulary before padding; `padded_vocab_size` is what the weights have.
+        vocab_size: size of the vocabulary before padding; the weights have `padded_vocab_size`.
         padded_vocab_size: a multiple of the tensor-parallel size.
-        chunk_rows: rows of logits held at once, 0 for all.
+        chunk_rows: rows of logits in memory at once, 0 for all.
         **arguments: Megatron's, see `GPTModel`.
     """
 
     def __init__(self, *, vocab_size: int, padded_vocab_size: int, chunk_rows: int, **arguments: Any) -> None:
         super().__init__(
             vocab_size=padded_vocab_size,
-            position_embedding_type="none",  # positions enter in the attention
+            position_embedding_type="none",  # applied in the attention
             share_embeddings_and_output_weights=False,
             **arguments,
         )
         self.real_vocab_size = vocab_size
         self.chunk_rows = chunk_rows
         if self.post_process:
-            self._silence_head()
+            self._disable_head_communication()
 
-    def _silence_head(self) -> None:
-        """Takes the communication out of the head: it is done once for all row chunks, in `_rows`."""
+    def _disable_head_communication(self) -> None:
+        """The head's communication is done once for all chunks of rows, in `_rows`."""
         self.output_layer.sequence_parallel = False
         self.output_layer.allreduce_dgrad = False
         self.output_layer.disable_grad_reduce = True
@@ -64,14 +64,14 @@ class Ministral3Model(GPTModel):
 
         Args:
             tokens: int64 `[b, S]`, `[noisy | clean]` or clean alone; used by the first pipeline stage.
-            streams: handle of the micro-batch's `StreamContext`.
-            rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states of the rows to be scored or read.
+            streams: handle of the pass's `LayerContext`, see `model.streams`.
+            rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states; None for all rows.
             targets: int64 `[n]`, their target tokens, or None for logits.
-            readout: what is made of the rows instead.
+            readout: computes something else from the rows.
 
         Returns:
             On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
-            without targets, or what `readout` returns; before it the hidden states `[S, b, h]`.
+            without targets, or the result of `readout`; on earlier ones the hidden states `[S, b, h]`.
         """
         embedded = self._embed(tokens) if self.pre_process else None
         hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
@@ -94,14 +94,14 @@ class Ministral3Model(GPTModel):
     def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(input_ids=tokens, position_ids=None)
         if self.config.recompute_granularity == "full" and torch.is_grad_enabled() and not embedded.requires_grad:
-            # Megatron's recomputation has gradients only where an input has, which a frozen embedding's output has not.
+            # Megatron's recomputation needs an input that requires a gradient; a frozen embedding's output does not.
             embedded.requires_grad_()
         return embedded
 
     def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Selected rows `[n, h]` of `[S, b, h]`, whole on every tensor-parallel rank.
 
-        The gradient that comes back from the ranks' parts of the vocabulary is added up here, once.
+        The backward pass all-reduces the gradients of the ranks' parts of the vocabulary here, once.
         """
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)

@@ -16,7 +16,7 @@ from nld_train.errors import UserError
 
 
 def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
-    """What `transformers` computes for this model's `rope_parameters`.
+    """The frequencies that `transformers` computes for this model's `rope_parameters`.
 
     Returns:
         float32 `[head_dim / 2]` inverse frequencies, and the factor on cosine and sine.
@@ -56,7 +56,7 @@ class RotaryEmbedding:
 
     Args:
         model: shapes and `rope_parameters`.
-        device: where results are put.
+        device: of the results.
     """
 
     def __init__(self, model: ModelConfig, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class RotaryEmbedding:
     def query_scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """`1 + beta * ln(1 + floor(position / original_length))` for int positions `[...]`, or None where it is 1.
 
-        Llama-4's temperature for long contexts (`llama_4_scaling_beta`).
+        Llama 4's attention temperature for long contexts (`llama_4_scaling_beta`).
         """
         if not self.scaling_beta or not self.original_length:
             return None

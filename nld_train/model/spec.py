@@ -21,9 +21,9 @@ from nld_train.model.attention.core import Ministral3SelfAttention, TwoStreamAtt
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """Root-mean-square norm that works under sequence parallelism, where Megatron's wrapper of torch's norm refuses to.
+    """Root-mean-square norm that supports sequence parallelism, which Megatron's wrapper of torch's norm does not.
 
-    Marking the weight makes Megatron add up its gradient over the tensor-parallel ranks, each of which sees only its
+    Megatron all-reduces the gradient of the marked weight over the tensor-parallel ranks, each of which has only its
     part of the sequence.
     """
 
@@ -36,7 +36,7 @@ def resolve_layers(layers: Literal["auto", "transformer_engine", "local"], devic
     """`transformer_engine` or `local`, for the key `execution.layers`.
 
     Raises:
-        UserError: Transformer Engine is asked for where it is not installed or there is no CUDA.
+        UserError: Transformer Engine is selected where it is not installed or there is no CUDA.
     """
     available = device.type == "cuda" and find_spec("transformer_engine") is not None
     if layers == "auto":

@@ -1,9 +1,9 @@
-"""What all layers need to know of a micro-batch: its streams, rotary angles and masks, computed once.
+"""The context that all layers share in a forward pass: streams, rotary angles and masks, computed once.
 
 Megatron hands `attention_mask` from the model down to every layer, and its activation recomputation saves it among the
-inputs, so it has to be a tensor. Here it is a handle: a CPU tensor of no dimensions, whose number finds the
-micro-batch's `StreamContext`. A forward of one micro-batch and the recomputation of another can so interleave without
-confusion, and the block mask and the angles are made once per micro-batch instead of once per layer.
+inputs, so it has to be a tensor. Here it is a handle: a CPU tensor of no dimensions whose number identifies the
+`StreamContext` of the micro-batch. So the forward of one micro-batch and the recomputation of another can interleave,
+and the block mask and the angles are made once per micro-batch instead of once per layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, "StreamContext"], Tensor]
 
 
 class LayerContext(Protocol):
-    """What a layer's attention needs of the forward pass that it is part of."""
+    """What a layer's attention reads of a forward pass."""
 
     @property
     def cosine(self) -> Tensor:
@@ -41,7 +41,7 @@ class LayerContext(Protocol):
 
     @property
     def adapted(self) -> Tensor | None:
-        """Where the drafter adapter is on: 1 there and 0 elsewhere, broadcast to `[S, b, 1]`; None for nowhere."""
+        """1 where the drafter adapter is on and 0 elsewhere, broadcast to `[S, b, 1]`; None if it is off everywhere."""
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of this layer.
@@ -64,15 +64,15 @@ _handles = itertools.count()
 
 @dataclass
 class StreamContext:
-    """Everything about one micro-batch that its layers share.
+    """The context of one micro-batch without a KV cache, which its layers share.
 
     Attributes:
-        layout: which tokens stand where, on the CPU.
+        layout: documents, positions and blocks of its tokens, on the CPU.
         cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or of this rank's shard of them.
         sine: `[S, b, 1, head_dim]`.
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.
-        adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None for nowhere.
-        masks: what an attention backend has computed for this layout, under the backend's name.
+        adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None if it is off everywhere.
+        masks: tensors that an attention backend has computed for this layout, under the backend's name.
         shard: this rank's part of the streams under context parallelism; None where it has them whole.
     """
 
@@ -95,7 +95,7 @@ class StreamContext:
     ) -> StreamContext:
         """The context of a layout, with angles in `dtype` on the rotary embedding's device.
 
-        With `adapt_noisy` the drafter adapter is on in the noisy stream; the clean one is always without it.
+        With `adapt_noisy` the drafter adapter is on in the noisy stream; it is always off in the clean one.
         """
         assert shard is None or not adapt_noisy, "no adapter is trained under context parallelism"
         positions = layout.stacked_positions().T  # [S, b]
@@ -108,7 +108,7 @@ class StreamContext:
             cosine=cosine.unsqueeze(2),
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
-            adapted=_noisy_places(layout).to(cosine) if adapt_noisy else None,
+            adapted=_noisy_indices(layout).to(cosine) if adapt_noisy else None,
             shard=shard,
         )
 
@@ -118,7 +118,7 @@ class StreamContext:
         return None if self.shard is None else self.shard.indices
 
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention inside and between the streams; every layer's is the same. See `LayerContext`."""
+        """Attention inside and between the streams, the same in every layer. See `LayerContext`."""
         del layer
         if self.shard is not None:
             if "order" not in self.masks:
@@ -127,28 +127,28 @@ class StreamContext:
         return attend(query, key, value, self)
 
 
-def _noisy_places(layout: StreamLayout) -> Tensor:
+def _noisy_indices(layout: StreamLayout) -> Tensor:
     """Bool `[S, 1, 1]`, True in the noisy stream."""
     return (torch.arange(layout.total_length) < layout.total_length - layout.length)[:, None, None]
 
 
 def register(context: LayerContext) -> Tensor:
-    """Keeps the context until `clear` and returns the handle that finds it: an int64 CPU tensor of no dimensions."""
+    """Stores the context until `unregister` or `clear`; returns its handle, an int64 CPU tensor of no dimensions."""
     number = next(_handles)
     _contexts[number] = context
     return torch.tensor(number)
 
 
 def lookup(handle: Tensor) -> LayerContext:
-    """The context behind a handle."""
+    """The context of a handle."""
     return _contexts[int(handle)]
 
 
-def forget(handle: Tensor) -> None:
-    """Forgets one context."""
+def unregister(handle: Tensor) -> None:
+    """Drops one context."""
     del _contexts[int(handle)]
 
 
 def clear() -> None:
-    """Forgets all contexts; called when no forward or backward pass is under way."""
+    """Drops all contexts; to be called between passes, since a backward pass may recompute with its context."""
     _contexts.clear()

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def cases() -> list[tuple[list[list[int]], int, list[int]]]:
-    """Documents of some rows, a block length, and an offset for each row; some rows differ in the offset alone."""
+    """Documents of some rows, a block size, and an offset for each row; some rows differ in the offset alone."""
     generator = np.random.default_rng(3)
     found = []
     for number in range(24):
@@ -31,23 +31,23 @@ def cases() -> list[tuple[list[list[int]], int, list[int]]]:
     return found
 
 
-def naive_block(documents: list[int], place: int, size: int, offset: int) -> tuple[int, int]:
+def naive_block(documents: list[int], index: int, size: int, offset: int) -> tuple[int, int]:
     """Where the document starts, and the block in it; -1 is what lies before the first whole one."""
-    position = naive.position_in_document(documents, place)
-    return place - position, (position - offset) // size if position >= offset else -1
+    position = naive.position_in_document(documents, index)
+    return index - position, (position - offset) // size if position >= offset else -1
 
 
 def naive_sees(documents: list[int], size: int, offset: int, causal: bool, query: int, key: int) -> bool:
     length = len(documents)
-    place, other = query % length, key % length
-    if documents[place] != documents[other] or (query >= length and key < length):
+    index, other = query % length, key % length
+    if documents[index] != documents[other] or (query >= length and key < length):
         return False
-    block, other_block = (naive_block(documents, one, size, offset) for one in (place, other))
+    block, other_block = (naive_block(documents, one, size, offset) for one in (index, other))
     if query >= length:
-        return other <= place
+        return other <= index
     if key >= length:
         return other_block < block
-    return block == other_block and (not causal or other <= place)
+    return block == other_block and (not causal or other <= index)
 
 
 def layout_of(rows: list[list[int]], size: int, offsets: list[int], causal: bool) -> StreamLayout:
@@ -87,8 +87,8 @@ def test_backends_agree_with_the_dense_mask(rows: list[list[int]], size: int, of
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=2e-5)
 
 
-def test_a_picture_of_the_verifying_rule() -> None:
-    """Length 5 in one document, blocks of 2 from place 1 on: written by hand, noisy stream first."""
+def test_a_picture_of_visibility_in_verification() -> None:
+    """Length 5 in one document, blocks of 2 from index 1 on: written by hand, noisy stream first."""
     picture = [
         "x.........",
         ".x...x....",
@@ -113,8 +113,8 @@ def test_without_an_offset_blocks_are_the_ones_of_training() -> None:
             assert (block_indices(documents, size, offset) == block_indices(documents, size)).all()
 
 
-def test_draws_are_functions_of_the_place() -> None:
-    draws = [draw_drafts(7, "drafter", place, 50, 8, 0.25) for place in range(400)]
+def test_draws_are_functions_of_the_sample_index() -> None:
+    draws = [draw_drafts(7, "drafter", index, 50, 8, 0.25) for index in range(400)]
     again = draw_drafts(7, "drafter", 3, 50, 8, 0.25)
     assert again.offset == draws[3].offset
     assert (again.uniform == draws[3].uniform).all()

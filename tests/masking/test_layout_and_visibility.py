@@ -1,4 +1,4 @@
-"""Positions, blocks and the rule of visibility against plain loops over the words of the specification."""
+"""Positions, blocks and visibility against plain loops over their definition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cases(count: int = 40) -> list[tuple[list[list[int]], int]]:
 
 
 def without_returns(documents: list[int]) -> list[int]:
-    """Numbers a document anew each time another one lies between: what packing promises (equal values are adjacent)."""
+    """Gives a document a new number each time another one comes between, as packing does: equal values are adjacent."""
     borders = [i > 0 and documents[i] != documents[i - 1] for i in range(len(documents))]
     return np.cumsum(borders).tolist()
 
@@ -41,9 +41,9 @@ def test_positions_and_blocks_are_counted_from_each_documents_start(rows: list[l
     documents = np.array(rows)
     positions, blocks = positions_in_document(documents), block_indices(documents, block_size)
     for row, line in enumerate(rows):
-        places = range(len(line))
-        assert positions[row].tolist() == [naive.position_in_document(line, place) for place in places]
-        names = [naive.block_of(line, place, block_size) for place in places]
+        indices = range(len(line))
+        assert positions[row].tolist() == [naive.position_in_document(line, index) for index in indices]
+        names = [naive.block_of(line, index, block_size) for index in indices]
         order = list(dict.fromkeys(names))
         assert blocks[row].tolist() == [order.index(name) for name in names]
 
@@ -79,8 +79,8 @@ def test_a_picture_of_the_rule() -> None:
     assert ["".join("x" if on else "." for on in row) for row in dense_mask(layout)[0, 0].tolist()] == picture
 
 
-def test_both_streams_stand_at_the_same_positions() -> None:
-    """Defect 7: positions, and so the query scale, must not run on from the noisy stream into the clean one."""
+def test_both_streams_have_the_same_positions() -> None:
+    """Positions, and so the query scale, must not continue from the noisy stream into the clean one."""
     layout = StreamLayout.of(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1]]), 2, True)
     assert layout.stacked_positions().tolist() == [[0, 1, 2, 3] * 2, [0, 1, 0, 1] * 2]
     assert StreamLayout.of(torch.zeros(1, 3, dtype=torch.int64), 2, False).stacked_positions().tolist() == [[0, 1, 2]]
@@ -99,7 +99,7 @@ def test_counted_pairs_are_the_ones_in_the_mask(length: int, block_size: int) ->
 
 
 def test_a_noisy_block_never_sees_its_own_clean_tokens() -> None:
-    """Else the answer would stand beside the question."""
+    """Otherwise a noisy token could attend to its own target."""
     for rows, block_size in cases():
         rows = [without_returns(row) for row in rows]
         length = len(rows[0])

@@ -1,4 +1,4 @@
-"""Noise is a pure function of seed, stage and place, with the distribution that the specification asks for."""
+"""Noise is a pure function of seed, stage and sample index, with the specified distribution."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LENGTH, GLOBAL_SIZE = 37, 8
 BLOCKS = block_indices(np.array([0] * 10 + [1] * 27), SETTINGS.block_size)
 
 
-def draw(place: int, length: int = LENGTH, seed: int = 5, stage: str = "joint", **changes: Any) -> Noise:
+def draw(index: int, length: int = LENGTH, seed: int = 5, stage: str = "joint", **changes: Any) -> Noise:
     level, maskable = changes.pop("level", None), changes.pop("maskable", np.ones(length, dtype=bool))
     blocks = BLOCKS if length == LENGTH else block_indices(np.zeros(length, dtype=np.int64), SETTINGS.block_size)
-    return draw_noise(replace(SETTINGS, **changes), seed, stage, place, GLOBAL_SIZE, maskable, blocks, level)
+    return draw_noise(replace(SETTINGS, **changes), seed, stage, index, GLOBAL_SIZE, maskable, blocks, level)
 
 
 def level_of(noise: Noise) -> NDArray[np.float64]:
@@ -55,12 +55,12 @@ def same(first: Noise, second: Noise) -> bool:
 def test_the_stream_is_philox() -> None:
     digest = hashlib.blake2b(b"5/joint", digest_size=16).digest()
     key = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-    for place, stream in ((0, 0), (3, 1), (2**40 + 1, 2)):
-        raw = philox.words(key, (0, 0, place, stream), 9)
-        assert uniform(5, "joint", place, stream, 9).tolist() == [(word >> 11) / 2**53 for word in raw]
+    for index, stream in ((0, 0), (3, 1), (2**40 + 1, 2)):
+        raw = philox.words(key, (0, 0, index, stream), 9)
+        assert uniform(5, "joint", index, stream, 9).tolist() == [(word >> 11) / 2**53 for word in raw]
 
 
-GOLDEN_UNIFORM = {  # seed, stage, place, stream
+GOLDEN_UNIFORM = {  # seed, stage, index, stream
     (0, "joint", 0, 0): ["0x1.81952310073c7p-1", "0x1.1051a0584f5a0p-1", "0x1.644f98f2cbf6ap-1"],
     (1234, "joint", 7, 1): ["0x1.bf8fbdddb23b4p-3", "0x1.6b6f0607c7700p-2", "0x1.e0bcb08afe05ap-1"],
     (1234, "validation", 10**12, 1): ["0x1.82cdeab430540p-6", "0x1.f95563c56f240p-2", "0x1.37606e40ad3a9p-1"],
@@ -93,12 +93,12 @@ def test_golden_noise(changes: dict[str, Any], masked: str, probability: list[fl
 
 
 def test_a_draw_depends_on_nothing_that_was_drawn_before() -> None:
-    places = list(range(50))
-    forward = [draw(place, levels="stratified") for place in places]
-    shuffled = np.random.default_rng(0).permutation(places)
+    indices = list(range(50))
+    forward = [draw(index, levels="stratified") for index in indices]
+    shuffled = np.random.default_rng(0).permutation(indices)
     np.random.seed(3)
-    again = {int(place): draw(int(place), levels="stratified") for place in shuffled}
-    assert all(same(forward[place], again[place]) for place in places)
+    again = {int(index): draw(int(index), levels="stratified") for index in shuffled}
+    assert all(same(forward[index], again[index]) for index in indices)
 
 
 _FRESH = """
@@ -114,8 +114,8 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     for levels in ("independent", "stratified", "shared"):
         for scope in ("sequence", "block"):
-            for place in (9, 2, 4096):
-                noise = draw(place, levels=levels, level_scope=scope)
+            for index in (9, 2, 4096):
+                noise = draw(index, levels=levels, level_scope=scope)
                 digest.update(noise.masked.tobytes() + noise.probability.tobytes())
     return digest.hexdigest()
 
@@ -133,13 +133,13 @@ def test_a_fresh_interpreter_draws_the_same_bits(hash_seed: str) -> None:
     assert fresh.stdout.strip() == fingerprint()
 
 
-def test_seed_stage_place_and_epoch_each_bring_other_noise() -> None:
-    """An epoch is a later place. Every pair differs, in the level and in the places."""
-    drawn = [draw(place, seed=seed, stage=stage) for place in (0, 1, 10**6) for seed in (5, 6) for stage in ("a", "b")]
+def test_seed_stage_sample_index_and_epoch_each_give_other_noise() -> None:
+    """A later epoch has larger indices. Every pair differs, in the level and in the masked positions."""
+    drawn = [draw(index, seed=seed, stage=stage) for index in (0, 1, 10**6) for seed in (5, 6) for stage in ("a", "b")]
     assert len({noise.probability[0] for noise in drawn}) == len(drawn)
     fixed = [
-        draw(place, seed=seed, stage=stage, level=0.5)
-        for place in (0, 1, 10**6)
+        draw(index, seed=seed, stage=stage, level=0.5)
+        for index in (0, 1, 10**6)
         for seed in (5, 6)
         for stage in ("a", "b")
     ]
@@ -163,24 +163,24 @@ def test_seed_and_stage_cannot_be_confused() -> None:
 
 @pytest.mark.parametrize("levels", ["independent", "stratified", "shared"])
 def test_levels_are_uniform(levels: Any) -> None:
-    per_place = {"independent": 1, "stratified": 1, "shared": GLOBAL_SIZE}[levels]
-    found = [sequence_level(levels, 5, "joint", place * per_place, GLOBAL_SIZE) for place in range(8000)]
+    per_index = {"independent": 1, "stratified": 1, "shared": GLOBAL_SIZE}[levels]
+    found = [sequence_level(levels, 5, "joint", index * per_index, GLOBAL_SIZE) for index in range(8000)]
     assert_uniform(np.array(found))
 
 
-@pytest.mark.parametrize("slot", [0, 3, 7])
-def test_stratified_levels_are_uniform_in_every_slot(slot: int) -> None:
-    """No rank always gets the light noise: a fixed slot walks through all slices."""
-    places = range(slot, 3000 * GLOBAL_SIZE, GLOBAL_SIZE)
-    assert_uniform(np.array([sequence_level("stratified", 5, "joint", place, GLOBAL_SIZE) for place in places]))
+@pytest.mark.parametrize("first", [0, 3, 7])
+def test_stratified_levels_are_uniform_at_every_index_of_a_step(first: int) -> None:
+    """No rank always gets the light noise: a fixed index of the step gets all slices in turn."""
+    indices = range(first, 3000 * GLOBAL_SIZE, GLOBAL_SIZE)
+    assert_uniform(np.array([sequence_level("stratified", 5, "joint", index, GLOBAL_SIZE) for index in indices]))
 
 
 @pytest.mark.parametrize("global_size", [1, 3, 8, 512])
 def test_stratified_levels_hit_every_slice_once_per_step(global_size: int) -> None:
     orders = []
     for step in range(6):
-        places = range(step * global_size, (step + 1) * global_size)
-        levels = [sequence_level("stratified", 5, "joint", place, global_size) for place in places]
+        indices = range(step * global_size, (step + 1) * global_size)
+        levels = [sequence_level("stratified", 5, "joint", index, global_size) for index in indices]
         orders.append([math.floor(level * global_size) for level in levels])
         assert sorted(orders[-1]) == list(range(global_size))
     if global_size >= 8:
@@ -188,33 +188,33 @@ def test_stratified_levels_hit_every_slice_once_per_step(global_size: int) -> No
 
 
 def test_stratified_levels_do_not_repeat_inside_their_slices() -> None:
-    inside = {sequence_level("stratified", 5, "joint", place, 8) * 8 % 1 for place in range(64)}
+    inside = {sequence_level("stratified", 5, "joint", index, 8) * 8 % 1 for index in range(64)}
     assert len(inside) == 64
 
 
 def test_shared_levels_are_one_per_step_but_masks_are_not() -> None:
-    levels = [sequence_level("shared", 5, "joint", place, GLOBAL_SIZE) for place in range(3 * GLOBAL_SIZE)]
+    levels = [sequence_level("shared", 5, "joint", index, GLOBAL_SIZE) for index in range(3 * GLOBAL_SIZE)]
     steps = [set(levels[start : start + GLOBAL_SIZE]) for start in range(0, len(levels), GLOBAL_SIZE)]
     assert [len(step) for step in steps] == [1, 1, 1]
     assert len(set.union(*steps)) == 3
-    fixed = {draw(place, level=0.5).masked.tobytes() for place in range(GLOBAL_SIZE)}
+    fixed = {draw(index, level=0.5).masked.tobytes() for index in range(GLOBAL_SIZE)}
     assert len(fixed) == GLOBAL_SIZE
 
 
 def test_independent_levels_of_neighbours_are_unrelated() -> None:
-    levels = np.array([sequence_level("independent", 5, "joint", place, GLOBAL_SIZE) for place in range(4000)])
+    levels = np.array([sequence_level("independent", 5, "joint", index, GLOBAL_SIZE) for index in range(4000)])
     assert abs(np.corrcoef(levels[:-1], levels[1:])[0, 1]) < 4 / math.sqrt(len(levels))
     assert len(set(levels)) == len(levels)
 
 
 def test_a_sequence_has_one_level() -> None:
-    assert all(len(set(draw(place).probability.tolist())) == 1 for place in range(20))
+    assert all(len(set(draw(index).probability.tolist())) == 1 for index in range(20))
 
 
 def test_block_levels_are_constant_inside_a_block_and_uniform_over_blocks() -> None:
     found = []
-    for place in range(700):
-        noise = draw(place, level_scope="block")
+    for index in range(700):
+        noise = draw(index, level_scope="block")
         by_block = [set(noise.probability[block == BLOCKS].tolist()) for block in range(BLOCKS[-1] + 1)]
         assert all(len(values) == 1 for values in by_block)
         assert len(set.union(*by_block)) == len(by_block)
@@ -235,13 +235,13 @@ def test_the_probability_of_a_level(epsilon: float) -> None:
 
 
 def test_full_noise_masks_all_and_no_noise_none() -> None:
-    assert all(draw(place, level=1.0).masked.all() for place in range(50))
-    assert not any(draw(place, level=0.0, epsilon=0.0).masked.any() for place in range(50))
+    assert all(draw(index, level=1.0).masked.all() for index in range(50))
+    assert not any(draw(index, level=0.0, epsilon=0.0).masked.any() for index in range(50))
 
 
 @pytest.mark.parametrize("level", [0.02, 0.37, 0.9])
 def test_the_masked_share_is_the_probability_at_every_position(level: float) -> None:
-    masks = np.array([draw(place, level=level).masked for place in range(4000)])
+    masks = np.array([draw(index, level=level).masked for index in range(4000)])
     p = LinearSchedule(1e-3).probability(level)
     deviations = (masks.mean(axis=0) - p) / math.sqrt(p * (1 - p) / len(masks))
     assert np.abs(deviations).max() < 4
@@ -249,7 +249,7 @@ def test_the_masked_share_is_the_probability_at_every_position(level: float) -> 
 
 
 def test_neighbours_are_masked_independently() -> None:
-    masks = np.array([draw(place, level=0.5).masked for place in range(4000)]).astype(float)
+    masks = np.array([draw(index, level=0.5).masked for index in range(4000)]).astype(float)
     related = np.corrcoef(masks.T) - np.eye(LENGTH)
     assert np.abs(related).max() < 5 / math.sqrt(len(masks))
 
@@ -257,7 +257,7 @@ def test_neighbours_are_masked_independently() -> None:
 @pytest.mark.parametrize("scope", ["sequence", "block"])
 def test_the_mask_is_drawn_apart_from_the_level(scope: str) -> None:
     """Given p, each position is masked with probability p: were mask and level one draw, the first would betray it."""
-    drawn = [draw(place, level_scope=scope) for place in range(6000)]
+    drawn = [draw(index, level_scope=scope) for index in range(6000)]
     for position in (0, 1, LENGTH - 1):
         p = np.array([noise.probability[position] for noise in drawn], dtype=np.float64)
         hit = np.array([noise.masked[position] for noise in drawn])
@@ -270,15 +270,15 @@ def test_the_mask_is_drawn_apart_from_the_level(scope: str) -> None:
 @pytest.mark.parametrize(("levels", "spread"), [("independent", 3e-3), ("stratified", 8e-4), ("shared", 8e-3)])
 def test_the_mean_masked_share_is_that_of_uniform_levels(levels: str, spread: float) -> None:
     """`spread` is the standard deviation of such a mean: that of a level is 1/sqrt(12)."""
-    shares = [draw(place, levels=levels).masked.mean() for place in range(1500 * GLOBAL_SIZE)]
+    shares = [draw(index, levels=levels).masked.mean() for index in range(1500 * GLOBAL_SIZE)]
     assert np.mean(shares) == pytest.approx((1 + 1e-3) / 2, abs=4 * spread)
 
 
 def test_what_is_not_maskable_stays_visible_and_changes_no_other_position() -> None:
     maskable = np.arange(LENGTH) % 3 > 0
     before = maskable.copy()
-    for place in range(50):
-        spared, whole = draw(place, maskable=maskable, level=0.8), draw(place, level=0.8)
+    for index in range(50):
+        spared, whole = draw(index, maskable=maskable, level=0.8), draw(index, level=0.8)
         assert not spared.masked[~maskable].any()
         assert np.array_equal(spared.masked, whole.masked & maskable)
         assert np.array_equal(spared.probability, whole.probability)

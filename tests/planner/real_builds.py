@@ -39,9 +39,9 @@ def rank_of(config: Config, rank: int, world: int) -> Iterator[None]:
     from megatron.core import parallel_state, tensor_parallel
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from nld_train.model import cpu_stand_in
+    from nld_train.model import cpu_patches
 
-    cpu_stand_in.install()
+    cpu_patches.install()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         parallel_state.initialize_model_parallel(

@@ -90,7 +90,7 @@ class MegatronEngine:
         try:
             logits = self._through_pipeline(step.tokens.to(device), handle, self._index(wanted))
         finally:
-            streams.forget(handle)
+            streams.unregister(handle)
         return logits.view(rows, wanted.shape[1], self.vocabulary_size)
 
     def logits_at(self, outputs: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Attention over one or two streams: backends that agree with `masking.visibility` and differ only in speed."""
+"""Attention over one or two streams: backends that follow `masking.visibility` and differ only in speed."""

@@ -1,4 +1,4 @@
-"""Blocks of a stream laid side by side, short ones filled up to the size of the longest."""
+"""The blocks of a stream as a batch dimension, short ones padded to the size of the longest."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the tokens of each block of a micro-batch lie: n blocks per row, `size` slots per block.
+    """The blocks of a micro-batch, padded: n blocks per row, `size` elements per block.
 
-    Where all blocks are of one size, laying them side by side is only another view of the stream.
+    Where all blocks are of one size, the padded form is only another view of the stream.
 
     Attributes:
         count: n, of the row that has most.
         size: of the longest block.
-        places: int64 `[b, n * size]`, the place in the stream that a slot is filled from; None for a view.
-        slots: int64 `[b, L]`, the slot of each place; None for a view.
-        filled: bool `[b, n, size]`, whether the slot holds a token of its block.
+        indices: int64 `[b, n * size]`, the index in the stream of each padded element; None for a view.
+        inverse: int64 `[b, L]`, the padded element of each index in the stream; None for a view.
+        filled: bool `[b, n, size]`, True for tokens, False for padding.
     """
 
     count: int
     size: int
-    places: Tensor | None
-    slots: Tensor | None
+    indices: Tensor | None
+    inverse: Tensor | None
     filled: Tensor
 
     @classmethod
@@ -39,35 +39,35 @@ class Blocks:
         if bool(filled.all()):
             return cls(count, size, None, None, filled.to(device))
         begins = sizes.cumsum(1) - sizes
-        slots = blocks * size + torch.arange(length) - begins.gather(1, blocks)
-        places = torch.zeros(batch, count * size, dtype=torch.int64)
-        places.scatter_(1, slots, torch.arange(length).expand(batch, -1))
-        return cls(count, size, places.to(device), slots.to(device), filled.to(device))
+        inverse = blocks * size + torch.arange(length) - begins.gather(1, blocks)
+        indices = torch.zeros(batch, count * size, dtype=torch.int64)
+        indices.scatter_(1, inverse, torch.arange(length).expand(batch, -1))
+        return cls(count, size, indices.to(device), inverse.to(device), filled.to(device))
 
     def gather(self, heads: Tensor) -> Tensor:
-        """From `[b, heads, L, width]` to `[b, heads, n, size, width]`; empty slots hold some token."""
-        return _take(heads, self.places).unflatten(2, (self.count, self.size))
+        """From `[b, heads, L, width]` to `[b, heads, n, size, width]`; padding has the values of some token."""
+        return _take(heads, self.indices).unflatten(2, (self.count, self.size))
 
     def scatter(self, blocks: Tensor) -> Tensor:
         """Back from `[b, heads, n, size, width]` to `[b, heads, L, width]`."""
-        return _take(blocks.flatten(2, 3), self.slots)
+        return _take(blocks.flatten(2, 3), self.inverse)
 
-    def seen(self, causal: bool) -> Tensor | None:
-        """Bool `[b, 1, n, size, size]`, which slots of its block a slot sees: all tokens, or those up to itself.
+    def mask(self, causal: bool) -> Tensor | None:
+        """The attention mask inside blocks, bool `[b, 1, n, size, size]`: all tokens of the block, or those before.
 
-        A slot sees at least one, the first, even in an empty block, so that a softmax is a number everywhere. None
-        where each sees all.
+        Every element may attend to the first one at least, even in an empty block, so that its softmax is not NaN. None
+        where nothing is masked.
         """
-        if self.places is None and not causal:
+        if self.indices is None and not causal:
             return None
         keys = self.filled.clone()
         keys[..., 0] = True
-        seen = keys[:, None, :, None, :].expand(-1, -1, -1, self.size, -1)
-        return seen.tril() if causal else seen
+        mask = keys[:, None, :, None, :].expand(-1, -1, -1, self.size, -1)
+        return mask.tril() if causal else mask
 
 
-def _take(heads: Tensor, places: Tensor | None) -> Tensor:
-    """The places int `[b, m]` of `[b, heads, L, width]`; all of them, in their order, for None."""
-    if places is None:
+def _take(heads: Tensor, indices: Tensor | None) -> Tensor:
+    """The elements at int `[b, m]` of `[b, heads, L, width]`; all of them, in their order, for None."""
+    if indices is None:
         return heads
-    return heads.gather(2, places[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[-1]))
+    return heads.gather(2, indices[:, None, :, None].expand(-1, heads.shape[1], -1, heads.shape[-1]))

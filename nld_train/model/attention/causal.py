@@ -1,4 +1,4 @@
-"""The clean stream: ordinary causal attention inside each document, through the fastest kernel there is for it."""
+"""The clean stream: causal attention inside each document, through a fused kernel."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from nld_train.model.streams import StreamContext
 
 @dataclass(frozen=True)
 class Documents:
-    """Where the documents of a micro-batch lie, its rows one after another.
+    """The documents of a micro-batch, whose rows are concatenated.
 
     Attributes:
-        borders: from 0 to b * L, the first place of each document, and the end.
+        borders: from 0 to b * L, the first index of each document, and the end.
         cumulative: the same as int32 on the device.
         longest: tokens of the longest document.
     """
@@ -43,7 +43,7 @@ class Documents:
         )
 
     def parts(self, length: int) -> Iterator[tuple[int, slice]]:
-        """Row and places of each document, in rows of `length`."""
+        """Row and indices of each document, in rows of `length`."""
         for start, stop in pairwise(self.borders):
             row = start // length
             yield row, slice(start - row * length, stop - row * length)
@@ -52,14 +52,13 @@ class Documents:
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Causal attention of the clean stream.
 
-    Which of its kernels runs is left to torch, which knows the device and the version of cuDNN: `benchmarks.attention`
-    times each of them beside it, and until that has been read from a GPU there is nothing to know better.
+    Torch chooses among its kernels by device and version; `benchmarks.attention` times each of them.
 
     Args:
         query: `[b, heads, L, head_dim]`.
         key: `[b, groups, L, head_dim]`.
         value: `[b, groups, L, head_dim]`.
-        context: the micro-batch; its noisy stream, if it has one, plays no part.
+        context: the micro-batch; its noisy stream, if it has one, is not used.
 
     Returns:
         `[b, heads, L, head_dim]`.
@@ -74,15 +73,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
         return _of_variable_length(query, key, value, documents)
     parts = [
         F.scaled_dot_product_attention(
-            query[row, :, places], key[row, :, places], value[row, :, places], is_causal=True, enable_gqa=True
+            query[row, :, indices], key[row, :, indices], value[row, :, indices], is_causal=True, enable_gqa=True
         )
-        for row, places in documents.parts(length)
+        for row, indices in documents.parts(length)
     ]
     return torch.cat(parts, dim=1).unflatten(1, (batch, length)).transpose(0, 1)
 
 
 def _of_variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
-    """All documents in one kernel, which exists in half precision on CUDA alone."""
+    """All documents in one kernel, which exists only on CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 
     queries, keys, values = (heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value))
@@ -93,10 +92,10 @@ def _of_variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Do
 
 @cache
 def varlen_arguments() -> dict[str, Any]:
-    """How this version of torch is told to look back only, and to share keys between heads.
+    """The arguments of this version of torch for causal attention with grouped keys.
 
-    Older ones have a flag `is_causal`, later ones a window instead; older ones take fewer heads of keys without being
-    asked, later ones want to be told.
+    Older versions have a flag `is_causal`, later ones a window; older ones accept fewer key heads without a flag, later
+    ones need `enable_gqa`.
     """
     from torch.nn.attention.varlen import varlen_attn
 

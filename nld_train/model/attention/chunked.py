@@ -1,9 +1,9 @@
 """Attention of two streams from plain causal and rectangular products: no `2L x 2L` mask, exact, fast on a CPU.
 
-A document's clean half is one causal product. A block of its noisy half sees the clean tokens of all earlier blocks and
-its own noisy tokens, every one of them, so it needs no mask at all: it is one rectangular product over the clean prefix
-and the block. Only visible pairs are ever computed (but for the upper triangle inside the causal kernel, and inside
-the blocks of a layout whose blocks are causal).
+A document's clean half is one causal product. A block of its noisy half attends to the clean tokens of all earlier
+blocks and to all of its own noisy tokens, so it needs no mask: it is one rectangular product over the clean prefix and
+the block. Only visible pairs are computed (except for the upper triangle inside the causal kernel, and inside the
+blocks of a layout whose blocks are causal).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nld_train.model.streams import StreamContext
 
 @dataclass(frozen=True)
 class Span:
-    """A document's part in some rows: tokens `start..stop`, and where its blocks begin, the first at `start`."""
+    """A document in some rows: tokens `start..stop`, and where its blocks begin, the first at `start`."""
 
     start: int
     stop: int
@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows of the micro-batch whose documents lie alike, so that they are computed together."""
+    """Rows of the micro-batch with equal documents and blocks, which are computed together."""
 
     rows: tuple[int, ...]
     spans: tuple[Span, ...]
@@ -58,13 +58,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     if "chunked" not in context.masks:
         context.masks["chunked"] = tuple(row_groups(context.layout))
     groups: tuple[RowGroup, ...] = context.masks["chunked"]
-    runs = ((0, context.layout.length),) if context.shard is None else context.shard.chunks
+    ranges = ((0, context.layout.length),) if context.shard is None else context.shard.chunks
     if len(groups) == 1:
-        return _attend_alike(query, key, value, groups[0].spans, context.layout, runs)
+        return _attend_group(query, key, value, groups[0].spans, context.layout, ranges)
     parts = []
     for group in groups:
         rows = torch.tensor(group.rows)
-        parts.append(_attend_alike(query[rows], key[rows], value[rows], group.spans, context.layout, runs))
+        parts.append(_attend_group(query[rows], key[rows], value[rows], group.spans, context.layout, ranges))
     order = torch.tensor([row for group in groups for row in group.rows])
     return torch.cat(parts)[torch.argsort(order)]
 
@@ -87,18 +87,18 @@ def _spans(documents: Tensor, blocks: Tensor) -> Iterator[Span]:
         yield Span(start, stop, tuple(border for border in blocks_at if start <= border < stop))
 
 
-def _attend_alike(
+def _attend_group(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     spans: tuple[Span, ...],
     layout: StreamLayout,
-    runs: tuple[tuple[int, int], ...],
+    ranges: tuple[tuple[int, int], ...],
 ) -> Tensor:
-    """Rows whose documents lie alike. Queries are those of `runs`, begin and end of some places of each stream."""
+    """Rows with equal documents and blocks. Queries are those of `ranges`, begin and end of indices in each stream."""
     blocks = [(span.start, *block) for span in spans for block in pairwise(span.borders)]
-    noisy = _pieces(blocks, runs) if layout.two_streams else []
-    clean = _pieces([(span.start, span.start, span.stop) for span in spans], runs)
+    noisy = _pieces(blocks, ranges) if layout.two_streams else []
+    clean = _pieces([(span.start, span.start, span.stop) for span in spans], ranges)
     parts = iter(query.split([piece.stop - piece.start for piece in (*noisy, *clean)], dim=2))
     outputs = [_noisy_block(next(parts), key, value, layout, piece) for piece in noisy]
     offset = layout.length if layout.two_streams else 0
@@ -106,11 +106,11 @@ def _attend_alike(
     return torch.cat(outputs, dim=2)
 
 
-def _pieces(extents: list[tuple[int, int, int]], runs: tuple[tuple[int, int], ...]) -> list[Piece]:
-    """What of some blocks or documents (start of the document, begin, end) lies in the runs, in the queries' order."""
+def _pieces(extents: list[tuple[int, int, int]], ranges: tuple[tuple[int, int], ...]) -> list[Piece]:
+    """The parts of blocks or documents (start of the document, begin, end) inside the ranges, in the queries' order."""
     return [
         Piece(document, begin, end, max(begin, first), min(end, last))
-        for first, last in runs
+        for first, last in ranges
         for document, begin, end in extents
         if max(begin, first) < min(end, last)
     ]
@@ -119,8 +119,8 @@ def _pieces(extents: list[tuple[int, int, int]], runs: tuple[tuple[int, int], ..
 def _causal(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
     """One document of the clean stream, or a part of one: an ordinary causal product."""
     repeats = query.shape[1] // key.shape[1]
-    seen = slice(piece.document, piece.stop)
-    keys, values = (heads[:, :, seen].repeat_interleave(repeats, dim=1) for heads in (key, value))
+    visible = slice(piece.document, piece.stop)
+    keys, values = (heads[:, :, visible].repeat_interleave(repeats, dim=1) for heads in (key, value))
     if piece.start == piece.document:
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
     mask = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool, device=query.device)
@@ -130,7 +130,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
 def _noisy_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout, piece: Piece) -> Tensor:
     """Noisy tokens of one block over the clean tokens of its document before it and over the whole block.
 
-    Query heads of a group share their keys, so they are laid out as more rows of the same product.
+    Query heads of a group share their keys, so they become more rows of the same product.
     """
     document, begin, end = piece.document, piece.begin, piece.end
     offset = layout.length

@@ -1,8 +1,8 @@
 """Attention of two streams from three products, none of which needs a mask over both streams.
 
-The clean half is a causal pass. A noisy token sees its own block and the clean tokens of earlier blocks. Each of these
-two is a product of its own with its own normaliser, the log-sum-exp of the scores; the softmax over both is their mean
-with weights that follow from the difference of the normalisers:
+The clean half is a causal pass. A noisy token attends to its own block and to the clean tokens of earlier blocks. Each
+of these two is a product of its own with its own normaliser, the log-sum-exp of the scores; the softmax over both is
+their mean with weights that follow from the difference of the normalisers:
 
     softmax over A and B = w * softmax over A + (1 - w) * softmax over B,   w = sigmoid(lse_A - lse_B)
 """
@@ -30,7 +30,7 @@ Partial = tuple[Tensor, Tensor]
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses."""
-    assert context.shard is None, "the decomposition is made for whole streams"
+    assert context.shard is None, "the decomposition needs whole streams"
     if not context.layout.two_streams:
         return causal.attend(query, key, value, context)
     length = context.layout.length
@@ -75,9 +75,9 @@ def _score_type(query: Tensor) -> torch.dtype:
 
 
 def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
-    """Noisy tokens over the noisy tokens of their block: one batched product over blocks laid side by side.
+    """Noisy tokens over the noisy tokens of their block: one batched product over padded blocks.
 
-    Not kept for the backward pass but made again: its scores are larger than its inputs.
+    Recomputed in the backward pass instead of stored: its scores are larger than its inputs.
     """
     if "blocks" not in context.masks:
         context.masks["blocks"] = Blocks.of(context.layout.blocks, query.device)
@@ -85,10 +85,10 @@ def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContex
     groups = key.shape[1]
     # Query heads that share keys become more queries of the same block.
     folded = blocks.gather(query).unflatten(1, (groups, -1)).movedim(2, 3).flatten(3, 4)
-    seen = blocks.seen(context.layout.causal_blocks)
-    if seen is not None:
-        seen = seen.repeat(1, 1, 1, query.shape[1] // groups, 1)
-    output, normaliser = product(folded, blocks.gather(key), blocks.gather(value), seen)
+    mask = blocks.mask(context.layout.causal_blocks)
+    if mask is not None:
+        mask = mask.repeat(1, 1, 1, query.shape[1] // groups, 1)
+    output, normaliser = product(folded, blocks.gather(key), blocks.gather(value), mask)
     output, normaliser = (
         each.unflatten(3, (-1, blocks.size)).movedim(3, 2).flatten(1, 2) for each in (output, normaliser)
     )
@@ -114,13 +114,13 @@ def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, context: StreamCont
 
 
 def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout) -> Partial:
-    """`earlier_blocks` in plain torch: each block over the clean tokens before it, rows that lie alike together."""
+    """`earlier_blocks` in plain torch: each block over the clean tokens before it, equal rows together."""
     found: list[Partial] = []
     order: list[int] = []
     for group in row_groups(layout):
         rows = torch.tensor(group.rows, device=query.device)
         order += group.rows
-        parts = _rows_alike(query[rows], key[rows], value[rows], [span.borders for span in group.spans])
+        parts = _blocks_of_equal_rows(query[rows], key[rows], value[rows], [span.borders for span in group.spans])
         output, normaliser = zip(*parts, strict=True)
         found.append((torch.cat(output, dim=2), torch.cat(normaliser, dim=2)))
     back = torch.argsort(torch.tensor(order, device=query.device))
@@ -128,19 +128,21 @@ def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLay
     return torch.cat(outputs)[back], torch.cat(normalisers)[back]
 
 
-def _rows_alike(query: Tensor, key: Tensor, value: Tensor, documents: list[tuple[int, ...]]) -> Iterator[Partial]:
+def _blocks_of_equal_rows(
+    query: Tensor, key: Tensor, value: Tensor, documents: list[tuple[int, ...]]
+) -> Iterator[Partial]:
     """Block after block; `documents` are the borders of the blocks of each."""
     groups = key.shape[1]
     for borders in documents:
         for begin, end in pairwise(borders):
-            asking = query[:, :, begin:end]
+            queries = query[:, :, begin:end]
             if begin == borders[0]:
                 yield (
-                    torch.zeros_like(asking),
-                    asking.new_full(asking.shape[:-1], float("-inf"), dtype=_score_type(asking)),
+                    torch.zeros_like(queries),
+                    queries.new_full(queries.shape[:-1], float("-inf"), dtype=_score_type(queries)),
                 )
                 continue
             before = slice(borders[0], begin)
-            folded = asking.unflatten(1, (groups, -1)).flatten(2, 3)
+            folded = queries.unflatten(1, (groups, -1)).flatten(2, 3)
             output, normaliser = product(folded, key[:, :, before], value[:, :, before])
-            yield output.reshape(asking.shape), normaliser.reshape(asking.shape[:-1])
+            yield output.reshape(queries.shape), normaliser.reshape(queries.shape[:-1])

@@ -1,4 +1,4 @@
-"""Attention with the whole visibility matrix: the reference for the other backends. Quadratic in memory."""
+"""Attention with the whole attention mask: the reference for the other backends. Quadratic in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from nld_train.model.streams import StreamContext
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
-    """Attention of every query to all keys that the rule of visibility allows.
+    """Attention of every query to all keys that are visible to it.
 
     Args:
-        query: `[b, heads, S, head_dim]`, or of the places `context.queries` alone.
+        query: `[b, heads, S, head_dim]`, or `[b, heads, n, head_dim]` of the indices `context.queries`.
         key: `[b, groups, S, head_dim]`, `groups` dividing `heads`.
         value: `[b, groups, S, head_dim]`.
         context: the micro-batch.
 
     Returns:
-        As many `[b, heads, ., head_dim]` as queries.
+        The shape of `query`.
     """
     if "dense" not in context.masks:
         context.masks["dense"] = dense_mask(context.layout, context.queries).to(query.device)

@@ -1,4 +1,4 @@
-"""Keys and values from all ranks that share a sample (context parallelism)."""
+"""All-gather of keys and values over a context-parallel group."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def gather_keys_and_values(key: Tensor, value: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the whole streams, in one message.
+    """Keys and values of the whole streams, in one all-gather.
 
-    Each rank's queries give them gradients of their own; the backward pass adds these up and hands every rank its part.
+    The backward pass is a reduce-scatter of the gradients that each rank's queries give them.
 
     Args:
         key: `[b, groups, S / ranks, head_dim]`, this rank's.
         value: the same.
-        order: int64 `[S]`, see `masking.context_parallel.ContextShard.order`; where the keys are.
+        order: int64 `[S]`, see `masking.context_parallel.ContextShard.order`; on the device of the keys.
 
     Returns:
         Two tensors `[b, groups, S, head_dim]`.

@@ -13,9 +13,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses.
 
     Raises:
-        UserError: gradients are asked for on a CPU.
+        UserError: gradients are required on a CPU.
     """
-    assert context.shard is None, "the halves are made for whole streams"
+    assert context.shard is None, "the halves need whole streams"
     flex.refuse_gradients_on_cpu(query, "split")
     length = context.layout.length
     if not context.layout.two_streams:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
-from nld_train.model import cpu_stand_in
+from nld_train.model import cpu_patches
 from nld_train.model.accelerator import destroy_overlap_buffers
 
 
@@ -43,7 +43,7 @@ def parallel_groups(config: Config) -> Iterator[torch.device]:
     """Joins the process group and builds Megatron's groups; yields this process's device; leaves at the end."""
     device = resolve_device(config.execution.device)
     if device.type == "cpu":
-        cpu_stand_in.install()
+        cpu_patches.install()
     else:
         torch.cuda.set_device(device)
     _join(device, timedelta(minutes=config.execution.timeout_minutes))

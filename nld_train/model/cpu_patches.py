@@ -1,8 +1,7 @@
-"""Lets Megatron-Core run where there is no CUDA: the calls to `torch.cuda` that it makes unconditionally answer for
-the CPU.
+"""Patches with which Megatron-Core runs on a CPU: its unconditional calls to `torch.cuda` are redirected.
 
-Functions are patched in place rather than through a `TorchFunctionMode`: a mode taxes every operation and does not
-reach other threads. Nothing is patched in a process that uses a CUDA device.
+Functions are patched in place rather than through a `TorchFunctionMode`: a mode slows down every operation and does not
+apply to other threads. Nothing is patched in a process that uses a CUDA device.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _installed = False
 
 
 def install() -> None:
-    """Makes the CPU answer for CUDA in this process, for good. Calling it again changes nothing."""
+    """Redirects `torch.cuda` to the CPU for the rest of this process. Calling it again changes nothing."""
     global _installed
     if _installed:
         return
@@ -42,14 +41,14 @@ def install() -> None:
 
 
 def _redirect(device: Any) -> Any:
-    """The CPU for any way to name a CUDA device; everything else as it is."""
+    """The CPU for any form of a CUDA device; everything else unchanged."""
     if isinstance(device, int) or (device is not None and str(device).startswith("cuda")):
         return torch.device("cpu")
     return device
 
 
 def _patch_factories() -> None:
-    # torch remembers, when first asked, which functions `with torch.device(...)` applies to: it must be these ones.
+    # torch caches, on the first call, the functions that `with torch.device(...)` applies to: the unpatched ones.
     _device_constructors()
     for name in _FACTORIES:
         factory = getattr(torch, name)
@@ -75,9 +74,9 @@ def _patch_tensor_methods() -> None:
         return move(self, *args, **kwargs)
 
     def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        # The distributed optimizer knows its parameters by the type names of CUDA tensors.
-        answer = describe(self, *args, **kwargs)
-        return answer.replace("torch.", "torch.cuda.") if isinstance(answer, str) else answer
+        # The distributed optimizer recognises its parameters by the type names of CUDA tensors.
+        result = describe(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.") if isinstance(result, str) else result
 
     torch.Tensor.to = to  # type: ignore[assignment, method-assign]
     torch.Tensor.type = type_  # type: ignore[assignment, method-assign]
@@ -85,7 +84,7 @@ def _patch_tensor_methods() -> None:
 
 
 class _NoStream:
-    """A CUDA stream on a device where everything happens in order. A class, since libraries annotate with its name."""
+    """A CUDA stream that does nothing: the CPU runs in order. A class, since libraries use it in annotations."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
     def wait_stream(self, *_: Any) -> None: ...
@@ -99,7 +98,7 @@ class _NoStream:
 
 
 def _patch_cuda_module() -> None:
-    answers: dict[str, Any] = {
+    replacements: dict[str, Any] = {
         "current_device": lambda: torch.device("cpu"),
         "set_device": lambda *_: None,
         "synchronize": lambda *_, **__: None,
@@ -111,10 +110,10 @@ def _patch_cuda_module() -> None:
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
     }
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
-    torch.cuda.random.get_rng_state = answers["get_rng_state"]
-    torch.cuda.random.set_rng_state = answers["set_rng_state"]
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
+    torch.cuda.random.get_rng_state = replacements["get_rng_state"]
+    torch.cuda.random.set_rng_state = replacements["set_rng_state"]
 
 
 def _patch_megatron_random() -> None:
@@ -128,5 +127,5 @@ def _patch_megatron_random() -> None:
 def _patch_megatron_checkpointing() -> None:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    # Its default argument is torch's own `empty`, taken when the module was imported.
+    # Its default argument is the unpatched `torch.empty`, bound at import.
     ShardedTensor.init_data.__defaults__ = (torch.empty,)
