@@ -13,12 +13,13 @@ from quadratic_schedule import QuadraticSchedule
 from test_joint_loss import ALPHA, AVERAGINGS, random_samples, through_loops, through_the_schedule
 
 from nld_train.config.compose import compose_config
-from nld_train.config.counts import expected_head_rows, step_flops
+from nld_train.config.counts import step_flops
 from nld_train.config.validate import validate
 from nld_train.errors import UserError
 from nld_train.masking.noise import draw_noise
 from nld_train.masking.schedule import SCHEDULES, noise_schedule
 from nld_train.model import streams
+from nld_train.training.stages.joint import JOINT
 
 pytestmark = pytest.mark.usefixtures("groups")
 EPSILON = 0.01
@@ -56,12 +57,12 @@ def test_its_mean_is_counted() -> None:
         compose_config(["run.dry=true", f"diffusion.schedule={name}"]) for name in ("quadratic", "linear")
     )
     epsilon = quadratic.diffusion.epsilon
-    rows = expected_head_rows(300, noise_schedule(quadratic.diffusion), joint=True)
-    assert rows == pytest.approx(300 * (1 + (1 - epsilon) / 3 + epsilon))
-    alpha = quadratic.stages["joint"].alpha
+    assert JOINT.head_rows(300, quadratic.diffusion) == pytest.approx(300 * (1 + (1 - epsilon) / 3 + epsilon))
     fewer = quadratic.batch.sequence_length * (1 - epsilon) / 6  # rows of logits: 1/3 is masked instead of 1/2
     products = 6 * fewer * quadratic.model.vocab_size * quadratic.model.hidden_size * quadratic.batch.global_size
-    assert step_flops(linear, alpha) - step_flops(quadratic, alpha) == pytest.approx(products)
+    assert step_flops(linear, linear.stages["joint"]) - step_flops(
+        quadratic, quadratic.stages["joint"]
+    ) == pytest.approx(products)
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
