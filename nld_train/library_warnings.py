@@ -1,11 +1,11 @@
-"""Warnings of the libraries that say nothing to a user of this project, each with the reason why."""
+"""Warnings of libraries that do not concern a user of this project, each with the reason."""
 
 from __future__ import annotations
 
 import warnings
 
 _KNOWN: tuple[tuple[str, type[Warning]], ...] = (
-    # Transformer Engine and Apex are optional; what runs instead is said in docs/model.md.
+    # Transformer Engine and Apex are optional; docs/model.md describes what runs instead.
     ("Transformer Engine and Apex are not installed", UserWarning),
     ("Apex is not installed. Falling back", UserWarning),
     # Megatron's own defaults and its own use of torch, nothing that a setting here could change.
@@ -25,7 +25,7 @@ def ignore_known_warnings() -> None:
 
 
 def quiet_transformers() -> None:
-    """Leaves errors of `transformers` only: reading an export, it warns of a model type that it does not know."""
+    """Shows only errors of `transformers`, which warns of the model type of an export, unknown to it."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

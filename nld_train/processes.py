@@ -1,4 +1,4 @@
-"""What torchrun says of this process, before torch is imported."""
+"""The rank that torchrun has given this process, read without torch."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import os
 
 
 def rank() -> int:
-    """Number of this process among all; 0 without torchrun."""
+    """Global rank; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))

@@ -1,4 +1,4 @@
-"""Which code is running: the version of this package and the commit that it stands at."""
+"""Which code is running: the version of this package and its git commit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = "nld-train"
 UNKNOWN = "unknown"
-# Beside everything that this code writes: what `software` says.
+# File with the result of `software`, beside everything that this code writes.
 SOFTWARE = "software.json"
 
 
@@ -21,15 +21,15 @@ def package_version() -> str | None:
 
 
 def git_revision() -> str | None:
-    """The commit that this code stands at, with `-dirty` where it was changed since; None outside its repository."""
-    # An installed copy may lie inside somebody else's repository, whose commit would say nothing.
+    """The commit of this code, with `-dirty` where it was changed since; None outside its repository."""
+    # An installed copy may be inside another project's repository.
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _git(*words: str) -> str | None:
-    """What a git command says in this directory; None where it fails."""
+    """Output of a git command in this directory; None where it fails."""
     try:
         done = subprocess.run(
             ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
@@ -40,5 +40,5 @@ def _git(*words: str) -> str | None:
 
 
 def software() -> dict[str, str]:
-    """What `SOFTWARE` holds: `version` and `git_revision`, "unknown" where there is none."""
+    """The content of `SOFTWARE`: `version` and `git_revision`, "unknown" where there is none."""
     return {"version": package_version() or UNKNOWN, "git_revision": git_revision() or UNKNOWN}

@@ -1,4 +1,4 @@
-"""The entry point `python -m nld_train.train`; the command itself stands in `nld_train.commands.train`.
+"""The entry point `python -m nld_train.train`; the command itself is in `nld_train.commands.train`.
 
 The worker processes that torch starts for saving import this module again, so nothing but the standard library is
 imported at the top.

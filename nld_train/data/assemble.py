@@ -1,4 +1,4 @@
-"""Finished shards into one Megatron `.bin/.idx`, in order, with the count of every id."""
+"""Joins finished shards, in order, into one Megatron `.bin/.idx`, and counts every id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nld_train.errors import UserError
 
 @dataclass(frozen=True)
 class SetContent:
-    """What was written: the files' prefix, documents, tokens, the largest id and the tokens' numpy type."""
+    """Content of the written files: prefix, documents, tokens, the largest id and the tokens' numpy type."""
 
     prefix: str
     documents: int

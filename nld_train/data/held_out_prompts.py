@@ -1,9 +1,8 @@
-"""`nld-data prompts`: pieces of held-out documents as prompts, so that decoding is measured on such text."""
+"""`nld-data prompts`: pieces of held-out documents as prompts, to measure decoding on text that was not trained on."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from nld_train.files import write_atomically
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """Which prompts to take from a set.
+    """The prompts to take from a set.
 
     Attributes:
         prefix: path of the set without suffix.
@@ -60,11 +59,12 @@ def _tokenizer_directory(request: PromptRequest) -> str:
     manifest = read_manifest(request.prefix)
     if manifest is None:
         raise UserError(f"{request.prefix} has no manifest that names its tokenizer: give --tokenizer DIR")
-    return os.path.join(os.path.dirname(request.prefix), manifest.tokenizer)
+    return manifest.tokenizer_directory(request.prefix)
 
 
 def _pieces(request: PromptRequest) -> Iterator[list[int]]:
-    """The tokens before the middle of each chosen document: its head is often a licence, its end leads nowhere."""
+    """The tokens before the middle of each chosen document: the head is often a licence, and a prompt that ends with
+    its document cannot be continued."""
     indexed: Any = indexed_dataset_module().IndexedDataset(request.prefix, mmap=True)
     borders = np.array(indexed.document_indices)
     ends = np.cumsum(indexed.sequence_lengths, dtype=np.int64)

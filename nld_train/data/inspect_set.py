@@ -1,4 +1,4 @@
-"""`nld-data inspect`: what a set holds, and one training sample with its borders and masks visible."""
+"""`nld-data inspect`: the content of a set, or one training sample with its document borders and masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MASKED = "bold white on red"
 
 @dataclass(frozen=True)
 class InspectRequest:
-    """What to show: a set, and where `sample` is given that sample under noise.
+    """The set, or the sample under noise, that is shown.
 
     Attributes:
         prefix: path of the set without suffix.
@@ -48,7 +48,7 @@ class InspectRequest:
 
 
 def inspect_set(request: InspectRequest, console: Console | None = None) -> None:
-    """Prints what a request asks for.
+    """Prints the content of a set, or a sample where the request has one.
 
     Raises:
         UserError: the set cannot be read, there is no such sample, or a setting is out of range.
@@ -79,7 +79,7 @@ def _show_set(prefix: str, manifest: Manifest | None, console: Console) -> None:
     table.add_row("documents", f"{header.documents:,}")
     table.add_row("tokens", f"{int(totals[-1]):,}")
     table.add_row("token type", np.dtype(header.dtype).name)
-    quantiles = ", ".join(f"{share:.0%} {length:,.0f}" for share, length in zip(_QUANTILES, lengths, strict=True))
+    quantiles = ", ".join(f"{fraction:.0%} {length:,.0f}" for fraction, length in zip(_QUANTILES, lengths, strict=True))
     table.add_row("document lengths", quantiles)
     for name, value in (asdict(manifest) if manifest else {"manifest": "none (made by other tools)"}).items():
         if name not in ("documents", "tokens", "dtype"):
@@ -105,9 +105,9 @@ def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, consol
 
 
 def _noise(
-    request: InspectRequest, place: int, documents: NDArray[np.int64]
+    request: InspectRequest, sample: int, documents: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Masks as training draws them for a sample at this place: masked and probability, both `[L]`."""
+    """Masks drawn as in training, with the sample's number as its index: masked and probability, both `[L]`."""
     from nld_train.masking.layout import block_indices
     from nld_train.masking.noise import draw_noise
 
@@ -115,7 +115,7 @@ def _noise(
         DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
         request.seed,
         "inspect",
-        place,
+        sample,
         1,
         np.ones(len(documents), dtype=bool),
         block_indices(documents, request.block_size),
@@ -156,5 +156,5 @@ def _decoder(request: InspectRequest, manifest: Manifest | None) -> _Decoder:
         return _Decoder(load_tokenizer(request.tokenizer))
     if manifest is None:
         return _Decoder(None)
-    directory = os.path.join(os.path.dirname(request.prefix), manifest.tokenizer)
+    directory = manifest.tokenizer_directory(request.prefix)
     return _Decoder(load_tokenizer(directory) if os.path.isdir(directory) else None)

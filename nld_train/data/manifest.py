@@ -1,4 +1,4 @@
-"""What a prepared set says of itself (`NAME.manifest.json`), and whether it suits a model."""
+"""The manifest of a prepared token set (`NAME.manifest.json`), and the check of a set against a model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Manifest:
 
     Attributes:
         format_version: version of this record.
-        sources: what was read.
-        arguments: how it was read and encoded.
-        request: hash of all that decides the content; equal requests need not be prepared again.
+        sources: files, folders or names that were read.
+        arguments: how they were read and encoded.
+        request: hash of everything that determines the content; equal requests need not be prepared again.
         tokenizer: the tokenizer's directory, as a path relative to the manifest or absolute.
         tokenizer_hash: `nld_train.data.tokenizer.tokenizer_hash` of that directory.
         vocabulary_size: largest id of the tokenizer + 1.
@@ -37,7 +37,7 @@ class Manifest:
         dtype: numpy type of the tokens in the `.bin`.
         fingerprint: sha256 of the sha256 digests of `.bin` and `.idx`: every byte.
         quick_fingerprint: `nld_train.data.packed.quick_fingerprint`, which is checked at each start.
-        versions: versions of what made the set.
+        versions: of the packages that made the set.
     """
 
     format_version: int
@@ -55,6 +55,10 @@ class Manifest:
     fingerprint: str
     quick_fingerprint: str
     versions: dict[str, str]
+
+    def tokenizer_directory(self, prefix: str) -> str:
+        """Directory of the tokenizer of the set with this prefix."""
+        return os.path.join(os.path.dirname(prefix), self.tokenizer)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON."""
@@ -82,7 +86,7 @@ def read_manifest(prefix: str) -> Manifest | None:
 def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokenizer_path: str | None) -> None:
     """Refuses a set that a model cannot be trained on, before anything heavy starts.
 
-    A set without a manifest passes when its files are whole; its tokens are checked while they are read.
+    A set without a manifest passes when its files are complete; its tokens are checked while they are read.
 
     Args:
         prefix: path of the set without `.bin` and `.idx`.

@@ -1,7 +1,7 @@
-"""Which sample stands at which place of a stage: pure functions of the configuration, without index files or state.
+"""The global order of a stage's samples: pure functions of the configuration, without index files or state.
 
 Each epoch of a set is a keyed permutation of its samples. A blend interleaves sets in fixed proportions. A stage's
-order gives for place k (from 0, growing through epochs) the set and the sample in it. Nothing depends on the layout.
+order maps a sample index (from 0, growing through epochs) to a set and a sample of it. Nothing depends on the layout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD = (1 << 64) - 1
 
 
 class StagePlan(Protocol):
-    """What the order needs to know of a planned stage (`nld_train.config.plan`)."""
+    """The attributes of a planned stage (`nld_train.config.plan`) that its order depends on."""
 
     @property
     def name(self) -> str:
@@ -77,17 +77,17 @@ def round_keys(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
 
 
 class Blend:
-    """Interleaves sets in fixed proportions: place k -> (set, running index in that set), a pure function of k.
+    """Interleaves sets in fixed proportions: sample index k -> (set, running index in that set), a pure function of k.
 
-    Weights are normalised and rounded to whole places of a period of `BLEND_PERIOD` = 10,000 (largest remainder), so
-    proportions are exact to 0.01 %; every positive weight gets at least one place. Inside the period each place goes to
-    the set that is furthest behind its share, so any stretch of places is mixed as evenly as can be.
+    Weights are normalised and rounded to whole numbers that sum to a period of `BLEND_PERIOD` = 10,000 (largest
+    remainder), so proportions are exact to 0.01 %; every positive weight gets at least 1. Inside the period each index
+    goes to the set that is furthest behind its proportion, so any stretch is mixed as evenly as can be.
 
     Args:
         weights: one per set, not normalised, all positive.
 
     Raises:
-        UserError: no set, a weight that is not positive and finite, or more sets than places in a period.
+        UserError: no set, a weight that is not positive and finite, or more sets than half a period.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -95,15 +95,15 @@ class Blend:
         self.period = sum(self.counts)
         self._sets, self._ranks = _interleave(self.counts)
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """The set at a place, and how many places before it went to the same set."""
-        periods, within = divmod(place, self.period)
+    def locate(self, sample_index: int) -> tuple[int, int]:
+        """The set of a sample index, and how many smaller indices go to the same set."""
+        periods, within = divmod(sample_index, self.period)
         chosen = self._sets[within]
         return chosen, periods * self.counts[chosen] + self._ranks[within]
 
-    def consumed(self, places: int) -> list[int]:
-        """How many of the first `places` places go to each set."""
-        periods, within = divmod(places, self.period)
+    def consumed(self, count: int) -> list[int]:
+        """How many of the first `count` sample indices go to each set."""
+        periods, within = divmod(count, self.period)
         begun = self._sets[:within]
         return [periods * count + begun.count(chosen) for chosen, count in enumerate(self.counts)]
 
@@ -115,29 +115,29 @@ def _quantise(weights: Sequence[float]) -> list[int]:
     if len(weights) > BLEND_PERIOD // 2:
         raise UserError(f"a blend of {len(weights)} sets is too wide: at most {BLEND_PERIOD // 2} sets")
     total = math.fsum(weights)
-    shares = [weight / total * BLEND_PERIOD for weight in weights]
-    counts = [max(1, int(share)) for share in shares]
-    by_need = sorted(range(len(weights)), key=lambda i: (counts[i] - shares[i], i))
+    exact = [weight / total * BLEND_PERIOD for weight in weights]
+    counts = [max(1, int(number)) for number in exact]
+    by_need = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
     while sum(counts) < BLEND_PERIOD:  # the rounded-down remainders
         counts[by_need.pop(0)] += 1
-    while sum(counts) > BLEND_PERIOD:  # places lent to tiny weights come from the largest
+    while sum(counts) > BLEND_PERIOD:  # what tiny weights got too much comes from the largest
         counts[counts.index(max(counts))] -= 1
     divisor = math.gcd(*counts)
     return [count // divisor for count in counts]
 
 
 def _interleave(counts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The set at each place of a period, and its rank among that set's places.
+    """The set of each index of a period, and how many indices before it in the period go to the same set.
 
     Integers only: `(k + 1) * count - assigned * period` is how far a set is behind, scaled by the period.
     """
-    share = np.array(counts, dtype=np.int64)
-    period = int(share.sum())
-    behind = np.zeros_like(share)
+    proportions = np.array(counts, dtype=np.int64)
+    period = int(proportions.sum())
+    behind = np.zeros_like(proportions)
     assigned = [0] * len(counts)
     sets, ranks = [], []
     for _ in range(period):
-        behind += share
+        behind += proportions
         chosen = int(np.argmax(behind))
         behind[chosen] -= period
         sets.append(chosen)
@@ -154,7 +154,7 @@ class StageOrder:
         seed: the run's seed.
         blend: the sets' interleaving.
         sets: the blended sets.
-        starts: for each set, how many of its samples the stages before consumed.
+        starts: for each set, how many of its samples earlier stages consumed.
     """
 
     seed: int
@@ -162,32 +162,32 @@ class StageOrder:
     sets: tuple[PackedSamples, ...]
     starts: tuple[int, ...]
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """Place in the stage, from 0 -> (number of the set, sample in that set). Takes some ten microseconds."""
-        chosen, index = self.blend.locate(place)
+    def locate(self, sample_index: int) -> tuple[int, int]:
+        """Index in the stage, from 0 -> (number of the set, sample in that set). Takes some ten microseconds."""
+        chosen, index = self.blend.locate(sample_index)
         samples = self.sets[chosen]
         epoch, position = divmod(self.starts[chosen] + index, len(samples))
         return chosen, permute(position, len(samples), round_keys(self.seed, samples.fingerprint, epoch))
 
-    def without_repetition(self, places: int) -> int:
-        """How many of the first `places` places come before any set begins anew."""
+    def samples_before_repetition(self, count: int) -> int:
+        """How many of the first `count` samples come before any set begins its next epoch."""
 
-        def repeats(count: int) -> bool:
-            used = self.blend.consumed(count)
+        def repeats(number: int) -> bool:
+            used = self.blend.consumed(number)
             ends = (start + more for start, more in zip(self.starts, used, strict=True))
             return any(end > len(samples) for end, samples in zip(ends, self.sets, strict=True))
 
-        return bisect_left(range(1, places + 1), True, key=repeats)
+        return bisect_left(range(1, count + 1), True, key=repeats)
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two orders that give the same samples at every place; saved in checkpoints, compared on resume."""
+        """Equal for two orders that give the same sample at every index; saved in checkpoints, compared on resume."""
         parts = [(samples.fingerprint, samples.sequence_length) for samples in self.sets]
         return hashlib.sha256(repr((self.seed, self.blend.counts, self.starts, parts)).encode()).hexdigest()
 
 
 def open_sets(sources: Sequence[SourceConfig], sequence_length: int) -> dict[str, PackedSamples]:
-    """Opens every distinct set among `sources`, keyed by prefix. Raises `UserError` where one cannot be read."""
+    """Every distinct set among `sources`, by prefix. Raises `UserError` where one cannot be read."""
     return {source.prefix: PackedSamples(source.prefix, sequence_length) for source in sources}
 
 
@@ -197,10 +197,16 @@ def make_order(
     sets: Mapping[str, PackedSamples],
     starts: Mapping[str, int] | None = None,
 ) -> StageOrder:
-    """Order over a blend; `starts` gives by prefix how many samples were consumed before (0 where it is silent).
+    """Order over a blend.
+
+    Args:
+        seed: of the permutations.
+        sources: prefixes and weights.
+        sets: open sets by prefix.
+        starts: by prefix, how many samples of the set were consumed before (default: 0).
 
     Raises:
-        UserError: a set stands twice in the blend, or a weight is not positive.
+        UserError: a set occurs twice in the blend, or a weight is not positive.
     """
     prefixes = [source.prefix for source in sources]
     for prefix in prefixes:
@@ -219,8 +225,8 @@ def stage_orders(
 ) -> dict[str, StageOrder]:
     """The order of every planned stage, by name.
 
-    A stage with `data_start: continue` goes on in each set where the stages before it stopped; `beginning` starts its
-    sets anew. The result depends on nothing but the configuration and the sets.
+    A stage with `data_start: continue` continues in each set where earlier stages stopped; with `beginning` it starts
+    at the first sample of its sets. The result depends on nothing but the configuration and the sets.
 
     Args:
         config: the run.
@@ -234,13 +240,13 @@ def stage_orders(
     if sets is None:
         sets = open_sets([source for listed in sources.values() for source in listed], config.batch.sequence_length)
     orders: dict[str, StageOrder] = {}
-    position: dict[str, int] = {}
+    consumed: dict[str, int] = {}
     for plan in plans:
         if config.stages[plan.name].data_start == "beginning":
-            position.update({source.prefix: 0 for source in sources[plan.name]})
-        order = make_order(config.run.seed, sources[plan.name], sets, position)
+            consumed.update({source.prefix: 0 for source in sources[plan.name]})
+        order = make_order(config.run.seed, sources[plan.name], sets, consumed)
         used = order.blend.consumed(plan.samples)
         for source, start, count in zip(sources[plan.name], order.starts, used, strict=True):
-            position[source.prefix] = start + count
+            consumed[source.prefix] = start + count
         orders[plan.name] = order
     return orders

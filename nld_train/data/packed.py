@@ -2,7 +2,7 @@
 
 The documents of a set, in file order, form one long stream. Sample i of length L is the slice `[i*L, i*L + L + 1)`:
 L + 1 tokens, because every row needs its next token; neighbours share the border token, and a tail that is too short is
-dropped. Nothing is built and nothing is held per sample, so a set of 1e12 tokens opens at once.
+dropped. Nothing is built or stored per sample, so a set of 1e12 tokens opens at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from nld_train.errors import UserError
 
-# What the head of an `.idx` holds: magic, version, dtype code, sequences, document borders.
+# The head of an `.idx`: magic, version, dtype code, sequences, document borders.
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _TOKEN_TYPES: dict[int, type[np.integer[Any]]] = {
@@ -37,7 +37,7 @@ _PIECES, _PIECE_BYTES = 64, 4096
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """What the head of an `.idx` says: Megatron's dtype code, sequences, and documents."""
+    """The head of an `.idx`: Megatron's dtype code, sequences, and documents."""
 
     dtype: type[np.integer[Any]]
     sequences: int
@@ -127,7 +127,7 @@ class PackedSamples:
 
 
 def indexed_dataset_module() -> ModuleType:
-    """Megatron's `indexed_dataset`. It takes seconds to import, so what only checks sets must not wait for it."""
+    """Megatron's `indexed_dataset`, whose import takes seconds and is not needed to check sets."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of each accelerator package that is not installed
         from megatron.core.datasets import indexed_dataset
@@ -184,7 +184,7 @@ def _integer(stream: Any, offset: int, size: int) -> int:
 def quick_fingerprint(prefix: str) -> str:
     """Identity of a set in constant time: a hash of both sizes and of 64 pieces of 4 KiB spread over each file.
 
-    It keys the order of samples and tells on resume whether the data are the same. The manifest's fingerprint covers
+    It keys the order of samples and shows on resume whether the data are the same. The manifest's fingerprint covers
     every byte, which takes minutes for large sets.
     """
     digest = hashlib.sha256()

@@ -6,7 +6,7 @@ from nld_train.data.packed import indexed_dataset_module
 
 indexed_dataset_module()
 
-# What asks a job to stop often reaches all its processes. The training process leaves when its step is done and saved,
-# and needs its data until then; the server and its workers leave when that process has closed its pipes.
-for request in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(request, signal.SIG_IGN)
+# Signals that stop a job often reach all its processes. The training process exits when its step is finished and saved,
+# and needs data until then; the server and its workers exit when that process has closed its pipes.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """From text to a token set: the work behind `nld-data prepare`.
 
-The result is a function of the request: the number of workers and interruptions leave no trace in it. Final names
-appear only when everything is written.
+The result depends on the request alone, not on the number of workers or on interruptions. Files get their final names
+when everything is written.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
         Manifest of each set, by `train` and `validation`.
 
     Raises:
-        UserError: a source, the tokenizer or the destination does not do; nothing is left under the final names.
+        UserError: a source, the tokenizer or the destination cannot be used; no file has its final name.
     """
     if not request.name or os.path.basename(request.name) != request.name:
         raise UserError(f"--name {request.name!r} must be a plain file name")
@@ -67,10 +67,10 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     finished_shards = [job.path(number) for number in range(len(shards))]
     try:
         contents = {name: assemble(str(work / name), name, finished_shards, spec) for name in request.prefixes}
-    except UserError:  # a set without documents: going on from these shards would find the same
+    except UserError:  # a set without documents: continuing from these shards would fail again
         shutil.rmtree(work)
         raise
-    # Only now, so that a request that failed has left nothing that stands in the way of a mended one.
+    # Last, so that a request that failed leaves nothing behind that would stop a corrected one.
     if tokenizer is not None:
         save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite)
     manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}
@@ -84,10 +84,10 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
 def _tokenizer(
     request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path
 ) -> tuple[Tokenizer | None, EncoderSpec]:
-    """The encoder, and its tokenizer where that is made here, which will then be saved beside the sets.
+    """The encoder, and its tokenizer where that is made here and has to be saved beside the sets.
 
     Raises:
-        UserError: the tokenizer cannot be had, or another one lies where it would be saved.
+        UserError: the tokenizer cannot be loaded or trained, or another one exists where it would be saved.
     """
     if not request.makes_tokenizer:
         return None, directory_spec(request.tokenizer, request.append_end)
@@ -125,7 +125,7 @@ def _training_texts(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) 
 def _encode(job: ShardJob, shards: Sequence[list[Piece]], workers: int, console: Console) -> None:
     kept = sum(job.path(number).exists() for number in range(len(shards)))
     if kept:
-        console.print(f"going on: {kept} of {len(shards)} shards were finished before")
+        console.print(f"continuing: {kept} of {len(shards)} shards were finished before")
     columns = (TextColumn("encoding"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("encoding", total=len(shards))
@@ -168,8 +168,8 @@ def _version(package: str) -> str:
 
 
 def _publish(work_prefix: str, prefix: str) -> None:
-    """Gives finished files their final names. The old `.idx` goes first and the manifest comes last, so a crash in
-    between never leaves a pair that looks whole and is not."""
+    """Gives finished files their final names. The old `.idx` is removed first and the manifest is moved last, so that a
+    crash in between never leaves a pair that looks complete and is not."""
     for suffix in reversed(SUFFIXES):
         Path(prefix + suffix).unlink(missing_ok=True)
     for suffix in SUFFIXES:

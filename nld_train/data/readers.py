@@ -18,8 +18,8 @@ class Document:
     """One text.
 
     Attributes:
-        text: what it says.
-        key: what decides whether it is held out: the file's name where a file is a document, else the text.
+        text: its content.
+        key: decides whether it is held out: the file's name where a file is a document, else the text.
     """
 
     text: str
@@ -30,7 +30,7 @@ def documents(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     """Reads the documents of a piece; empty ones are left out.
 
     Raises:
-        UserError: the file cannot be read or decoded, or a record is not what was announced. Names the place.
+        UserError: the file cannot be read or decoded, or a record has no text. The message names file and offset.
     """
     try:
         for document in _READERS[piece.kind](piece, settings):
@@ -139,7 +139,7 @@ def _raw_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
         offset = piece.begin
         if offset:
             stream.seek(offset - 1)
-            offset += len(stream.readline()) - 1  # the rest of a line that belongs to the piece before
+            offset += len(stream.readline()) - 1  # the rest of a line of the previous piece
         for raw in _until_end(stream):
             if piece.end is not None and offset >= piece.end:
                 return

@@ -1,4 +1,4 @@
-"""What is asked of `nld-data prepare`, and whether it was done before."""
+"""The request of `nld-data prepare`, and whether an equal one was finished before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUFFIXES = (".bin", ".idx", ".counts.npy", ".manifest.json")
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What is to be prepared.
+    """Sources, tokenizer and names of the sets that are prepared.
 
     Attributes:
         sources: files, folders, `datasets` names, or `stdlib`.
@@ -60,12 +60,12 @@ class PrepareRequest:
 
     @property
     def tokenizer_directory(self) -> str:
-        """Where the tokenizer lies in the end."""
+        """Directory of the tokenizer when the sets are finished."""
         return os.path.join(self.out, "tokenizer") if self.makes_tokenizer else os.path.abspath(self.tokenizer)
 
 
 def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> str:
-    """Hash of all that decides the content of the sets, input files by name, size and time of change."""
+    """Hash of everything that determines the sets; input files count by name, size and time of change."""
     parts = [
         FORMAT_VERSION,
         asdict(request.settings),
@@ -78,7 +78,7 @@ def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> 
 
 
 def work_folder(request: PrepareRequest, identity: str) -> Path:
-    """Where a request keeps what is finished until everything is; a request that changed has another one."""
+    """Folder of a request's finished parts until everything is finished; a changed request has another one."""
     return Path(request.out, f".{request.name}.work-{identity[:16]}")
 
 
@@ -86,7 +86,7 @@ def finished_before(request: PrepareRequest, identity: str) -> dict[str, Manifes
     """The manifests of the sets if the same request was finished before, else None.
 
     Raises:
-        UserError: other files stand under the final names, and the request does not say to replace them.
+        UserError: other files have the final names, and the request does not replace them.
     """
     intact = {name: manifest for name, prefix in request.prefixes.items() if (manifest := _intact(request, prefix))}
     if len(intact) == len(request.prefixes) and all(manifest.request == identity for manifest in intact.values()):
@@ -99,7 +99,7 @@ def finished_before(request: PrepareRequest, identity: str) -> dict[str, Manifes
 
 
 def _intact(request: PrepareRequest, prefix: str) -> Manifest | None:
-    """The manifest of a set that is whole, with its tokenizer where it should be."""
+    """The manifest of a complete set whose tokenizer is in its directory; else None."""
     try:
         check_files(prefix)
         manifest = read_manifest(prefix)

@@ -1,7 +1,7 @@
 """Training and validation samples, and the micro-batches of each optimizer step.
 
-A sample is a pure function of its place in a stage's order: data-parallel size, micro-batch size, worker count and
-restarts decide who reads it and when, never what it holds.
+A sample is a pure function of its index in a stage's order. Data-parallel size, micro-batch size, worker count and
+restarts decide which process reads it and when, never its content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """What turns tokens into a training sample.
+    """Settings that turn tokens into a training sample.
 
     Attributes:
         stage: name of the stage; it keys the noise.
@@ -56,29 +56,29 @@ class SampleSettings:
 
 
 class TrainingSamples(Dataset[Sample]):
-    """The samples of one stage by place: a map-style dataset of unlimited length, for places 0, 1, 2, ....
+    """The samples of one stage by sample index: a map-style dataset of unlimited length.
 
     Args:
-        order: which sample stands at which place.
-        settings: what is made of it.
+        order: of the stage.
+        settings: of its samples.
     """
 
     def __init__(self, order: StageOrder, settings: SampleSettings) -> None:
         self.order = order
         self.settings = settings
 
-    def __getitem__(self, place: int) -> Sample:
-        """The sample at a place of the stage.
+    def __getitem__(self, sample_index: int) -> Sample:
+        """The sample at an index of the stage, from 0.
 
         Returns:
             `tokens` int64 `[L+1]`; `documents` int64 `[L+1]` (all 0 when borders are ignored); `supervised` bool `[L]`
-            (row i predicts token i+1; False where that token belongs to another document); `place` int; and for a joint
-            stage `masked` bool `[L]`, `probability` float32 `[L]`, `maskable` bool `[L]` for positions 0..L-1.
+            (row i predicts token i+1; False where that token belongs to another document); `sample_index` int; and for
+            a joint stage `masked` bool `[L]`, `probability` float32 `[L]`, `maskable` bool `[L]` for tokens 0..L-1.
 
         Raises:
             UserError: the sample holds the mask token, or an id that the model does not have.
         """
-        chosen, index = self.order.locate(place)
+        chosen, index = self.order.locate(sample_index)
         tokens, documents = self.order.sets[chosen].read(index)
         self._check(tokens, f"sample {index} of {self.order.sets[chosen].prefix}.bin")
         if self.settings.documents == "ignore":
@@ -89,10 +89,10 @@ class TrainingSamples(Dataset[Sample]):
             "supervised": documents[1:] == documents[:-1],
         }
         if self.settings.joint:
-            sample |= self._noise(place, documents[:-1])
-        return {name: torch.from_numpy(array) for name, array in sample.items()} | {"place": place}
+            sample |= self._noise(sample_index, documents[:-1])
+        return {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
 
-    def _noise(self, place: int, documents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _noise(self, sample_index: int, documents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         settings = self.settings
         maskable = np.ones(len(documents), dtype=bool)  # every real token; fine-tuning will spare its prompts
         blocks = block_indices(documents, settings.diffusion.block_size)
@@ -100,7 +100,7 @@ class TrainingSamples(Dataset[Sample]):
             settings.diffusion,
             settings.seed,
             settings.stage,
-            place,
+            sample_index,
             settings.global_size,
             maskable,
             blocks,
@@ -131,7 +131,7 @@ def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingS
 
 
 def validation_samples(config: Config, level: float | None) -> TrainingSamples:
-    """Held-out samples for places 0..n-1, the same at every validation.
+    """Held-out samples at indices 0..n-1, the same at every validation.
 
     Args:
         config: the run; the sets are `data.validation`.
@@ -144,15 +144,15 @@ def validation_samples(config: Config, level: float | None) -> TrainingSamples:
 
 
 def refuse_repeated_samples(config: Config) -> None:
-    """Refuses more validation samples than are held out: the first ones would count twice.
+    """Refuses more validation samples than are held out: the first ones would be counted twice.
 
     Raises:
         UserError: names how many there are; or a set cannot be read.
     """
-    order, asked = _held_out(config), config.validation.samples
-    if (most := order.without_repetition(asked)) < asked:
+    order, samples = _held_out(config), config.validation.samples
+    if (most := order.samples_before_repetition(samples)) < samples:
         raise UserError(
-            f"validation.samples={asked}: must be at most {most}, after which data.validation repeats a sample of "
+            f"validation.samples={samples}: must be at most {most}, after which data.validation repeats a sample of "
             f"batch.sequence_length={config.batch.sequence_length} tokens; take fewer, or hold out more text"
         )
 
@@ -176,10 +176,10 @@ def _settings(config: Config, stage: str, joint: bool, level: float | None) -> S
     )
 
 
-def places_of(step: int, global_size: int, micro_size: int, rank: int, size: int) -> list[list[int]]:
-    """The places of one data-parallel rank in one optimizer step, by micro-batch.
+def sample_indices(step: int, global_size: int, micro_size: int, rank: int, size: int) -> list[list[int]]:
+    """The sample indices of one data-parallel rank in one optimizer step, by micro-batch.
 
-    Micro-batch m of rank r holds places `step * global_size + m * micro_size * size + r * micro_size + j`.
+    Micro-batch m of rank r has the indices `step * global_size + m * micro_size * size + r * micro_size + j`.
     """
     begin = step * global_size
     starts = range(begin + rank * micro_size, begin + global_size, micro_size * size)
@@ -187,20 +187,20 @@ def places_of(step: int, global_size: int, micro_size: int, rank: int, size: int
 
 
 class _MicroBatches(Dataset[Any]):
-    """Micro-batches by their lists of places. A user's error is an item, so that it leaves a worker process whole."""
+    """Micro-batches by their sample indices. A `UserError` is an item, so that a worker process can send it."""
 
     def __init__(self, samples: Dataset[Sample]) -> None:
         self.samples = samples
 
-    def __getitem__(self, places: list[int]) -> Batch | UserError:
+    def __getitem__(self, indices: list[int]) -> Batch | UserError:
         try:
-            return torch.utils.data.default_collate([self.samples[place] for place in places])
+            return torch.utils.data.default_collate([self.samples[index] for index in indices])
         except UserError as error:
             return error
 
 
-class _PlacesByStep:
-    """Sampler: lists of places, one per micro-batch, step after step."""
+class _SampleIndicesByStep:
+    """Sampler: lists of sample indices, one per micro-batch, step after step."""
 
     def __init__(self, steps: range, global_size: int, micro_size: int, rank: int, size: int) -> None:
         self.steps = steps
@@ -208,7 +208,7 @@ class _PlacesByStep:
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield from places_of(step, *self.layout)
+            yield from sample_indices(step, *self.layout)
 
 
 def batches(
@@ -226,7 +226,7 @@ def batches(
     """The micro-batches of one data-parallel rank, step after step.
 
     Args:
-        samples: the samples by place, e.g. `TrainingSamples`.
+        samples: the samples by sample index, e.g. `TrainingSamples`.
         first_step: first optimizer step of the stage to yield, from 0.
         last_step: where to stop (this step is not yielded).
         global_size: samples per optimizer step, a multiple of `micro_size * size`.
@@ -237,8 +237,8 @@ def batches(
         pin_memory: page-locked tensors for faster copies to a GPU; needs one.
 
     Yields:
-        For each step a list of micro-batches: the samples' tensors stacked, `[micro_size, ...]`; `place` is int64
-        `[micro_size]`.
+        For each step a list of micro-batches: the samples' tensors stacked, `[micro_size, ...]`;
+        `sample_index` is int64 `[micro_size]`.
 
     Raises:
         UserError: a sample is refused, or a reader process died.
@@ -251,12 +251,12 @@ def batches(
     per_step = global_size // (micro_size * size)
     loader = DataLoader(
         _MicroBatches(samples),
-        sampler=_PlacesByStep(range(first_step, last_step), global_size, micro_size, rank, size),
+        sampler=_SampleIndicesByStep(range(first_step, last_step), global_size, micro_size, rank, size),
         batch_size=None,  # an item is a whole micro-batch already
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_outlive_a_request if workers else None,
+        worker_init_fn=_ignore_first_sigterm if workers else None,
     )
     micro_batches = _whole(loader)
     for _ in range(first_step, last_step):
@@ -264,7 +264,7 @@ def batches(
 
 
 def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The loader's micro-batches; what goes wrong in a worker becomes one line."""
+    """The loader's micro-batches; an error of a worker becomes a `UserError`."""
     try:
         for item in loader:
             if isinstance(item, UserError):
@@ -279,15 +279,15 @@ def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
         ) from error
 
 
-def _outlive_a_request(_worker: int) -> None:
-    """Lets a worker ignore one SIGTERM, which torch makes it die of: it is meant for the job, as `preload` says. The
-    second one is of a training process that waits in vain for a worker to leave."""
+def _ignore_first_sigterm(_worker: int) -> None:
+    """Makes a worker ignore its first SIGTERM, which torch would end it on: that one is sent to all processes of the
+    job (see `preload`). The second is sent by a training process whose worker does not end by itself."""
     signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
 def _worker_context() -> Any:
-    """Workers start from a fork server: the training process holds CUDA and NCCL threads, which do not survive a fork,
-    and a spawned worker would import Megatron-Core anew for seconds, which the server does once for all of them."""
+    """Workers start from a fork server: the training process has CUDA and NCCL threads, which do not survive a fork,
+    and a spawned worker would import Megatron-Core for seconds, which the server does once for all of them."""
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "nld_train.data.preload"])
     return context

@@ -1,4 +1,4 @@
-"""Encoding the shards of a source in worker processes. A finished shard is a file, so an interrupted run goes on."""
+"""Encodes the shards of a source in worker processes. A finished shard is a file, so a run can be continued."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _GROUP_CHARACTERS = 4 << 20
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is the same for all shards of a run.
+    """Settings of all shards of a run.
 
     Attributes:
         settings: how sources are read.
         spec: the tokenizer.
         validation: share of documents that is held out, 0 for none.
-        folder: where finished shards are kept.
+        folder: of the finished shards.
     """
 
     settings: SourceSettings
@@ -47,10 +47,10 @@ class ShardJob:
         return self.folder / f"shard-{number:08d}.npz"
 
 
-def is_held_out(document: Document, share: float) -> bool:
-    """Whether a document belongs to validation: a hash of its key below `share`, the same on every machine."""
+def is_held_out(document: Document, fraction: float) -> bool:
+    """Whether a document belongs to validation: a hash of its key below `fraction`, the same on every machine."""
     digest = hashlib.blake2b(document.key.encode(errors="replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < share * 2**64
+    return int.from_bytes(digest, "little") < fraction * 2**64
 
 
 def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) -> Iterator[int]:
@@ -72,7 +72,7 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) ->
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _start_worker, (job,))
     try:
-        with _interrupts_held():
+        with _interrupts_blocked():
             futures = {pool.submit(_work, number, shards[number]): number for number in missing}
         for future in as_completed(futures):
             future.result()
@@ -87,9 +87,9 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) ->
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. Workers that start while it is held never see it, from their first
-    instruction on; the parent, which decides what it means, gets it afterwards."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Ctrl-C reaches every process of the terminal. Workers that start while it is blocked inherit the blocked signal;
+    the parent, which handles it for all, receives it afterwards."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -103,12 +103,12 @@ _worker: tuple[ShardJob, Encoder] | None = None
 def _start_worker(job: ShardJob) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _worker = (job, Encoder(job.spec))
 
 
-def _leave_with_parent() -> None:
-    """A pool's workers wait for ever when their parent was killed: leave with it."""
+def _exit_with_parent() -> None:
+    """Ends a worker whose parent was killed; else it would wait for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

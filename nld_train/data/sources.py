@@ -1,4 +1,4 @@
-"""What `nld-data prepare` can read, cut into pieces that worker processes read on their own.
+"""The sources of `nld-data prepare`, cut into pieces that worker processes read independently.
 
 The cut depends on the input and the shard size, never on the number of workers: the documents of all pieces, in order,
 are the documents of the set.
@@ -31,14 +31,14 @@ class SourceSettings:
     """How sources are read.
 
     Attributes:
-        format: what the sources are; `auto` tells by their names.
+        format: of the sources; `auto` guesses it from their names.
         text_key: key or column that holds the text (JSONL, Parquet, datasets).
-        documents_per: what one document is in a text file.
-        glob: which files of a folder are read.
+        documents_per: the unit that is one document in a text file.
+        glob: pattern of the files of a folder that are read.
         split: split of a `datasets` source.
         dataset_config: configuration name of a `datasets` source.
-        encoding_errors: what happens to bytes that are no UTF-8: Python's `strict`, `replace` or `ignore`.
-        shard_bytes: about how much input makes a unit of work.
+        encoding_errors: how bytes that are no UTF-8 are decoded: Python's `strict`, `replace` or `ignore`.
+        shard_bytes: input of a unit of work, approximately.
     """
 
     format: Format = "auto"
@@ -210,7 +210,7 @@ def load_dataset_source(source: str, settings: SourceSettings) -> Any:
         else:
             data = datasets.load_dataset(source, settings.dataset_config, split=settings.split)
         return data[settings.split] if isinstance(data, datasets.DatasetDict) else data
-    except Exception as error:  # the library raises many kinds for what is one thing to the user
+    except Exception as error:  # the library raises many kinds of exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"datasets cannot open {source} (split {settings.split!r}): {reason}") from error
 

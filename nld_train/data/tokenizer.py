@@ -1,7 +1,7 @@
 """Tokenizers for prepared data: a Hugging Face directory, plain bytes, or a small byte-level BPE trained on the data.
 
 Text never becomes a special token here. A document that spells "<mask>" or "</s>" stays ordinary text, whatever the
-tokenizer: otherwise the data could hold the mask token, and end of document could stand inside a document.
+tokenizer: otherwise the data could contain the mask token, and a document its own end-of-document token.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from nld_train.errors import UserError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 _BATCH_CHARACTERS = 1 << 20
-# What decides the ids of plain text; padding, truncation, templates and decoding do not.
+# Parts that determine the ids of plain text; padding, truncation, templates and decoding do not.
 _HASHED_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that a worker process needs to encode text.
+    """Settings from which a worker process makes its encoder.
 
     Attributes:
         definition: the tokenizer as JSON (the content of a `tokenizer.json`).
@@ -70,7 +70,7 @@ class Encoder:
         """Ids of each text, `[tokens]`, with the end-of-document token appended.
 
         Raises:
-            UserError: the tokenizer turns some text into a special token whatever is tried.
+            UserError: the tokenizer turns some text into a special token even when its special strings are split.
         """
         well_formed = [_without_lone_surrogates(text) for text in texts]
         encoded = [ids for batch in _batches(well_formed) for ids in self._encode_batch(batch)]
@@ -90,7 +90,7 @@ class Encoder:
         array = np.array(ids, dtype=self.spec.dtype)
         if not np.isin(array, self._forbidden).any():
             return array
-        # Some vocabularies hold special strings as ordinary entries: cut the strings apart, so that none can match.
+        # Some vocabularies have special strings as ordinary entries: split the strings, so that none can match.
         cuts = [0, *(found.start() + 1 for found in self._special_strings.finditer(text)), len(text)]
         pieces = [text[begin:end] for begin, end in pairwise(cuts)]
         encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
@@ -108,7 +108,7 @@ class Encoder:
 
 
 def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
-    """Batches of about a million characters: the library holds some 100 bytes for each token of a batch."""
+    """Batches of about a million characters: the library allocates some 100 bytes for each token of a batch."""
     batch: list[str] = []
     characters = 0
     for text in texts:
@@ -122,7 +122,7 @@ def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """JSON may hold half a surrogate pair, which is no character: such halves become `?`."""
+    """JSON may contain half a surrogate pair, which is no character: such halves become `?`."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -143,7 +143,7 @@ def bytes_tokenizer() -> Tokenizer:
 def _byte_characters() -> list[str]:
     """The printable character that byte-level tokenizers write for each byte (introduced with GPT-2).
 
-    Printable Latin-1 characters stand for themselves, the other bytes for the characters from 256 on, in order.
+    Printable Latin-1 characters represent themselves, the characters from 256 on the other bytes, in order.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
@@ -151,10 +151,10 @@ def _byte_characters() -> list[str]:
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
-    """Trains a byte-level BPE with the same four special tokens; ids 0 to 3 are theirs.
+    """Trains a byte-level BPE with the same four special tokens, ids 0 to 3.
 
     Raises:
-        UserError: the vocabulary is too small to hold the special tokens and the 256 bytes.
+        UserError: the vocabulary is too small for the special tokens and the 256 bytes.
     """
     if vocabulary_size < 256 + len(SPECIAL_TOKENS):
         raise UserError(f"train-bpe:{vocabulary_size} is too small: bytes and special tokens need 260 ids")
@@ -172,10 +172,10 @@ def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
 
 def is_saved(tokenizer: Tokenizer, directory: str, overwrite: bool) -> bool:
-    """Whether a directory holds this very tokenizer already.
+    """Whether this tokenizer was saved in a directory before.
 
     Raises:
-        UserError: it holds another tokenizer, and `overwrite` is not set; or something that is no tokenizer.
+        UserError: the directory has another tokenizer, and `overwrite` is not set; or something that is no tokenizer.
     """
     if not os.path.exists(directory):
         return False
@@ -186,7 +186,7 @@ def is_saved(tokenizer: Tokenizer, directory: str, overwrite: bool) -> bool:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: str, overwrite: bool = False) -> None:
-    """Saves a tokenizer of this module as a Hugging Face directory, atomically. One that is there already stays.
+    """Saves a tokenizer of this module as a Hugging Face directory, atomically; keeps one that is equal.
 
     Raises:
         UserError: as `is_saved`.
@@ -240,7 +240,7 @@ def directory_spec(directory: str, append_end: bool) -> EncoderSpec:
 
 
 def load_tokenizer(directory: str) -> Any:
-    """The `transformers` tokenizer of a local directory, which may hold a model as well. No code there is run.
+    """The `transformers` tokenizer of a local directory, which may contain a model as well. No code there is run.
 
     Raises:
         UserError: there is no tokenizer, or one that needs code of its own.
@@ -250,9 +250,9 @@ def load_tokenizer(directory: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        # Unless it is told that there is no code to be run, it asks so on the standard input beside an exported model.
+        # Without this argument it asks on standard input whether to run the code of an exported model.
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for what is one thing to the user
+    except Exception as error:  # transformers raises many kinds of exceptions
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{directory} is no tokenizer that transformers can load: {reason}") from error
 
@@ -285,7 +285,7 @@ def tokenizer_hash(directory: str) -> str:
 
 
 def definition_hash(definition: str) -> str:
-    """Hash of those parts of a `tokenizer.json` that decide the ids of plain text."""
+    """Hash of those parts of a `tokenizer.json` that determine the ids of plain text."""
     parsed = json.loads(definition)
     parts = {name: parsed.get(name) for name in _HASHED_PARTS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,12 +1,12 @@
-"""The files of a tokenizer, apart from the model that they may lie beside."""
+"""The files of a tokenizer, without those of a model in the same directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Of a checkpoint: where its tokenizer lies.
+# Folder of a checkpoint's tokenizer.
 TOKENIZER = "tokenizer"
-# What holds the vocabulary of a tokenizer without a `tokenizer.json`.
+# Vocabulary files of a tokenizer without a `tokenizer.json`.
 VOCABULARY_FILES = (
     "tokenizer.model",
     "tekken.json",
@@ -29,12 +29,12 @@ TOKENIZER_FILES = (
 
 
 def read_tokenizer(source: Path) -> dict[str, bytes]:
-    """The files of a tokenizer, and nothing else: their names and contents."""
+    """Names and contents of a tokenizer's files."""
     return {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
 
 
 def write_tokenizer(files: dict[str, bytes], destination: Path) -> None:
-    """Writes what `read_tokenizer` has read; makes the directory if there is anything."""
+    """Writes the files that `read_tokenizer` has read; makes the directory if there are any."""
     if files:
         destination.mkdir(exist_ok=True)
     for name, content in files.items():

@@ -63,13 +63,13 @@ def test_blend_proportions_hold_over_every_stretch(weights: list[float]) -> None
     blend = Blend(weights)
     seen = [0] * len(weights)
     total = sum(weights)
-    for place in range(2 * blend.period + 7):
-        if place % 499 == 0:
-            assert blend.consumed(place) == seen
-        chosen, index = blend.locate(place)
+    for sample_index in range(2 * blend.period + 7):
+        if sample_index % 499 == 0:
+            assert blend.consumed(sample_index) == seen
+        chosen, index = blend.locate(sample_index)
         assert index == seen[chosen]
         seen[chosen] += 1
-        exact = [count / blend.period * (place + 1) for count in blend.counts]
+        exact = [count / blend.period * (sample_index + 1) for count in blend.counts]
         assert max(abs(a - b) for a, b in zip(seen, exact, strict=True)) < len(weights)
     for count, weight in zip(blend.counts, weights, strict=True):
         assert count >= 1
@@ -77,7 +77,7 @@ def test_blend_proportions_hold_over_every_stretch(weights: list[float]) -> None
 
 
 def test_a_single_set_is_the_identity() -> None:
-    assert [Blend([0.3]).locate(place) for place in range(5)] == [(0, place) for place in range(5)]
+    assert [Blend([0.3]).locate(index) for index in range(5)] == [(0, index) for index in range(5)]
 
 
 @pytest.mark.parametrize("weights", [[], [1, 0], [1, -1], [float("nan")], [float("inf"), 1]])
@@ -93,9 +93,9 @@ def order_of(seed: int = 1, **starts: int) -> Any:
 
 def test_random_access_equals_sequential() -> None:
     first, order = order_of(), order_of()
-    sequential = [first.locate(place) for place in range(300)]
-    for place in np.random.default_rng(0).permutation(300):
-        assert order.locate(int(place)) == sequential[place]
+    sequential = [first.locate(index) for index in range(300)]
+    for index in np.random.default_rng(0).permutation(300):
+        assert order.locate(int(index)) == sequential[index]
 
 
 def test_each_epoch_sees_every_sample_once_in_another_order() -> None:
@@ -143,14 +143,14 @@ def test_a_set_that_stands_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(7,), (5, 9), (30, 2, 11)])
-def test_places_before_a_sample_comes_again_are_counted(sizes: tuple[int, ...]) -> None:
+def test_samples_before_a_repetition_are_counted(sizes: tuple[int, ...]) -> None:
     sources = [SourceConfig(str(number), number + 1.0) for number in range(len(sizes))]
     sets: Any = {str(number): FakeSet(str(number), size) for number, size in enumerate(sizes)}
     order = make_order(3, sources, sets)
-    most = order.without_repetition(100)
+    most = order.samples_before_repetition(100)
     assert 0 < most < sum(sizes) + 1
-    assert len({order.locate(place) for place in range(most)}) == most
-    # The next place begins a set anew, whichever sample of it comes first.
+    assert len({order.locate(index) for index in range(most)}) == most
+    # The next index begins a set's next epoch, whichever sample of it comes first.
     chosen, _ = order.locate(most)
-    assert [order.locate(place)[0] for place in range(most)].count(chosen) == sizes[chosen]
-    assert order.without_repetition(most) == most
+    assert [order.locate(index)[0] for index in range(most)].count(chosen) == sizes[chosen]
+    assert order.samples_before_repetition(most) == most

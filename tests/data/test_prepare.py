@@ -265,7 +265,7 @@ def test_a_killed_run_leaves_nothing_final_and_goes_on(
     assert kept == {path: path.stat().st_mtime_ns for path in out.glob(".in.work-*/shard-*.npz")}
     capsys.readouterr()
     assert main([*arguments, "--out", "out"]) == 0
-    assert f"going on: {len(kept)} of " in capsys.readouterr().out
+    assert f"continuing: {len(kept)} of " in capsys.readouterr().out
     assert main([*arguments, "--out", "whole"]) == 0
     assert digests(out) == digests(tmp_path / "whole")
     assert list(out.glob(".*")) == []

@@ -16,7 +16,7 @@ from token_documents import random_documents
 from nld_train.config.schema import SourceConfig
 from nld_train.data.order import make_order
 from nld_train.data.packed import PackedSamples
-from nld_train.data.samples import TrainingSamples, batches, places_of
+from nld_train.data.samples import TrainingSamples, batches, sample_indices
 from nld_train.errors import UserError
 
 GLOBAL_SIZE = 8
@@ -28,7 +28,9 @@ def samples(two_sets: tuple[PackedSamples, PackedSamples], settings: Any) -> Tra
     return TrainingSamples(make_order(7, sources, dict(zip(("first", "second"), two_sets, strict=True))), settings)
 
 
-def by_place(samples: TrainingSamples, size: int, micro_size: int, workers: int) -> dict[int, dict[str, torch.Tensor]]:
+def by_sample_index(
+    samples: TrainingSamples, size: int, micro_size: int, workers: int
+) -> dict[int, dict[str, torch.Tensor]]:
     """All samples of steps 1 to 3, collected from every data-parallel rank."""
     collected: dict[int, dict[str, torch.Tensor]] = {}
     for rank in range(size):
@@ -48,10 +50,10 @@ def by_place(samples: TrainingSamples, size: int, micro_size: int, workers: int)
         for step, micro_batches in enumerate(steps, start=1):
             assert len(micro_batches) == GLOBAL_SIZE // (micro_size * size)
             for micro_batch in micro_batches:
-                for row, place in enumerate(micro_batch["place"].tolist()):
-                    assert place // GLOBAL_SIZE == step
-                    assert place not in collected
-                    collected[place] = {name: tensor[row] for name, tensor in micro_batch.items()}
+                for row, sample_index in enumerate(micro_batch["sample_index"].tolist()):
+                    assert sample_index // GLOBAL_SIZE == step
+                    assert sample_index not in collected
+                    collected[sample_index] = {name: tensor[row] for name, tensor in micro_batch.items()}
     return collected
 
 
@@ -63,17 +65,17 @@ def by_place(samples: TrainingSamples, size: int, micro_size: int, workers: int)
 def test_samples_do_not_depend_on_who_reads_them(
     samples: TrainingSamples, size: int, micro_size: int, workers: int
 ) -> None:
-    collected = by_place(samples, size, micro_size, workers)
+    collected = by_sample_index(samples, size, micro_size, workers)
     assert sorted(collected) == list(range(GLOBAL_SIZE, 4 * GLOBAL_SIZE))
-    for place, sample in collected.items():
-        expected = samples[place]
+    for sample_index, sample in collected.items():
+        expected = samples[sample_index]
         assert sample.keys() == expected.keys()
         for name in expected:
             assert torch.equal(sample[name], torch.as_tensor(expected[name])), name
 
 
-def test_places_follow_the_formula() -> None:
-    assert places_of(step=3, global_size=8, micro_size=2, rank=1, size=2) == [[26, 27], [30, 31]]
+def test_sample_indices_follow_the_formula() -> None:
+    assert sample_indices(step=3, global_size=8, micro_size=2, rank=1, size=2) == [[26, 27], [30, 31]]
 
 
 def test_a_sample_is_what_it_says(samples: TrainingSamples, two_sets: tuple[PackedSamples, PackedSamples]) -> None:
@@ -103,14 +105,14 @@ def test_ignoring_borders_makes_one_document(samples: TrainingSamples) -> None:
 
 def test_an_ar_stage_has_no_noise(samples: TrainingSamples) -> None:
     plain = TrainingSamples(samples.order, replace(samples.settings, joint=False))
-    assert set(plain[0]) == {"tokens", "documents", "supervised", "place"}
+    assert set(plain[0]) == {"tokens", "documents", "supervised", "sample_index"}
 
 
 def test_epochs_bring_new_noise_and_a_new_order(two_sets: tuple[PackedSamples, PackedSamples], settings: Any) -> None:
     only = two_sets[1]
     samples = TrainingSamples(make_order(7, [SourceConfig("x", 1.0)], {"x": only}), settings)
-    first = {samples.order.locate(place)[1]: samples[place] for place in range(len(only))}
-    second = {samples.order.locate(place)[1]: samples[place] for place in range(len(only), 2 * len(only))}
+    first = {samples.order.locate(index)[1]: samples[index] for index in range(len(only))}
+    second = {samples.order.locate(index)[1]: samples[index] for index in range(len(only), 2 * len(only))}
     assert first.keys() == second.keys()
     assert list(first) != list(second)
     assert all(torch.equal(first[index]["tokens"], second[index]["tokens"]) for index in first)
@@ -121,8 +123,8 @@ def test_epochs_bring_new_noise_and_a_new_order(two_sets: tuple[PackedSamples, P
 
 def test_a_fixed_level_gives_fixed_noise(samples: TrainingSamples) -> None:
     fixed = [TrainingSamples(samples.order, replace(samples.settings, level=level)) for level in (0.0, 0.5, 1.0)]
-    assert all(np.allclose(fixed[1][place]["probability"], 0.999 * 0.5 + 0.001) for place in range(10))
-    assert all(fixed[2][place]["masked"].all() for place in range(10))
+    assert all(np.allclose(fixed[1][index]["probability"], 0.999 * 0.5 + 0.001) for index in range(10))
+    assert all(fixed[2][index]["masked"].all() for index in range(10))
     assert torch.equal(fixed[1][4]["masked"], fixed[1][4]["masked"])
 
 
@@ -147,7 +149,7 @@ def test_what_the_model_cannot_take_is_refused_in_one_line(
 class DyingSamples(torch.utils.data.Dataset[Any]):
     """Its reader is killed, as by the kernel when memory is short."""
 
-    def __getitem__(self, place: int) -> Any:
+    def __getitem__(self, sample_index: int) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

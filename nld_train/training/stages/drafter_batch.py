@@ -105,12 +105,12 @@ class DraftBlocks:
 
 
 def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
-    """The blocks of a micro-batch with `tokens` and `documents` `[b, L+1]` and `place` `[b]`, see `data.samples`."""
+    """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]` and `sample_index` `[b]`, see `data.samples`."""
     clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"][:, :-1]
     adapter, length = settings.adapter, clean.shape[1]
     draws = [
-        draw_drafts(settings.seed, settings.stage, place, length, adapter.block_size, adapter.greedy_share)
-        for place in samples["place"].tolist()
+        draw_drafts(settings.seed, settings.stage, sample_index, length, adapter.block_size, adapter.greedy_share)
+        for sample_index in samples["sample_index"].tolist()
     ]
     offsets = np.array([draw.offset for draw in draws])[:, None]
     layout = StreamLayout.of(documents, adapter.block_size, True, offsets)
