@@ -1,4 +1,4 @@
-"""Trajectories of one-token-per-pass decoding, as examples for the trained sampler."""
+"""Block states of one-token-per-pass decoding, as training examples of the trained sampler."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from nld_train.evaluation.trajectories import ONE_PER_PASS, committed
 
 @dataclass(frozen=True)
 class Examples:
-    """States of blocks on their way, and what was right in them.
+    """States of partly denoised blocks, and which of their predictions were right.
 
     Attributes:
         seen: n states of blocks of T positions.
-        wanted: bool `[n, T]`, masked positions whose final token is known.
-        labels: bool `[n, T]`, is the most likely token of this state the one that was finally committed.
-        blocks: int64 `[n]`, which block of the collection each state belongs to.
+        supervised: bool `[n, T]`, masked positions whose final token is known.
+        labels: bool `[n, T]`, whether the most likely token of this state is the one that was finally committed.
+        blocks: int64 `[n]`, the number of each state's block.
     """
 
     seen: Observation
-    wanted: Tensor
+    supervised: Tensor
     labels: Tensor
     blocks: Tensor
 
@@ -38,7 +38,7 @@ class Examples:
     def pick(self, index: Tensor) -> Examples:
         """Some of the states, int64 `[m]`."""
         seen = Observation(self.seen.top[index], self.seen.statistics[index], self.seen.real[index])
-        return Examples(seen, self.wanted[index], self.labels[index], self.blocks[index])
+        return Examples(seen, self.supervised[index], self.labels[index], self.blocks[index])
 
 
 @dataclass
@@ -50,48 +50,48 @@ class _Block:
 
 
 class Collector:
-    """Commits one position per pass and keeps what a sampler would have seen: a `CommitPolicy`."""
+    """A `CommitPolicy` that commits one position per pass and stores the sampler's inputs."""
 
     def __init__(self) -> None:
         self._blocks: list[_Block] = []
-        self._at_work: dict[int, _Block] = {}
+        self._current: dict[int, _Block] = {}
 
     def choose(self, view: BlockView) -> Tensor:
         """See `CommitPolicy`."""
         chosen = chosen_positions(ONE_PER_PASS, view)
         seen, (final, unknown) = Observation.of(view), committed(view, chosen)
-        for place, row in enumerate(view.sequences):
-            if view.passes[place] == 0:
-                self._at_work[row] = _Block()
-                self._blocks.append(self._at_work[row])
-            block = self._at_work[row]
-            block.states.append(_row(seen, place))
-            block.masked.append(view.masked[place])
-            # A stop can end a row before its block is complete: what is masked then has no final token.
-            block.final, block.unknown = final[place], unknown[place]
+        for row, sequence in enumerate(view.sequences):
+            if view.passes[row] == 0:
+                self._current[sequence] = _Block()
+                self._blocks.append(self._current[sequence])
+            block = self._current[sequence]
+            block.states.append(_row(seen, row))
+            block.masked.append(view.masked[row])
+            # A stop can end a sequence before its block is complete: the remaining masks have no final token.
+            block.final, block.unknown = final[row], unknown[row]
         return chosen
 
     def examples(self, length: int) -> Examples:
-        """Everything collected, in blocks of `length` positions."""
-        seen, wanted, labels, blocks = [], [], [], []
+        """All states, in blocks of `length` positions."""
+        seen, supervised, labels, blocks = [], [], [], []
         for number, block in enumerate(self._blocks):
             for state, masked in zip(block.states, block.masked, strict=True):
                 width = len(masked)
                 seen.append(_padded(state, length))
                 known = masked & ~_to(block.unknown, width)
-                wanted.append(_to(known, length))
+                supervised.append(_to(known, length))
                 labels.append(_to(known & (state.top[:, 0] == _to(block.final, width)), length))
                 blocks.append(number)
-        if not any(known.any() for known in wanted):
+        if not any(known.any() for known in supervised):
             raise ValueError("block_length: no masked position was ever committed; a sampler needs blocks of 2 or more")
         whole = Observation(*(torch.stack([getattr(one, f.name) for one in seen]) for f in fields(Observation)))
-        every = Examples(whole, torch.stack(wanted), torch.stack(labels), torch.tensor(blocks))
-        return every.pick(torch.nonzero(every.wanted.any(1)).flatten())
+        every = Examples(whole, torch.stack(supervised), torch.stack(labels), torch.tensor(blocks))
+        return every.pick(torch.nonzero(every.supervised.any(1)).flatten())
 
 
-def _row(seen: Observation, place: int) -> Observation:
-    # Copies in few bytes: views would keep whole batches alive.
-    return Observation(seen.top[place].int(), seen.statistics[place].clone(), seen.real[place].clone())
+def _row(seen: Observation, row: int) -> Observation:
+    # Small copies: views would keep whole batches in memory.
+    return Observation(seen.top[row].int(), seen.statistics[row].clone(), seen.real[row].clone())
 
 
 def _to(values: Tensor, length: int) -> Tensor:
@@ -115,7 +115,7 @@ def collect(engine: Engine, prompts: Sequence[Sequence[int]], options: DecodeOpt
         engine: the model.
         prompts: ids of each.
         options: greedy.
-        batch_size: most prompts at work at once.
+        batch_size: most sequences that are decoded together.
 
     Raises:
         ValueError: no block had a mask whose token is known, as with a block length of 1.

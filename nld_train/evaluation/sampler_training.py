@@ -1,4 +1,4 @@
-"""Training of the trained sampler, and how well it tells lasting predictions from passing ones."""
+"""Training of the trained sampler, and its quality: how well it predicts which tokens are finally committed."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def train_sampler(
     settings: SamplerTraining,
     report: Callable[[int, float], None] | None = None,
 ) -> TrainedSampler:
-    """Trains a sampler with binary cross-entropy on masked positions (reference section 7).
+    """Trains a sampler with binary cross-entropy on masked positions (docs/method.md, "Trained sampler").
 
     Args:
         shape: sizes.
         table: `[V, components]`, what `principal_components` returns.
         examples: of one-token-per-pass decoding.
         settings: of the optimizer.
-        report: told of each step and its loss in nats.
+        report: called after each step with its number and its loss in nats.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
@@ -90,7 +90,7 @@ def train_sampler(
         for step in range(settings.steps):
             batch = examples.pick(torch.randint(len(examples), (settings.batch_size,), generator=generator))
             loss = F.binary_cross_entropy_with_logits(
-                sampler(batch.seen)[batch.wanted], batch.labels[batch.wanted].float()
+                sampler(batch.seen)[batch.supervised], batch.labels[batch.supervised].float()
             )
             optimizer.zero_grad()
             loss.backward()
@@ -103,27 +103,27 @@ def train_sampler(
 
 
 @torch.no_grad()
-def judged(sampler: TrainedSampler, examples: Examples, batch_size: int = 512) -> Tensor:
-    """The sampler's probability at every wanted position, in their order: float32 `[m]`."""
+def sampler_scores(sampler: TrainedSampler, examples: Examples, batch_size: int = 512) -> Tensor:
+    """The sampler's probability at every supervised position, in their order: float32 `[m]`."""
     parts = torch.arange(len(examples)).split(batch_size)
-    return torch.cat([sampler(batch.seen)[batch.wanted].sigmoid() for batch in map(examples.pick, parts)])
+    return torch.cat([sampler(batch.seen)[batch.supervised].sigmoid() for batch in map(examples.pick, parts)])
 
 
 def confidence(examples: Examples) -> Tensor:
-    """The model's own probability at every wanted position, which needs no sampler: float32 `[m]`."""
-    return examples.seen.statistics[..., 0][examples.wanted]
+    """The model's own probability at every supervised position: float32 `[m]`."""
+    return examples.seen.statistics[..., 0][examples.supervised]
 
 
 def quality(sampler: TrainedSampler, unseen: Examples) -> dict[str, Any]:
-    """How a sampler does on blocks that it has not learned from.
+    """Figures of a sampler on blocks that it was not trained on.
 
     Returns:
-        `auc` and, beside it, `auc_of_confidence` (see `area_under_curve`); `positions` judged and the share of them in
-        which today's prediction lasts, `share_right`; `parameters` of the sampler.
+        `auc` of the sampler and `auc_of_confidence` of the model (see `area_under_curve`); the number of `positions`,
+        and the fraction of them whose prediction is finally committed, `share_right`; `parameters` of the sampler.
     """
-    labels = unseen.labels[unseen.wanted]
+    labels = unseen.labels[unseen.supervised]
     return {
-        "auc": area_under_curve(judged(sampler, unseen), labels),
+        "auc": area_under_curve(sampler_scores(sampler, unseen), labels),
         "auc_of_confidence": area_under_curve(confidence(unseen), labels),
         "positions": len(labels),
         "share_right": float(labels.float().mean()),

@@ -1,4 +1,4 @@
-"""How a block is denoised to its end: what a policy would do from a given state, by forwards that nobody counts."""
+"""Denoises blocks to their end under a policy, by forwards that no figure counts."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from torch import Tensor
 
 from nld_train.decoding.policies.commit import BlockView, CommitPolicy, FixedNumber, chosen_positions
 
-# One token per pass, the most confident first: what the oracle and the trained sampler take as the truth.
+# One token per pass, the most confident first: the reference of the oracle and the trained sampler.
 ONE_PER_PASS = FixedNumber(1)
 
 
-def after(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
-    """The blocks of a view in another state: int64 and bool `[d, T]`. Takes a forward, which is not counted.
+def next_view(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
+    """The view after a denoising pass over other tokens.
 
-    Sampled tokens are the argmax: looking ahead is greedy.
+    Takes one uncounted forward. The sampled tokens are the argmax, without a temperature.
+
+    Args:
+        view: the same blocks before.
+        tokens: int64 `[d, T]`.
+        masked: bool `[d, T]`.
     """
     logits = view.forward_uncounted(tokens)
     sampled = logits.argmax(-1).cpu()
@@ -24,36 +29,36 @@ def after(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
 
 
 def committed(view: BlockView, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens and masks `[d, T]` after the positions of bool `[d, T]` `chosen` take their sampled tokens."""
+    """Tokens and masks `[d, T]` after the sampled tokens at the positions of bool `[d, T]` `chosen` are committed."""
     return torch.where(chosen, view.sampled, view.tokens), view.masked & ~chosen
 
 
-def only(view: BlockView, rows: Tensor) -> BlockView:
-    """The view with nothing to do in the rows outside bool `[d]` `rows`."""
+def restrict(view: BlockView, rows: Tensor) -> BlockView:
+    """The view without masks in the rows outside bool `[d]` `rows`."""
     return replace(view, masked=view.masked & rows[:, None])
 
 
 @dataclass(frozen=True)
-class End:
-    """Blocks that were followed to their end.
+class DenoisedBlocks:
+    """Blocks without masks.
 
     Attributes:
         tokens: int64 `[d, T]`.
-        passes: int64 `[d]`, denoising passes from the view on, the one that made the view included.
+        passes: int64 `[d]`, denoising passes from a view on, the one that made the view included.
     """
 
     tokens: Tensor
     passes: Tensor
 
 
-def follow(view: BlockView, policy: CommitPolicy) -> End:
-    """What would become of the blocks of a view under a policy, by uncounted forwards."""
+def denoise(view: BlockView, policy: CommitPolicy) -> DenoisedBlocks:
+    """Denoises the blocks of a view to their end under a policy, by uncounted forwards."""
     passes = torch.zeros_like(view.passes)
     while bool(view.masked.any()):
         chosen = chosen_positions(policy, view)
         passes += chosen.any(1)
         tokens, masked = committed(view, chosen)
         if not bool(masked.any()):
-            return End(tokens, passes)
-        view = after(view, tokens, masked)
-    return End(view.tokens, passes)
+            return DenoisedBlocks(tokens, passes)
+        view = next_view(view, tokens, masked)
+    return DenoisedBlocks(view.tokens, passes)

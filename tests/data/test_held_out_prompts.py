@@ -49,6 +49,6 @@ def test_what_cannot_be_taken_is_refused(
     prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     out = tmp_path / "prompts.jsonl"
-    assert main(["prompts", prefix, "--out", str(out), *arguments]) == 1
+    assert main(["prompts", prefix, "--out", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()

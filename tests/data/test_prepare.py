@@ -223,7 +223,7 @@ def test_another_set_is_replaced_only_when_told(tmp_path: Path, capsys: pytest.C
     run(tmp_path / "set.txt", "--out", tmp_path)
     before = digests(tmp_path)
     (tmp_path / "set.txt").write_text("second")
-    assert main(["prepare", str(tmp_path / "set.txt"), "--out", str(tmp_path)]) == 1
+    assert main(["prepare", str(tmp_path / "set.txt"), "--out", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert digests(tmp_path) == before | {"set.txt": hashlib.sha256(b"second").hexdigest()}
     run(tmp_path / "set.txt", "--out", tmp_path, "--overwrite")

@@ -30,8 +30,8 @@ from nld_train.evaluation.sampler_training import (
     SamplerTraining,
     area_under_curve,
     confidence,
-    judged,
     principal_components,
+    sampler_scores,
     train_sampler,
 )
 
@@ -118,12 +118,12 @@ def test_labels_are_what_was_finally_committed(models: Models) -> None:
             for place in torch.nonzero(view.masked[0]).flatten().tolist():
                 position = int(view.starts[0]) + place
                 if position < len(text):
-                    assert bool(found.wanted[number, place])
+                    assert bool(found.supervised[number, place])
                     right = int(view.logits[0, place].argmax()) == text[position]
                     assert bool(found.labels[number, place]) == right
                     checked += 1
         assert checked > 20
-        assert not bool((found.labels & ~found.wanted).any())
+        assert not bool((found.labels & ~found.supervised).any())
 
 
 def test_a_batch_gives_the_examples_of_its_rows(models: Models) -> None:
@@ -131,7 +131,8 @@ def test_a_batch_gives_the_examples_of_its_rows(models: Models) -> None:
 
     def rows(found: Examples) -> list[tuple]:
         return sorted(
-            (found.seen.top[n].tolist(), found.wanted[n].tolist(), found.labels[n].tolist()) for n in range(len(found))
+            (found.seen.top[n].tolist(), found.supervised[n].tolist(), found.labels[n].tolist())
+            for n in range(len(found))
         )
 
     alone = [rows(collect(engine, [prompt], OPTIONS, 1)) for prompt in PROMPTS]
@@ -145,9 +146,9 @@ def test_blocks_without_masks_teach_nothing(models: Models) -> None:
 
 def test_it_learns_on_blocks_that_it_has_not_seen(sampler: TrainedSampler, examples: tuple[Examples, Examples]) -> None:
     _, unseen = examples
-    labels = unseen.labels[unseen.wanted]
-    learned = area_under_curve(judged(sampler, unseen), labels)
-    untrained = area_under_curve(judged(TrainedSampler(SMALL, 60).eval(), unseen), labels)
+    labels = unseen.labels[unseen.supervised]
+    learned = area_under_curve(sampler_scores(sampler, unseen), labels)
+    untrained = area_under_curve(sampler_scores(TrainedSampler(SMALL, 60).eval(), unseen), labels)
     plain = area_under_curve(confidence(unseen), labels)
     print(f"AUC {learned:.3f}, of confidence {plain:.3f}, untrained {untrained:.3f}, right {labels.float().mean():.2f}")
     assert learned > 0.8

@@ -13,7 +13,6 @@ from rich.console import Console
 from tiny_runs import torchrun
 
 from nld_train.commands import decode, eval
-from nld_train.evaluation.harness import worker
 
 TASKS = Path(__file__).with_name("harness_tasks")
 DOCUMENTS = [json.loads(line) for line in (TASKS / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -135,7 +134,7 @@ def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
 def test_a_terminal_sees_how_far_it_is(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of request to its end, on a console that takes itself for a terminal."""
     shown = io.StringIO()
-    monkeypatch.setattr(worker, "Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
     evaluated(trained, "diffusion", folder)
     for what in ("texts", "bounds of log-likelihoods", "greedy continuations"):
         lines = [line for line in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.getvalue()).splitlines() if what in line]

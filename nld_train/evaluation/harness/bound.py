@@ -13,9 +13,10 @@ from torch import Tensor
 from nld_train.decoding.engines.engine import Engine, Step
 from nld_train.evaluation.harness.likelihood import log_probabilities
 from nld_train.evaluation.harness.masks import Masks, draw_masks
-from nld_train.evaluation.harness.requests import OnCompleted, Scoring, batches
+from nld_train.evaluation.harness.requests import Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE
 from nld_train.masking.visibility import Coordinates, visible
+from nld_train.progress import Advance
 
 # Tokens of a sequence in one step, without its context: the visibility mask has the square of them.
 TOKENS_AT_ONCE = 2048
@@ -41,7 +42,7 @@ class BoundSettings:
 
 
 def score_by_bound(
-    engine: Engine, requests: Sequence[Scoring], batch_size: int, settings: BoundSettings, completed: OnCompleted
+    engine: Engine, requests: Sequence[Scoring], batch_size: int, settings: BoundSettings, completed: Advance
 ) -> list[tuple[float, float]]:
     """The bound and its standard error for each request, in nats; `completed` is called after each forward.
 

@@ -11,7 +11,8 @@ from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.algorithms.outputs import Observer, Progress
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.policies.commit import CommitPolicy
-from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, OnCompleted, Scoring
+from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, Scoring
+from nld_train.progress import Advance
 
 
 def generate(
@@ -22,7 +23,7 @@ def generate(
     options: Callable[[GenerationSettings, tuple[int, ...]], DecodeOptions],
     policy: CommitPolicy,
     to_text: Callable[[Sequence[int]], str],
-    completed: OnCompleted,
+    completed: Advance,
 ) -> list[Generated]:
     """Continues prompts; those with the same settings together, the longest first.
 
@@ -53,7 +54,7 @@ def generate(
     return [found[index] for index in range(len(requests))]
 
 
-def _count_endings(completed: OnCompleted, requests: Sequence[int]) -> Observer:
+def _count_endings(completed: Advance, requests: Sequence[int]) -> Observer:
     """Calls `completed` as each sequence ends, with the number of requests that it answers."""
 
     def observe(progress: Progress) -> None:
@@ -74,7 +75,7 @@ def greedy_continuations(
     batch_size: int,
     block_length: int,
     policy: CommitPolicy,
-    completed: OnCompleted,
+    completed: Advance,
 ) -> list[bool]:
     """Whether greedy diffusion decoding of as many tokens gives the continuation, for each request."""
     found = [True] * len(requests)

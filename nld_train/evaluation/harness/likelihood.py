@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.engines.engine import Engine, Step
-from nld_train.evaluation.harness.requests import OnCompleted, Score, Scoring, batches
+from nld_train.evaluation.harness.requests import Score, Scoring, batches
 from nld_train.evaluation.measure import LOGITS_AT_ONCE
+from nld_train.progress import Advance
 
 
 def score_exactly(
     engine: Engine,
     requests: Sequence[Scoring],
     batch_size: int,
-    completed: OnCompleted,
+    completed: Advance,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[Score]:
     """Sums of log-probabilities of the continuations' tokens, each given all before it.

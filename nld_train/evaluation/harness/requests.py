@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 Item = TypeVar("Item")
-# Called with the number of requests that have just been completed.
-OnCompleted = Callable[[int], None]
 
 
 @dataclass(frozen=True)

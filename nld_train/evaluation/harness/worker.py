@@ -18,12 +18,11 @@ from nld_train.evaluation.harness.requests import (
     Generated,
     Generation,
     GenerationSettings,
-    OnCompleted,
     Score,
     Scoring,
 )
 from nld_train.evaluation.harness.settings import EvaluationSettings
-from nld_train.progress import progress_bar
+from nld_train.progress import Advance, progress_bar
 
 
 class Worker:
@@ -58,7 +57,7 @@ class Worker:
         with self._bar("log-likelihoods", requests) as completed:
             return score_exactly(self.engine, requests, self.settings.batch_size, completed)
 
-    def _bar(self, what: str, requests: Sequence[Any]) -> AbstractContextManager[OnCompleted]:
+    def _bar(self, what: str, requests: Sequence[Any]) -> AbstractContextManager[Advance]:
         return progress_bar(what, len(requests), shown=self.shows_progress)
 
     def _bounds(self, requests: Sequence[Scoring], with_greedy: bool) -> list[Score]:
@@ -74,7 +73,7 @@ class Worker:
                 )
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
-    def _generate(self, requests: Sequence[Generation], completed: OnCompleted) -> list[Generated]:
+    def _generate(self, requests: Sequence[Generation], completed: Advance) -> list[Generated]:
         settings = self.settings
         return generate(
             self.engine,

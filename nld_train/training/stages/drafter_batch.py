@@ -105,7 +105,7 @@ class DraftBlocks:
 
 
 def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
-    """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]` and `sample_index` `[b]`, see `data.samples`."""
+    """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]`, `sample_index` `[b]`, see `data.samples`."""
     clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"][:, :-1]
     adapter, length = settings.adapter, clean.shape[1]
     draws = [
