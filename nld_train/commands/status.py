@@ -26,9 +26,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show_status(arguments: argparse.Namespace) -> None:
-    from nld_train.monitoring.run_status import standing
+    from nld_train.monitoring.run_status import run_status
 
-    found = standing(arguments.directory, arguments.checksums)
+    found = run_status(arguments.directory, arguments.checksums)
     if arguments.json:
         print(json.dumps(found, indent=1))
         return

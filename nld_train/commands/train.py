@@ -207,10 +207,9 @@ def _start(config: Config, world_size: int) -> int:
         from nld_train.model.dry_build import build_plan
 
         return build_plan(config) or 0
-    from nld_train.evaluation.decoding_hook import DecodingHook
     from nld_train.training.loop.run import train
 
-    return train(config, [DecodingHook]) or 0
+    return train(config)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nld_train.config.checks import divides, positive, refuse_unless
+from nld_train.config.hooks import HOOKS
 from nld_train.config.ranges import check_ranges
 from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import (
@@ -23,6 +24,7 @@ from nld_train.config.stage_kinds import running_kinds, stage_kind
 from nld_train.config.validate_execution import validate_execution
 from nld_train.config.validate_layout import validate_layout
 from nld_train.masking.schedule import SCHEDULES
+from nld_train.registry import refuse_unknown
 
 
 def validate(config: Config, world_size: int) -> None:
@@ -55,6 +57,10 @@ def _check_run(config: Config) -> None:
     refuse_unless(len(set(run.stages)) == len(run.stages), "run.stages", listed, "must name each stage only once")
     valid = f"must not define a stage {VALIDATION!r}, which would share its noise with held-out samples; rename it"
     refuse_unless(VALIDATION not in config.stages, "stages", f"[{defined}]", valid)
+    for name in run.hooks:
+        refuse_unknown(name, HOOKS, "run.hooks")
+    hooks = f"[{','.join(run.hooks)}]"
+    refuse_unless(len(set(run.hooks)) == len(run.hooks), "run.hooks", hooks, "must name each hook only once")
     # A plan needs no weights.
     named = config.init.checkpoint is not None or not config.init.required or bool(run.dry)
     valid = "must name trained weights to start from (init.required=true); init.required=false starts from random ones"

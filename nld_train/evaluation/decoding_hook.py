@@ -23,9 +23,10 @@ from nld_train.decoding.algorithms.statistics import (
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.evaluation.measure import rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.hooks.base import Hook, RunningStage, TimeShare, at_interval
 from nld_train.training.loop.optimizer import unwrap
 from nld_train.training.metrics.jsonl import Record
-from nld_train.training.metrics.time_share import TimeShare
+from nld_train.training.metrics.records import StepRecord
 
 # Prompts whose texts are kept.
 _SAMPLES = 2
@@ -47,8 +48,8 @@ class DecodeVariant:
     options: DecodeOptions
 
 
-class DecodingHook:
-    """A `training.hooks.Hook`: how many tokens a forward brings in each mode, and how far the modes agree.
+class DecodingHook(Hook):
+    """Records `decoding`: how many tokens a forward brings in each mode, and how far the modes agree.
 
     Every data-parallel rank decodes all prompts: the result is the same under every layout, and ranks stay in step.
 
@@ -57,37 +58,29 @@ class DecodingHook:
         rotary: gives the angles, and the device.
     """
 
-    name = "decoding"
-
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
-        self.config = config
-        self.rotary = rotary
+        super().__init__(config, rotary)
         self._time = TimeShare()
 
     def due(self, plan: StagePlan, stage_step: int) -> bool:
-        """At the interval and at the end of a joint or drafter stage; before, nothing has learned to fill in masks."""
-        every = self.config.evaluation.every
+        """See `Hook.due`: at the interval and at the stage's end, in a stage that has variants to decode."""
         decodes = bool(plan.kind.decode_variants(self.config, plan.stage))
-        return every > 0 and decodes and (stage_step % every == 0 or stage_step == plan.steps)
+        return decodes and at_interval(self.config.evaluation.every, stage_step, plan.steps)
 
-    def run(self, model: list[Any], plan: StagePlan) -> Record:
-        """The record of a step under `decoding`; its keys are explained in docs/evaluation.md."""
+    def run(self, model: list[Any], stage: RunningStage, record: StepRecord) -> None:
+        """See `Hook.run`; the keys are explained in docs/evaluation.md."""
         begin = time.perf_counter()
         engine = MegatronEngine([unwrap(chunk) for chunk in model], self.config.model, self.rotary)
         results: dict[str, DecodeResult] = {}
         figures: dict[str, Record] = {}
         with engine.decoding():
-            for variant in self.variants(plan):
+            for variant in self.variants(stage.plan):
                 variant_begin = time.perf_counter()
                 result = results[variant.name] = self._decode(engine, variant)
                 seconds = time.perf_counter() - variant_begin
                 figures[variant.name] = self._figures(variant, result, results["ar"], seconds)
-        return {
-            "modes": figures,
-            "agreements": _agreements(results),
-            "samples": self._samples(results),
-            **self._time.since(begin),
-        }
+        measured = {"modes": figures, "agreements": _agreements(results), "samples": self._samples(results)}
+        record.add("decoding", {**measured, **self._time.since(begin)})
 
     def variants(self, plan: StagePlan) -> list[DecodeVariant]:
         """What a stage decodes, AR first, since the others are measured against it."""

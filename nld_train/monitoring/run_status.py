@@ -1,4 +1,4 @@
-"""Where a run stands: everything `nld-status` shows, from the files of the run's directory."""
+"""The status of a run: everything `nld-status` shows, from the files of the run's directory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from nld_train.errors import UserError
 from nld_train.monitoring.checkpoints import being_written, checkpoint_states, settings_of
 from nld_train.monitoring.records import Record, last_records
 from nld_train.monitoring.spikes import find_spikes
+from nld_train.training.metrics.registry import MetricTable
+from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 
-Standing = dict[str, Any]
+Status = dict[str, Any]
 # Speed and last losses are taken over so many steps.
 _RECENT = 20
 _LAST_LOSSES = 10
@@ -25,15 +27,15 @@ _LAST_LOSSES = 10
 _SILENT_STEPS, _SILENT_SECONDS = 20, 300.0
 
 
-def standing(directory: Path, read_all: bool = False) -> Standing:
-    """Where the run of a directory stands, as plain values; None where something is not known.
+def run_status(directory: Path, read_all: bool = False) -> Status:
+    """The status of the run in a directory, as plain values; None where something is not known.
 
     Args:
         directory: `run.dir`.
         read_all: compare the checksums of the newest checkpoint.
 
     Raises:
-        UserError: the directory holds no run.
+        UserError: there is no run in the directory.
     """
     metrics = directory / "metrics.jsonl"
     _require_run(directory, metrics)
@@ -66,7 +68,7 @@ def _require_run(directory: Path, metrics: Path) -> None:
     raise UserError(f"{directory}: is no run: it has neither metrics.jsonl nor checkpoints{hint}")
 
 
-def _last(last: Record, records: Sequence[Record], config: Config | None) -> Standing:
+def _last(last: Record, records: Sequence[Record], config: Config | None) -> Status:
     """Of the last step and those just before it, in the same stage."""
     same_stage = [record for record in records if record["stage"] == last["stage"]]
     seconds = median(record["seconds"] for record in same_stage[-_RECENT:])
@@ -77,8 +79,7 @@ def _last(last: Record, records: Sequence[Record], config: Config | None) -> Sta
         "tokens_per_second": last["step_tokens"] / seconds,
         "seconds_left": last["seconds_left"],
         **{name: _mean(same_stage[-_LAST_LOSSES:], name) for name in ("loss", "ar_loss", "diffusion_loss")},
-        "validation": _newest(records, "validation"),
-        "decoding": _newest(records, "decoding"),
+        **_newest(records),
     }
 
 
@@ -91,19 +92,15 @@ def _mean(records: Sequence[Record], name: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _newest(records: Sequence[Record], name: str) -> Standing | None:
-    """The last validation or decoding, with its step; of a decoding, tokens per forward and agreement by mode."""
-    for record in reversed(records):
-        if name == "validation" and name in record:
-            return {"step": record["step"], **record[name]}
-        if name == "decoding" and name in record:
-            modes = record[name]["modes"].items()
-            kept = ("tokens_per_forward", "agreement")
-            return {"step": record["step"], "modes": {mode: {key: v[key] for key in kept} for mode, v in modes}}
-    return None
+def _newest(records: Sequence[Record]) -> Status:
+    """The newest value of every metric besides the numbers of each step, by name; None where there is none yet."""
+    table = MetricTable()
+    step_numbers = {number.name for number in STEP_NUMBERS}
+    newest = {name: record for record in records for name in record if name not in step_numbers}
+    return dict.fromkeys(table.measured) | {name: table[name].status(newest[name]) for name in newest}
 
 
-def _state(result: Standing, records: Sequence[Record], directory: Path, now: float) -> str:
+def _state(result: Status, records: Sequence[Record], directory: Path, now: float) -> str:
     """`finished`, `stopped` (in good order), `running`, `silent` (perhaps dead) or `not started`."""
     last = result["last"]
     if last is None:

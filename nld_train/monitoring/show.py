@@ -1,4 +1,4 @@
-"""The standing of a run as a table for people."""
+"""The status of a run as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from datetime import timedelta
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.monitoring.run_status import Standing
+from nld_train.monitoring.run_status import Status
+from nld_train.training.metrics.registry import MetricTable
 
 _STATES = {
     "not started": "no step yet",
@@ -19,32 +20,32 @@ _STATES = {
     "finished": "finished",
 }
 _SPIKES_SHOWN = 5
-# Also where there is no terminal to ask.
+# Of the table, whether or not there is a terminal.
 _WIDTH = 120
 
 
-def show(standing: Standing) -> None:
+def show(status: Status) -> None:
     """Prints the table to standard output."""
-    table = Table(box=None, show_header=False, title=standing["directory"], title_justify="left", title_style="bold")
-    for name, value in _rows(standing):
+    table = Table(box=None, show_header=False, title=status["directory"], title_justify="left", title_style="bold")
+    for name, value in _rows(status):
         table.add_row(name, value)
     Console(width=_WIDTH, highlight=False, markup=False).print(table)
 
 
-def _rows(standing: Standing) -> Iterator[tuple[str, str]]:
-    age, last = standing["seconds_since_last_record"], standing["last"]
-    yield "state", _STATES[standing["state"]]
+def _rows(status: Status) -> Iterator[tuple[str, str]]:
+    age, last = status["seconds_since_last_record"], status["last"]
+    yield "state", _STATES[status["state"]]
     if age is not None and last is not None:
         yield "last record", f"{_duration(age)} ago"
     if last is not None:
-        yield from _progress(standing)
-        yield from _losses(standing)
-    yield from _checkpoints(standing)
-    yield "spikes", _spikes(standing)
+        yield from _progress(status)
+        yield from _losses(status)
+    yield from _checkpoints(status)
+    yield "spikes", _spikes(status)
 
 
-def _progress(standing: Standing) -> Iterator[tuple[str, str]]:
-    last, total = standing["last"], standing["total_steps"]
+def _progress(status: Status) -> Iterator[tuple[str, str]]:
+    last, total = status["last"], status["total_steps"]
     of_stage = f" of {last['stage_steps']:,}" if last["stage_steps"] else ""
     yield "stage", f"{last['stage']}, step {last['stage_step']:,}{of_stage}"
     done = (
@@ -54,39 +55,39 @@ def _progress(standing: Standing) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{last['tokens']:,}"
     mfu = "" if last["mfu"] is None else f", FLOP utilisation {last['mfu']:.1%}"
     yield "rate", f"{last['tokens_per_second']:,.0f} tokens/s, {last['seconds_per_step']:.3g} s per step{mfu}"
-    if standing["state"] != "finished":
-        yield "time left", _duration(last["seconds_left"]) + ("" if standing["state"] == "running" else " once it runs")
+    if status["state"] != "finished":
+        yield "time left", _duration(last["seconds_left"]) + ("" if status["state"] == "running" else " once it runs")
 
 
-def _losses(standing: Standing) -> Iterator[tuple[str, str]]:
-    last = standing["last"]
+def _losses(status: Status) -> Iterator[tuple[str, str]]:
+    last = status["last"]
     # A drafter stage has neither term.
     terms = (("AR", last["ar_loss"]), ("diffusion", last["diffusion_loss"]))
     known = ", ".join(f"{name} {value:.4f}" for name, value in terms if value is not None)
     yield "last losses", f"{last['loss']:.4f}{': ' if known else ''}{known} (mean of the last steps)"
     yield "gradient", f"norm {last['grad_norm']:.3f}, learning rate {last['learning_rate']:.2e}"
-    if (validation := last["validation"]) is not None:
-        levels = "".join(f", t={level} {loss:.4f}" for level, loss in validation["diffusion_loss"].items())
-        yield "validation", f"AR {validation['ar_loss']:.4f}{levels} (step {validation['step']:,})"
-    if (decoding := last["decoding"]) is not None:
-        modes = ", ".join(f"{mode} {figures['tokens_per_forward']:.2f}" for mode, figures in decoding["modes"].items())
-        yield "tokens per forward", f"{modes} (step {decoding['step']:,})"
+    table = MetricTable()
+    for name, newest in last.items():
+        # The newest value of a metric brings its step; the other entries are numbers of the last step itself.
+        if isinstance(newest, dict):
+            title, text = table[name].status_text(newest)
+            yield title, f"{text} (step {newest['step']:,})"
 
 
-def _checkpoints(standing: Standing) -> Iterator[tuple[str, str]]:
-    if not standing["checkpoints"]:
+def _checkpoints(status: Status) -> Iterator[tuple[str, str]]:
+    if not status["checkpoints"]:
         yield "checkpoint", "none yet"
-    for entry in standing["checkpoints"]:
+    for entry in status["checkpoints"]:
         sound = "sound" if entry["damage"] is None else f"DAMAGED, will be passed over: {entry['damage']}"
         ends = ", ends the stage" if entry["ends_stage"] else ""
         age = _duration(time.time() - entry["written"])
         yield "checkpoint", f"step {entry['step']:,} of the run ({entry['stage']}{ends}), {age} ago, {sound}"
-    for name in standing["unfinished_checkpoints"]:
+    for name in status["unfinished_checkpoints"]:
         yield "", f"{name} is being written, or was when the run died"
 
 
-def _spikes(standing: Standing) -> str:
-    spikes, searched = standing["spikes"], standing["steps_searched_for_spikes"]
+def _spikes(status: Status) -> str:
+    spikes, searched = status["spikes"], status["steps_searched_for_spikes"]
     if not spikes:
         return f"none in the last {searched:,} steps"
     shown = ", ".join(

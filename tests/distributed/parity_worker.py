@@ -31,7 +31,7 @@ from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.hooks.validation import Validation
+from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
@@ -135,12 +135,11 @@ class Trainee:
 
     def validate(self) -> Record:
         """The losses of the starting weights on held-out samples."""
-        validation = Validation(self.config, self.share["rank"], self.share["size"])
+        hook = ValidationHook(self.config, self.rotary)
         kind = self.plan.kind
         trainer = kind.make_trainer(self.config, self.plan, self.rotary, self.settings.dtype, self.settings.device)
-        result = validation.run(self.model, trainer, kind.validation_levels(self.config))
-        levels = {f"diffusion_loss at {level}": loss for level, loss in result.diffusion_loss.items()}
-        return {"ar_loss": result.ar_loss, **levels}
+        ar_loss, diffusion_loss = hook.losses(self.model, trainer, kind.validation_levels(self.config))
+        return {"ar_loss": ar_loss, **{f"diffusion_loss at {level}": loss for level, loss in diffusion_loss.items()}}
 
 
 Poison = Callable[[torch.nn.Parameter], Any]

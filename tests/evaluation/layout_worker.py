@@ -11,16 +11,15 @@ from pathlib import Path
 
 from nld_train.config.compose import compose_config
 from nld_train.config.validate import validate
-from nld_train.evaluation.decoding_hook import DecodingHook
 from nld_train.training.loop.parallel import world_size
 from nld_train.training.loop.run import train
 
 
 def main(path: str) -> None:
     for run in json.loads(Path(path).read_text()):
-        config = compose_config(run["overrides"])
+        config = compose_config([*run["overrides"], *(() if run["hooked"] else ("run.hooks=[validation]",))])
         validate(config, world_size())
-        assert train(config, [DecodingHook] if run["hooked"] else []) == 0
+        assert train(config) == 0
 
 
 if __name__ == "__main__":

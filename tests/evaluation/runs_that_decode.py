@@ -54,12 +54,11 @@ def config_of(*overrides: str) -> Config:
 
 
 def train(*overrides: str, hooked: bool) -> Path:
-    """Trains in this process; returns the directory."""
-    from nld_train.evaluation.decoding_hook import DecodingHook
+    """Trains in this process, with or without decoding; returns the directory."""
     from nld_train.training.loop import run
 
-    config = config_of(*overrides)
-    assert run.train(config, [DecodingHook] if hooked else []) == 0
+    config = config_of(*overrides, *(() if hooked else ("run.hooks=[validation]",)))
+    assert run.train(config) == 0
     return Path(config.run.dir)
 
 

@@ -17,7 +17,7 @@ from tiny_runs import TINY_MODEL, data_overrides, records_of, train_here, two_st
 
 from nld_train.commands.status import main
 from nld_train.monitoring.records import last_records
-from nld_train.monitoring.run_status import standing
+from nld_train.monitoring.run_status import run_status
 from nld_train.monitoring.spikes import find_spikes
 
 PROBE = """
@@ -42,11 +42,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def finished(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nld_train.config.compose import compose_config
-    from nld_train.evaluation.decoding_hook import DecodingHook
     from nld_train.training.loop import run
 
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert run.train(compose_config([f"run.dir={directory}", *settings]), [DecodingHook]) == 0
+    assert run.train(compose_config([f"run.dir={directory}", *settings])) == 0
     return directory
 
 
@@ -57,7 +56,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_finished_run(finished: Path) -> None:
-    found, last = standing(finished), records_of(finished)[-1]
+    found, last = run_status(finished), records_of(finished)[-1]
     assert found["state"] == "finished"
     assert found["total_steps"] == 8
     assert (found["last"]["stage"], found["last"]["step"], found["last"]["stage_step"]) == ("joint", 8, 4)
@@ -95,7 +94,7 @@ def test_json_is_the_same(finished: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path) -> None:
     directory = train_here(tmp_path / "run", *settings, "evaluation.every=0", "run.max_steps=3")
-    found = standing(directory)
+    found = run_status(directory)
     assert (found["state"], found["last"]["step"], found["total_steps"]) == ("stopped", 3, 8)
     assert found["last"]["seconds_left"] > 0
     # It goes on: a step is written, half a line is under way.
@@ -103,27 +102,27 @@ def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path
         file.write(json.dumps({**records_of(directory)[-1], "step": 4}) + '\n{"stage": "jo')
     after = (directory / "summary.json").stat().st_mtime + 10
     os.utime(directory / "metrics.jsonl", (after, after))
-    found = standing(directory)
+    found = run_status(directory)
     assert (found["state"], found["last"]["step"]) == ("running", 4)
     # Nobody has written for an hour.
     hour_ago = time.time() - 3600
     for name in ("metrics.jsonl", "summary.json"):
         os.utime(directory / name, (hour_ago - (name == "summary.json"), hour_ago - (name == "summary.json")))
-    found = standing(directory)
+    found = run_status(directory)
     assert found["state"] == "silent"
     assert found["seconds_since_last_record"] == pytest.approx(3600, abs=60)
 
 
 def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").touch()
-    assert standing(tmp_path)["state"] == "not started"
+    assert run_status(tmp_path)["state"] == "not started"
     assert main([str(tmp_path)]) == 0
     assert "no step yet" in capfd.readouterr().out
 
 
 def test_before_the_first_checkpoint(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(copy / "checkpoints")
-    found = standing(copy)
+    found = run_status(copy)
     assert (found["total_steps"], found["checkpoints"]) == (None, [])
     assert main([str(copy)]) == 0
     assert "none yet" in capfd.readouterr().out
@@ -133,7 +132,7 @@ def test_damage_is_told_and_the_sound_one_before_it(copy: Path, capfd: pytest.Ca
     newest, before = (copy / "checkpoints" / f"step_0000000{step}" for step in (8, 6))
     (newest / "common.pt").write_bytes((newest / "common.pt").read_bytes()[:-1])
     (copy / "checkpoints/step_00000009.tmp").mkdir()
-    found = standing(copy)
+    found = run_status(copy)
     assert [entry["path"] for entry in found["checkpoints"]] == [str(newest), str(before)]
     assert "common.pt has" in found["checkpoints"][0]["damage"]
     assert found["checkpoints"][1]["damage"] is None
@@ -159,7 +158,7 @@ def test_settings_of_an_older_version_are_read(copy: Path, finished: Path) -> No
     del settings["evaluation"]
     settings["execution"]["gone"] = 1
     path.write_text(yaml.safe_dump(settings))
-    found, now = standing(copy), standing(finished)
+    found, now = run_status(copy), run_status(finished)
     assert (found["name"], found["total_steps"]) == (now["name"], 8)
     assert found["last"]["stage_steps"] == 4
 
@@ -169,8 +168,8 @@ def test_only_checksums_find_changed_bytes(copy: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert standing(copy)["checkpoints"][0]["damage"] is None
-    assert "checksum" in standing(copy, read_all=True)["checkpoints"][0]["damage"]
+    assert run_status(copy)["checkpoints"][0]["damage"] is None
+    assert "checksum" in run_status(copy, read_all=True)["checkpoints"][0]["damage"]
 
 
 def test_no_run_is_one_line(tmp_path: Path, copy: Path, capfd: pytest.CaptureFixture[str]) -> None:

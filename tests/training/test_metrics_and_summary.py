@@ -12,7 +12,8 @@ import pytest
 from tiny_runs import STEP_TOKENS, records_of
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
-from nld_train.training.metrics.console import decoding_lines, validation_line
+from nld_train.evaluation.decoding_metric import DecodingMetric
+from nld_train.training.hooks.validation_metric import ValidationMetric
 from nld_train.training.metrics.report import write_report
 from nld_train.training.metrics.summary import progress_lines, write_summary
 
@@ -106,7 +107,7 @@ def decoding_of(tokens_per_forward: float, agreement: float, modes: tuple[str, .
 
 
 def test_the_console_shows_a_decoding_in_few_lines() -> None:
-    found = decoding_lines(decoding_of(1.32, 0.55, ("linear", "quadratic")))
+    found = DecodingMetric("decoding").lines(decoding_of(1.32, 0.55, ("linear", "quadratic")))
     speed = "1.32 tokens/forward  1.23k tok/s  agreement with ar 55%"
     accepted = "accepted length 2.50  by position 1:100% 2:50% 4:25% 7:14%"
     assert [line.strip() for line in found] == [
@@ -121,8 +122,9 @@ def test_the_console_shows_a_decoding_in_few_lines() -> None:
 
 
 def test_the_console_says_what_validation_costs() -> None:
-    said = validation_line({"ar_loss": 1.5, "diffusion_loss": {"0.5": 2.0}, "seconds": 1.25, "share": 0.05})
-    assert said.split("  ")[-1] == "(1.2 s, validation is 5.0% of the time so far)"
+    value = {"ar_loss": 1.5, "diffusion_loss": {"0.5": 2.0}, "seconds": 1.25, "share": 0.05}
+    (line,) = ValidationMetric("validation").lines(value)
+    assert line.split("  ")[-1] == "(1.2 s, validation is 5.0% of the time so far)"
 
 
 def test_the_end_of_a_run_says_whether_the_modes_get_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

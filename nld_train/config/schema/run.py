@@ -30,6 +30,11 @@ class RunConfig:
     stages: Annotated[
         tuple[str, ...], "Stages that run, in this order. Each must be defined under `stages`; none twice."
     ]
+    hooks: Annotated[
+        tuple[str, ...],
+        "What runs between two optimizer steps, in this order: validation (held-out losses), decoding (of held-out "
+        "prompts), or another hook as MODULE:CLASS. None twice. When each is due is among its own settings.",
+    ]
     max_steps: Annotated[
         Count | None,
         "Stop, and save, after so many optimizer steps counted over the whole run; null: run to the end. Changes no "

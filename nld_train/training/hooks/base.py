@@ -1,31 +1,101 @@
-"""What may look at the model between two steps of a run."""
+"""What a hook is: one object that evaluates the model between two optimizer steps and records what it measures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from nld_train.config.hooks import HOOKS
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.metrics.jsonl import Record
+from nld_train.registry import find
+from nld_train.training.metrics.metric import Metric
+from nld_train.training.metrics.records import StepRecord
+from nld_train.training.stages.kind import StageTrainer
 
 
-class Hook(Protocol):
-    """Looks at the model at intervals of its own, on every rank, and changes nothing in training.
+@dataclass(frozen=True)
+class RunningStage:
+    """The stage that a run is in.
 
     Attributes:
-        name: the key of what it found, in the record of the step.
+        plan: its steps and settings, and its kind (`StageKind`).
+        trainer: what trains it on this process.
     """
 
-    name: str
+    plan: StagePlan
+    trainer: StageTrainer
 
+
+class Hook(ABC):
+    """Runs at steps of its own choice, on every rank, and changes nothing in training.
+
+    A new hook is one file with a subclass and one entry in `config.hooks`.
+
+    Args:
+        config: the run.
+        rotary: gives the angles, and the device.
+
+    Attributes:
+        metrics: how the values that it records are shown, where the default for numbers does not suit them and
+            `training.metrics.registry` does not list them.
+    """
+
+    metrics: ClassVar[Sequence[Metric]] = ()
+
+    def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
+        self.config = config
+        self.rotary = rotary
+
+    @abstractmethod
     def due(self, plan: StagePlan, stage_step: int) -> bool:
-        """Whether its turn has come after so many steps of a stage; the same answer on every rank."""
+        """Whether it runs after so many steps of a stage; the same answer on every rank."""
 
-    def run(self, model: list[Any], plan: StagePlan) -> Record:
-        """What it found in a stage; `model` are this rank's chunks, wrapped."""
+    @abstractmethod
+    def run(self, model: list[Any], stage: RunningStage, record: StepRecord) -> None:
+        """Measures, and calls `record.add(name, value)` for each value.
+
+        Args:
+            model: this rank's chunks, wrapped; all their weights are up to date.
+            stage: that is trained.
+            record: of the step that has just been made.
+        """
 
 
-# A run gives its hooks the settings and the rotary embedding, which knows the device.
-MakeHook = Callable[[Config, RotaryEmbedding], Hook]
+def make_hooks(config: Config, rotary: RotaryEmbedding) -> list[Hook]:
+    """The hooks of a run, in the order of `run.hooks`, which is the order in which they run.
+
+    Raises:
+        UserError: one is unknown or cannot be imported.
+    """
+    return [find(name, HOOKS, "run.hooks")(config, rotary) for name in config.run.hooks]
+
+
+def at_interval(every: int, stage_step: int, stage_steps: int) -> bool:
+    """Whether something runs after this step that runs every so many steps of a stage, and at its end; 0: never."""
+    return every > 0 and (stage_step % every == 0 or stage_step == stage_steps)
+
+
+class TimeShare:
+    """Adds up the time of one kind of measurement, from the start of this process's run on."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._spent = 0.0
+
+    def since(self, begin: float) -> dict[str, float]:
+        """Counts a measurement that has just ended.
+
+        Args:
+            begin: `time.perf_counter()` at its beginning.
+
+        Returns:
+            Its `seconds`; and `share`, all such seconds over the time since this start of the run, from 0 to 1.
+        """
+        now = time.perf_counter()
+        self._spent += now - begin
+        return {"seconds": now - begin, "share": self._spent / (now - self._begin)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
 from nld_train.data.samples import refuse_repeated_samples
 from nld_train.errors import UserError
-from nld_train.training.metrics.loggers import require_writable
 
 
 def check_files(config: Config) -> None:
@@ -27,8 +27,20 @@ def check_files(config: Config) -> None:
     if config.validation.every > 0:
         refuse_repeated_samples(config)
     try:
-        require_writable(Path(config.run.dir))
+        _require_writable(Path(config.run.dir))
     except OSError as error:
         raise UserError(
             f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
         ) from error
+
+
+def _require_writable(directory: Path) -> None:
+    """Makes the run's directory.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".writable-{os.getpid()}"
+    probe.touch()
+    probe.unlink()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,23 @@ from nld_train.training.checkpoint.initial_weights import find_initial_weights, 
 from nld_train.training.checkpoint.paths import checkpoints_directory
 from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
 from nld_train.training.checkpoint.save import CheckpointWriter
-from nld_train.training.hooks.base import MakeHook
-from nld_train.training.hooks.validation import Validation
+from nld_train.training.hooks.base import RunningStage, make_hooks
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.loop.signals import StopRequest, stop_requests
 from nld_train.training.loop.step import NonFiniteError
-from nld_train.training.metrics.loggers import Metrics
 from nld_train.training.metrics.records import step_record
-from nld_train.training.metrics.report import write_report
-from nld_train.training.metrics.summary import progress_lines, write_summary
+from nld_train.training.metrics.registry import MetricTable
+from nld_train.training.metrics.run_log import RunLog
 
 
-def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
+def train(config: Config) -> int:
     """Trains, or goes on training, as the settings say; called on every process.
 
     Args:
         config: the settings.
-        hooks: what looks at the model between steps.
 
     Returns:
         The exit status: 0 at the end of the run or at `run.max_steps`, else that of `signals`.
@@ -55,7 +51,7 @@ def train(config: Config, hooks: Sequence[MakeHook] = ()) -> int:
     """
     check_files(config)
     with parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop, hooks).train()
+        return Run(config, device, stop).train()
 
 
 class Run:
@@ -65,16 +61,9 @@ class Run:
         config: the settings.
         device: of this process.
         stop: whether this process was asked to stop.
-        hooks: what looks at the model between steps.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        device: Any,
-        stop: StopRequest,
-        hooks: Sequence[MakeHook] = (),
-    ) -> None:
+    def __init__(self, config: Config, device: Any, stop: StopRequest) -> None:
         self.config = config
         self.device = device
         self.stop = stop
@@ -87,8 +76,7 @@ class Run:
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
         self.rotary = RotaryEmbedding(config.model, device)
-        self.validation = Validation(config, self.data_rank, self.data_size)
-        self.hooks = [make(config, self.rotary) for make in hooks]
+        self.hooks = make_hooks(config, self.rotary)
         self.dtype = resolve_dtype(config, device)
         self.peak = peak_flops(device, config.logging.peak_tflops)
         self.step_seconds: deque[float] = deque(maxlen=20)
@@ -105,10 +93,11 @@ class Run:
         """Walks the stages, skipping what the latest sound checkpoint has done; returns the exit status."""
         resumed = self.resumed
         done = resumed[1].step if resumed else 0
-        self.metrics = Metrics(self.config, self.rank, total_steps(self.config), done)
-        self.metrics.say(self._opening(resumed))
+        metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
+        self.log = RunLog(self.config, self.rank, total_steps(self.config), done, metrics)
+        self.log.print(self._opening(resumed))
         if self.changed:
-            self.metrics.say(f"goes on with other settings: {', '.join(self.changed)}")
+            self.log.print(f"goes on with other settings: {', '.join(self.changed)}")
         if self.initial_weights is not None:
             load_initial_weights(self.initial_weights, self.config, self.model)
         try:
@@ -157,7 +146,7 @@ class Run:
 
     def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
-        stage, levels = plan.stage, plan.kind.validation_levels(self.config)
+        stage = plan.stage
         trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
         self.model = trainer.prepare_model(self.model)
         optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
@@ -177,13 +166,11 @@ class Run:
             self.step_seconds.append(time.perf_counter() - begin)
             rate = max(group["lr"] for group in optimizer.param_groups)
             record = step_record(self.config, plan, step, measures, rate, self.step_seconds, self.peak)
-            if levels and self.validation.due(step, plan.steps):
-                record["validation"] = vars(self.validation.run(self.model, trainer, levels))
             for hook in self.hooks:
                 if hook.due(plan, step):
                     gather_parameters(self.model)
-                    record[hook.name] = hook.run(self.model, plan)
-            self.metrics.write(record)
+                    hook.run(self.model, RunningStage(plan, trainer), record)
+            self.log.write(record)
             status = self._agreed_status()
             if step % self.config.checkpoint.every == 0 or step == last or status:
                 self._save(plan, step, optimizer)
@@ -229,19 +216,12 @@ class Run:
         self.writer.begin(self.model, optimizer, progress)
 
     def _close(self, status: int) -> None:
-        """Writes the summary and the curves of everything done so far."""
-        summary, image = None, None
-        if self.rank == 0:
-            directory = Path(self.config.run.dir)
-            summary, image = write_summary(directory), write_report(directory)
-            for line in progress_lines(summary):
-                self.metrics.say(line)
+        """Writes the summary and the curves of all steps made so far."""
         if status:
             message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
         else:
             message = "stopped at run.max_steps, saved; a larger one goes on" if self._stops_early() else "finished"
-        self.metrics.say(f"{message}: {self.config.run.dir}/summary.json and report.png")
-        self.metrics.close(summary, image)
+        self.log.close(f"{message}: {self.config.run.dir}/summary.json and report.png")
 
     def _stops_early(self) -> bool:
         limit = self.config.run.max_steps

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: what a run measured at each step, from which everything else about it is made."""
+"""`metrics.jsonl`: what a run measured at each step; summary, report and status are made from it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from nld_train.files import write_atomically
 
+# A line of it: what one step measured.
 Record = dict[str, Any]
 
 
@@ -16,8 +17,7 @@ class MetricsFile:
 
     Args:
         path: of the file.
-        last_step: steps beyond it are dropped from an existing file: a run that continues from a checkpoint makes them
-            again.
+        last_step: later ones are dropped from an existing file: a run that continues from a checkpoint repeats them.
     """
 
     def __init__(self, path: Path, last_step: int) -> None:
@@ -26,7 +26,7 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, record: Record) -> None:
-        """Appends a step and hands it to the operating system at once."""
+        """Appends a step and flushes it to the operating system."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 

@@ -1,9 +1,10 @@
-"""The objects of `metrics.jsonl`; their keys are explained in docs/training.md."""
+"""What one step measured: a line of `metrics.jsonl`, whose keys are explained in docs/training.md."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import torch.distributed as dist
 
@@ -11,6 +12,34 @@ from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, tokens_per_step, total_steps
 from nld_train.config.schema import Config
 from nld_train.training.metrics.jsonl import Record
+
+
+class StepRecord:
+    """The record of one optimizer step.
+
+    Args:
+        values: what the step itself measured.
+
+    Attributes:
+        values: all keys of the step.
+        between: the keys that were added after the step, in order.
+    """
+
+    def __init__(self, values: Record) -> None:
+        self.values = values
+        self.between: list[str] = []
+
+    def add(self, name: str, value: Any) -> None:
+        """Records a metric that was measured after the step. It then is in `metrics.jsonl` and everywhere else.
+
+        Args:
+            name: a key that the step does not have yet.
+            value: of a form that JSON has. Numbers, and numbers under names at any depth, need nothing else; for
+                another form see `metrics.metric.Metric`.
+        """
+        assert name not in self.values, f"{name} is already recorded"
+        self.values[name] = value
+        self.between.append(name)
 
 
 def step_record(
@@ -21,8 +50,8 @@ def step_record(
     learning_rate: float,
     seconds: Sequence[float],
     peak: float | None,
-) -> Record:
-    """The record of one optimizer step.
+) -> StepRecord:
+    """The record of a step that has just been made.
 
     Args:
         config: the run.
@@ -35,7 +64,7 @@ def step_record(
     """
     step, tokens = plan.first_step + stage_step, tokens_per_step(config)
     flops = step_flops(config, plan.stage) / (seconds[-1] * dist.get_world_size())
-    return {
+    values = {
         "stage": plan.name,
         "step": step,
         "stage_step": stage_step,
@@ -48,3 +77,4 @@ def step_record(
         "mfu": None if peak is None else flops / peak,
         "seconds_left": (total_steps(config) - step) * median(seconds),
     }
+    return StepRecord(values)

@@ -10,12 +10,20 @@ from nld_train.config.load import config_to_dict
 from nld_train.config.schema import Config
 from nld_train.files import write_atomically
 from nld_train.training.metrics.jsonl import Record
+from nld_train.training.metrics.metric import flat
+from nld_train.training.metrics.registry import MetricTable
 
 
 class WandbLog:
-    """Weights & Biases, offline unless configured; a run that continues keeps its identity."""
+    """Weights & Biases, offline unless configured; a continued run keeps its identity.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: the run.
+        metrics: of the run; None for the registered ones.
+    """
+
+    def __init__(self, config: Config, metrics: MetricTable | None = None) -> None:
+        self._metrics = metrics or MetricTable()
         self._run: Any = None
         if config.logging.wandb.mode == "disabled":
             return
@@ -35,21 +43,16 @@ class WandbLog:
         )
 
     def write(self, record: Record) -> None:
-        """Logs a step: every number, and what was decoded also as tables and a plot."""
-        if self._run is None:
-            return
-        values = _flat(record)
-        values.pop("decoding/samples", None)
-        if "decoding" in record:
-            values |= _drawn(record["decoding"])
-        self._run.log(values, step=record["step"])
+        """Logs what every metric of a step gives: numbers, tables and plots."""
+        if self._run is not None:
+            self._run.log(wandb_values(record, self._metrics), step=record["step"])
 
     def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
         """Ends the run, with its summary and the picture of its curves where it reached its end."""
         if self._run is None:
             return
         if summary is not None:
-            self._run.summary.update(_flat(summary))
+            self._run.summary.update(flat(summary))
         if image is not None:
             import wandb
 
@@ -57,55 +60,16 @@ class WandbLog:
         self._run.finish()
 
 
+def wandb_values(record: Record, metrics: MetricTable) -> Record:
+    """What is logged of a step."""
+    values: Record = {}
+    for name, value in record.items():
+        values |= metrics[name].wandb_values(value)
+    return values
+
+
 def _wandb_identity(directory: Path) -> str:
     path = directory / "wandb_id"
     if not path.exists():
         write_atomically(path, uuid.uuid4().hex[:8])
     return path.read_text().strip()
-
-
-def _drawn(decoding: Record) -> dict[str, Any]:
-    """Tables of samples and of modes by figures, and a plot of acceptance by position in the block."""
-    modes = decoding["modes"]
-    objects = {"decoding/figures": _table([{"mode": mode, **_numbers(modes[mode])} for mode in modes])}
-    if decoding["samples"]:
-        objects["decoding/samples"] = _table(decoding["samples"])
-    if accepted := {mode: figures["acceptance"] for mode, figures in modes.items() if figures.get("acceptance")}:
-        objects["decoding/acceptance"] = _acceptance_plot(accepted)
-    return objects
-
-
-def _numbers(figures: Record) -> Record:
-    """The figures of a mode without those by position."""
-    return {name: value for name, value in figures.items() if not isinstance(value, dict)}
-
-
-def _acceptance_plot(accepted: dict[str, dict[str, float]]) -> Any:
-    """A line per mode over positions in the block."""
-    from wandb import plot
-
-    return plot.line_series(
-        xs=[[int(position) for position in shares] for shares in accepted.values()],
-        ys=[list(shares.values()) for shares in accepted.values()],
-        keys=list(accepted),
-        title="share of drafts accepted, by position in the block",
-        xname="position",
-    )
-
-
-def _table(rows: list[Record]) -> Any:
-    """Columns are named by the first row."""
-    import wandb
-
-    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-
-
-def _flat(record: Record, prefix: str = "") -> Record:
-    """Nested dicts as keys with slashes; None is left out."""
-    flat: Record = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}/")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat

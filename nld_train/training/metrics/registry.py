@@ -1,0 +1,47 @@
+"""The metrics of forms of their own, and how one is found by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from nld_train.registry import resolve
+from nld_train.training.metrics.jsonl import Record
+from nld_train.training.metrics.metric import Metric
+from nld_train.training.metrics.step_numbers import STEP_NUMBERS
+
+# Key of `metrics.jsonl` -> class of its metric, beside the code that records it. A number needs no entry.
+METRICS: dict[str, str] = {
+    "validation": "nld_train.training.hooks.validation_metric:ValidationMetric",
+    "decoding": "nld_train.evaluation.decoding_metric:DecodingMetric",
+    "drafter": "nld_train.training.stages.drafter_metric:DrafterMetric",
+}
+
+
+class MetricTable(Mapping[str, Metric]):
+    """Metrics by name. Every name has one: a name that is not registered has the default one, for numbers.
+
+    Args:
+        added: metrics besides the registered ones, such as those that hooks bring along.
+
+    Attributes:
+        measured: the metrics besides the numbers of every step.
+    """
+
+    def __init__(self, added: Iterable[Metric] = ()) -> None:
+        self.measured: dict[str, Metric] = {name: resolve(entry)(name) for name, entry in METRICS.items()}
+        self.measured |= {metric.name: metric for metric in added}
+        self._known: dict[str, Metric] = {metric.name: metric for metric in STEP_NUMBERS} | self.measured
+
+    def __getitem__(self, name: str) -> Metric:
+        return self._known.get(name) or Metric(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, records: Sequence[Record]) -> list[Metric]:
+        """The known metrics, and after them those of other names in some records, in the order of their names there."""
+        names = dict.fromkeys(name for record in records for name in record)
+        return [self[name] for name in dict.fromkeys([*self._known, *names])]

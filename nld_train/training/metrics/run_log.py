@@ -1,0 +1,57 @@
+"""Where rank 0 writes what a run measures: `metrics.jsonl`, the console, and Weights & Biases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nld_train.config.schema import Config
+from nld_train.training.metrics.console import ConsoleLog
+from nld_train.training.metrics.jsonl import MetricsFile
+from nld_train.training.metrics.records import StepRecord
+from nld_train.training.metrics.registry import MetricTable
+from nld_train.training.metrics.report import write_report
+from nld_train.training.metrics.summary import progress_lines, write_summary
+from nld_train.training.metrics.wandb_log import WandbLog
+
+
+class RunLog:
+    """All the places where a step is written. On other ranks than 0 it writes nothing.
+
+    Args:
+        config: the run.
+        rank: of this process.
+        total_steps: of the whole run.
+        last_step: the step from which the run continues.
+        metrics: of the run.
+    """
+
+    def __init__(self, config: Config, rank: int, total_steps: int, last_step: int, metrics: MetricTable) -> None:
+        self._directory = Path(config.run.dir)
+        self._metrics = metrics
+        self._first_rank = rank == 0
+        if self._first_rank:
+            self._console = ConsoleLog(total_steps, config.logging.every, metrics)
+            self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)
+            self._wandb = WandbLog(config, metrics)
+
+    def write(self, record: StepRecord) -> None:
+        """Writes a step everywhere."""
+        if self._first_rank:
+            self._file.write(record.values)
+            self._console.write(record.values, record.between)
+            self._wandb.write(record.values)
+
+    def print(self, text: str) -> None:
+        """Prints a line on the terminal."""
+        if self._first_rank:
+            self._console.print(text)
+
+    def close(self, last_line: str) -> None:
+        """Writes the summary and the report of all steps so far, prints their lines and a last one, and closes all."""
+        if not self._first_rank:
+            return
+        summary, image = write_summary(self._directory, self._metrics), write_report(self._directory, self._metrics)
+        for line in [*progress_lines(summary, self._metrics), last_line]:
+            self._console.print(line)
+        self._file.close()
+        self._wandb.finish(summary, image)
