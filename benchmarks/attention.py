@@ -1,12 +1,12 @@
-"""What attention over both streams costs beside a causal pass over one, forward and backward.
+"""The cost of attention over both streams relative to a causal pass over one, forward and backward.
 
     python -m benchmarks.attention                                 heads of the 8B model at length 4096 on a GPU
     python -m benchmarks.attention --length 256 --backends chunked dense
 
 For every backend: seconds of a forward and backward pass, their ratio to those of the fastest causal kernel, the limit,
 which is the ratio of visible pairs, and the first over the second. Once for samples of one document and once for packed
-ones, each kept when it is measured. Making a block mask, which a run does once per micro-batch where documents are
-isolated, has a row of its own.
+ones, each written as soon as it is measured. Making a block mask, once per micro-batch where documents are isolated,
+has a row of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from nld_train.training.stages.ar import AR
 from nld_train.training.stages.joint import JOINT
 
 BACKENDS = {"cuda": ["flex", "split", "decomposed"], "cpu": ["chunked", "decomposed", "dense"]}
-# Joint attention on an H100 should stay within this share of the ratio of visible pairs.
+# Joint attention on an H100 should stay within this multiple of the ratio of visible pairs.
 TARGET = 1.15
 # Rounds that compile and choose kernels.
 _WARMUP = 2
@@ -74,10 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """Both cases, whole and packed: all figures so far, after each."""
     piece = options.document_tokens or -(-options.length // 5)
-    places = torch.arange(options.length)
+    indices = torch.arange(options.length)
     shape = {name: getattr(options, name) for name in ("length", "batch", "heads", "block_size")}
     figures: dict[str, Any] = {"device": str(device), **shape, "target": TARGET, "cases": {}}
-    for name, documents in {"whole": places * 0, "packed": places // piece}.items():
+    for name, documents in {"whole": indices * 0, "packed": indices // piece}.items():
         figures["cases"][name] = _case(documents, options, device)
         yield figures
 

@@ -3,8 +3,8 @@
     python -m benchmarks.averaging
 
 One batch of real text, fixed weights, many noise draws. For every averaging the gradient of the diffusion term over all
-parameters is taken at each draw. Printed, and kept as JSON, is its total variance over the draws divided by the squared
-norm of its mean. A constant factor on the loss does not change that ratio, so averagings of any scale compare.
+parameters is taken at each draw. Printed, and written as JSON, is its total variance over the draws divided by the
+squared norm of its mean. A constant factor on the loss does not change that ratio, so averagings of any scale compare.
 
 Text is the source of the running interpreter's standard library, as bytes. Explained in docs/averaging.md.
 """
@@ -100,7 +100,7 @@ class Experiment:
         return cls(config, model, RotaryEmbedding(config.model, CPU), settings)
 
     def train(self, batches: Iterator[Samples], steps: int, alpha: float) -> list[float]:
-        """A few joint steps under `global`, so that gradients are those of a model that knows something."""
+        """A few joint steps under `global`, so that gradients are not those of random weights."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
         losses = []
         for step, samples in enumerate(islice(batches, steps)):
@@ -162,9 +162,9 @@ class Spread:
         self.squares += float(gradient.double().square().sum())
 
     def summary(self) -> dict[str, float]:
-        """Variance of the gradient over the squared norm of its mean, from the draws at hand.
+        """Variance of the gradient over the squared norm of its mean, from the draws available.
 
-        The mean of n draws still holds 1/n of the variance, so a large ratio is estimated too small, and never above n.
+        The mean of n draws contains 1/n of the variance, so a large ratio is estimated too small, and never above n.
         """
         count = len(self.values)
         mean_square = float(torch.as_tensor(self.total).square().sum()) / count**2
@@ -191,7 +191,7 @@ def measure(
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole experiment: at the starting weights, and after some joint steps for every way to draw levels."""
+    """The whole experiment: with initial and trained weights, for every choice of `diffusion.levels`."""
     config = compose_config(
         [
             "model=tiny",
@@ -243,7 +243,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and keeps."""
+    """Measures, prints and writes the result."""
     options = parse(arguments)
     figures = run(options)
     show(figures)

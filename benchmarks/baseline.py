@@ -1,4 +1,4 @@
-"""Our joint step beside the straightforward design, on the same weights and samples.
+"""Our joint step compared with a straightforward design, on the same weights and samples.
 
     python -m benchmarks.baseline                                  layers of the 8B model, as many as fit a GPU
     python -m benchmarks.baseline --shape none --steps 2           the quickstart's shapes
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _layers(config: Config, device: torch.device) -> int:
-    """The straightforward design needs room beside what the planner counts."""
+    """The straightforward design needs more memory than the planner counts."""
     if device.type == "cpu":
         return 1
     return max(1, layers_that_fit(config, torch.cuda.mem_get_info()[0]) // 2)

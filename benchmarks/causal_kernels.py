@@ -1,4 +1,4 @@
-"""The causal kernels that torch has for one stream: what joint attention is held against is the fastest of them."""
+"""The causal kernels of torch for one stream; joint attention is compared with the fastest of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# What a run does: torch's own choice for whole samples, `varlen_attn` for packed ones on CUDA.
+# As in a run: torch's own choice for whole samples, `varlen_attn` for packed ones on CUDA.
 CAUSAL = "causal"
 FLASH, CUDNN, FLASH_3 = "causal, flash", "causal, cuDNN", "causal, FlashAttention-3"
 NAMES = (CAUSAL, FLASH, CUDNN, FLASH_3)
@@ -22,7 +22,7 @@ _THIRD = "FA3"
 
 @dataclass(frozen=True)
 class Kernel:
-    """What makes `causal.attend` take one kernel.
+    """The setting under which `causal.attend` uses one kernel.
 
     Attributes:
         backend: of SDPA; None for torch's choice.
@@ -34,7 +34,7 @@ class Kernel:
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Forward and backward passes inside take this kernel, or raise RuntimeError where it cannot do the work."""
+        """Forward and backward passes inside use this kernel, or raise RuntimeError where it does not support them."""
         only = nullcontext() if self.backend is None else sdpa_kernel(self.backend)
         with _third_version() if self.third else nullcontext(), only:
             yield
@@ -43,7 +43,7 @@ class Kernel:
 def candidates(device: torch.device, packed: bool) -> tuple[dict[str, Kernel], dict[str, str]]:
     """The kernels that can be tried, by name, and why the others cannot."""
     found, missing = {CAUSAL: Kernel()}, {}
-    # Packed samples go through `varlen_attn`, which knows FlashAttention alone; on a CPU document by document.
+    # Packed samples go through `varlen_attn`, which has FlashAttention only; on a CPU document by document.
     if not packed:
         found[FLASH] = Kernel(SDPBackend.FLASH_ATTENTION)
     if device.type != "cuda":
@@ -67,7 +67,7 @@ def _third_is_missing() -> str | None:
 
 @contextmanager
 def _third_version() -> Iterator[None]:
-    """FlashAttention means its third version inside, for SDPA and for `varlen_attn`."""
+    """FlashAttention is its third version inside, for SDPA and for `varlen_attn`."""
     attention.activate_flash_attention_impl(_THIRD)
     try:
         yield

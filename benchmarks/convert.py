@@ -1,12 +1,12 @@
-"""How fast checkpoints are converted, against reading and writing the same bytes?
+"""The speed of checkpoint conversion relative to copying the same bytes.
 
-    python -m benchmarks.convert [--gigabytes 2] [--pairs 4] [--place DIR]
+    python -m benchmarks.convert [--gigabytes 2] [--pairs 4] [--directory DIR]
 
-Makes a Ministral3 of about that size in bf16, imports it and exports the import, each beside a copy of the same bytes
-(read, write, fsync). A disk that is shared, or lent in bursts, is not the same disk a minute later: so every conversion
-stands beside a copy of its own, first and second in turn, none finds its source in memory, and the ratio is the median
-over the pairs. Starting the command (Python, torch) costs the same for every model; it is measured apart, by converting
-a model of a few kilobytes. Printed, and kept as JSON with the processor time of each.
+Makes a Ministral3 of about that size in bf16, imports it and exports the import, each paired with a copy of the same
+bytes (read, write, fsync). The speed of a shared disk changes from minute to minute: so every conversion has a copy of
+its own, in alternating order, all with a cold page cache, and the ratio is the median over the pairs. Starting the
+command (Python, torch) costs the same for every model; it is measured apart, by converting a model of a few kilobytes.
+Printed, and written as JSON with the processor time of each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Time:
-    """What something took, in seconds: on the clock, and of all processors together."""
+    """Seconds of wall clock, and of processor time over all cores."""
 
     clock: float
     processor: float
@@ -61,7 +61,7 @@ def model_of(gigabytes: float) -> ModelConfig:
 
 
 def _filled(block: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """`count` values of no meaning, in one piece."""
+    """`count` arbitrary values, in one piece."""
     return [block.repeat(count // len(block) + 1)[:count]]
 
 
@@ -91,7 +91,7 @@ def copy(source: Path, destination: Path) -> None:
 
 
 def timed(act: Callable[[Path, Path], object], source: Path, destination: Path) -> Time:
-    """The time of one act, whose source lies on the disk and not in memory. What it writes is removed again."""
+    """The time of one conversion or copy, with a cold page cache; its output is removed."""
     os.sync()
     for path in filter(Path.is_file, source.iterdir()):
         with path.open("rb") as file:
@@ -103,13 +103,13 @@ def timed(act: Callable[[Path, Path], object], source: Path, destination: Path) 
     return taken
 
 
-def measure(convert: Callable[[Path, Path], object], source: Path, place: Path, pairs: int) -> dict[str, Any]:
-    """Times of pairs of a conversion and a copy of its source, and the conversion's speed as a share of the copy's."""
+def measure(convert: Callable[[Path, Path], object], source: Path, folder: Path, pairs: int) -> dict[str, Any]:
+    """Times of pairs of a conversion and a copy of its source, and the conversion's speed divided by the copy's."""
     acts: dict[str, Callable[[Path, Path], object]] = {"convert": convert, "copy": copy}
     times: dict[str, list[Time]] = {name: [] for name in acts}
     for pair in range(pairs):
         for name in sorted(acts, reverse=bool(pair % 2)):
-            times[name].append(timed(acts[name], source, place / name))
+            times[name].append(timed(acts[name], source, folder / name))
     ratios = [copied.clock / made.clock for copied, made in zip(times["copy"], times["convert"], strict=True)]
     return {
         "seconds": {name: [taken.clock for taken in found] for name, found in times.items()},
@@ -119,16 +119,16 @@ def measure(convert: Callable[[Path, Path], object], source: Path, place: Path, 
     }
 
 
-def seconds_to_start(place: Path) -> float:
-    """Of the command with a model of a few kilobytes: what every conversion pays, whatever its size."""
+def seconds_to_start(folder: Path) -> float:
+    """Of the command with a model of a few kilobytes: the constant part of every conversion."""
     base = replace(model_of(0), num_attention_heads=8, head_dim=8)
     small = replace(base, vocab_size=128, hidden_size=16, intermediate_size=16)
-    write_source(place / "small", small)
-    command = [sys.executable, "-m", "checkpoint_convert.cli", "import", str(place / "small")]
+    write_source(folder / "small", small)
+    command = [sys.executable, "-m", "checkpoint_convert.cli", "import", str(folder / "small")]
     taken = []
     for number in range(3):
         begin = time.perf_counter()
-        subprocess.run([*command, str(place / f"small-{number}")], check=True, capture_output=True)
+        subprocess.run([*command, str(folder / f"small-{number}")], check=True, capture_output=True)
         taken.append(time.perf_counter() - begin)
     return median(taken)
 
@@ -141,15 +141,15 @@ def _export(source: Path, destination: Path) -> None:
     export_checkpoint(source, destination, "nld", report=lambda _: None)
 
 
-def run(place: Path, gigabytes: float, pairs: int) -> dict[str, Any]:
+def run(folder: Path, gigabytes: float, pairs: int) -> dict[str, Any]:
     """All figures."""
-    source, imported = place / "source", place / "imported"
+    source, imported = folder / "source", folder / "imported"
     size = write_source(source, model_of(gigabytes))
-    figures: dict[str, Any] = {"bytes": size, "target_ratio": TARGET, "seconds_to_start": seconds_to_start(place)}
-    figures["import"] = measure(_import, source, place, pairs)
+    figures: dict[str, Any] = {"bytes": size, "target_ratio": TARGET, "seconds_to_start": seconds_to_start(folder)}
+    figures["import"] = measure(_import, source, folder, pairs)
     _import(source, imported)
     shutil.rmtree(source)
-    figures["export"] = measure(_export, imported, place, pairs)
+    figures["export"] = measure(_export, imported, folder, pairs)
     return figures
 
 
@@ -170,10 +170,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of the model, in bf16 (default: 2)")
     parser.add_argument("--pairs", type=int, default=4, help="conversions beside copies (default: 4)")
-    parser.add_argument("--place", type=Path, help="directory on the disk to measure (default: the temporary one)")
+    parser.add_argument("--directory", type=Path, help="directory on the disk to measure (default: the temporary one)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.place, prefix="nld-convert-") as name:
+    with tempfile.TemporaryDirectory(dir=options.directory, prefix="nld-convert-") as name:
         figures = run(Path(name), options.gigabytes, options.pairs)
     report(figures)
     print(keep("convert", figures, options.results))

@@ -1,4 +1,4 @@
-"""The quickstart's corpus for benchmarks that read it, also where nobody has prepared it yet."""
+"""The quickstart's corpus for benchmarks that read it, prepared on demand."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nld_train.errors import UserError
 def with_corpus(overrides: Sequence[str]) -> Iterator[list[str]]:
     """The settings of a run; where they read the default corpus and it is missing, with one that is prepared for it.
 
-    It lies in a folder of its own until the end: a fresh clone stays as it is.
+    It is in a temporary folder until the end: the clone is not changed.
     """
-    wanted = compose_config(overrides).data.train
-    missing = [source.prefix for source in wanted if not Path(f"{source.prefix}.idx").is_file()]
-    if not missing or wanted != compose_config().data.train:
+    sources = compose_config(overrides).data.train
+    missing = [source.prefix for source in sources if not Path(f"{source.prefix}.idx").is_file()]
+    if not missing or sources != compose_config().data.train:
         yield list(overrides)
         return
     with TemporaryDirectory(prefix="nld-corpus-") as folder:

@@ -1,11 +1,11 @@
-"""How fast text becomes tokens on disk, and what reading them costs a step.
+"""The speed of data preparation, and the cost of the data loader in a step.
 
     python -m benchmarks.data                                      16 MB of text, a BPE of 4096
     python -m benchmarks.data --megabytes 1 --vocabulary 512
 
-`nld-data prepare` beside `datasets.map` with the same tokenizer: both in one process, from the same JSONL to tokens on
+`nld-data prepare` and `datasets.map` with the same tokenizer: both in one process, from the same JSONL to tokens on
 disk; tokens per second of processor time and of the clock. Then the loader: seconds to make the samples of a joint step
-in the training process itself, as a share of that step. With `data.workers` above 0 a step does not even wait for that.
+in the training process itself, as a share of that step. With `data.workers` above 0 samples are made in the background.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def standard_library(megabytes: float) -> Iterator[str]:
-    """Python's own sources, again and again, cut at the size that is asked for."""
+    """Python's own sources, repeated and cut to the given size."""
     paths = sorted(Path(os.__file__).parent.glob("*.py"))
     left = int(megabytes * 1e6)
     while left > 0:

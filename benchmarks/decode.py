@@ -1,15 +1,16 @@
-"""How many tokens per second does each way to read the weights bring, beside `generate` of `transformers`?
+"""Tokens per second of each decode mode and engine, compared with `generate` of `transformers`.
 
-    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-row 4] [--repeats 3]
+    python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-slot 4] [--repeats 3]
 
 Greedy decoding of the same prompts with the same weights by Megatron's model in tree, by the exported package, and by
-the stock Ministral3 of `transformers` with its static cache. All ways take turns in every repeat, so that a drifting
-machine slows all alike; figures are medians, ratios are medians of the ratios inside a repeat. Processor time is
-taken beside the wall clock: on a shared machine it says more. There are several prompts for each row of a batch: ours
-take the next one when a row has finished, `generate` takes a batch when the one before it has.
+the stock Ministral3 of `transformers` with its static cache. All of them run in turn in every repeat, so that a
+drifting machine slows all alike; figures are medians, ratios are medians of the ratios inside a repeat. Processor time
+is measured as well as wall clock: on a shared machine it varies less. There are several prompts for each slot of a
+batch: ours are batched continuously (a waiting prompt is admitted when a slot is freed), `generate` runs batch after
+batch.
 
-Printed, and kept as JSON, are the figures and three ratios with the limits they should reach: AR in tree over
-`generate`; linear over AR, as a share of what its accepted tokens allow; a batch over a single row.
+Printed, and written as JSON, are the figures and three ratios with their targets: AR in tree over `generate`; linear
+over AR, as a fraction of the speed-up that its accepted tokens allow; a batch over a single sequence.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.decoders import IN_TREE, STOCK, Contestant, Workload, contestants, stdlib_prompts
+from benchmarks.decoders import IN_TREE, STOCK, EngineMode, Workload, engine_modes, stdlib_prompts
 from benchmarks.record import RESULTS, keep
 from nld_train.decoding import DecodeResult, Mode
 from nld_train.decoding.algorithms.statistics import accepted_per_cycle, agreement, tokens_per_forward
 from nld_train.decoding.load import find_source
 
 CLOCKS = ("wall", "processor")
-# What is asked of each ratio: AR in tree over generate, linear over its share of AR, 16 rows over one.
+# Targets: AR in tree over generate, linear over its fraction of AR, a batch of 16 over a batch of 1.
 AR_LIMIT, LINEAR_SHARE, BATCH_LIMIT, BATCH_ROWS = 1.0, 0.85, 6.0, 16
 
 Key = tuple[str, str, int]
@@ -41,7 +42,7 @@ Key = tuple[str, str, int]
 
 @dataclass
 class Timing:
-    """What one way took for a number of rows, repeat after repeat."""
+    """The times of one engine and mode at one batch size, one per repeat."""
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
@@ -53,8 +54,8 @@ class Timing:
         return self.wall if clock == "wall" else self.processor
 
 
-def measure(found: list[Contestant], batch_sizes: list[int], repeats: int) -> dict[Key, Timing]:
-    """Times every way at every batch size in turn, after one round that is not counted."""
+def measure(found: list[EngineMode], batch_sizes: list[int], repeats: int) -> dict[Key, Timing]:
+    """Times every engine and mode at every batch size in turn, after one warm-up round."""
     timings: dict[Key, Timing] = {(each.engine, each.mode, rows): Timing() for each in found for rows in batch_sizes}
     for repeat in range(repeats + 1):
         for rows in batch_sizes:
@@ -71,20 +72,20 @@ def measure(found: list[Contestant], batch_sizes: list[int], repeats: int) -> di
 
 
 def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any]]:
-    """One record per way and batch size."""
+    """One record per engine, mode and batch size."""
     rows = []
     for (engine, mode, batch), timing in timings.items():
         reference = timings[STOCK, "ar", batch].token_ids
         record: dict[str, Any] = {"engine": engine, "mode": mode, "batch_size": batch}
         for clock in CLOCKS:
             record[f"tokens_per_second_{clock}"] = (
-                batch * work.per_row * work.new_tokens / median(timing.seconds(clock))
+                batch * work.per_slot * work.new_tokens / median(timing.seconds(clock))
             )
             record[f"seconds_{clock}"] = timing.seconds(clock)
         if timing.result is not None:
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
-            # At the end no prompt waits any more, and a batch takes the forwards of its slowest row.
-            record["rows_at_work"] = sum(timing.result.sequence_forwards) / max(1, batch * timing.result.forwards)
+            # Below 1 at the end, when no prompt is waiting and only the longest sequences are still active.
+            record["active_sequences"] = sum(timing.result.sequence_forwards) / max(1, batch * timing.result.forwards)
             record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
             forwards = timing.result.forwards + timing.result.prefill
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / forwards
@@ -114,7 +115,7 @@ def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
 
 
 def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other: Key) -> dict[str, Any]:
-    """Tokens per second of `key` over those of `other`, both rows of the same number of tokens."""
+    """Tokens per second of `key` over those of `other`, both with their number of tokens."""
     target: dict[str, Any] = {"name": name, "limit": limit}
     for clock in CLOCKS:
         pairs = zip(timings[key].seconds(clock), timings[other].seconds(clock), strict=True)
@@ -125,7 +126,7 @@ def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other
 def show(figures: dict[str, Any]) -> None:
     """Prints figures and targets."""
     console = Console(width=130, highlight=False)
-    table = Table("engine", "mode", "rows", "tokens/s", "tokens/s of processor time", "tokens/forward", "as generate")
+    table = Table("engine", "mode", "batch", "tokens/s", "tokens/s of processor time", "tokens/forward", "as generate")
     for row in figures["rows"]:
         speeds = (f"{row[f'tokens_per_second_{clock}']:,.0f}" for clock in CLOCKS)
         forward = f"{row['tokens_per_forward']:.2f}" if "tokens_per_forward" in row else ""
@@ -149,13 +150,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     tokenizer = find_source(options.checkpoint, options.tokenizer).tokenizer
     work = Workload(
-        prompts=stdlib_prompts(tokenizer, max(options.batch_sizes) * options.prompts_per_row, options.prompt_tokens),
-        per_row=options.prompts_per_row,
+        prompts=stdlib_prompts(tokenizer, max(options.batch_sizes) * options.prompts_per_slot, options.prompt_tokens),
+        per_slot=options.prompts_per_slot,
         new_tokens=options.new_tokens,
         block_length=options.block_length,
         threshold=options.threshold,
     )
-    with contestants(options.checkpoint, options.tokenizer, options.modes, work) as found:
+    with engine_modes(options.checkpoint, options.tokenizer, options.modes, work) as found:
         timings = measure(found, options.batch_sizes, options.repeats)
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     return {
@@ -171,14 +172,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=Path("runs/quickstart"), help="a run or checkpoint")
-    parser.add_argument("--tokenizer", help="take this tokenizer (default: the checkpoint's)")
+    parser.add_argument("--tokenizer", help="use this tokenizer (default: the checkpoint's)")
     parser.add_argument("--modes", nargs="+", choices=get_args(Mode), default=list(get_args(Mode)), help="which modes")
     parser.add_argument(
-        "--batch-sizes", nargs="+", type=int, default=[1, 4, 16], help="rows together (default: 1 4 16)"
+        "--batch-sizes", nargs="+", type=int, default=[1, 4, 16], help="sequences decoded together (default: 1 4 16)"
     )
-    parser.add_argument("--prompts-per-row", type=int, default=4, help="prompts for each of them (default: 4)")
+    parser.add_argument("--prompts-per-slot", type=int, default=4, help="prompts for each slot of a batch (default: 4)")
     parser.add_argument("--prompt-tokens", type=int, default=64, help="tokens of a prompt (default: 64)")
-    parser.add_argument("--new-tokens", type=int, default=96, help="new tokens of a row (default: 96)")
+    parser.add_argument("--new-tokens", type=int, default=96, help="new tokens of a sequence (default: 96)")
     parser.add_argument("--block-length", type=int, default=8, help="tokens per block (default: 8)")
     parser.add_argument("--threshold", type=float, default=0.9, help="of diffusion (default: 0.9)")
     parser.add_argument("--repeats", type=int, default=3, help="timed repeats (default: 3)")
@@ -188,7 +189,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures, prints and keeps."""
+    """Measures, prints and writes the result."""
     options = parse(arguments)
     figures = run(options)
     show(figures)

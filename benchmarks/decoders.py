@@ -1,4 +1,4 @@
-"""The ways to continue the same prompts with the same weights that `benchmarks.decode` times against each other."""
+"""The engines and modes that `benchmarks.decode` compares on the same prompts with the same weights."""
 
 from __future__ import annotations
 
@@ -22,36 +22,35 @@ STOCK, IN_TREE, EXPORT = "transformers", "in tree", "export"
 
 @dataclass(frozen=True)
 class Workload:
-    """What every contestant is asked for: greedy, and no text ends early.
+    """The task of every engine and mode: greedy decoding without an end-of-sequence token.
 
     Attributes:
         prompts: ids, all of one length, enough for the largest batch.
-        per_row: prompts for each row of a batch; they wait until a row has finished.
+        per_slot: prompts for each slot of a batch; they wait until a slot is freed.
         new_tokens: of each prompt.
         block_length: of the block modes.
         threshold: of diffusion.
     """
 
     prompts: list[list[int]]
-    per_row: int
+    per_slot: int
     new_tokens: int
     block_length: int
     threshold: float
 
-    def for_rows(self, rows: int) -> list[list[int]]:
-        """The prompts of a batch of so many rows."""
-        return self.prompts[: rows * self.per_row]
+    def for_batch(self, size: int) -> list[list[int]]:
+        """The prompts of a batch of `size` slots."""
+        return self.prompts[: size * self.per_slot]
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """One way: who runs it, in which mode, and what does it for so many rows.
+class EngineMode:
+    """One decode mode of one engine.
 
     Attributes:
         engine: `transformers`, `in tree` or `export`.
-        mode: how it decodes.
-        run: from a number of rows at work at once to the new ids of all their prompts, and the decoder's account of it
-            where there is one.
+        mode: of decoding.
+        run: from a batch size to the new ids of all its prompts, and the decoder's result where it is ours.
     """
 
     engine: str
@@ -59,32 +58,32 @@ class Contestant:
     run: Callable[[int], tuple[list[list[int]], DecodeResult | None]]
 
 
-def stdlib_prompts(tokenizer: Any, rows: int, length: int) -> list[list[int]]:
-    """Pieces of the running interpreter's standard library, which a quickstart model has read in another cut."""
+def stdlib_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
+    """Pieces of the running interpreter's standard library, which is also the quickstart's corpus."""
     files = sorted(path for path in Path(os.__file__).parent.glob("*.py") if path.stat().st_size > 40 * length)
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
-    # From the middle of each file; of more prompts than files, from several places in each.
-    turns = -(-rows // len(texts))
-    places = [(text, len(text) * (turn + 1) // (turns + 1)) for turn in range(turns) for text in texts][:rows]
-    prompts = [tokenizer.encode(text[place:][: 8 * length])[:length] for text, place in places]
-    assert [len(prompt) for prompt in prompts] == [length] * rows
+    # From the middle of each file; of more prompts than files, from several offsets in each.
+    rounds = -(-count // len(texts))
+    offsets = [(text, len(text) * (each + 1) // (rounds + 1)) for each in range(rounds) for text in texts][:count]
+    prompts = [tokenizer.encode(text[offset:][: 8 * length])[:length] for text, offset in offsets]
+    assert [len(prompt) for prompt in prompts] == [length] * count
     return prompts
 
 
 @contextmanager
-def contestants(
+def engine_modes(
     checkpoint: Path, tokenizer: str | None, modes: Sequence[Mode], work: Workload
-) -> Iterator[list[Contestant]]:
-    """All ways over one set of weights: Megatron's model, the exported package, and the stock model's `generate`."""
+) -> Iterator[list[EngineMode]]:
+    """All engines and modes over one set of weights: Megatron's model, the export, and the stock model's `generate`."""
     source = find_source(checkpoint, tokenizer)
     with TemporaryDirectory() as folder, ExitStack() as open_engines:
         for name in ("nld", "ministral3"):
             export_checkpoint(checkpoint, Path(folder) / name, name)
         engines = {IN_TREE: source, EXPORT: find_source(Path(folder) / "nld", tokenizer)}
-        found = [Contestant(STOCK, "ar", _stock(Path(folder) / "ministral3", work))]
+        found = [EngineMode(STOCK, "ar", _stock(Path(folder) / "ministral3", work))]
         for name, opened in engines.items():
             engine = open_engines.enter_context(opened.open())
-            found += [Contestant(name, mode, _decoder(engine, mode, work)) for mode in modes]
+            found += [EngineMode(name, mode, _decoder(engine, mode, work)) for mode in modes]
         yield found
 
 
@@ -92,8 +91,8 @@ def _decoder(engine: Engine, mode: Mode, work: Workload) -> Callable[[int], tupl
     options = DecodeOptions(max_new_tokens=work.new_tokens, block_length=work.block_length)
     policy = Threshold(work.threshold) if mode == "diffusion" else None
 
-    def run(rows: int) -> tuple[list[list[int]], DecodeResult]:
-        result = decode(engine, work.for_rows(rows), mode, options, policy, batch_size=rows)
+    def run(size: int) -> tuple[list[list[int]], DecodeResult]:
+        result = decode(engine, work.for_batch(size), mode, options, policy, batch_size=size)
         return result.token_ids, result
 
     return run
@@ -122,8 +121,8 @@ def _stock(directory: Path, work: Workload) -> Callable[[int], tuple[list[list[i
         new: list[list[int]] = output[:, length:].tolist()
         return new
 
-    def run(rows: int) -> tuple[list[list[int]], None]:
-        prompts = work.for_rows(rows)
-        return [new for i in range(0, len(prompts), rows) for new in generate(prompts[i : i + rows])], None
+    def run(size: int) -> tuple[list[list[int]], None]:
+        prompts = work.for_batch(size)
+        return [new for i in range(0, len(prompts), size) for new in generate(prompts[i : i + size])], None
 
     return run

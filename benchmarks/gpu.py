@@ -2,12 +2,12 @@
 
     python -m benchmarks.gpu                                       everything, for `benchmarks/results`
     python -m benchmarks.gpu --minutes 5 --only attention head     some rows, in less time
-    python -m benchmarks.gpu --small --results /tmp/results        the same commands in small, on a CPU too
+    python -m benchmarks.gpu --small --results /tmp/results        the same commands on small shapes, on a CPU too
 
-The most wanted figures come first. Every row is a process group of its own with a time limit, and keeps each part of
-its result at once, so that a run that is cut off, or a row that fails, takes nothing else with it. What became of each
-row is kept in `gpu.json`, written before the first row and around each; SIGTERM, SIGINT and SIGHUP end the row under
-way and leave the GPU free.
+The most important figures come first. Every row is a process group of its own with a time limit, and writes each part
+of its result at once, so that a run that is cut off, or a row that fails, loses nothing else. The outcome of each row
+is in `gpu.json`, written before the first row and before and after each; SIGTERM, SIGINT and SIGHUP end the running row
+and leave the GPU free.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.record import RESULTS, keep
 from benchmarks.row_process import GRACE, Stop, run_row, stoppable
 
 _TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
-# In small nothing is measured: a busy machine may take so many times longer.
+# With --small nothing is measured: on a busy machine the limits are so many times longer.
 _SMALL_PATIENCE = 3
 _GPU_TESTS = ("tests/model/test_attention_backends.py", "tests/benchmarks/test_memory_on_gpu.py")
 
@@ -36,9 +36,9 @@ class Row:
 
     Attributes:
         name: of the row.
-        words: behind `python -m`.
-        small: the same in small.
-        seconds: that it may take.
+        words: arguments of `python -m`.
+        small: the same on small shapes.
+        seconds: its time limit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def rows(checkpoint: Path | None) -> list[Row]:
-    """What is run, the most wanted first: time may run out. Limits and the graces of all rows make ten minutes."""
+    """All rows, the most important first: time may run out. The limits and grace periods sum to ten minutes."""
     small = ("--device", "cpu", "--length", "32", "--repeats", "1")
     mfu_small = ("benchmarks.mfu", "--peak-tflops", "1", "--steps", "1", *_TINY)
     tests = ("pytest", "-m", "gpu", "-q", *_GPU_TESTS)
@@ -63,10 +63,10 @@ def rows(checkpoint: Path | None) -> list[Row]:
         Row("tests", tests, (*tests, "--collect-only"), 45),
     ]
     if checkpoint is not None:
-        # Beyond the limits above: it has what time the others leave.
+        # Beyond the limits above: it runs in the time that the others leave.
         decode = ("benchmarks.decode", str(checkpoint))
         short = ("--repeats", "1", "--batch-sizes", "1", "--new-tokens", "8", "--prompt-tokens", "8")
-        found.append(Row("decode", (*decode, "--repeats", "3", "--prompts-per-row", "2"), (*decode, *short), 90))
+        found.append(Row("decode", (*decode, "--repeats", "3", "--prompts-per-slot", "2"), (*decode, *short), 90))
     return found
 
 
@@ -84,27 +84,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="on a CPU, to see that the commands work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
-    wanted = rows(options.checkpoint)
-    if unknown := set(options.only or ()) - {row.name for row in wanted}:
-        parser.error(f"--only: no row {sorted(unknown)}; rows: {', '.join(row.name for row in wanted)}")
+    known = rows(options.checkpoint)
+    if unknown := set(options.only or ()) - {row.name for row in known}:
+        parser.error(f"--only: no row {sorted(unknown)}; rows: {', '.join(row.name for row in known)}")
     if options.small and options.results == RESULTS:
         parser.error("--small: its figures mean nothing; name a folder for them with --results")
     with stoppable() as stop:
-        outcomes = run(wanted, options, stop)
+        outcomes = run(known, options, stop)
     if stop.number is not None:
         return 128 + stop.number
-    return int(any(found["outcome"] not in ("done", "not asked for") for found in outcomes.values()))
+    return int(any(found["outcome"] not in ("done", "not selected") for found in outcomes.values()))
 
 
-def run(wanted: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, dict[str, Any]]:
-    """Row after row, until the time is over or a signal comes; returns and keeps what became of each."""
+def run(known: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, dict[str, Any]]:
+    """Runs row after row until the time is over or a signal arrives; returns and writes the outcome of each."""
     console, end = Console(highlight=False, width=140), time.monotonic() + 60 * options.minutes
-    asked = [row for row in wanted if not options.only or row.name in options.only]
+    selected = [row for row in known if not options.only or row.name in options.only]
     outcomes: dict[str, dict[str, Any]] = {
-        row.name: {"outcome": "not reached" if row in asked else "not asked for"} for row in wanted
+        row.name: {"outcome": "not reached" if row in selected else "not selected"} for row in known
     }
     keep("gpu", outcomes, options.results)
-    for row in asked:
+    for row in selected:
         left = end - time.monotonic()
         if stop.number is not None or left <= GRACE:
             break

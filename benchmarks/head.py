@@ -1,15 +1,15 @@
-"""What head and loss take: seconds, peak memory and exactness, for ways that make all logits, chunks of them, or none.
+"""Seconds, peak memory and exactness of head and loss, for variants that compute all logits, chunks of them, or none.
 
     python -m benchmarks.head                                      vocabulary 131072 and width 4096 on a GPU
-    python -m benchmarks.head --vocabulary 8192 --length 256       in small
+    python -m benchmarks.head --vocabulary 8192 --length 256       on small shapes
 
 A joint step has 2L positions, of which the clean ones and the masked noisy ones (here every second) are supervised.
-Ways: all 2L rows of logits at once; the supervised rows at once; the same in chunks (what a run does, see
-`nld_train/losses/cross_entropy.py`); Liger's fused kernel and cut-cross-entropy, as they come and exact, where they are
-installed (the extra `benchmark`), on CUDA. Every way gives the mean over the supervised rows; loss and gradients are
-compared with float64. Each is kept when it is measured.
+Variants: all 2L rows of logits at once; the supervised rows at once; the same in chunks (as in a run, see
+`nld_train/losses/cross_entropy.py`); Liger's fused kernel and cut-cross-entropy, by default and exact, where they are
+installed (the extra `benchmark`), on CUDA. Every variant computes the mean over the supervised rows; loss and gradients
+are compared with float64. Each result is written as soon as it is measured.
 
-The limit of time is that of the three products alone, timed beside; the limit of memory is the gradients' own size.
+The limit of time is that of the three products alone, timed in turn; the limit of memory is the gradients' own size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.head_ways import FOREIGN, Way, Work, gradient_bytes, in_float64, products_alone, ways
+from benchmarks.head_variants import FOREIGN, Inputs, Variant, gradient_bytes, in_float64, products_alone, variants
 from benchmarks.record import RESULTS, keep, on_device
 from benchmarks.timing import extra_memory, seconds_in_turn
 from nld_train.config.compose import compose_config
@@ -59,18 +59,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Seconds, bytes and errors of every way beside their limits: all figures so far, after each."""
-    work = Work(options, device)
-    found, missing = ways(device)
+    """Seconds, bytes and errors of every variant and their limits: all figures so far, after each."""
+    inputs = Inputs(options, device)
+    found, missing = variants(device)
     shape = {name: getattr(options, name) for name in ("vocabulary", "length", "width", "chunk_rows")}
-    figures: dict[str, Any] = {"device": str(device), **shape, "supervised_rows": len(work.index)}
-    figures |= {"limit_bytes": gradient_bytes(work), "rows": {}, "missing": missing}
-    expected = _gradients(in_float64(work), work)
-    for name, way in found.items():
+    figures: dict[str, Any] = {"device": str(device), **shape, "supervised_rows": len(inputs.index)}
+    figures |= {"limit_bytes": gradient_bytes(inputs), "rows": {}, "missing": missing}
+    expected = _gradients(in_float64(inputs), inputs)
+    for name, variant in found.items():
         try:
-            figures["rows"][name] = _row(way, work, expected, options.repeats, device)
+            figures["rows"][name] = _row(variant, inputs, expected, options.repeats, device)
         except Exception as error:
-            # Another package's kernel that this torch or this device does not do, or no memory for all logits.
+            # Another package's kernel does not support this torch or device, or all logits do not fit into memory.
             if name not in FOREIGN and not isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             missing[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:120]}"
@@ -78,29 +78,29 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
 
 
 def _row(
-    way: Way, work: Work, expected: tuple[Tensor, ...], repeats: int, device: torch.device
+    variant: Variant, inputs: Inputs, expected: tuple[Tensor, ...], repeats: int, device: torch.device
 ) -> dict[str, float | dict[str, float]]:
-    """A way beside the products alone, in turn."""
-    errors = _errors(_gradients(way(work), work), expected)
+    """A variant and the products alone, in turn."""
+    errors = _errors(_gradients(variant(inputs), inputs), expected)
     both: dict[str, Callable[[], Any]] = {
-        "way": lambda: _gradients(way(work), work),
-        _LIMIT: lambda: products_alone(work),
+        "variant": lambda: _gradients(variant(inputs), inputs),
+        _LIMIT: lambda: products_alone(inputs),
     }
     seconds = seconds_in_turn(both, device, repeats)
-    extra = extra_memory(both["way"], device)
+    extra = extra_memory(both["variant"], device)
     return {
-        "seconds": median(seconds["way"]),
+        "seconds": median(seconds["variant"]),
         "limit_seconds": median(seconds[_LIMIT]),
-        "of_limit": median(mine / limit for mine, limit in zip(seconds["way"], seconds[_LIMIT], strict=True)),
+        "of_limit": median(mine / limit for mine, limit in zip(seconds["variant"], seconds[_LIMIT], strict=True)),
         "extra_bytes": extra,
-        "bytes_of_limit": extra / gradient_bytes(work),
+        "bytes_of_limit": extra / gradient_bytes(inputs),
         "errors": errors,
     }
 
 
-def _gradients(loss: Tensor, work: Work) -> tuple[Tensor, ...]:
+def _gradients(loss: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
     """The loss, and its gradients by hidden states and head."""
-    return (loss.detach(), *torch.autograd.grad(loss, [work.hidden, work.weight]))
+    return (loss.detach(), *torch.autograd.grad(loss, [inputs.hidden, inputs.weight]))
 
 
 def _errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str, float]:

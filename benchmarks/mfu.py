@@ -1,9 +1,9 @@
-"""How much of the chip's arithmetic AR and joint steps use on layers of the 8B model.
+"""FLOP utilisation of AR and joint steps on layers of the 8B model.
 
     python -m benchmarks.mfu                                       with Megatron's layers and with Transformer Engine's
     python -m benchmarks.mfu --kinds local --peak-tflops 1979 execution.head_chunk_rows=4096
 
-FLOP utilisation as in the reference, section 4: visible pairs, the body for 2L positions, the head for supervised rows,
+FLOPs count as in docs/method.md, "Stages": visible pairs, the body for 2L positions, the head for supervised rows,
 forward plus backward, over the chip's dense bf16 peak from its data sheet. Each kind of layers runs in a process of its
 own through `benchmarks.step`, and is kept as soon as it is measured. Prints utilisation, target and the first over the
 second; the limit of a utilisation is 1.

@@ -1,6 +1,6 @@
-"""The straightforward joint step: what one writes first, and what public implementations do.
+"""The straightforward joint step, as in public implementations.
 
-It differs from ours in three places, and in nothing else: keys and values are repeated for every query head, each layer
+It differs from ours in three points only: keys and values are repeated for every query head, each layer
 makes its own mask, and head and cross-entropy run over all 2L positions at once, unsupervised ones included.
 """
 
@@ -28,7 +28,7 @@ from nld_train.training.loop.optimizer import unwrap
 
 @contextmanager
 def straightforward(stepper: Stepper, on: bool) -> Iterator[None]:
-    """Steps made inside go the straightforward way, if `on`."""
+    """Steps inside use the straightforward design, if `on`."""
     chunks = [unwrap(chunk) for chunk in stepper.model] if on else []
     cores = [layer.self_attention.core_attention for chunk in chunks for layer in chunk.decoder.layers]
     before = [core.attend for core in cores]
@@ -66,14 +66,14 @@ def forward(
 
 
 def nll_of_all(hidden: Tensor, rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Cross-entropy of every position `[S * b, h]`, of which the supervised ones are then taken: float32 `[n]`."""
+    """Cross-entropy of every position `[S * b, h]`, of which the supervised ones are then selected: float32 `[n]`."""
     logits = head(hidden).float()
     every = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device).index_copy(0, rows, targets)
     return F.cross_entropy(logits, every, reduction="none").index_select(0, rows)
 
 
 def head_memory(stepper: Stepper, straightforward: bool) -> int:
-    """Bytes that head and loss of one micro-batch take, forward and backward, beyond the hidden states."""
+    """Bytes of head and loss of one micro-batch, forward and backward, beyond the hidden states."""
     model = unwrap(stepper.model[-1])
     samples = stepper.samples["joint"][0]
     found = select_rows(samples, two_streams=True)

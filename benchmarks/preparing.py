@@ -20,7 +20,7 @@ def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     from nld_train.data.sources import SourceSettings
     from nld_train.data.tokenizer import load_tokenizer
 
-    # What both import late is imported here, outside of what is timed.
+    # Lazy imports of both are done here, outside of the timed part.
     load_tokenizer(str(tokenizer))
     indexed_dataset_module()
     settings = SourceSettings(
@@ -42,7 +42,7 @@ def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
 
 
 def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
-    """`datasets.map` over batches, as the usual recipes have it: its tokens are written as Arrow."""
+    """`datasets.map` over batches, as in the usual recipes: its tokens are written as Arrow."""
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer
 
@@ -62,9 +62,9 @@ def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
 
 
 def main() -> None:
-    """Takes the way, the text, the tokenizer and a folder for the result."""
-    way, text, tokenizer, out = sys.argv[1], *map(Path, sys.argv[2:5])
-    run = (ours if way == "nld-data prepare" else theirs)(text, tokenizer, out)
+    """Arguments: the implementation, the text, the tokenizer and a folder for the result."""
+    implementation, text, tokenizer, out = sys.argv[1], *map(Path, sys.argv[2:5])
+    run = (ours if implementation == "nld-data prepare" else theirs)(text, tokenizer, out)
     wall, processor = time.perf_counter(), _processor_time()
     tokens = run()
     print(

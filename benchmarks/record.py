@@ -1,4 +1,4 @@
-"""Keeping a measurement: its figures with command, revision, machine and library versions."""
+"""Writing a measurement: its figures with command, revision, machine and library versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     Args:
         name: of the benchmark.
         figures: whatever was measured; JSON values.
-        directory: where results lie.
+        directory: of results.
     """
     result = {
         "benchmark": name,
@@ -51,9 +51,9 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
 
 
 def on_device(name: str, device: Any) -> str:
-    """The name of a result that can be had on a CPU and on a GPU, so that one does not replace the other.
+    """The name of a result that is measured on a CPU and on a GPU, so that one does not replace the other.
 
-    `device` is torch's, or its name as results have it.
+    `device` is torch's, or its name as in results.
     """
     return f"{name}_gpu" if str(device).startswith("cuda") else name
 
@@ -66,7 +66,7 @@ def _command() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and accelerator at hand."""
+    """Processor, cores and accelerator of this machine."""
     import torch
 
     facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Reading a kept result, and writing rows of it as Markdown."""
+"""Reads results, and writes rows of them as Markdown."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def blank(first: str, columns: int) -> Cells:
 
 
 def both(results: Path, name: str, rows_of: Callable[[Result], Iterable[Cells]], head: Cells) -> str:
-    """A table of what can be had on a CPU in small, and on a GPU."""
+    """A table of a benchmark with a result on a GPU and one of small shapes on a CPU."""
     rows: list[Cells] = []
     for title, result in (("GPU", load(results, name, on_gpu=True)), ("CPU", load(results, name))):
         rows += [blank(title, len(head))] if result is None else rows_of(result)
     return markdown(head, rows)
 
 
-def verdict(met: bool) -> str:
-    """Of a target."""
+def outcome(met: bool) -> str:
+    """Whether a target is met."""
     return "met" if met else "missed"

@@ -1,4 +1,4 @@
-"""One row of `benchmarks.gpu`: a command in a process group of its own, which leaves nothing behind on the GPU."""
+"""One row of `benchmarks.gpu`: a command in a process group of its own, which leaves no process on the GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# A process that is told to end may take so long to do so.
+# Seconds between SIGTERM and SIGKILL.
 GRACE = 5.0
 _POLL = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -26,18 +26,18 @@ _SOME_TESTS = re.compile(r"\b[1-9]\d*(/\d+)? (passed|tests? collected)")
 
 @dataclass
 class Stop:
-    """Whether a signal has asked for the end, and which."""
+    """The signal that ends the run, if one has arrived."""
 
     number: int | None = field(default=None)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler only takes note: whoever waits for a row looks here, and ends the row first."""
+        """The handler only stores the number: `_wait` reads it and ends the row first."""
         self.number = number
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Signals that end a process are noted inside, instead."""
+    """Inside, signals that would end the process are only stored."""
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
@@ -48,16 +48,16 @@ def stoppable() -> Iterator[Stop]:
 
 
 def run_row(words: list[str], log: Path, limit: float, stop: Stop) -> dict[str, Any]:
-    """Runs `python -m words`, to its end, its limit or a signal.
+    """Runs `python -m words` until it ends, its limit is reached or a signal arrives.
 
     Args:
-        words: behind `python -m`.
-        log: where its output goes; removed where the row is done.
+        words: arguments of `python -m`.
+        log: file of its output; removed if the row succeeds.
         limit: seconds.
-        stop: what a signal notes.
+        stop: set by a signal.
 
     Returns:
-        The outcome and the seconds; the end of the output where the row was not done.
+        The outcome and the seconds; the end of the output if the row did not succeed.
     """
     begin = time.monotonic()
     with log.open("w") as output:
@@ -81,7 +81,7 @@ def run_row(words: list[str], log: Path, limit: float, stop: Stop) -> dict[str, 
 
 
 def _wait(process: subprocess.Popen[bytes], end: float, stop: Stop) -> str:
-    """Until the process is over or has to be; then its whole group is."""
+    """Waits until the process ends or has to be ended, and ends its whole group; returns the outcome."""
     outcome = None
     try:
         while process.poll() is None and outcome is None:
@@ -95,12 +95,12 @@ def _wait(process: subprocess.Popen[bytes], end: float, stop: Stop) -> str:
         _end_group(process)
     if outcome is not None:
         return outcome
-    # pytest's 5: there was nothing to run.
+    # pytest's status 5: no tests were collected.
     return {0: "done", 5: "nothing ran"}.get(process.returncode, f"failed with status {process.returncode}")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Politely, then not; processes that the row has started and left are of its group, and end too."""
+    """SIGTERM, then SIGKILL, also to processes that the row has started and left running in its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -1,11 +1,11 @@
-"""What cutting a fixed amount of work over more processes costs on a CPU, over gloo.
+"""Strong scaling on a CPU over gloo: a fixed amount of work on more processes.
 
     python -m benchmarks.scaling                               1, 2 and 4 data-parallel processes, quickstart shapes
     python -m benchmarks.scaling --processes 2,4 parallel.tensor=2
 
 Every world makes the same joint steps on the same samples, one thread per process. Prints the median time of a step,
 the limit (that of the smallest world, scaled to the cores that the larger one can use), and the first over the second.
-A corpus that is not prepared yet is, for this time only.
+A corpus that is missing is prepared in a temporary folder.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ def measure(worlds: list[int], steps: int, overrides: list[str]) -> dict[str, An
 
 
 def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
-    """Seconds of each timed step, as the run's own metrics have them."""
+    """Seconds of each timed step, from the run's own metrics."""
     with tempfile.TemporaryDirectory(prefix="nld-scaling-") as scratch:
         settings = [
             "run.stages=[joint]",
             f"run.max_steps={steps + _WARMUP}",
             "execution.device=cpu",
-            # The largest of which four processes still get one each.
+            # The largest with which four processes still have one micro-batch each.
             "batch.micro_size=2",
             "validation.every=0",
             "evaluation.every=0",
@@ -89,8 +89,8 @@ def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
         )
         if done.returncode != 0:
             lines = done.stderr.splitlines()
-            said = [line for line in lines if line.startswith("error: ")] or lines[-20:]
-            raise UserError(f"{world} processes: " + "\n".join(said))
+            errors = [line for line in lines if line.startswith("error: ")] or lines[-20:]
+            raise UserError(f"{world} processes: " + "\n".join(errors))
         lines = (Path(scratch) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["seconds"] for line in lines[_WARMUP:]]
 

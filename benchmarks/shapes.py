@@ -23,7 +23,7 @@ SHAPES = ("3b", "8b", "14b")
 _USABLE = 0.88
 # Ids of a token file of two bytes each.
 _SHORT_IDS = 2**16
-# Of the layers, this part is taken away where they need more memory than was counted.
+# If the layers need more memory than was counted, one in so many is removed.
 _STEP_BACK = 8
 Found = TypeVar("Found")
 _FIRST_ID = 200  # beyond the special ids of a tokenizer, the mask among them
@@ -47,7 +47,7 @@ def write_tokens(prefix: Path, vocabulary: int, tokens: int, document_tokens: in
 
 @contextmanager
 def random_run(shape: str | None, overrides: Sequence[str], document_tokens: int = 1024) -> Iterator[Config]:
-    """The settings of a run over random tokens that lie in a folder of its own until the end.
+    """The settings of a run over random tokens, which are in a temporary folder until the end.
 
     Args:
         shape: a name of `SHAPES`, with the batch and blocks of its pretraining, or None for the quickstart's.
@@ -94,10 +94,9 @@ def layers_that_fit(config: Config, free_bytes: int) -> int:
 
 
 def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1) -> tuple[Found, list[int]]:
-    """Tries with fewer and fewer layers until the device has memory enough.
+    """Tries with fewer and fewer layers until they fit into the device's memory.
 
-    The planner counts, and what it counts may be less than a device needs: then a result of fewer layers is worth more
-    than none.
+    The planner's count may be less than a device needs; then there is still a result of fewer layers.
 
     Args:
         layers: of the first attempt.
@@ -105,7 +104,7 @@ def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1
         fewest: layers that are still tried.
 
     Returns:
-        The result, and the numbers of layers that the device had not memory enough for.
+        The result, and the numbers of layers that did not fit.
 
     Raises:
         UserError: not even with the fewest.
@@ -118,7 +117,7 @@ def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1
             return attempt(layers), too_many
         except torch.cuda.OutOfMemoryError:
             too_many.append(layers)
-        # Not in the handler: the error holds the frames of the attempt, and with them its tensors.
+        # Not in the handler: the error refers to the frames of the attempt, and so to its tensors.
         layers -= max(1, layers // _STEP_BACK)
         streams.clear()
         gc.collect()

@@ -1,8 +1,8 @@
-"""How long the commands take that should answer at once.
+"""The start-up time of commands that should respond at once.
 
     python -m benchmarks.start                 medians of five starts, against their limits
 
-Prints seconds, limit and ratio for `nld-train --help`, a plan of a run, `nld-plan` and `nld-status` of no run.
+Prints seconds, limit and ratio for `nld-train --help`, a plan of a run, `nld-plan` and `nld-status` without a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.table import Table
 
 from benchmarks.record import RESULTS, keep
 
-# Words behind Python, seconds that they may take, and the exit status that is right.
+# Arguments of Python, limit in seconds, and the expected exit status.
 COMMANDS: dict[str, tuple[tuple[str, ...], float, int]] = {
     "nld-train --help": (("-m", "nld_train.train", "--help"), 1.5, 0),
     "nld-train experiment=paper_8b run.dry=true": (

@@ -1,4 +1,4 @@
-"""What a joint step costs beside an AR step on the same data tokens, and beside its arithmetic.
+"""The cost of a joint step relative to an AR step on the same data tokens, and to their arithmetic.
 
     python -m benchmarks.step                              the quickstart's shapes and corpus
     python -m benchmarks.step --shape 8b                   layers of the 8B model, as many as fit, over random tokens
@@ -6,7 +6,7 @@
 
 Prints time and peak memory of both steps, their ratio, the ratio of their arithmetic counted for these shapes and this
 data (body twice, attention by visible pairs, head for supervised rows), and the first over the second; on a GPU also
-the memory that the planner counts, and its ratio to the peak. A corpus that is not prepared yet is, for this time only.
+the planner's count of memory, and its ratio to the peak. A corpus that is missing is prepared in a temporary folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nld_train.planner.memory import rank_memory
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.parallel import parallel_groups
 
-# A joint step should stay within this share of its arithmetic, by kind of device.
+# A joint step should stay within this multiple of its arithmetic, by type of device.
 TARGETS = {"cuda": 1.10, "cpu": 1.25}
 KINDS = ("ar", "joint")
 
@@ -79,7 +79,7 @@ def _settings(options: argparse.Namespace) -> Iterator[Config]:
 
 
 def _layers(config: Config, device: torch.device) -> int:
-    """As many as the planner counts for the GPU; on a CPU a single one, which shows that it runs."""
+    """As many as fit the GPU by the planner's count; on a CPU one."""
     return layers_that_fit(config, torch.cuda.mem_get_info()[0]) if device.type == "cuda" else 1
 
 
@@ -138,7 +138,7 @@ def _ratios(config: Config, stepper: Any, seconds: dict[str, list[float]]) -> di
 
 
 def _memory(config: Config, device: torch.device, memory: dict[str, int]) -> dict[str, Any]:
-    """Peaks beside what the planner counts. On a CPU a peak is the whole process's, interpreter included: no ratio."""
+    """Peaks and the planner's counts. On a CPU a peak is that of the whole process, interpreter included: no ratio."""
     kind_of_device: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
     on = replace(config, execution=replace(config.execution, device=kind_of_device))
     planned = {kind: rank_memory(on, 1, 0, stage_kind(kind)).total for kind in KINDS}

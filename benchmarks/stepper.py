@@ -1,4 +1,4 @@
-"""A model and its optimizer, ready to make the steps that a benchmark times."""
+"""A model and its optimizer for benchmarks that time optimizer steps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Stepper:
         self.samples: dict[str, list[Samples]] = {}
 
     def prepare(self, stage: str) -> list[Samples]:
-        """Reads the micro-batches of a stage's step: those at the first places of the data, for either stage."""
+        """Reads the micro-batches of a stage's step: the first samples of the data, for either stage."""
         config = self.config
         order = stage_orders(config, stage_plans(config))[config.run.stages[0]]
         step = batches(
@@ -64,8 +64,8 @@ class Stepper:
     def step(self, stage: str, update: bool = True) -> float:
         """One optimizer step, to its end on the device; without `update` the learning rate is 0. Returns the loss.
 
-        Every step is made on the same samples, whose mask would be found again; where documents are isolated, no two
-        steps of a run have the same borders, and each makes its mask anew.
+        Every step has the same samples, whose mask would be cached; where documents are isolated, no two steps of a run
+        have the same borders and each makes its own mask, so that the cache is cleared.
         """
         if self.config.data.documents == "isolate":
             flex.clear_masks()
@@ -79,7 +79,7 @@ class Stepper:
         return result.loss
 
     def update_seconds(self, repeats: int = 3) -> float:
-        """What zeroing, norm, clipping and update take of a step. The gradients are zeros: there is nothing to clip."""
+        """Seconds of zeroing, norm, clipping and update in a step, here with gradients of zero."""
         seconds = []
         for _ in range(1 + repeats):
             synchronize(self.device)
@@ -95,7 +95,7 @@ class Stepper:
 
 @torch.no_grad()
 def _fill(chunks: list[Ministral3Model], config: Config, device: torch.device) -> None:
-    """Starting weights. On CUDA any will do, drawn there: a run's own are drawn on the CPU, which takes minutes."""
+    """Initial weights. On CUDA they are drawn there: drawing a run's own on the CPU takes minutes."""
     if device.type != "cuda":
         initialize(chunks, config.model, config.run.seed)
         return

@@ -1,9 +1,9 @@
 """Writes the tables of `docs/performance.md` from the results: figures are never copied by hand.
 
     python -m benchmarks.tables            write them
-    python -m benchmarks.tables --check    only say whether they are what the results say
+    python -m benchmarks.tables --check    only compare them with the results
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. What has no result is "not measured".
+A table is between `<!-- table: NAME -->` and `<!-- end -->`. A missing result is "not measured".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def with_tables(page: str, results: Path) -> str:
-    """The page with every table made anew from the results."""
+    """The page with every table written from the results."""
     return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}{found[3]}", page)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from benchmarks.results_table import Cells, Result, blank, load, markdown, verdict, where
+from benchmarks.results_table import Cells, Result, blank, load, markdown, outcome, where
 
 _SHORT_REVISION = 12
 _DIRTY = "-dirty"
-# The ways of `benchmarks.decode`, in the order of their columns.
+# The engines of `benchmarks.decode`, in the order of their columns.
 _ENGINES = ("in tree", "export", "transformers")
 
 
@@ -56,7 +57,7 @@ def start(results: Path) -> str:
 
 
 def convert(results: Path) -> str:
-    """Conversion beside a copy of the same bytes."""
+    """Conversion compared with a copy of the same bytes."""
     columns = ("direction", "MB/s", "copy, MB/s", "of the copy's speed", "target", "")
     result = load(results, "convert")
     if result is None:
@@ -65,26 +66,31 @@ def convert(results: Path) -> str:
     for name in ("import", "export"):
         speeds = (f"{found['bytes'] / median(found[name]['seconds'][act]) / 1e6:,.0f}" for act in ("convert", "copy"))
         ratio, target = found[name]["ratio"], found["target_ratio"]
-        rows.append((name, *speeds, f"{ratio:.2f}", f"at least {target}", verdict(ratio >= target)))
+        rows.append((name, *speeds, f"{ratio:.2f}", f"at least {target}", outcome(ratio >= target)))
     return markdown(columns, rows)
 
 
 def decode(results: Path) -> str:
     """Tokens per second by mode, batch and engine, by the clock."""
     engines = (f"{engine}, tokens/s" for engine in _ENGINES)
-    columns = ("mode", "rows", *engines, "tokens per forward", "rows at work")
+    columns = ("mode", "batch", *engines, "tokens per forward", "active sequences")
     result = load(results, "decode")
     if result is None:
         return markdown(columns, [blank("all", len(columns))])
     found = {(row["mode"], row["batch_size"], row["engine"]): row for row in result["figures"]["rows"]}
     rows: list[Cells] = []
     for mode, batch in dict.fromkeys(key[:2] for key in sorted(found, key=lambda key: key[1]) if key[2] != _ENGINES[2]):
-        ways = [found.get((mode, batch, engine)) for engine in _ENGINES]
-        speeds = ("" if way is None else f"{way['tokens_per_second_wall']:,.0f}" for way in ways)
-        known = next((way for way in ways if way and "tokens_per_forward" in way), None)
-        account = (f"{known['tokens_per_forward']:.2f}", f"{known['rows_at_work']:.0%}") if known else ("", "")
+        of_engines = [found.get((mode, batch, engine)) for engine in _ENGINES]
+        speeds = ("" if row is None else f"{row['tokens_per_second_wall']:,.0f}" for row in of_engines)
+        ours = next((row for row in of_engines if row and "tokens_per_forward" in row), None)
+        account = (f"{ours['tokens_per_forward']:.2f}", f"{_active_sequences(ours):.0%}") if ours else ("", "")
         rows.append((mode, str(batch), *speeds, *account))
     return markdown(columns, sorted(rows, key=lambda row: row[0]))
+
+
+def _active_sequences(row: dict[str, Any]) -> float:
+    """The mean fraction of active slots, which results of earlier revisions have under another key."""
+    return float(row["active_sequences"] if "active_sequences" in row else row["rows_at_work"])
 
 
 def decode_targets(results: Path) -> str:
@@ -96,12 +102,12 @@ def decode_targets(results: Path) -> str:
     rows = []
     for target in result["figures"]["targets"]:
         cells = (f"at least {target['limit']:.2f}", f"{target['wall']:.2f}", f"{target['processor']:.2f}")
-        rows.append((target["name"], *cells, verdict(target["wall"] >= target["limit"])))
+        rows.append((target["name"], *cells, outcome(target["wall"] >= target["limit"])))
     return markdown(columns, rows)
 
 
 def runs(results: Path) -> str:
-    """Which results there are, of which revision and where."""
+    """All results with their revision and machine."""
     columns = ("result", "on", "revision", "command")
     rows = []
     for path in sorted(results.glob("*.json")):
@@ -111,7 +117,7 @@ def runs(results: Path) -> str:
 
 
 def _revision(result: Result) -> str:
-    """Short, but saying whether the code was changed since."""
+    """Short, with a mark if the code had uncommitted changes."""
     revision = str(result.get("git_revision"))
     changed = revision.endswith(_DIRTY)
     return revision.removesuffix(_DIRTY)[:_SHORT_REVISION] + (_DIRTY if changed else "")

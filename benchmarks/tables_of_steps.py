@@ -29,7 +29,7 @@ def step(results: Path) -> str:
 
 
 def memory(results: Path) -> str:
-    """Question 1: peak memory of both steps, and what the planner counts for them."""
+    """Question 1: peak memory of both steps, and the planner's count for them."""
     head = ("shape", "AR, GiB", "planned over AR", "joint, GiB", "planned over joint", "joint over AR", "target")
     rows = []
     for shape in _SHAPES:
@@ -77,8 +77,8 @@ def attention(results: Path) -> str:
 
 
 def head(results: Path) -> str:
-    """Head and loss by way."""
-    columns: Cells = ("on", "rows x vocabulary", "way", "milliseconds", "of limit", "extra memory, GiB", "of limit")
+    """Head and loss by variant."""
+    columns: Cells = ("on", "rows x vocabulary", "variant", "milliseconds", "of limit", "extra memory, GiB", "of limit")
     columns += ("error of loss", "of gradients")
 
     def rows_of(result: Result) -> Iterable[Cells]:

@@ -1,4 +1,4 @@
-"""Seconds and bytes of something that runs again and again on one device."""
+"""Seconds and bytes of functions that run repeatedly on one device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 Work = Callable[[], Any]
-# Makes what a work runs under.
+# Makes the context in which a work runs.
 Surroundings = Callable[[], AbstractContextManager[Any]]
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -36,7 +36,7 @@ def seconds_in_turn(
         device: that they run on.
         repeats: rounds that count.
         warmup: rounds before.
-        surroundings: what some of them run under; entering and leaving it is not timed.
+        surroundings: contexts in which some of them run; entering and leaving is not timed.
     """
     found: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(warmup + repeats):
@@ -68,10 +68,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def extra_memory(work: Work, device: torch.device) -> int:
-    """Bytes that a work takes at its worst moment beyond what was held before it.
+    """Peak bytes of a work beyond those allocated before it.
 
-    On a CPU those of tensors alone, which do not depend on what else the process has done; what kernels allocate inside
-    is not seen there.
+    On a CPU those of tensors alone, which do not depend on the rest of the process; memory that kernels allocate
+    internally is not counted there.
     """
     if device.type == "cpu":
         with (tracker := MemTracker()):

@@ -52,7 +52,7 @@ def test_conversion_and_decoding_say_which_target_is_met(tmp_path: Path) -> None
         for engine, mode, batch, more in (
             ("transformers", "ar", 16, {}),
             ("in tree", "linear", 4, {"tokens_per_forward": 1.5, "rows_at_work": 0.75}),
-            ("in tree", "ar", 16, {"tokens_per_forward": 1.0, "rows_at_work": 1.0}),
+            ("in tree", "ar", 16, {"tokens_per_forward": 1.0, "active_sequences": 1.0}),
             ("in tree", "ar", 4, {"tokens_per_forward": 1.0, "rows_at_work": 1.0}),
         )
     ]

@@ -14,7 +14,7 @@ import torch
 from benchmarks import attention, baseline, head, mfu, step, stepper, tables
 from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import CAUSAL, CUDNN, FLASH, FLASH_3
-from benchmarks.head_ways import CHUNKED, EVERYTHING, FOREIGN, WHOLE
+from benchmarks.head_variants import CHUNKED, EVERYTHING, FOREIGN, WHOLE
 from benchmarks.record import on_device
 from benchmarks.shapes import as_many_as_fit, layers_that_fit, random_run
 from nld_train.config.compose import compose_config
@@ -56,7 +56,7 @@ def test_attention(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_measured_is_kept_before_the_next_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that is cut off in its second case, way or kind has its first."""
+    """A row that is cut off in its second case, variant or kind has its first."""
 
     def fails_second(module: Any, name: str) -> None:
         plain, calls = getattr(module, name), []
@@ -84,7 +84,7 @@ def test_what_is_measured_is_kept_before_the_next_begins(tmp_path: Path, monkeyp
 
 
 def test_head(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """All ways agree, and a way that has other rows or weights would not."""
+    """All variants agree; one with other rows or weights would not."""
     sizes = ["--vocabulary", "1000", "--length", "64", "--width", "16", "--chunk-rows", "32"]
     head.main(["--device", "cpu", *sizes, "--repeats", "1", "--results", str(tmp_path)])
     found = figures(tmp_path, "head")

@@ -61,7 +61,7 @@ def test_a_row_that_fails_or_takes_too_long_takes_nothing_with_it(
         "skipped": "nothing ran",
         "empty": "nothing ran",
         "good": "done",
-        "last": "not asked for",
+        "last": "not selected",
     }
     assert "no_such_module" in figures(tmp_path)["wrong"]["output"]
 

@@ -17,14 +17,14 @@ def figures(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from benchmarks.decode import main
 
     folder = tmp_path_factory.mktemp("benchmark")
-    main([str(trained), *SETTINGS, "--prompts-per-row", "2", "--block-length", "4", "--results", str(folder)])
+    main([str(trained), *SETTINGS, "--prompts-per-slot", "2", "--block-length", "4", "--results", str(folder)])
     return json.loads((folder / "decode.json").read_text())["figures"]
 
 
 def test_every_way_was_timed(figures: Any) -> None:
-    ways = {(row["engine"], row["mode"]) for row in figures["rows"]}
+    found = {(row["engine"], row["mode"]) for row in figures["rows"]}
     modes = ("ar", "diffusion", "linear", "quadratic")
-    assert ways == {("transformers", "ar")} | {(name, mode) for name in ("in tree", "export") for mode in modes}
+    assert found == {("transformers", "ar")} | {(name, mode) for name in ("in tree", "export") for mode in modes}
     for row in figures["rows"]:
         assert len(row["seconds_wall"]) == len(row["seconds_processor"]) == 2
         assert row["tokens_per_second_wall"] == row["batch_size"] * 2 * 6 / median(row["seconds_wall"])

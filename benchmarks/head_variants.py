@@ -1,4 +1,4 @@
-"""The ways to head and loss that `benchmarks.head` measures: the mean over the supervised rows, by each."""
+"""The implementations of head and loss that `benchmarks.head` compares: each computes the mean over supervised rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 CHUNKED, WHOLE, EVERYTHING = "chunked", "whole supervised rows", "whole, all 2L rows"
 
 
-class Work:
+class Inputs:
     """Hidden states of both streams, supervised rows and the head's matrix.
 
     Args:
@@ -44,83 +44,83 @@ class Work:
         return self.hidden.index_select(0, self.index)
 
 
-Way = Callable[[Work], Tensor]
+Variant = Callable[[Inputs], Tensor]
 
 
-def everything(work: Work) -> Tensor:
+def everything(inputs: Inputs) -> Tensor:
     """Logits of both streams, as public implementations have them, in float32 for the loss."""
-    logits = (work.hidden @ work.weight.T).float()
+    logits = (inputs.hidden @ inputs.weight.T).float()
     targets = torch.full(logits.shape[:1], -100, device=logits.device)
-    return F.cross_entropy(logits, targets.index_copy(0, work.index, work.targets))
+    return F.cross_entropy(logits, targets.index_copy(0, inputs.index, inputs.targets))
 
 
-def whole(work: Work) -> Tensor:
+def whole(inputs: Inputs) -> Tensor:
     """Logits of the supervised rows, all at once."""
-    return F.cross_entropy((work.rows @ work.weight.T).float(), work.targets)
+    return F.cross_entropy((inputs.rows @ inputs.weight.T).float(), inputs.targets)
 
 
-def chunked(work: Work) -> Tensor:
-    """What a run does."""
+def chunked(inputs: Inputs) -> Tensor:
+    """The implementation of a run."""
     from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 
-    nll = vocabulary_parallel_nll(work.vocabulary)
-    return chunked_nll(work.rows, work.targets, lambda some: some @ work.weight.T, nll, work.chunk_rows).mean()
+    nll = vocabulary_parallel_nll(inputs.vocabulary)
+    return chunked_nll(inputs.rows, inputs.targets, lambda some: some @ inputs.weight.T, nll, inputs.chunk_rows).mean()
 
 
-def in_float64(work: Work) -> Tensor:
-    """What all are compared with; its gradients arrive at the work's own tensors."""
-    return F.cross_entropy(work.rows.double() @ work.weight.double().T, work.targets)
+def in_float64(inputs: Inputs) -> Tensor:
+    """The reference in float64; its gradients are those of the inputs' own tensors."""
+    return F.cross_entropy(inputs.rows.double() @ inputs.weight.double().T, inputs.targets)
 
 
 @torch.no_grad()
-def products_alone(work: Work) -> None:
-    """The limit: the three products of head and gradients over the supervised rows, and nothing between them."""
-    gradient = torch.zeros_like(work.weight)
-    for rows in work.rows.split(work.chunk_rows or len(work.index)):
-        logits = rows @ work.weight.T
-        rows = logits @ work.weight
+def products_alone(inputs: Inputs) -> None:
+    """The lower limit of time: the three products of head and gradients over the supervised rows, and nothing else."""
+    gradient = torch.zeros_like(inputs.weight)
+    for rows in inputs.rows.split(inputs.chunk_rows or len(inputs.index)):
+        logits = rows @ inputs.weight.T
+        rows = logits @ inputs.weight
         gradient.addmm_(logits.T, rows)
 
 
-def gradient_bytes(work: Work) -> int:
-    """The limit of memory beyond the inputs: the gradients by hidden states and head, which every way returns."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in (work.hidden, work.weight))
+def gradient_bytes(inputs: Inputs) -> int:
+    """The limit of memory beyond the inputs: the gradients by hidden states and head, which every variant returns."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (inputs.hidden, inputs.weight))
 
 
-def _liger(reduction: str) -> Way:
-    """Liger's kernel. For a mean it makes the gradient in its forward pass; for single rows it does all again."""
+def _liger(reduction: str) -> Variant:
+    """Liger's kernel. For a mean it computes the gradient in its forward pass; for single rows it recomputes."""
 
-    def way(work: Work) -> Tensor:
+    def variant(inputs: Inputs) -> Tensor:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-        loss: Any = liger_fused_linear_cross_entropy(work.rows, work.weight, work.targets, reduction=reduction)
+        loss: Any = liger_fused_linear_cross_entropy(inputs.rows, inputs.weight, inputs.targets, reduction=reduction)
         return loss.float().mean()
 
-    return way
+    return variant
 
 
-def _cut(exact: bool) -> Way:
+def _cut(exact: bool) -> Variant:
     """cut-cross-entropy: no logits in memory. Its default leaves small parts out of the gradient."""
 
-    def way(work: Work) -> Tensor:
+    def variant(inputs: Inputs) -> Tensor:
         from cut_cross_entropy import linear_cross_entropy
 
         chosen = _without_filter() if exact else {}
-        nll: Tensor = linear_cross_entropy(work.rows, work.weight, work.targets, reduction="none", **chosen)
+        nll: Tensor = linear_cross_entropy(inputs.rows, inputs.weight, inputs.targets, reduction="none", **chosen)
         return nll.float().mean()
 
-    return way
+    return variant
 
 
 def _without_filter() -> dict[str, Any]:
-    """How this version of cut-cross-entropy is told to leave nothing out: newer ones have a name for it."""
+    """The argument with which this version of cut-cross-entropy is exact: newer ones have a name for it."""
     from cut_cross_entropy import LinearCrossEntropyImpl
 
     return {"impl": "cce_exact"} if hasattr(LinearCrossEntropyImpl, "CCE_EXACT") else {"filter_eps": None}
 
 
-# Ways of other packages: on CUDA, and where they are installed.
-FOREIGN: dict[str, tuple[str, Way]] = {
+# Variants of other packages, on CUDA and where they are installed.
+FOREIGN: dict[str, tuple[str, Variant]] = {
     "Liger, mean": ("liger_kernel", _liger("mean")),
     "Liger, single rows": ("liger_kernel", _liger("none")),
     "cut-cross-entropy": ("cut_cross_entropy", _cut(exact=False)),
@@ -128,15 +128,15 @@ FOREIGN: dict[str, tuple[str, Way]] = {
 }
 
 
-def ways(device: torch.device) -> tuple[dict[str, Way], dict[str, str]]:
-    """The ways that can run here, and why the others cannot."""
-    found: dict[str, Way] = {CHUNKED: chunked, WHOLE: whole, EVERYTHING: everything}
+def variants(device: torch.device) -> tuple[dict[str, Variant], dict[str, str]]:
+    """The variants that can run here, and why the others cannot."""
+    found: dict[str, Variant] = {CHUNKED: chunked, WHOLE: whole, EVERYTHING: everything}
     missing = {}
-    for name, (package, way) in FOREIGN.items():
+    for name, (package, variant) in FOREIGN.items():
         if find_spec(package) is None:
             missing[name] = "not installed"
         elif device.type != "cuda":
             missing[name] = "not measured: needs CUDA"
         else:
-            found[name] = way
+            found[name] = variant
     return found, missing
