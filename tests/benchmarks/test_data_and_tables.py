@@ -41,8 +41,8 @@ def test_planned_memory_stands_beside_the_peak(tmp_path: Path) -> None:
 
 def test_conversion_and_decoding_say_which_target_is_met(tmp_path: Path) -> None:
     seconds = {"convert": [2.0, 1.0, 4.0], "copy": [1.0, 1.0, 1.0]}
-    ways = {name: {"seconds": seconds, "ratio": ratio} for name, ratio in (("import", 0.5), ("export", 0.9))}
-    keep(tmp_path, "convert", {"bytes": 4e9, "target_ratio": 0.8, **ways}, {"cores": 2})
+    found = {name: {"seconds": seconds, "ratio": ratio} for name, ratio in (("import", 0.5), ("export", 0.9))}
+    keep(tmp_path, "convert", {"bytes": 4e9, "target_ratio": 0.8, **found}, {"cores": 2})
     assert tables.TABLES["convert"](tmp_path).splitlines()[2:] == [
         "| import | 2,000 | 4,000 | 0.50 | at least 0.8 | missed |",
         "| export | 2,000 | 4,000 | 0.90 | at least 0.8 | met |",
