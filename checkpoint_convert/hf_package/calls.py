@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.algorithms.options import DecodeOptions
-from nld_train.decoding.policies.commit import CommitPolicy, Threshold, TotalSteps
-
-DEFAULT_THRESHOLD = 0.9
+from nld_train.decoding.policies.commit import CommitPolicy
+from nld_train.decoding.policies.threshold import THRESHOLD, Threshold
+from nld_train.decoding.policies.total_steps import TotalSteps
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tens
 def diffusion_policy(
     threshold: float | None, steps: int | None, max_new_tokens: int, block_length: int, prompts: list[list[int]]
 ) -> CommitPolicy:
-    """Threshold, or `steps` denoising passes for all blocks; threshold 0.9 without either.
+    """Threshold, or `steps` denoising passes for all blocks; the default threshold without either.
 
     Raises:
         ValueError: both are given, one is out of its range, or there are fewer steps than blocks.
     """
     if steps is None:
-        return Threshold(DEFAULT_THRESHOLD if threshold is None else threshold)
+        return Threshold(THRESHOLD.default if threshold is None else threshold)
     if threshold is not None:
         raise ValueError("steps: give either a threshold or a number of steps, not both")
     if steps < 1:

@@ -1,4 +1,4 @@
-"""Arguments that several of the commands that decode have. Nothing that imports torch is imported at the top."""
+"""Arguments of the commands that decode. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import get_args
 
 from nld_train.config.schema import DecodingMode
+from nld_train.decoding.policies.policy_declaration import Argument
+from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
+from nld_train.decoding.policies.threshold import THRESHOLD
+from nld_train.decoding.policies.trained_sampler import SAMPLER
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
-POLICIES = ("threshold", "number", "steps", "entropy", "sampler")
-# Options that only diffusion reads, apart from the threshold, and what they are where nobody says.
-POLICY_DEFAULTS = {"policy": "threshold", "number": 1, "steps": 8, "entropy": 0.3, "sampler": None}
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -72,19 +73,22 @@ def add_block_lengths(parser: argparse.ArgumentParser, default: tuple[int, ...])
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """--sampler."""
-    parser.add_argument(
-        "--sampler", metavar="DIR", help="the trained sampler (default: trained_sampler/ in the checkpoint)"
-    )
+    _add_argument(parser, SAMPLER)
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> None:
     """--threshold."""
+    _add_argument(parser, THRESHOLD)
+
+
+def _add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
+    default = "" if argument.default is None else f" (default: {argument.default})"
     parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.9,
-        metavar="P",
-        help="diffusion commits tokens that are at least this probable (default: 0.9)",
+        argument.option,
+        type=argument.type,
+        default=argument.default,
+        metavar=argument.metavar,
+        help=argument.help + default,
     )
 
 
@@ -101,20 +105,16 @@ def add_thresholds(parser: argparse.ArgumentParser) -> None:
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
-    """--policy and the number that each of them reads."""
+    """--policy and the arguments of all commit policies."""
+    summaries = "; ".join(f"{name}: {declaration.summary}" for name, declaration in POLICIES.items())
     parser.add_argument(
         "--policy",
-        choices=POLICIES,
-        help="what a pass of diffusion commits: by the model's probability or by the trained sampler's (both read "
-        "--threshold), a number of tokens per pass, an even share in a number of passes per block, by entropy "
-        "(default: threshold)",
+        choices=tuple(POLICIES),
+        default=DEFAULT,
+        help=f"what a denoising pass of diffusion commits. {summaries} (default: {DEFAULT})",
     )
-    add_threshold(parser)
-    parser.add_argument("--number", type=int, metavar="N", help="tokens per pass (default: 1)")
-    parser.add_argument("--steps", type=int, metavar="N", help="passes per block (default: 8)")
-    parser.add_argument("--entropy", type=float, metavar="H", help="most nats (default: 0.3)")
-    add_sampler(parser)
-    parser.set_defaults(**POLICY_DEFAULTS)
+    for argument in policy_arguments().values():
+        _add_argument(parser, argument)
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:

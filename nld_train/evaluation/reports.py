@@ -14,10 +14,9 @@ from nld_train.decoding.algorithms.options import check_request
 from nld_train.decoding.command_line.request import (
     Request,
     read_request,
-    sampler_directory,
     value_errors_as_user_errors,
 )
-from nld_train.decoding.policies.sampler_files import require_sampler
+from nld_train.decoding.policies.sampler_files import require_sampler, sampler_directory
 from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures
 from nld_train.files import write_atomically
@@ -89,7 +88,7 @@ def trained_sampler_directory(arguments: Namespace, request: Request) -> Path | 
     Raises:
         UserError: `--sampler` names a directory without one.
     """
-    directory = sampler_directory(arguments, request.source)
+    directory = sampler_directory(arguments.sampler, request.source.directory)
     if arguments.sampler is None and not directory.is_dir():
         return None
     require_sampler(directory)

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from nld_train.decoding import DecodeOptions
-from nld_train.decoding.command_line.request import Request, sampler_directory, value_errors_as_user_errors
+from nld_train.decoding.command_line.request import Request, value_errors_as_user_errors
 from nld_train.decoding.command_line.terminal import report_console
 from nld_train.decoding.engines.engine import Engine
-from nld_train.decoding.policies.sampler_files import check_directory, embedding_of, save_sampler
-from nld_train.decoding.policies.trained_sampler import SamplerShape
+from nld_train.decoding.policies.sampler_files import check_directory, embedding_of, sampler_directory, save_sampler
+from nld_train.decoding.policies.sampler_network import SamplerShape
 from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures, shown
 from nld_train.evaluation.reports import read_report_request, write_report
@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> None:
     shape, settings = _sampler_settings(arguments)
     request, (options,) = read_report_request(arguments, [arguments.block_length], arguments.thresholds)
     held_out = _held_out(arguments, len(request.prompts))
-    directory = sampler_directory(arguments, request.source)
+    directory = sampler_directory(arguments.sampler, request.source.directory)
     check_directory(directory)
     console = report_console()
     with request.source.open() as engine:

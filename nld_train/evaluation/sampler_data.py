@@ -12,7 +12,7 @@ from torch import Tensor
 from nld_train.decoding import DecodeOptions, Engine
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.policies.commit import BlockView, chosen_positions
-from nld_train.decoding.policies.trained_sampler import Observation
+from nld_train.decoding.policies.sampler_network import Observation
 from nld_train.evaluation.trajectories import ONE_PER_PASS, committed
 
 

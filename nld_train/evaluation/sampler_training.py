@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nld_train.decoding.policies.trained_sampler import SamplerShape, TrainedSampler
+from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
 from nld_train.evaluation.sampler_data import Examples
 
 _WARMUP = 0.05

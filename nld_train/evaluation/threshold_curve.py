@@ -13,7 +13,8 @@ from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import agreement
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
-from nld_train.decoding.policies.trained_sampler import SamplerPolicy, TrainedSampler
+from nld_train.decoding.policies.sampler_network import TrainedSampler
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.evaluation.measure import Figures, figures, shown
 from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
 from nld_train.evaluation.trajectories import ONE_PER_PASS

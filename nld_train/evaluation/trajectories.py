@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nld_train.decoding.policies.commit import BlockView, CommitPolicy, FixedNumber, chosen_positions
+from nld_train.decoding.policies.commit import BlockView, CommitPolicy, chosen_positions
+from nld_train.decoding.policies.fixed_number import FixedNumber
 
 # One token per pass, the most confident first: the reference of the oracle and the trained sampler.
 ONE_PER_PASS = FixedNumber(1)

@@ -16,7 +16,7 @@ from checkpoint_convert.exporting import export_checkpoint
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.load import find_source
-from nld_train.decoding.policies.commit import Threshold
+from nld_train.decoding.policies.threshold import Threshold
 from nld_train.model.adapter_files import AdapterShape, tensor_names, write_adapter
 
 NEW, BLOCK, PAD = 24, 6, 0

@@ -22,7 +22,8 @@ from nld_train.decoding import (
     Threshold,
     decode,
 )
-from nld_train.decoding.policies.commit import TotalSteps, chosen_positions
+from nld_train.decoding.policies.commit import chosen_positions
+from nld_train.decoding.policies.total_steps import TotalSteps
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17]]

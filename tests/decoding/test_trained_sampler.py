@@ -23,7 +23,8 @@ from nld_train.decoding.policies.sampler_files import (
     require_sampler,
     save_sampler,
 )
-from nld_train.decoding.policies.trained_sampler import Observation, SamplerPolicy, SamplerShape, TrainedSampler
+from nld_train.decoding.policies.sampler_network import Observation, SamplerShape, TrainedSampler
+from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
 from nld_train.evaluation.sampler_data import Examples, collect
 from nld_train.evaluation.sampler_training import (

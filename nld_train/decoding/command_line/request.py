@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nld_train.commands.arguments import POLICY_DEFAULTS
-from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
-from nld_train.decoding.policies.commit import CommitPolicy, Entropy, EvenSteps, FixedNumber, Threshold
-from nld_train.decoding.policies.sampler_files import DIRECTORY, load_sampler, require_sampler
-from nld_train.decoding.policies.trained_sampler import SamplerPolicy
+from nld_train.decoding.policies.policy_declaration import PolicyOf
+from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
-
-# A policy that may need the weights of the model.
-PolicyOf = Callable[[Engine], CommitPolicy]
 
 
 @contextmanager
@@ -135,39 +128,13 @@ def _prompt_of(path: Path, number: int, line: str) -> str:
     return text
 
 
-def policy_of(arguments: Any, source: Source) -> PolicyOf:
-    """The commit policy that a command line, or whatever has the attributes of `command_line.add_policy`, asks for.
+def policy_of(arguments: Namespace, source: Source) -> PolicyOf:
+    """The commit policy of a command line with the options of `commands.arguments.add_policy`.
 
     Raises:
-        UserError: a number that is out of its range or that the policy does not read, or a trained sampler that is not
-            there.
+        UserError: a value out of its range, an argument that the policy does not read, or a trained sampler that is
+            not there.
     """
-    for name, default in POLICY_DEFAULTS.items():
-        if name not in ("policy", arguments.policy) and getattr(arguments, name) != default:
-            raise UserError(f"--{name}: the policy {arguments.policy!r} does not read it; add --policy {name}")
     with value_errors_as_user_errors():
-        # Before the sampler is looked for, and in every mode: a threshold out of range is never meant.
-        threshold = Threshold(arguments.threshold)
-        plain: dict[str, Callable[[], CommitPolicy]] = {
-            "threshold": lambda: threshold,
-            "number": lambda: FixedNumber(arguments.number),
-            "steps": lambda: EvenSteps(arguments.steps),
-            "entropy": lambda: Entropy(arguments.entropy),
-        }
-        if arguments.policy != "sampler":
-            policy = plain[arguments.policy]()
-            return lambda engine: policy
-    if layout_of(arguments).processes > 1:
-        raise UserError("--policy sampler: reads the whole embedding; take --tensor 1 and --pipeline 1")
-    directory = sampler_directory(arguments, source)
-    require_sampler(directory)
-    return partial(_sampler_policy, directory, arguments.threshold)
-
-
-def sampler_directory(arguments: Any, source: Source) -> Path:
-    """Where `--sampler` says, or beside the weights."""
-    return Path(arguments.sampler) if arguments.sampler is not None else source.directory / DIRECTORY
-
-
-def _sampler_policy(directory: Path, threshold: float, engine: Engine) -> CommitPolicy:
-    return SamplerPolicy(load_sampler(directory, engine), threshold)
+        settings = PolicySettings.of(vars(arguments))
+        return settings.build(source.directory, layout_of(arguments).processes)

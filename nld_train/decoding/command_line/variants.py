@@ -6,11 +6,12 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import get_args
 
-from nld_train.commands.arguments import POLICY_DEFAULTS
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.algorithms.stop_strings import stopping
-from nld_train.decoding.command_line.request import PolicyOf
+from nld_train.decoding.command_line.request import value_errors_as_user_errors
 from nld_train.decoding.load import Source
+from nld_train.decoding.policies.policy_declaration import PolicyOf
+from nld_train.decoding.policies.registry import DEFAULT, PolicySettings
 from nld_train.errors import UserError
 
 
@@ -53,11 +54,10 @@ def refuse_unread_policy(arguments: Namespace) -> None:
     """Refuses a commit policy for a mode that has no denoising passes.
 
     Raises:
-        UserError: there is one.
+        UserError: there is one, or a value is out of its range.
     """
-    for name, default in POLICY_DEFAULTS.items():
-        if arguments.mode != "diffusion" and getattr(arguments, name) != default:
-            raise UserError(f"--{name}: mode {arguments.mode!r} has no denoising passes; only diffusion reads it")
+    with value_errors_as_user_errors():
+        PolicySettings.of(vars(arguments)).check_mode(arguments.mode)
 
 
 def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[DecodeVariant]:
@@ -94,7 +94,7 @@ def _variant(
 def _name(arguments: Namespace, mode: Mode, adapter: bool) -> str:
     if adapter:
         return f"{mode} + adapter"
-    if mode == "diffusion" and arguments.policy != "threshold":
+    if mode == "diffusion" and arguments.policy != DEFAULT:
         return f"{mode} + {arguments.policy}"
     if mode == "quadratic" and arguments.ar_weight != 1:
         return f"{mode}, AR weight {arguments.ar_weight:g}"

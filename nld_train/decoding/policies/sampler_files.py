@@ -1,4 +1,4 @@
-"""The trained sampler on disk, and whether it belongs to the model that is decoding."""
+"""The trained sampler on disk, and whether it was trained for the model that decodes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nld_train.decoding.engines.engine import Engine
-from nld_train.decoding.policies.trained_sampler import SamplerShape, TrainedSampler
+from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 
@@ -22,6 +22,11 @@ DIRECTORY = "trained_sampler"
 _WEIGHTS, _DESCRIPTION = "sampler.safetensors", "sampler.json"
 # Rows of the embedding that identify a model; more of them would not identify it better.
 _FINGERPRINT_ROWS = 1024
+
+
+def sampler_directory(given: str | None, checkpoint: Path) -> Path:
+    """The directory of `--sampler`, or the one in the checkpoint."""
+    return checkpoint / DIRECTORY if given is None else Path(given)
 
 
 def embedding_of(engine: Engine) -> Tensor:
@@ -35,7 +40,7 @@ def embedding_of(engine: Engine) -> Tensor:
 
 
 def fingerprint(engine: Engine) -> str:
-    """Tells models apart; in bf16, because that is what an export keeps of a checkpoint's weights."""
+    """Identifies a model; from bf16 values, because an export may keep no more of a checkpoint's weights."""
     embedding = embedding_of(engine)
     rows = torch.linspace(0, len(embedding) - 1, min(len(embedding), _FINGERPRINT_ROWS)).long()
     values = embedding[rows.to(embedding.device)].bfloat16().cpu().contiguous()
@@ -43,10 +48,10 @@ def fingerprint(engine: Engine) -> str:
 
 
 def check_directory(directory: Path) -> None:
-    """Refuses to save a sampler where other things lie: what stands there is replaced.
+    """Refuses to save a sampler in a directory with other files: its content is replaced.
 
     Raises:
-        UserError: it is no directory, or holds something that is not of a sampler.
+        UserError: it is no directory, or contains files that are not of a sampler.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is no directory; a sampler is saved in one of its own")
@@ -56,13 +61,13 @@ def check_directory(directory: Path) -> None:
 
 
 def save_sampler(directory: Path, sampler: TrainedSampler, engine: Engine, notes: dict[str, Any]) -> None:
-    """Writes `sampler.safetensors` and `sampler.json`, in place of any sampler there.
+    """Writes `sampler.safetensors` and `sampler.json` and replaces any sampler there.
 
     Args:
         directory: `trained_sampler/` of the model.
         sampler: to save.
         engine: the model that it was trained for.
-        notes: how it was trained and what it reached; for readers, and read by nobody.
+        notes: how it was trained and its quality; for people, no code reads them.
     """
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

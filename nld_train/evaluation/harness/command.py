@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nld_train.decoding.command_line.variants import refuse_unread_policy
+from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
 from nld_train.evaluation.reports import check_outputs, write_json
 from nld_train.processes import rank
-
-_OPTIONS = {"batch_size": "--batch-size", "max_new_tokens": "--max-new-tokens", "block_length": "--block-length"}
 
 
 def run(arguments: Namespace) -> None:
@@ -43,18 +40,12 @@ def _settings(arguments: Namespace) -> EvaluationSettings:
         raise UserError(f"--limit: {arguments.limit} is not 1 or more")
     if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
         raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
-    refuse_unread_policy(arguments)
     try:
-        return EvaluationSettings(
+        settings = EvaluationSettings(
             mode=arguments.mode,
             batch_size=arguments.batch_size,
             block_length=arguments.block_length,
-            threshold=arguments.threshold,
-            policy=arguments.policy,
-            number=arguments.number,
-            steps=arguments.steps,
-            entropy=arguments.entropy,
-            sampler=arguments.sampler,
+            policy=PolicySettings.of(vars(arguments)),
             samples=arguments.samples,
             max_new_tokens=arguments.max_new_tokens,
             adapter=bool(arguments.adapter),
@@ -66,7 +57,9 @@ def _settings(arguments: Namespace) -> EvaluationSettings:
         )
     except ValueError as error:
         name, _, rest = str(error).partition(":")
-        raise UserError(f"{_OPTIONS.get(name, f'--{name}')}:{rest}") from error
+        raise UserError(f"--{name.replace('_', '-')}:{rest}") from error
+    settings.policy.check_mode(settings.mode)
+    return settings
 
 
 def _require_lm_eval() -> None:
@@ -116,7 +109,7 @@ def _model(arguments: Namespace, settings: EvaluationSettings, task_list: TaskLi
     """The model of this rank."""
     from nld_train.evaluation.harness.model import NldModel
 
-    values = asdict(settings)
+    values = settings.record()
     if settings.max_new_tokens is None:
         values["max_new_tokens"] = task_list.max_new_tokens
     return NldModel(arguments.checkpoint, arguments.tokenizer, chat=_chat(arguments, task_list), **values)
@@ -149,7 +142,7 @@ def _evaluate(
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.unsafe_code,
     )
-    results["evaluation"] = {"checkpoint": str(model.source.directory), **asdict(model.settings), **model.figures()}
+    results["evaluation"] = {"checkpoint": str(model.source.directory), **model.settings.record(), **model.figures()}
     model.close()
     return results
 

@@ -15,7 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from nld_train.decoding.command_line.request import layout_of, policy_of
+from nld_train.decoding.command_line.request import layout_of
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, Score, Scoring
@@ -38,7 +38,7 @@ class NldModel(TemplateLM):
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
         chat: whether prompts will go through the tokenizer's chat template.
-        **settings: of `EvaluationSettings`.
+        **settings: of `EvaluationSettings.of`.
 
     Raises:
         UserError: a checkpoint that cannot be read, or that lacks the required adapter or chat template.
@@ -55,14 +55,14 @@ class NldModel(TemplateLM):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.settings = EvaluationSettings(**settings)
+        self.settings = EvaluationSettings.of(**settings)
         directory = self.settings.adapter_directory
         layout = layout_of(self.settings)
         layout.require_whole_models()
         adapter = None if directory is None else Path(directory)
         self.source = find_source(Path(checkpoint), tokenizer, adapter, layout)
         _check(self.source, self.settings, chat)
-        policy = policy_of(self.settings, self.source)
+        policy = self.settings.policy.build(self.source.directory, layout.processes)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
         group = self._open.enter_context(all_processes())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
-from nld_train.decoding.policies.commit import Threshold
+from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.evaluation.harness.requests import GenerationSettings
 
 
@@ -19,12 +20,7 @@ class EvaluationSettings:
         batch_size: sequences that run together.
         block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; the
             `block_size` of a training configuration.
-        policy: commit policy of diffusion decoding, one of `command_line.POLICIES`.
-        threshold: of the policies `threshold` and `sampler`.
-        number: of the policy `number`.
-        steps: of the policy `steps`.
-        entropy: of the policy `entropy`.
-        sampler: directory of the policy `sampler`; None for the checkpoint's own.
+        policy: commit policy of diffusion decoding.
         samples: most noise samples per block of the bound.
         max_new_tokens: most new tokens of a text, in place of the task's own number.
         adapter: draft with the drafter adapter (linear).
@@ -40,12 +36,7 @@ class EvaluationSettings:
     mode: Mode = "ar"
     batch_size: int = 16
     block_length: int = 32
-    policy: str = "threshold"
-    threshold: float = 0.9
-    number: int = 1
-    steps: int = 8
-    entropy: float = 0.3
-    sampler: str | None = None
+    policy: PolicySettings = field(default_factory=PolicySettings)
     samples: int = 32
     max_new_tokens: int | None = None
     adapter: bool = False
@@ -63,7 +54,22 @@ class EvaluationSettings:
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         DecodeOptions(max_new_tokens=most, block_length=self.block_length, adapter=self.adapter)
-        Threshold(self.threshold)
+
+    @classmethod
+    def of(cls, **settings: Any) -> EvaluationSettings:
+        """From keywords, among them `policy`, the name of a commit policy, and any of its arguments.
+
+        Raises:
+            ValueError: a value out of its range.
+        """
+        policy = PolicySettings.of(settings)
+        others = {name: value for name, value in settings.items() if name not in policy.record()}
+        return cls(policy=policy, **others)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as keywords, the inverse of `of`."""
+        others = {name: value for name, value in asdict(self).items() if name != "policy"}
+        return others | self.policy.record()
 
     @property
     def bounds(self) -> bool:
