@@ -1,4 +1,4 @@
-"""How many processes share the model that a command reads."""
+"""The layout of a command: how many processes share one model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Layout:
     """The processes of one model.
 
     Attributes:
-        tensor: parts of every layer.
-        pipeline: parts of the stack of layers.
+        tensor: tensor-parallel ranks.
+        pipeline: pipeline stages.
 
     Raises:
         UserError: one of them is below 1.
@@ -30,9 +30,9 @@ class Layout:
     pipeline: int = 1
 
     def __post_init__(self) -> None:
-        for name, parts in (("tensor", self.tensor), ("pipeline", self.pipeline)):
-            if parts < 1:
-                raise UserError(f"--{name}: {parts} is not 1 or more")
+        for name, ranks in (("tensor", self.tensor), ("pipeline", self.pipeline)):
+            if ranks < 1:
+                raise UserError(f"--{name}: {ranks} is not 1 or more")
 
     @property
     def processes(self) -> int:
@@ -40,10 +40,10 @@ class Layout:
         return self.tensor * self.pipeline
 
     def applied(self, config: Config) -> Config:
-        """The settings with this layout and nothing else that divides the work.
+        """The settings with this layout and no other parallelism.
 
         Raises:
-            UserError: the model cannot be cut so.
+            UserError: the model cannot be divided so.
         """
         parallel = ParallelConfig(
             tensor=self.tensor,
@@ -54,15 +54,15 @@ class Layout:
             overlap_grad_reduce=False,
             overlap_param_gather=False,
         )
-        cut = replace(config, parallel=parallel)
+        divided = replace(config, parallel=parallel)
         try:
-            validate_cut(cut)
+            validate_cut(divided)
         except UserError as error:
             raise UserError(str(error).replace("parallel.", "--")) from error
-        return cut
+        return divided
 
     def require_one_model(self) -> None:
-        """Refuses processes that would have nothing to do.
+        """Refuses a number of processes other than that of one model.
 
         Raises:
             UserError: torchrun has started fewer or more than one model needs.
@@ -71,10 +71,10 @@ class Layout:
             raise self._refusal("")
 
     def require_whole_models(self) -> None:
-        """Refuses processes of which no whole models can be made.
+        """Refuses a number of processes that is no multiple of one model's.
 
         Raises:
-            UserError: torchrun has started no multiple of what one model needs.
+            UserError: torchrun has started another number.
         """
         if world_size() % self.processes:
             raise self._refusal("a multiple of ")

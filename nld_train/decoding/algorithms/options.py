@@ -1,4 +1,4 @@
-"""What a decoder may be asked for, and the refusal of what makes no sense."""
+"""Decode modes and options, and the check of a request."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from typing import Literal, get_args
 from nld_train.decoding.engines.engine import Limits
 
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
-# What a generator of torch takes, with room for a batch: row i adds i.
+# Seeds of torch's generators, with room for a batch: sequence i adds i.
 _SEEDS = 2**63
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings of one call; every mode reads those that concern it.
+    """Options of one call; every mode reads those that concern it.
 
     Attributes:
-        max_new_tokens: most new tokens of a row; a row also ends at the context length.
-        block_length: B of diffusion and linear, k of quadratic self-speculation.
+        max_new_tokens: most new tokens of a sequence; a sequence also ends at the context length.
+        block_length: B of diffusion and linear, k of quadratic self-speculation: the quantity that the training
+            configuration calls `block_size`, which need not be equal.
         temperature: 0 decodes greedily.
         top_k: sample among so many tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability.
-        seeds: one seed per row, or one number from which row i takes `seeds + i`. A row's draws depend on nothing else.
-        stop_tokens: ids that end a row; the id itself is returned.
-        stop_strings: texts that end a row at the token that completes one; they need `to_text`.
-        to_text: turns a row's new ids into text.
+        seeds: one seed per sequence, or one number from which sequence i takes `seeds + i`. The draws of a sequence
+            depend on nothing else.
+        stop_tokens: ids that end a sequence; the id itself is returned.
+        stop_strings: texts that end a sequence at the token that completes one; they need `to_text`.
+        to_text: turns the new ids of a sequence into text.
         adapter: draft with the drafter adapter (linear self-speculation only).
         ar_weight: w of quadratic self-speculation; only w = 1 keeps the AR distribution.
 
@@ -61,26 +63,26 @@ class DecodeOptions:
         if self.stop_strings and self.to_text is None:
             raise ValueError("stop_strings: they need to_text, which turns ids into text")
         if any(not text for text in self.stop_strings):
-            raise ValueError("stop_strings: an empty string would stop every row at once")
+            raise ValueError("stop_strings: an empty string would stop every sequence at once")
 
-    def seed_of(self, row: int) -> int:
-        """The seed of a row of the batch."""
-        return self.seeds + row if isinstance(self.seeds, int) else self.seeds[row]
+    def seed_of(self, sequence: int) -> int:
+        """The seed of a sequence of the batch."""
+        return self.seeds + sequence if isinstance(self.seeds, int) else self.seeds[sequence]
 
 
 def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, options: DecodeOptions) -> None:
-    """Refuses a request that no decoder can answer, before anything is computed.
+    """Refuses a request that cannot be decoded, before anything is computed.
 
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
-            vocabulary or with the mask token; seeds that are not one per row; an adapter that is not there.
+            vocabulary or with the mask token; seeds that are not one per prompt; an adapter that is not there.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
     if not prompts:
         raise ValueError("prompts: there are none")
-    for row, prompt in enumerate(prompts):
-        _check_prompt(model, row, prompt)
+    for number, prompt in enumerate(prompts):
+        _check_prompt(model, number, prompt)
     if not isinstance(options.seeds, int) and len(options.seeds) != len(prompts):
         raise ValueError(f"seeds: {len(options.seeds)} of them for {len(prompts)} prompts")
     if options.adapter and mode != "linear":
@@ -89,15 +91,15 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
         raise ValueError("adapter: this model has no drafter adapter")
 
 
-def _check_prompt(model: Limits, row: int, prompt: Sequence[int]) -> None:
+def _check_prompt(model: Limits, number: int, prompt: Sequence[int]) -> None:
     if len(prompt) == 0:
-        raise ValueError(f"prompts: prompt {row} is empty; it needs at least one token (the BOS token will do)")
+        raise ValueError(f"prompts: prompt {number} is empty; it needs at least one token (the BOS token will do)")
     if len(prompt) >= model.context_length:
         raise ValueError(
-            f"prompts: prompt {row} has {len(prompt)} tokens, which leaves no room in the context "
+            f"prompts: prompt {number} has {len(prompt)} tokens, which leaves no room in the context "
             f"of {model.context_length}"
         )
     if model.mask_token_id in prompt:
-        raise ValueError(f"prompts: prompt {row} contains the mask token (id {model.mask_token_id})")
+        raise ValueError(f"prompts: prompt {number} contains the mask token (id {model.mask_token_id})")
     if min(prompt) < 0 or max(prompt) >= model.vocabulary_size:
-        raise ValueError(f"prompts: prompt {row} has ids outside the vocabulary of {model.vocabulary_size}")
+        raise ValueError(f"prompts: prompt {number} has ids outside the vocabulary of {model.vocabulary_size}")

@@ -1,4 +1,4 @@
-"""What `nld-decode` does: read prompts, open a checkpoint, decode, show what came of it."""
+"""The work of `nld-decode`: read prompts, open a checkpoint, decode, show the results."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _WARMING_TOKENS = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """All prompts in one variant, and how long it took.
+    """All prompts decoded in one variant, and the time.
 
     Attributes:
         result: their tokens.
-        rows: each as it ended.
-        seconds: wall time, prefills included, without what it took to show them.
+        sequences: each as it ended.
+        seconds: wall time with the prefills, without the time of showing.
     """
 
     result: DecodeResult
-    rows: list[Progress]
+    sequences: list[Progress]
     seconds: float
 
     @property
@@ -69,13 +69,13 @@ def run(arguments: Namespace) -> None:
 
 @dataclass(frozen=True)
 class Job(Request):
-    """A request and how its answer is shown."""
+    """A request and how its results are shown."""
 
     def show(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
-        """Decodes in one variant; rows are shown while they grow, and printed, or given as JSON, as they are done."""
+        """Decodes in one variant; sequences are shown while they grow, and printed or given as JSON when finished."""
         variant, console = variants[0], Console(highlight=False, soft_wrap=True)
         if as_json:
-            self._decode(engine, variant, InOrder(lambda row: _print_json(self._record(variant, row))))
+            self._decode(engine, variant, InOrder(lambda ended: _print_json(self._record(variant, ended))))
             return
         tokenizer, watcher = self.source.tokenizer, None
         if console.is_terminal:
@@ -83,7 +83,7 @@ class Job(Request):
         printed = InOrder(
             watcher.print
             if watcher
-            else lambda row: print_sequence(console, tokenizer, variant.mode, self.texts[row.sequence], row)
+            else lambda ended: print_sequence(console, tokenizer, variant.mode, self.texts[ended.sequence], ended)
         )
         with watcher or nullcontext():
             decoded = self._decode(engine, variant, watcher, printed)
@@ -99,9 +99,9 @@ class Job(Request):
             token_ids = decoded.result.token_ids
             reference = reference or token_ids
             if as_json:
-                for row in decoded.rows:
-                    same = _same(variant, [list(row.tokens)], [reference[row.sequence]])
-                    _print_json({**self._record(variant, row), "agreement": same})
+                for ended in decoded.sequences:
+                    same = _same(variant, [list(ended.tokens)], [reference[ended.sequence]])
+                    _print_json({**self._record(variant, ended), "agreement": same})
             same = _same(variant, token_ids, reference)
             figures = (
                 f"{tokens_per_forward(decoded.result):.2f}",
@@ -113,33 +113,33 @@ class Job(Request):
             report_console().print(table)
 
     def _warm_up(self, engine: Engine, variant: DecodeVariant) -> None:
-        """A few tokens that nobody counts: what a mode's first forwards cost once is not its speed."""
+        """Decodes a few tokens without counting them: one-time costs of the first forwards are no part of the speed."""
         few = min(variant.options.max_new_tokens, _WARMING_TOKENS)
         first = replace(self, prompts=self.prompts[: self.batch_size])
         first._decode(engine, replace(variant, options=replace(variant.options, max_new_tokens=few)))
 
     def _decode(self, engine: Engine, variant: DecodeVariant, *observers: Observer | None) -> Decoded:
         policy = variant.policy(engine) if variant.policy else None
-        rows: list[Progress] = []
-        observer = Observers(*observers, InOrder(rows.append))
+        sequences: list[Progress] = []
+        observer = Observers(*observers, InOrder(sequences.append))
         begin = time.perf_counter()
         result = decode(engine, self.prompts, variant.mode, variant.options, policy, observer, self.batch_size)
-        return Decoded(result, rows, time.perf_counter() - begin - observer.seconds)
+        return Decoded(result, sequences, time.perf_counter() - begin - observer.seconds)
 
-    def _record(self, variant: DecodeVariant, row: Progress) -> dict[str, Any]:
-        """One prompt as JSON, all numbers its own; `seconds` beside the others at work."""
-        new = len(row.tokens)
+    def _record(self, variant: DecodeVariant, ended: Progress) -> dict[str, Any]:
+        """One prompt as JSON with its own figures; `seconds` are beside the other active sequences."""
+        new = len(ended.tokens)
         return {
             "mode": variant.name,
-            "prompt": self.texts[row.sequence],
-            "text": self.source.tokenizer.decode(list(row.tokens), skip_special_tokens=True),
-            "token_ids": list(row.tokens),
+            "prompt": self.texts[ended.sequence],
+            "text": self.source.tokenizer.decode(list(ended.tokens), skip_special_tokens=True),
+            "token_ids": list(ended.tokens),
             "new_tokens": new,
-            "forwards": row.forwards,
+            "forwards": ended.forwards,
             "prefill": 1,
-            "tokens_per_forward": new / max(1, row.forwards),
-            "seconds": row.seconds,
-            "finish": row.finish,
+            "tokens_per_forward": new / max(1, ended.forwards),
+            "seconds": ended.seconds,
+            "finish": ended.finish,
         }
 
     def _one_line(self, token_ids: list[int]) -> Text:
@@ -148,7 +148,7 @@ class Job(Request):
 
 
 def _same(variant: DecodeVariant, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
-    """Share of tokens equal to AR's; None of sampled texts, which may differ however like AR they are drawn."""
+    """Share of tokens equal to AR's; None with a temperature, where equal distributions give different texts."""
     return agreement(token_ids, reference) if variant.options.temperature == 0 else None
 
 

@@ -1,4 +1,4 @@
-"""Observers of a decoding: several as one, and one that hands on finished rows in the order of their prompts."""
+"""Observers of a decoding: several as one, and one that passes on finished sequences in the order of their prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Observers:
     """Several observers as one.
 
     Attributes:
-        seconds: what they took; no time of the decoder's.
+        seconds: their own time, which is none of the decoder's.
     """
 
     def __init__(self, *observers: Observer | None) -> None:
@@ -28,22 +28,22 @@ class Observers:
 
 
 class InOrder:
-    """Hands on each finished row once, as soon as all rows before it have been.
+    """Passes on each finished sequence once, as soon as all sequences before it have been.
 
     Args:
-        take: gets the row as it ended.
+        take: called with the sequence as it ended.
     """
 
     def __init__(self, take: Callable[[Progress], None]) -> None:
         self._take = take
         self._next = 0
-        self._held: dict[int, Progress] = {}
+        self._finished: dict[int, Progress] = {}
 
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
         if progress.finish is None:
             return
-        self._held[progress.sequence] = progress
-        while (row := self._held.pop(self._next, None)) is not None:
+        self._finished[progress.sequence] = progress
+        while (ended := self._finished.pop(self._next, None)) is not None:
             self._next += 1
-            self._take(row)
+            self._take(ended)

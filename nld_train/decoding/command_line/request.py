@@ -1,4 +1,4 @@
-"""What the commands that decode read from their command line: prompts, a checkpoint, a commit policy."""
+"""From a command line to a request: prompts, a checkpoint, a commit policy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Request:
         source: the checkpoint.
         texts: the prompts.
         prompts: ids of each.
-        batch_size: how many are at work at once, at most.
+        batch_size: most active sequences.
     """
 
     source: Source
@@ -70,7 +70,7 @@ def source_of(arguments: Namespace) -> Source:
 
 
 def layout_of(arguments: Any) -> Layout:
-    """What `command_line.add_layout` has read; one process where a command shares no model.
+    """The layout of `commands.arguments.add_layout`; one process for a command without these options.
 
     Raises:
         UserError: a number below 1.
@@ -79,7 +79,7 @@ def layout_of(arguments: Any) -> Layout:
 
 
 def check_batch_size(arguments: Namespace) -> None:
-    """Refuses a batch of nothing.
+    """Refuses an empty batch.
 
     Raises:
         UserError: `--batch-size` below 1.
@@ -100,8 +100,8 @@ def _read_prompts(arguments: Namespace) -> list[str]:
 def lines_of(path: Path) -> list[str]:
     """The lines of a file of prompts.
 
-    A line ends where a file's lines do, at a line break: the other characters that Unicode ends lines with, such as
-    U+2028, may stand unescaped in JSON.
+    A line ends at a line break only: other characters that end lines in Unicode, such as U+2028, may be unescaped in
+    JSON.
 
     Raises:
         UserError: it cannot be read, or is empty.

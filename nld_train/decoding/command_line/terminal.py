@@ -1,4 +1,4 @@
-"""Decoded text on a terminal: coloured by what committed each token, and while it grows."""
+"""Decoded text on a terminal, coloured by what committed each token, also while it grows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DRAFTED, _PREDICTED, _REJECTED, _PROMPT = "green", "", "red strike", "dim"
 _MASKED = "\u2591"
 _REFRESH_SECONDS = 0.08
 _PIPE_WIDTH = 120
-# No character takes more tokens than it has bytes.
+# No character has more tokens than bytes.
 _LONGEST_CHARACTER = 4
 
 Decode = Callable[[list[int]], str]
@@ -38,14 +38,14 @@ def numeric(name: str) -> Column:
     return Column(name, justify="right", min_width=max(map(len, name.split())))
 
 
-def print_sequence(console: Console, tokenizer: Any, mode: Mode, prompt: str, row: Progress) -> None:
-    """Prints a prompt and its continuation, a row that has finished, in the colours of what committed it."""
-    styles = styles_of(mode, row.committed_by, row.drafted)
-    console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), row.tokens, styles))
+def print_sequence(console: Console, tokenizer: Any, mode: Mode, prompt: str, ended: Progress) -> None:
+    """Prints a prompt and its finished continuation, in the colours of what committed it."""
+    styles = styles_of(mode, ended.committed_by, ended.drafted)
+    console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), ended.tokens, styles))
 
 
 def styles_of(mode: Mode, committed_by: Sequence[int], drafted: Sequence[bool]) -> list[str]:
-    """The style of each token, the same while a row grows and when it is done."""
+    """The style of each token, the same while a sequence grows and when it has finished."""
     return [_style(mode, number, was_drafted) for number, was_drafted in zip(committed_by, drafted, strict=True)]
 
 
@@ -56,7 +56,7 @@ def _style(mode: Mode, number: int, drafted: bool) -> str:
 
 
 def _prompt(text: str) -> Text:
-    # As a span: the style of a whole text would hold for what is appended to it.
+    # As a span: the style of a whole text would also apply to appended text.
     return Text().append(printable(text), _PROMPT)
 
 
@@ -78,7 +78,7 @@ def coloured(decode: Decode, token_ids: Sequence[int], styles: Sequence[str]) ->
 
 
 def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text; a character of several tokens goes to the one that completes it.
+    """The text that each token adds; a character of several tokens belongs to the one that completes it.
 
     A token is decoded together with the piece before it, since some tokenizers drop a space at the beginning of a text.
     """
@@ -96,7 +96,7 @@ def pieces(decode: Decode, token_ids: Sequence[int]) -> list[str]:
 
 
 class SequenceView:
-    """One row as far as it has come: its tokens, masks among them, and their styles."""
+    """The current state of one sequence: its tokens, masks among them, and their styles."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode = mode
@@ -105,13 +105,13 @@ class SequenceView:
         self.rejected: tuple[int, ...] = ()
 
     def update(self, progress: Progress) -> None:
-        """Takes in what a forward has changed."""
+        """Updates the state after a forward."""
         self.tokens = [*progress.tokens, *progress.block]
         self.styles = styles_of(self.mode, progress.committed_by, progress.drafted)
         self.rejected = progress.rejected
 
     def render(self, decode: Decode) -> Text:
-        """The row as text, refused drafts behind it."""
+        """The sequence as text, followed by rejected drafts."""
         text = Text()
         run: list[int] = []
         styles: list[str] = []
@@ -128,20 +128,20 @@ class SequenceView:
 
 
 class Watcher:
-    """An observer that shows the rows at work while they grow; what it shows is gone at the end.
+    """An observer that shows the active sequences while they grow and clears them at the end.
 
     Args:
         console: a terminal.
         tokenizer: of `transformers`.
         mode: of the decoder.
-        prompts: texts of the rows.
+        prompts: texts of the prompts.
     """
 
     def __init__(self, console: Console, tokenizer: Any, mode: Mode, prompts: Sequence[str]) -> None:
         self._console, self._tokenizer, self._mode = console, tokenizer, mode
         self._decode = _decode_of(tokenizer)
         self._prompts = prompts
-        self._rows: dict[int, SequenceView] = {}
+        self._sequences: dict[int, SequenceView] = {}
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._shown = 0.0
 
@@ -155,20 +155,20 @@ class Watcher:
     def __call__(self, progress: Progress) -> None:
         """See `outputs.Observer`."""
         if progress.finish is None:
-            self._rows.setdefault(progress.sequence, SequenceView(self._mode)).update(progress)
+            self._sequences.setdefault(progress.sequence, SequenceView(self._mode)).update(progress)
         else:
-            self._rows.pop(progress.sequence, None)
-        # At once without a row that has finished: when that is printed, it must not stand there twice.
+            self._sequences.pop(progress.sequence, None)
+        # At once when a sequence has finished: once that is printed, it must not be shown twice.
         if progress.finish is not None or time.perf_counter() - self._shown > _REFRESH_SECONDS:
             self._show()
 
-    def print(self, row: Progress) -> None:
-        """Prints a finished row for good, above those at work."""
-        print_sequence(self._console, self._tokenizer, self._mode, self._prompts[row.sequence], row)
+    def print(self, ended: Progress) -> None:
+        """Prints a finished sequence permanently, above the active ones."""
+        print_sequence(self._console, self._tokenizer, self._mode, self._prompts[ended.sequence], ended)
 
     def _show(self) -> None:
-        rows = sorted(self._rows.items())
-        texts = [_prompt(self._prompts[number]) + view.render(self._decode) for number, view in rows]
+        active = sorted(self._sequences.items())
+        texts = [_prompt(self._prompts[number]) + view.render(self._decode) for number, view in active]
         self._live.update(Screen(texts), refresh=True)
         self._shown = time.perf_counter()
 
@@ -177,7 +177,7 @@ class Screen:
     """Texts that grow, one below the other; where they are longer than the screen, their ends.
 
     Args:
-        texts: of the rows.
+        texts: of the sequences.
     """
 
     def __init__(self, texts: Sequence[Text]) -> None:

@@ -34,30 +34,21 @@ class DecodeVariant:
 
 
 def refuse_unread(arguments: Namespace) -> None:
-    """Refuses what the mode would not read, and what cannot be meant; a comparison reads everything.
+    """Refuses options that the mode does not read, and impossible ones; a comparison reads all options.
 
     Raises:
         UserError: no mode; an option of another mode; an empty `--stop`.
     """
     if "" in arguments.stop:
-        raise UserError("--stop: an empty text would stop every row at once")
+        raise UserError("--stop: an empty text would stop every text at once")
     if arguments.compare:
         return
     if arguments.mode is None:
         raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
-    refuse_unread_policy(arguments)
-    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
-        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
-
-
-def refuse_unread_policy(arguments: Namespace) -> None:
-    """Refuses a commit policy for a mode that has no denoising passes.
-
-    Raises:
-        UserError: there is one, or a value is out of its range.
-    """
     with value_errors_as_user_errors():
         PolicySettings.of(vars(arguments)).check_mode(arguments.mode)
+    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
+        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
 
 
 def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[DecodeVariant]:

@@ -1,8 +1,8 @@
 """Megatron's layers without what they keep for training: the same modules and weights, fewer calls per forward.
 
-A forward over one token is made of small products, beside which Megatron's autograd functions, recomputation branches
-and profiler ranges take most of the time. Inside `lean` the layers of a model that is not cut by tensor parallelism
-do only the arithmetic. What each module computes is said here once more, and held to Megatron's by a test.
+A forward over one token consists of small products, beside which Megatron's autograd functions, recomputation branches
+and profiler ranges take most of the time. Inside `lean` the layers of a model without tensor parallelism do the
+arithmetic only. It repeats what each module computes; a test compares it with Megatron's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's local layers run lean; Transformer Engine's, and parts of a wider model, as they are."""
+    """The model's local layers run lean inside the context; Transformer Engine's and tensor-parallel ones do not."""
     config: Any = model.config
     if config.tensor_model_parallel_size > 1 or config.add_bias_linear:
         yield
@@ -31,7 +31,7 @@ def lean(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in changed:
-            del module.forward  # the class's own is seen again
+            del module.forward  # the class's own is visible again
 
 
 def _set(module: nn.Module, forward: Callable[..., Any]) -> bool:
@@ -40,7 +40,7 @@ def _set(module: nn.Module, forward: Callable[..., Any]) -> bool:
 
 
 def _lean_forward(module: Any) -> Callable[..., Any] | None:
-    """What stands in for a module's `forward`; None to leave it alone."""
+    """The replacement of a module's `forward`; None for no replacement."""
     # Subclasses may compute something else: Transformer Engine's do.
     if type(module) in (ColumnParallelLinear, RowParallelLinear):
         return partial(_linear, module)

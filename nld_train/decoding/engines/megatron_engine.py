@@ -1,8 +1,8 @@
 """The engine over a model in training: same weights, no copy, any tensor and pipeline layout.
 
 Every rank of a model runs the decoder and gets the same logits. Pipeline stages run one after another; the last one's
-logits are broadcast. Nothing of the training state is touched: a step's streams live in a context of their own, and the
-model's mode is put back at the end.
+logits are broadcast. The state of training is unchanged: a step's streams have a context of their own, and the model's
+mode is restored at the end.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from nld_train.config.schema import ModelConfig
 from nld_train.decoding.engines.engine import Step
+from nld_train.decoding.engines.kv_cache import KeyValueCache
 from nld_train.decoding.engines.lean_layers import lean
-from nld_train.decoding.engines.megatron_cache import CachedContext, KeyValueCache
+from nld_train.decoding.engines.megatron_cache import CachedContext
 from nld_train.model import streams
 from nld_train.model.drafter_adapter import adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
@@ -35,7 +36,7 @@ class MegatronEngine:
     Args:
         chunks: the model's chunks on this rank, without wrappers.
         model: shapes and special ids.
-        rotary: gives the angles, and the device.
+        rotary: of the model; its device is the engine's.
     """
 
     def __init__(self, chunks: Sequence[Ministral3Model], model: ModelConfig, rotary: RotaryEmbedding) -> None:
@@ -48,13 +49,13 @@ class MegatronEngine:
         self._config: Any = self.chunks[0].config
         self._hidden_size = model.hidden_size
         self._cache = KeyValueCache(0, 0)
-        # Of the last step: its rows, and on the last pipeline stage its hidden states, flat `[T * rows, h]`.
+        # Of the last step: its sequences, and on the last pipeline stage its hidden states, flat `[T * a, h]`.
         self._rows = 0
         self._hidden: Tensor | None = None
 
     @contextmanager
     def decoding(self) -> Iterator[MegatronEngine]:
-        """Switches recomputation and gradients off, and afterwards the model back to what it was."""
+        """Disables recomputation and gradients inside the context and restores the model's mode afterwards."""
         modes = [chunk.training for chunk in self.chunks]
         for chunk in self.chunks:
             chunk.eval()
@@ -83,15 +84,15 @@ class MegatronEngine:
     def forward(self, step: Step) -> Tensor:
         """See `engine.Engine.forward`: the same logits on every rank of the model, on the model's device."""
         rows, length = step.tokens.shape
-        wanted = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
+        outputs = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
         step = _pad(step, self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1)
         device, self._rows = self.rotary.frequencies.device, rows
         handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
         try:
-            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(wanted))
+            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(outputs))
         finally:
             streams.unregister(handle)
-        return logits.view(rows, wanted.shape[1], self.vocabulary_size)
+        return logits.view(rows, outputs.shape[1], self.vocabulary_size)
 
     def logits_at(self, outputs: Tensor) -> Tensor:
         """See `engine.Engine.logits_at`."""
@@ -99,15 +100,15 @@ class MegatronEngine:
         index, logits = self._index(outputs), torch.empty(0)
         if self._hidden is not None:
             logits = self.chunks[-1].logits(self._hidden.index_select(0, index))
-        return self._share(logits, index, _pipeline_size()).view(*outputs.shape, self.vocabulary_size)
+        return self._broadcast(logits, index, _pipeline_size()).view(*outputs.shape, self.vocabulary_size)
 
-    def _index(self, wanted: Tensor) -> Tensor:
-        """Rows of the flattened `[T * a]` hidden states: int64 `[a, R]`, tokens of each line, to int64 `[a * R]`."""
+    def _index(self, outputs: Tensor) -> Tensor:
+        """Rows of the flat `[T * a]` hidden states, int64 `[a * R]`, of tokens of each sequence, int64 `[a, R]`."""
         rows = self._rows
-        return (wanted * rows + torch.arange(rows)[:, None]).flatten().to(self.rotary.frequencies.device)
+        return (outputs * rows + torch.arange(rows)[:, None]).flatten().to(self.rotary.frequencies.device)
 
     def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
-        """Runs the chunks in the order of their layers; chunk c of the model lives on pipeline stage c % stages."""
+        """Runs the chunks in the order of their layers; chunk c of the model is on pipeline stage c % stages."""
         stages, stage = _pipeline_size(), parallel_state.get_pipeline_model_parallel_rank()
         last = stages * len(self.chunks) - 1
         output = torch.empty(0)
@@ -121,10 +122,10 @@ class MegatronEngine:
             output = chunk(tokens, handle, readout=partial(self._read, chunk, index))
             if number < last and stages > 1:
                 dist.send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
-        return self._share(output, index, stages)
+        return self._broadcast(output, index, stages)
 
     def _read(self, chunk: Ministral3Model, index: Tensor, hidden: Tensor, _: Any) -> Tensor:
-        """The logits that are wanted now; the hidden states stay at hand for those that may be wanted next."""
+        """The logits of this step's outputs; the hidden states are kept for `logits_at`."""
         self._hidden = hidden
         return chunk.logits(hidden.index_select(0, index))
 
@@ -138,7 +139,7 @@ class MegatronEngine:
         dist.recv(hidden, _rank_of_stage(source), _pipeline_group())
         return hidden
 
-    def _share(self, logits: Tensor, index: Tensor, stages: int) -> Tensor:
+    def _broadcast(self, logits: Tensor, index: Tensor, stages: int) -> Tensor:
         """The last stage's logits `[n, V]` on every stage, in float32."""
         if stages == 1:
             return logits.float()
@@ -163,7 +164,7 @@ def _rank_of_stage(stage: int) -> int:
 
 
 def _pad(step: Step, multiple: int) -> Step:
-    """The step with so much padding that sequence parallelism can cut it into equal parts."""
+    """The step with so much padding that sequence parallelism can divide it into equal parts."""
     missing = -step.tokens.shape[1] % multiple
     if missing == 0:
         return step
