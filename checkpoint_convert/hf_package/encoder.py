@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -20,13 +18,7 @@ from transformers.models.ministral3.modeling_ministral3 import (
 
 from checkpoint_convert.hf_package.attention import AttentionMask
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-
-
-class KeyValueCache(Protocol):
-    """Stores the keys and values of a forward layer by layer and returns those that its queries attend to."""
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """`[a, groups, T, d]` each to `[a, groups, E, d]` each."""
+from nld_train.decoding.engines.kv_cache import KeyValueCache
 
 
 class Attention(nn.Module):

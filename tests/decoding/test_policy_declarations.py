@@ -26,7 +26,10 @@ def test_the_docs_list_every_policy(name: str) -> None:
     assert table_row(POLICIES[name]) in DOCS.read_text(encoding="utf-8").splitlines()
 
 
-def test_help_lists_every_policy_and_argument(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_policy_and_argument(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
