@@ -1,5 +1,4 @@
-"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's kernels, for where neither is
-there.
+"""AdamW with the interface of Apex's and Transformer Engine's FusedAdam, on torch's kernels, if neither is installed.
 
 Megatron's distributed optimizer can move its state between layouts only if the number of steps is kept once per
 parameter group, as FusedAdam does, and not once per parameter, as torch does.
@@ -15,22 +14,22 @@ from torch.optim.adam import adam
 
 
 class GroupStepAdamW(torch.optim.AdamW):
-    """torch's AdamW, with `step` in the parameter group instead of in each parameter's state.
+    """torch's AdamW, with `step` in the parameter group instead of each parameter's state.
 
     Args:
         params: parameters or groups of them.
-        adam_w_mode: decoupled weight decay, the only mode there is here.
+        adam_w_mode: decoupled weight decay, the only mode implemented here.
         **settings: `lr`, `betas`, `eps`, `weight_decay` as in `torch.optim.AdamW`.
     """
 
     def __init__(self, params: Any, adam_w_mode: bool = True, **settings: Any) -> None:
-        assert adam_w_mode, "only decoupled weight decay is built"
+        assert adam_w_mode, "only decoupled weight decay is implemented"
         super().__init__(params, **settings)
         for group in self.param_groups:
             group.setdefault("step", 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Past AdamW's own, which looks for the step in each parameter's state.
+        # Not AdamW's own, which expects the step in each parameter's state.
         torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
@@ -50,7 +49,7 @@ class GroupStepAdamW(torch.optim.AdamW):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            # torch's kernel counts this up itself before it uses it.
+            # torch's kernel adds 1 before it uses this.
             [torch.tensor(float(group["step"])) for _ in parameters],
             foreach=True,
             decoupled_weight_decay=True,
@@ -72,7 +71,7 @@ class GroupStepAdamW(torch.optim.AdamW):
 
 
 def provide_to_megatron() -> None:
-    """Makes Megatron use this class where it found neither Transformer Engine nor Apex; elsewhere changes nothing."""
+    """Makes Megatron use this class if neither Transformer Engine nor Apex is installed; otherwise changes nothing."""
     import megatron.core.optimizer as megatron_optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
 

@@ -21,7 +21,7 @@ ForwardStep = Callable[[Any, torch.nn.Module], tuple[Tensor, LossFunction]]
 
 
 def global_counts(samples: list[Samples], device: torch.device) -> GlobalCounts:
-    """Rows of the whole step: this rank's own, added up over the data-parallel ranks, before any forward pass."""
+    """Rows of the whole step: an all-reduce over the data-parallel ranks, before any forward pass."""
     totals = torch.tensor(count_rows(samples), dtype=torch.int64, device=device)
     dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
     return GlobalCounts(*totals.tolist())
@@ -60,11 +60,11 @@ def run_passes(
     Args:
         model: the model's chunks on this rank.
         inputs: one per micro-batch, the same number and shapes on every rank of the model.
-        forward_step: takes the iterator of inputs and a chunk; returns its output and what makes a loss of it.
+        forward_step: takes the iterator of inputs and a chunk; returns the output and what makes a loss of it.
         forward_only: without gradients.
 
     Returns:
-        What the loss functions kept, one dict per input, on the last pipeline stage; an empty list elsewhere.
+        The dicts that the loss functions returned, one per input, on the last pipeline stage; an empty list elsewhere.
     """
     iterators = [iter(inputs) for _ in model]
     first = inputs[0].tokens
@@ -73,7 +73,7 @@ def run_passes(
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(inputs),
-        # What travels between stages: 2L with a noisy stream. Megatron divides by the context-parallel size itself.
+        # Of what pipeline stages exchange: 2L with a noisy stream. Megatron divides it by the context-parallel size.
         seq_length=first.shape[1] * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=first.shape[0],
         forward_only=forward_only,
@@ -82,10 +82,10 @@ def run_passes(
 
 
 def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tuple[float, float]:
-    """Both raw terms, added up over micro-batches and ranks: the same two numbers on every rank.
+    """Both raw terms of the step, summed over micro-batches and all-reduced: the same two numbers on every rank.
 
-    Only the last pipeline stage has results, and its tensor-parallel ranks have equal ones; context-parallel ranks have
-    those of their own rows.
+    Only the last pipeline stage has results. They are equal on its tensor-parallel ranks, of which one is counted;
+    context-parallel ranks have those of their own rows.
     """
     counted = parallel_state.get_tensor_model_parallel_rank() == 0
     local = [
@@ -99,18 +99,18 @@ def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tupl
 def _forward_step(
     micro_batches: Iterator[MicroBatch], model: torch.nn.Module, alpha: float
 ) -> tuple[Tensor, LossFunction]:
-    """What Megatron's schedules call per micro-batch: the forward pass, and how to make a loss of its output."""
+    """What Megatron's schedules call per micro-batch: the forward pass, and the function that makes a loss of it."""
     batch = next(micro_batches)
     output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
     return output, partial(_loss_function, batch, alpha)
 
 
 def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """This micro-batch's share of the global loss.
+    """This micro-batch's part of the global loss.
 
-    The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`); the number of
-    tokens that Megatron expects in second place is therefore unused. What is kept is cloned, since schedules change
-    the loss in place.
+    The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`), so the number of
+    tokens that Megatron expects as the second value is not used. The third, which the schedule returns, is cloned,
+    since schedules change the loss in place.
     """
     ar_nll, diffusion_nll = nll[: batch.rows.ar_count], nll[batch.rows.ar_count :]
     if batch.diffusion_weights is None:

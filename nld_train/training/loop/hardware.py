@@ -1,4 +1,4 @@
-"""What the devices at hand can do."""
+"""Peak arithmetic of known devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a batch of samples to what one forward pass needs: streams, rows, targets and weights."""
+"""The input of a forward pass, made from a micro-batch of samples: streams, rows, targets and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nld_train.masking.schedule import NoiseSchedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 
-# One micro-batch as the data loader gives it: tensors `[b, ...]` under the names of `data.samples`.
+# One micro-batch of the data loader: tensors `[b, ...]` under the names of `data.samples`.
 Samples = dict[str, Tensor]
 
 
@@ -42,7 +42,7 @@ class MicroBatch:
     Attributes:
         tokens: int64 `[b, S]`, the noisy stream first; under context parallelism this rank's shard of them.
         handle: finds the `StreamContext`, see `model.streams`.
-        rows: which rows are scored, against what.
+        rows: which rows enter the loss, and their targets.
         ar_weights: float32 `[rows.ar_count]`.
         diffusion_weights: float32, one per masked position, or None in an AR stage.
     """
@@ -130,11 +130,11 @@ def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:
 def select_rows(samples: Samples, two_streams: bool) -> Rows:
     """Supervised rows of the clean stream (target: the next token) and masked rows of the noisy one (same token)."""
     tokens, batch = samples["tokens"], len(samples["tokens"])
-    row, place = samples["supervised"].nonzero(as_tuple=True)
+    row, index = samples["supervised"].nonzero(as_tuple=True)
     offset = tokens.shape[1] - 1 if two_streams else 0
-    index, targets = [(offset + place) * batch + row], [tokens[row, place + 1]]
+    indices, targets = [(offset + index) * batch + row], [tokens[row, index + 1]]
     if two_streams:
-        row_masked, place_masked = samples["masked"].nonzero(as_tuple=True)
-        index.append(place_masked * batch + row_masked)
-        targets.append(tokens[row_masked, place_masked])
-    return Rows(index=torch.cat(index), targets=torch.cat(targets), ar_count=len(row))
+        row_masked, index_masked = samples["masked"].nonzero(as_tuple=True)
+        indices.append(index_masked * batch + row_masked)
+        targets.append(tokens[row_masked, index_masked])
+    return Rows(index=torch.cat(indices), targets=torch.cat(targets), ar_count=len(row))

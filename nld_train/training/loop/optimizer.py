@@ -21,13 +21,13 @@ from nld_train.training.loop.adam import provide_to_megatron
 
 
 def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Ministral3Model]) -> list[Any]:
-    """Wraps the model's chunks for mixed precision and data parallelism, and tells the schedule about them."""
+    """Wraps the model's chunks for mixed precision and data parallelism, and registers them with the schedule."""
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        # In every layout, data-parallel or not: one class of optimizer, whose state any other layout can load.
+        # In every layout, data-parallel or not, so that any layout can load the state of any other.
         use_distributed_optimizer=True,
     )
     halves = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
@@ -50,7 +50,7 @@ def unwrap(chunk: Any) -> Ministral3Model:
 
 
 def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
-    """The model's chunks, ready to be wrapped anew: nothing of the old wrappers stays with them."""
+    """The model's chunks without wrappers, hooks and gradient buffers, ready to be wrapped again."""
     for wrapped in model:
         if wrapped.use_forward_hook:
             wrapped.disable_forward_pre_hook()
@@ -60,10 +60,10 @@ def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
 
 
 def gather_parameters(model: list[Any]) -> None:
-    """Brings every weight up to date on every data-parallel rank; whoever reads weights between steps needs it.
+    """All-gathers the weights, so that they are up to date on every data-parallel rank and can be read between steps.
 
-    With `parallel.overlap_param_gather` a step updates each rank's own shard, and the others arrive during the next
-    forward pass: until then they are those of the step before.
+    With `parallel.overlap_param_gather` a step updates each rank's own shard, and the other shards are gathered during
+    the next forward pass: until then they are those of the previous step.
     """
     for wrapped in model:
         if wrapped.ddp_config.overlap_param_gather:
@@ -77,7 +77,7 @@ def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: A
 
 
 def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype: torch.dtype) -> Any:
-    """A fresh optimizer over the model's current weights. Norms are exempt from weight decay, as Megatron does."""
+    """A new optimizer over the model's current weights. As Megatron's default, norms have no weight decay."""
     provide_to_megatron()
     settings = config.optimizer
     return get_megatron_optimizer(
@@ -120,7 +120,7 @@ def _state_settings(config: Config) -> dict[str, Any]:
         "store_param_remainders": False,
         "exp_avg_dtype": moments[settings.moments],
         "exp_avg_sq_dtype": moments[settings.moments],
-        # Which decides where Megatron looks for gradients.
+        # It decides which attribute Megatron reads gradients from.
         "fp8_recipe": None if config.execution.fp8 == "none" else config.execution.fp8_recipe,
         "optimizer_cpu_offload": settings.cpu_offload > 0,
         "optimizer_offload_fraction": settings.cpu_offload,
@@ -128,21 +128,23 @@ def _state_settings(config: Config) -> dict[str, Any]:
     }
 
 
-# What a parameter group notes of the past. All else in it is a setting.
-_NOTED = ("params", "step")
+# Keys of a parameter group that are state; all others are settings.
+_STATE_KEYS = ("params", "step")
 
 
 def load_optimizer(optimizer: Any, state: Any) -> None:
-    """Loads what the steps so far have left: moments, main weights and the count of steps. Settings stay those of now.
+    """Loads the state of an optimizer: moments, main weights, number of steps. Its settings stay the current ones.
 
-    Megatron keeps learning rates, betas, epsilon and weight decay in the parameter groups, takes those of a checkpoint
-    whole, and follows them rather than the schedule that it was given.
+    Megatron keeps learning rates, betas, epsilon and weight decay in the parameter groups. It would take all groups
+    from the checkpoint and use their settings instead of the current schedule's.
 
     Args:
-        optimizer: fresh, from `build_optimizer`.
+        optimizer: new, from `build_optimizer`.
         state: of the checkpoint, for this rank.
     """
-    settings = [{key: value for key, value in group.items() if key not in _NOTED} for group in optimizer.param_groups]
+    settings = [
+        {key: value for key, value in group.items() if key not in _STATE_KEYS} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -174,11 +176,11 @@ def build_scheduler(
 
 
 def clip_gradients(optimizer: Any, gradient_norm: float, limit: float) -> None:
-    """Scales all gradients so that their global norm is at most `limit`; 0 leaves them as they are."""
+    """Scales all gradients so that their global norm is at most `limit`; with 0 nothing is scaled."""
     if limit <= 0:
         return
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if parameters := part.get_parameters():
-            # Precision-aware optimizers keep gradients beside `grad`, whose type would have to be the weight's.
-            beside = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
-            clip_grad_by_total_norm_fp32(parameters, limit, gradient_norm, use_decoupled_grad=beside)
+            # Precision-aware optimizers store gradients in `decoupled_grad`: `grad` has to have the weight's type.
+            decoupled = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
+            clip_grad_by_total_norm_fp32(parameters, limit, gradient_norm, use_decoupled_grad=decoupled)

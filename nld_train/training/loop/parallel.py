@@ -1,4 +1,4 @@
-"""Processes and devices: the process group, Megatron's parallel groups, and taking them down again."""
+"""Devices and process groups: torch.distributed and Megatron's parallel groups, from creation to destruction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def resolve_device(device: str) -> torch.device:
     """This process's device, for the key `execution.device`.
 
     Raises:
-        UserError: CUDA is asked for and there is none.
+        UserError: CUDA is requested and not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("execution.device: cuda is asked for, but torch sees no CUDA device; use execution.device=cpu")
+        raise UserError("execution.device: cuda is requested, but torch sees no CUDA device; use execution.device=cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -40,7 +40,7 @@ def world_size() -> int:
 
 @contextmanager
 def parallel_groups(config: Config) -> Iterator[torch.device]:
-    """Joins the process group and builds Megatron's groups; yields this process's device; leaves at the end."""
+    """Creates the process group and Megatron's groups, yields this process's device, and destroys them at the end."""
     device = resolve_device(config.execution.device)
     if device.type == "cpu":
         cpu_patches.install()
@@ -55,14 +55,14 @@ def parallel_groups(config: Config) -> Iterator[torch.device]:
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
-    """Initialises torch.distributed, alone where there is no torchrun."""
+    """Initialises torch.distributed; with this process alone without torchrun."""
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         return
-    # The jobs of a sweep join one after another in the same processes. Under a name of its own, a job does not find
-    # what the one before has left in the store: with gloo that means to wait for ever.
-    store = dist.PrefixStore(f"job_{next(_jobs)}", _meeting_point(timeout))
+    # The jobs of a sweep run one after another in the same processes. With its own prefix, a job does not read the keys
+    # that the previous one left in the store, on which gloo would wait forever.
+    store = dist.PrefixStore(f"job_{next(_jobs)}", _torchrun_store(timeout))
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
@@ -71,8 +71,8 @@ _jobs = itertools.count()
 
 
 @cache
-def _meeting_point(timeout: timedelta) -> dist.Store:
-    """The store that torchrun's environment names, opened once."""
+def _torchrun_store(timeout: timedelta) -> dist.Store:
+    """The store of torchrun's environment, opened once."""
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     return store
 
@@ -88,21 +88,21 @@ def _build_groups(config: Config) -> None:
         context_parallel_size=parallel.context,
         distributed_timeout_minutes=int(config.execution.timeout_minutes),
     )
-    # Nothing here draws from these generators (the model has no dropout), but Megatron's recomputation saves them.
+    # The model has no dropout and uses no random generator, but Megatron's recomputation saves their states.
     tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed, force_reset_rng=True)
 
 
 def _leave() -> None:
     from megatron.core import parallel_state
 
-    # While the groups that they belong to are still there.
+    # Before their groups are destroyed.
     destroy_overlap_buffers()
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()
 
 
 def sum_over_world(values: list[float], device: torch.device) -> list[float]:
-    """Sums each value over all processes, in float64."""
+    """All-reduces each value over all processes, in float64."""
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]

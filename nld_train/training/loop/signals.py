@@ -1,11 +1,11 @@
-"""Signals that ask a run to save and leave, and the exit codes that say so.
+"""Signals that stop a run, and its exit codes.
 
-| signal            | what happens                                      | exit code |
-|-------------------|---------------------------------------------------|-----------|
-| SIGTERM, SIGUSR1  | the step ends, its state is saved, the run leaves | 75        |
-| SIGINT            | the same; a second one leaves at once             | 130       |
+| signal            | what happens                                           | exit code |
+|-------------------|--------------------------------------------------------|-----------|
+| SIGTERM, SIGUSR1  | the step ends, a checkpoint is saved, the process ends | 75        |
+| SIGINT            | the same; a second one ends the process at once        | 130       |
 
-75 is `EX_TEMPFAIL` of sysexits.h: the same command, started again, goes on. A launcher may requeue on it.
+75 is `EX_TEMPFAIL` of sysexits.h: the same command, started again, resumes the run. A launcher may requeue on it.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Whether this process was asked to stop.
+    """Whether this process has received a signal to stop.
 
     Attributes:
-        status: the exit code asked for; 0 while nobody asked.
+        status: the exit code of the signal; 0 before any.
     """
 
     def __init__(self) -> None:
         self.status = 0
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler: only takes a note."""
+        """The signal handler: only stores the exit code."""
         self.status = INTERRUPT_STATUS if number == signal.SIGINT else REQUEUE_STATUS
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Notes signals while it is open; afterwards they do what they did before."""
+    """Handles the signals while it is open; restores the previous handlers afterwards."""
     request = StopRequest()
     numbers = (*_REQUEUE_SIGNALS, signal.SIGINT)
     with _leave_at_second_interrupt():
@@ -53,10 +53,10 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def _leave_at_second_interrupt() -> Iterator[None]:
-    """Ends the process at the second SIGINT while it is open, whatever the main thread does.
+    """Ends the process at the second SIGINT while it is open, even if the main thread is blocked.
 
-    A handler in Python runs when the main thread comes back to Python, and that may be waiting inside gloo or NCCL for
-    a process that is gone. What the C handler writes into the wakeup descriptor, a thread reads at once.
+    A handler in Python runs only when the main thread returns to Python, and that may be blocked inside gloo or NCCL on
+    a process that has ended. A thread reads at once what the C handler writes into the wakeup descriptor.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

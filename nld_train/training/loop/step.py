@@ -1,4 +1,4 @@
-"""The optimizer step: count, forward and backward, check, clip, update."""
+"""The optimizer step of the objective: count rows, forward and backward, check, clip, update."""
 
 from __future__ import annotations
 
@@ -66,9 +66,7 @@ def train_step(
     Raises:
         NonFiniteError: on every rank, before the update, if a loss term or the gradient is not finite.
     """
-    for chunk in model:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
+    zero_gradients(model, optimizer)
     counts = global_counts(samples, settings.device)
     micro_batches = [prepare(batch, counts, settings, rotary) for batch in samples]
     results = run_schedule(model, micro_batches, stage.alpha)
@@ -79,6 +77,18 @@ def train_step(
     gradient_norm = update(optimizer, clip_grad)
     divisors = denominators(settings.averaging, counts)
     return StepResult(terms.loss(stage.alpha), terms.ar, terms.diffusion, counts, divisors, gradient_norm)
+
+
+def zero_gradients(model: list[Any], optimizer: Any) -> None:
+    """Sets all gradients to zero.
+
+    Args:
+        model: this rank's chunks, wrapped.
+        optimizer: Megatron's.
+    """
+    for chunk in model:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
 
 
 def update(optimizer: Any, clip_grad: float) -> float:
@@ -102,9 +112,9 @@ def _gradient_norm(optimizer: Any) -> float:
 
 
 def refuse_non_finite(**values: float | None) -> None:
-    """Raises `NonFiniteError` for the first value that is no finite number, under its name; None is passed over.
+    """Raises `NonFiniteError` for the first value that is no finite number, under its name; None is skipped.
 
-    All ranks hold the same values, so all stop together.
+    All ranks have the same values, so all of them raise.
     """
     for name, value in values.items():
         if value is not None and not math.isfinite(value):

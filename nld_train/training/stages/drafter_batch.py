@@ -1,8 +1,4 @@
-"""From a batch of samples to the blocks that a drafter is trained on, and the three forward passes over them.
-
-All blocks of all samples are drafted at once. In the noisy stream stand their seeds and masks, then their seeds and
-drafts; the clean stream holds the real text, of which each block sees what lies before it (`masking.visibility`).
-"""
+"""The blocks of a micro-batch that a drafter adapter is trained on (docs/method.md, "Drafter adapter")."""
 
 from __future__ import annotations
 
@@ -15,10 +11,6 @@ from torch import Tensor
 from nld_train.config.schema import AdapterConfig
 from nld_train.masking.drafting import draw_drafts
 from nld_train.masking.layout import StreamLayout
-from nld_train.model import streams
-from nld_train.model.ministral3 import Readout
-from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.loop.forward_backward import LossFunction
 from nld_train.training.loop.micro_batch import Samples
 
 
@@ -37,48 +29,29 @@ class DrafterSettings:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One forward pass over a micro-batch.
-
-    Attributes:
-        tokens: int64 `[b, S]`.
-        handle: finds the `StreamContext`.
-        rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states.
-        readout: what is made of those rows.
-        loss: what makes a loss of that; None for a pass without gradients.
-    """
-
-    tokens: Tensor
-    handle: Tensor
-    rows: Tensor
-    readout: Readout
-    loss: LossFunction | None = None
-
-
-@dataclass(frozen=True)
 class DraftBlocks:
     """The blocks of one micro-batch that have a seed and a draft.
 
-    A block at the very start of a document has no text before it, so no AR prediction for a seed. It is left out, and
-    so are blocks of which the document's end leaves nothing but the seed.
+    The first block of a document has no text before it, and so no AR prediction for a seed: it is left out, as are
+    blocks that the end of the document cuts to the seed alone.
 
     Attributes:
-        clean: int64 `[b, L]`, real text.
+        clean: int64 `[b, L]`, the text.
         layout: both streams, blocks in both directions.
         count: number of blocks.
         rows: int64 `[drafts]`, sample of each draft.
-        places: int64 `[drafts]`, where it stands in its stream.
+        indices: int64 `[drafts]`, its index in the stream.
         blocks: int64 `[drafts]`, its block, 0 .. count - 1.
-        steps: int64 `[drafts]`, its place in the block, from 1.
-        greedy: bool `[drafts]`, whether it is the likeliest token instead of a sampled one.
-        uniform: float64 `[drafts]`, what it is sampled with.
+        steps: int64 `[drafts]`, its index in the block, from 1; the seed has index 0.
+        greedy: bool `[drafts]`, whether it is the most likely token instead of a sampled one.
+        uniform: float64 `[drafts]` in [0, 1), the number that it is sampled with.
     """
 
     clean: Tensor
     layout: StreamLayout
     count: int
     rows: Tensor
-    places: Tensor
+    indices: Tensor
     blocks: Tensor
     steps: Tensor
     greedy: Tensor
@@ -86,11 +59,11 @@ class DraftBlocks:
 
     @property
     def first(self) -> Tensor:
-        """Bool `[drafts]`, the first draft of each block: its seed stands one place before it."""
+        """Bool `[drafts]`, the first draft of each block: the seed is the token before it."""
         return self.steps == 1
 
     def noisy(self, seeds: Tensor, drafts: Tensor | None, mask_token_id: int) -> Tensor:
-        """The noisy stream int64 `[b, L]`: seeds and, where there are none yet, masks for drafts; masks elsewhere.
+        """The noisy stream int64 `[b, L]`: seeds, drafts (masks where they are None), and masks elsewhere.
 
         Args:
             seeds: int64 `[count]`.
@@ -98,9 +71,9 @@ class DraftBlocks:
             mask_token_id: of the model.
         """
         tokens = torch.full_like(self.clean, mask_token_id)
-        tokens[self.rows[self.first], self.places[self.first] - 1] = seeds.cpu()
+        tokens[self.rows[self.first], self.indices[self.first] - 1] = seeds.cpu()
         if drafts is not None:
-            tokens[self.rows, self.places] = drafts.cpu()
+            tokens[self.rows, self.indices] = drafts.cpu()
         return tokens
 
 
@@ -114,13 +87,13 @@ def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
     ]
     offsets = np.array([draw.offset for draw in draws])[:, None]
     layout = StreamLayout.of(documents, adapter.block_size, True, offsets)
-    places = torch.arange(length).expand(clean.shape)
+    indices = torch.arange(length).expand(clean.shape)
     begins = torch.ones_like(layout.blocks, dtype=torch.bool)
     begins[:, 1:] = layout.blocks.diff(dim=1) > 0
-    start = torch.where(begins, places, 0).cummax(dim=1).values
+    start = torch.where(begins, indices, 0).cummax(dim=1).values
     drafted = (layout.positions.gather(1, start) > 0) & ~begins
-    row, place = drafted.nonzero(as_tuple=True)
-    steps = place - start[row, place]
+    row, index = drafted.nonzero(as_tuple=True)
+    steps = index - start[row, index]
     greedy = torch.from_numpy(np.stack([draw.greedy for draw in draws]))
     uniform = torch.from_numpy(np.stack([draw.uniform for draw in draws]))
     return DraftBlocks(
@@ -128,66 +101,9 @@ def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
         layout=layout,
         count=int((steps == 1).sum()),
         rows=row,
-        places=place,
+        indices=index,
         blocks=(steps == 1).cumsum(0) - 1,
         steps=steps,
-        greedy=greedy[row, layout.blocks[row, place]],
-        uniform=uniform[row, place],
-    )
-
-
-def seed_pass(blocks: DraftBlocks, readout: Readout, settings: DrafterSettings, rotary: RotaryEmbedding) -> Pass:
-    """The AR pass over the real text, read before each block's start: the next token is the block's seed."""
-    alone = StreamLayout(blocks.layout.documents, blocks.layout.positions, blocks.layout.blocks, two_streams=False)
-    context = streams.StreamContext.of(alone, rotary, settings.dtype)
-    rows, places = blocks.rows[blocks.first], blocks.places[blocks.first] - 2
-    return _pass(blocks.clean, context, rows, places, readout, settings)
-
-
-def draft_pass(
-    blocks: DraftBlocks,
-    seeds: Tensor,
-    chosen: Tensor | None,
-    readout: Readout,
-    settings: DrafterSettings,
-    rotary: RotaryEmbedding,
-) -> Pass:
-    """The draft of all blocks, adapter on in the noisy stream; read at the drafts, or at `chosen` ones of them."""
-    context = streams.StreamContext.of(blocks.layout, rotary, settings.dtype, adapt_noisy=True)
-    tokens = torch.cat([blocks.noisy(seeds, None, settings.mask_token_id), blocks.clean], dim=1)
-    rows, places = (blocks.rows, blocks.places) if chosen is None else (blocks.rows[chosen], blocks.places[chosen])
-    return _pass(tokens, context, rows, places, readout, settings)
-
-
-def verify_pass(
-    blocks: DraftBlocks,
-    seeds: Tensor,
-    drafts: Tensor,
-    readout: Readout,
-    settings: DrafterSettings,
-    rotary: RotaryEmbedding,
-) -> Pass:
-    """The AR verdict on all drafts, adapter off, blocks causal; read before each draft."""
-    layout = StreamLayout(
-        blocks.layout.documents, blocks.layout.positions, blocks.layout.blocks, two_streams=True, causal_blocks=True
-    )
-    context = streams.StreamContext.of(layout, rotary, settings.dtype)
-    tokens = torch.cat([blocks.noisy(seeds, drafts, settings.mask_token_id), blocks.clean], dim=1)
-    return _pass(tokens, context, blocks.rows, blocks.places - 1, readout, settings)
-
-
-def _pass(
-    tokens: Tensor,
-    context: streams.StreamContext,
-    rows: Tensor,
-    places: Tensor,
-    readout: Readout,
-    settings: DrafterSettings,
-) -> Pass:
-    """Read at places of the first stream of `[S * b]`."""
-    return Pass(
-        tokens=tokens.to(settings.device),
-        handle=streams.register(context),
-        rows=(places * len(tokens) + rows).to(settings.device),
-        readout=readout,
+        greedy=greedy[row, layout.blocks[row, index]],
+        uniform=uniform[row, index],
     )

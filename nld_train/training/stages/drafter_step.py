@@ -1,14 +1,15 @@
-"""The optimizer step of a stage that trains a drafter adapter.
+"""The optimizer step of a stage that trains a drafter adapter (docs/method.md, "Drafter adapter").
 
-Four passes of Megatron's schedule over the same micro-batches: the AR pass gives seeds, the draft pass drafts, the
-verifying pass the AR verdicts on them, all three without gradients; then the draft pass again with its backward pass,
-scored where the loss wants it. The repeated pass is the price of pipelines: only the last stage sees a draft, and all
-micro-batches must be judged before any backward pass needs the verdict.
+Four passes of Megatron's schedule over the same micro-batches: the AR pass gives the seeds of the blocks, the draft
+pass the drafts, the verification pass the target tokens, all three without gradients; then the draft pass again with
+its backward pass, scored at the accepted drafts and the first mismatch of each block. The draft pass is made twice
+because of pipelines: drafts exist on the last stage only, and those of all micro-batches must be verified before the
+first backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,26 +19,22 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nld_train.losses.cross_entropy import chunked_nll
-from nld_train.losses.drafter import LOSS, Acceptance, accept, row_losses
+from nld_train.losses.drafter import LOSS, Acceptance, accept
 from nld_train.losses.vocabulary import VocabularyShard
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import LossFunction, run_passes
 from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.parallel import sum_over_world
-from nld_train.training.loop.step import refuse_non_finite, update
-from nld_train.training.stages.drafter_batch import (
-    DraftBlocks,
-    DrafterSettings,
-    Pass,
-    draft_blocks,
-    draft_pass,
-    seed_pass,
-    verify_pass,
+from nld_train.training.loop.step import refuse_non_finite, update, zero_gradients
+from nld_train.training.stages.drafter_batch import DraftBlocks, DrafterSettings, draft_blocks
+from nld_train.training.stages.drafter_passes import Pass, draft_pass, seed_pass, verification_pass
+from nld_train.training.stages.drafter_readouts import (
+    draft_losses,
+    most_likely_tokens,
+    sampled_tokens,
+    target_tokens,
 )
-
-Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,8 @@ class DrafterResult:
         kl: KL divergence of the draft from the AR prediction, inside the candidate set.
         tv: total variation.
         cross_entropy: to the AR argmax.
-        accepted_length: tokens that a cycle of two forwards would have brought: accepted drafts and the AR token after
-            them.
-        greedy_accepted_length: the same over the blocks that were drafted greedily; None where there was none.
+        accepted_length: tokens that a cycle of draft and verification commits: accepted drafts and the bonus token.
+        greedy_accepted_length: the same over the blocks that were drafted greedily; None without any.
         blocks: number of blocks.
         gradient_norm: before clipping.
     """
@@ -66,9 +62,19 @@ class DrafterResult:
     gradient_norm: float
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What all passes of a step share."""
+
+    model: list[Any]
+    vocabulary: VocabularyShard
+    settings: DrafterSettings
+    rotary: RotaryEmbedding
+
+
 @dataclass
-class _Judged:
-    """A micro-batch on its way through the passes. What only the last pipeline stage knows is None elsewhere."""
+class _DraftedBatch:
+    """A micro-batch with what the passes add to it. `acceptance` and `hidden` are of the last pipeline stage only."""
 
     blocks: DraftBlocks
     seeds: Tensor | None = None
@@ -98,18 +104,15 @@ def drafter_step(
     Raises:
         NonFiniteError: on every rank, before the update, if the loss or the gradient is not finite.
     """
-    for chunk in model:
-        chunk.zero_grad_buffer()
-    optimizer.zero_grad()
-    judged = [_Judged(draft_blocks(batch, settings)) for batch in samples]
-    total = _global_blocks(judged, settings.device)
-    vocabulary = VocabularyShard(settings.vocab_size, settings.mask_token_id)
+    zero_gradients(model, optimizer)
+    batches = [_DraftedBatch(draft_blocks(batch, settings)) for batch in samples]
+    total = _global_blocks(batches, settings.device)
+    common = _Common(model, VocabularyShard(settings.vocab_size, settings.mask_token_id), settings, rotary)
     with torch.no_grad():
-        _find_seeds(model, judged, vocabulary, settings, rotary)
-        _find_drafts(model, judged, vocabulary, settings, rotary)
-        _judge(model, judged, vocabulary, settings, rotary)
-    terms = _backward(model, judged, total, vocabulary, settings, rotary)
-    loss, kl, tv, cross_entropy, accepted, greedy_accepted, greedy = terms
+        _add_seeds(batches, common)
+        _add_drafts(batches, common)
+        _verify(batches, common)
+    loss, kl, tv, cross_entropy, accepted, greedy_accepted, greedy = _backward(batches, total, common)
     refuse_non_finite(drafter_loss=loss)
     return DrafterResult(
         loss=loss,
@@ -123,87 +126,53 @@ def drafter_step(
     )
 
 
-def _global_blocks(judged: list[_Judged], device: torch.device) -> int:
+def _global_blocks(batches: list[_DraftedBatch], device: torch.device) -> int:
     """Blocks of the whole step, over all data-parallel ranks."""
-    count = torch.tensor(sum(one.blocks.count for one in judged), dtype=torch.int64, device=device)
+    count = torch.tensor(sum(batch.blocks.count for batch in batches), dtype=torch.int64, device=device)
     dist.all_reduce(count, group=parallel_state.get_data_parallel_group())
     return int(count)
 
 
-def _find_seeds(model: list[Any], judged: list[_Judged], *common: Any) -> None:
-    vocabulary, settings, rotary = common
-    readout = partial(_tokens, vocabulary, settings.chunk_rows, None)
-    passes = [seed_pass(one.blocks, readout, settings, rotary) for one in judged]
-    for one, seeds in zip(judged, _read(model, passes), strict=True):
-        one.seeds = seeds
+def _add_seeds(batches: list[_DraftedBatch], common: _Common) -> None:
+    settings = common.settings
+    readout = partial(most_likely_tokens, common.vocabulary, settings.chunk_rows)
+    passes = [seed_pass(batch.blocks, readout, settings, common.rotary) for batch in batches]
+    for batch, seeds in zip(batches, _tokens_everywhere(common.model, passes), strict=True):
+        batch.seeds = seeds
 
 
-def _find_drafts(model: list[Any], judged: list[_Judged], *common: Any) -> None:
-    vocabulary, settings, rotary = common
+def _add_drafts(batches: list[_DraftedBatch], common: _Common) -> None:
+    settings = common.settings
     passes = []
-    for one in judged:
-        assert one.seeds is not None
-        uniform = torch.where(one.blocks.greedy, -1.0, one.blocks.uniform).to(settings.device)
-        readout = partial(_tokens, vocabulary, settings.chunk_rows, uniform)
-        passes.append(draft_pass(one.blocks, one.seeds, None, readout, settings, rotary))
-    for one, drafts in zip(judged, _read(model, passes), strict=True):
-        one.drafts = drafts
+    for batch in batches:
+        assert batch.seeds is not None
+        uniform = torch.where(batch.blocks.greedy, -1.0, batch.blocks.uniform).to(settings.device)
+        readout = partial(sampled_tokens, common.vocabulary, settings.chunk_rows, uniform)
+        passes.append(draft_pass(batch.blocks, batch.seeds, None, readout, settings, common.rotary))
+    for batch, drafts in zip(batches, _tokens_everywhere(common.model, passes), strict=True):
+        batch.drafts = drafts
 
 
-def _judge(model: list[Any], judged: list[_Judged], *common: Any) -> None:
-    """Accepted drafts, on the last pipeline stage, where also the hidden states that judged them are kept."""
-    vocabulary, settings, rotary = common
+def _verify(batches: list[_DraftedBatch], common: _Common) -> None:
+    """Adds the acceptance of the drafts, and the hidden states of the target logits, on the last pipeline stage."""
+    settings = common.settings
     passes = []
-    for one in judged:
-        assert one.seeds is not None
-        assert one.drafts is not None
-        readout = partial(_verdicts, vocabulary, settings.chunk_rows, one.hidden)
-        passes.append(verify_pass(one.blocks, one.seeds, one.drafts, readout, settings, rotary))
+    for batch in batches:
+        assert batch.seeds is not None
+        assert batch.drafts is not None
+        readout = partial(target_tokens, common.vocabulary, settings.chunk_rows, batch.hidden)
+        passes.append(verification_pass(batch.blocks, batch.seeds, batch.drafts, readout, settings, common.rotary))
     # Empty before the last pipeline stage.
-    for one, verdicts in zip(judged, _run_forward(model, passes), strict=False):
-        assert one.drafts is not None
-        held = verdicts == one.drafts.to(verdicts.device)
-        blocks, steps = one.blocks.blocks.to(held.device), one.blocks.steps.to(held.device)
-        one.acceptance = accept(blocks, steps, held, one.blocks.count, settings.adapter.block_size)
+    for batch, targets in zip(batches, _read(common.model, passes), strict=False):
+        assert batch.drafts is not None
+        matches = targets == batch.drafts.to(targets.device)
+        blocks, steps = batch.blocks.blocks.to(matches.device), batch.blocks.steps.to(matches.device)
+        batch.acceptance = accept(blocks, steps, matches, batch.blocks.count, settings.adapter.block_size)
 
 
-def _tokens(vocabulary: VocabularyShard, chunk_rows: int, uniform: Tensor | None, rows: Tensor, head: Head) -> Tensor:
-    """Readout: the likeliest token of each row, or a sampled one where `uniform` is not negative."""
-
-    def of_logits(logits: Tensor, chosen: Tensor) -> Tensor:
-        logits = vocabulary.allowed(logits)
-        best = vocabulary.top(logits, 1)[:, 0]
-        if uniform is None:
-            return best
-        drawn_with = uniform[chosen]
-        return torch.where(drawn_with < 0, best, vocabulary.draw(logits, drawn_with.clamp(min=0)))
-
-    return chunked_nll(rows, torch.arange(len(rows), device=rows.device), head, of_logits, chunk_rows)
-
-
-def _verdicts(vocabulary: VocabularyShard, chunk_rows: int, hidden: list[Tensor], rows: Tensor, head: Head) -> Tensor:
-    """Readout: the likeliest token of each row; its hidden state is kept, which is less than its logits."""
-    hidden.append(rows)
-    return _tokens(vocabulary, chunk_rows, None, rows, head)
-
-
-def _losses(
-    vocabulary: VocabularyShard, settings: DrafterSettings, verdict_rows: Tensor, rows: Tensor, head: Head
-) -> Tensor:
-    """Readout: the loss of each scored draft and its parts, `[n, 4]`."""
-    adapter = settings.adapter
-
-    def of_logits(logits: Tensor, chosen: Tensor) -> Tensor:
-        with torch.no_grad():
-            verdict = head(verdict_rows[chosen])
-        return row_losses(vocabulary, logits, verdict, adapter.temperature, adapter.top_k)
-
-    return chunked_nll(rows, torch.arange(len(rows), device=rows.device), head, of_logits, settings.chunk_rows)
-
-
-def _read(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
-    """One token per row of each pass, on every pipeline stage."""
-    found = _run_forward(model, passes)
+def _tokens_everywhere(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
+    """What `_read` gives, one token per row of each pass, on every pipeline stage."""
+    found = _read(model, passes)
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return found
     found = found or [torch.empty(len(one.rows), dtype=torch.int64, device=one.rows.device) for one in passes]
@@ -213,8 +182,8 @@ def _read(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
     return found
 
 
-def _run_forward(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
-    """What the passes read, on the last pipeline stage; an empty list elsewhere."""
+def _read(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
+    """What the readouts of the passes return, on the last pipeline stage; an empty list elsewhere."""
     results = run_passes(model, passes, _forward, forward_only=True)
     streams.clear()
     return [result["read"] for result in results]
@@ -230,41 +199,41 @@ def _no_loss(read: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     return read.new_zeros(()), torch.ones((), dtype=torch.int, device=read.device), {"read": read.clone()}
 
 
-def _backward(model: list[Any], judged: list[_Judged], total: int, *common: Any) -> list[float]:
+def _backward(batches: list[_DraftedBatch], total: int, common: _Common) -> list[float]:
     """Gradients of the mean over all blocks of the step.
 
     Returns:
         The global means of loss, KL, TV and cross-entropy, the number of accepted drafts, that in blocks which were
         drafted greedily, and the number of these.
     """
-    results = run_passes(model, [_scored_pass(one, total, *common) for one in judged], _forward, forward_only=False)
+    passes = [_scored_pass(batch, total, common) for batch in batches]
+    results = run_passes(common.model, passes, _forward, forward_only=False)
     streams.clear()
     counted = parallel_state.get_tensor_model_parallel_rank() == 0
     own = [result["terms"] for result in results if counted]
-    return sum_over_world((torch.stack(own).sum(0) if own else torch.zeros(7)).tolist(), common[1].device)
+    return sum_over_world((torch.stack(own).sum(0) if own else torch.zeros(7)).tolist(), common.settings.device)
 
 
-def _scored_pass(
-    one: _Judged, total: int, vocabulary: VocabularyShard, settings: DrafterSettings, rotary: RotaryEmbedding
-) -> Pass:
-    """The draft again, scored where it was accepted and where it first was not."""
-    assert one.seeds is not None
-    # Stages before the last one read no row.
-    scored, verdict_rows = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    if one.acceptance is not None:
-        scored, verdict_rows = one.acceptance.scored.cpu(), one.hidden[0][one.acceptance.scored]
-    readout = partial(_losses, vocabulary, settings, verdict_rows)
-    draft = draft_pass(one.blocks, one.seeds, scored, readout, settings, rotary)
-    return replace(draft, loss=partial(_share_of_loss, one, total))
+def _scored_pass(batch: _DraftedBatch, total: int, common: _Common) -> Pass:
+    """The draft pass again, scored at the accepted drafts and the first mismatch of each block."""
+    assert batch.seeds is not None
+    # Pipeline stages before the last one read no row.
+    scored, target_rows = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    if batch.acceptance is not None:
+        scored, target_rows = batch.acceptance.scored.cpu(), batch.hidden[0][batch.acceptance.scored]
+    settings = common.settings
+    readout = partial(draft_losses, common.vocabulary, settings.chunk_rows, settings.adapter, target_rows)
+    draft = draft_pass(batch.blocks, batch.seeds, scored, readout, settings, common.rotary)
+    return replace(draft, loss=partial(_loss_function, batch, total))
 
 
-def _share_of_loss(one: _Judged, total: int, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """This micro-batch's share of the mean over all blocks; see `forward_backward` about what is divided and cloned."""
-    assert one.acceptance is not None
-    weights = one.acceptance.weights / max(total, 1)
+def _loss_function(batch: _DraftedBatch, total: int, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """This micro-batch's part of the mean over all blocks; see `forward_backward` about what is divided and cloned."""
+    assert batch.acceptance is not None
+    weights = batch.acceptance.weights / max(total, 1)
     terms = (rows * weights[:, None]).sum(0)
-    greedy = one.blocks.greedy[one.blocks.first].to(rows.device)
-    accepted = one.acceptance.accepted
+    greedy = batch.blocks.greedy[batch.blocks.first].to(rows.device)
+    accepted = batch.acceptance.accepted
     counts = torch.stack([accepted.sum(), accepted[greedy].sum(), greedy.sum()])
     kept = {"terms": torch.cat([terms.detach().double(), counts.double()])}
     return terms[LOSS], torch.ones((), dtype=torch.int, device=rows.device), kept
