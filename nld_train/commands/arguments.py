@@ -31,7 +31,7 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=1,
             metavar="N",
-            help=f"cut {cut} of a Megatron checkpoint over so many processes of torchrun (default: 1)",
+            help=f"split {cut} of a Megatron checkpoint over so many processes of torchrun (default: 1)",
         )
 
 
@@ -48,7 +48,7 @@ def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True) -> N
     """--max-new-tokens, --batch-size and --block-length."""
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most new tokens (default: 128)")
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="most prompts at work at once (default: 16)"
+        "--batch-size", type=int, default=16, metavar="N", help="most sequences decoded together (default: 16)"
     )
     if block_length:
         parser.add_argument(
@@ -56,7 +56,8 @@ def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True) -> N
             type=int,
             default=32,
             metavar="B",
-            help="tokens per block of diffusion and linear, drafts per cycle of quadratic (default: 32)",
+            help="tokens per block of diffusion and linear (diffusion.block_size in training), drafts per cycle of "
+            "quadratic (default: 32)",
         )
 
 

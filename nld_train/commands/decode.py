@@ -20,7 +20,7 @@ from nld_train.commands.command import Command, Imported
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_layout(parser)
-    parser.add_argument("--mode", choices=MODES, help="how to decode")
+    parser.add_argument("--mode", choices=MODES, help="decode mode")
     parser.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
     add_prompts(parser)
     add_lengths(parser)
@@ -45,8 +45,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="W",
-        help="quadratic: share of the AR head in the token after the drafts; below 1 it is no longer AR's text "
-        "(default: 1)",
+        help="quadratic: weight of the AR head in the ensemble that predicts the bonus token; below 1 the text is no "
+        "longer AR's (default: 1)",
     )
 
 

@@ -12,7 +12,7 @@ from nld_train.commands.command import Command, Imported
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_layout(parser)
-    parser.add_argument("--mode", choices=MODES, required=True, help="how to read the weights")
+    parser.add_argument("--mode", choices=MODES, required=True, help="decode mode")
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -25,7 +25,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="rows that run together (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="sequences that run together (default: 16)"
+    )
     parser.add_argument(
         "--block-length",
         type=int,

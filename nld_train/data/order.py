@@ -211,7 +211,7 @@ def make_order(
     prefixes = [source.prefix for source in sources]
     for prefix in prefixes:
         if prefixes.count(prefix) > 1:
-            raise UserError(f"{prefix} stands twice in one blend: give it once, with the sum of its weights")
+            raise UserError(f"{prefix} occurs twice in one blend: give it once, with the sum of its weights")
     return StageOrder(
         seed=seed,
         blend=Blend([source.weight for source in sources]),

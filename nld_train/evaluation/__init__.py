@@ -1,1 +1,1 @@
-"""Whether the weights are getting better, in all the ways to read them."""
+"""Evaluation of the weights in every decode mode: while training, on prompts, and by lm-evaluation-harness."""

@@ -136,9 +136,9 @@ def test_a_stage_goes_on_where_the_one_before_stopped() -> None:
     assert anew["joint"].starts == (0, 0)
 
 
-def test_a_set_that_stands_twice_is_refused() -> None:
+def test_a_set_that_occurs_twice_is_refused() -> None:
     sets: Any = {"a": FakeSet("a", 30)}
-    with pytest.raises(UserError, match="stands twice"):
+    with pytest.raises(UserError, match="occurs twice"):
         make_order(1, [SourceConfig("a", 1), SourceConfig("a", 2)], sets)
 
 

@@ -178,7 +178,7 @@ class NldModel(TemplateLM):
         if any(self.source.description.mask_token_id in text for text in texts):
             raise UserError(
                 f"--tasks: a text of a task contains the mask token (id {self.source.description.mask_token_id}), "
-                "which stands for no text"
+                "which represents no text"
             )
 
     def figures(self) -> dict[str, Any]:
