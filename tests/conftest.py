@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from forked import owner_of_run
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+owner_of_run()  # decided before any worker starts
 
 # What takes longest begins first, so that no worker is left alone with it; what starts many processes comes after the
 # quickstart and what runs beside that.

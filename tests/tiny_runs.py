@@ -8,12 +8,12 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from forked import Finished
 
 TESTS = Path(__file__).parent
 # Large starting weights: with small ones every logit is near 0, and a wrong model would score like a right one.
@@ -94,16 +94,8 @@ def train_here(directory: Path, *overrides: str) -> Path:
     return directory
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
-
-    status: int
-    output: str
-
-
-def run_command(words: Sequence[str], timeout: float) -> Finished:
-    """Runs Python with some words and keeps both output streams in one; fails where it takes too long."""
+def run_python(words: Sequence[str], timeout: float) -> Finished:
+    """Starts an interpreter of its own, where the start is what is tested; keeps both output streams in one."""
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
     done = subprocess.run(
         [sys.executable, *words],
@@ -115,15 +107,6 @@ def run_command(words: Sequence[str], timeout: float) -> Finished:
         check=False,
     )
     return Finished(done.returncode, done.stdout)
-
-
-def torchrun(processes: int, words: Sequence[str], timeout: float) -> Finished:
-    """Runs a script or `-m module` in so many processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    done = run_command([*launcher, *words], timeout)
-    # What follows is the launcher's own account of a failure.
-    spoken = done.output.partition('\nTraceback (most recent call last):\n  File "<frozen runpy>"')[0]
-    return Finished(done.status, spoken)
 
 
 def records_of(directory: Path) -> list[dict[str, Any]]:

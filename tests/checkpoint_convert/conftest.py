@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared import shared_folder
 
 
 @pytest.fixture(scope="session")
@@ -12,7 +13,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run of both stages over prepared text."""
     from trained_runs import train
 
-    return train(tmp_path_factory.mktemp("trained"))
+    return shared_folder(tmp_path_factory, "trained-on-text", train) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +21,11 @@ def exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """The run in both formats."""
     from checkpoint_convert.exporting import export_checkpoint
 
-    folder = tmp_path_factory.mktemp("exports")
-    for output_format in ("nld", "ministral3"):
-        export_checkpoint(trained, folder / output_format, output_format, report=lambda _: None)
+    def export(folder: Path) -> None:
+        for output_format in ("nld", "ministral3"):
+            export_checkpoint(trained, folder / output_format, output_format, report=lambda _: None)
+
+    folder = shared_folder(tmp_path_factory, "exports-of-text", export)
     return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
 
 

@@ -1,4 +1,4 @@
-"""One of four processes (started by torchrun): loads sources under a layout, and saves them again.
+"""One of four processes (started by `run_ranks`): loads sources under a layout, and saves them again.
 
     conversion_worker.py FOLDER NAME...
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_ranks
 from hugging_face_sources import SOURCES, Source, read_tensors, write_source
 from test_conversion_round_trip import FORMATS, assert_same_bits, expected_tensors
 from torch import Tensor
@@ -29,19 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in SOURCES:
         write_source(folder / source.name / "source", source)
         import_checkpoint(folder / source.name / "source", folder / source.name / "imported")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=4",
-        str(WORKER),
-        str(folder),
-    ]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    names = [source.name for source in SOURCES]
-    done = subprocess.run([*launch, *names], capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr[-20000:]
+    done = run_ranks(4, [str(WORKER), str(folder), *(source.name for source in SOURCES)], timeout=500)
+    assert done.status == 0, done.output[-20000:]
     return folder
 
 

@@ -13,6 +13,7 @@ import torch
 from converted_models import causal_logits, config_of, load_model, save_model
 from hugging_face_sources import SOURCES, TEXT, Source, named, read_tensors, write_source
 from test_conversion_round_trip import assert_same_bits, expected_tensors
+from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
 
@@ -26,6 +27,7 @@ from nld_train.model.rotary import inverse_frequencies
 pytestmark = pytest.mark.usefixtures("groups")
 # The original length of the rotary embedding is 16: three quarters of the positions are beyond it.
 TOKENS = torch.randint(4, 66, (1, 64), generator=torch.Generator().manual_seed(5))
+ADDITIONS = forward_additions(TEXT, 64)
 ROPES = {
     "yarn": TEXT["rope_parameters"],
     "released": {**TEXT["rope_parameters"], "factor": 16.0, "mscale_all_dim": 1.0},
@@ -63,13 +65,13 @@ def test_logits_agree_on_source_import_and_export(rope: str, tied: bool, tmp_pat
     import_checkpoint(tmp_path / "source", tmp_path / "imported")
     config = config_of(tmp_path / "imported")
     (model,) = load_model(config, tmp_path / "imported")
-    torch.testing.assert_close(causal_logits(config, model, TOKENS), oracle, rtol=1e-5, atol=1e-5)
+    assert_close_to_rounding(causal_logits(config, model, TOKENS), oracle, ADDITIONS)
 
     export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
     assert torch.equal(transformers_logits(tmp_path / "out"), oracle)
     export_checkpoint(tmp_path / "imported", tmp_path / "nld", "nld")
     found = transformers_logits(tmp_path / "nld", NemotronLabsDiffusionModel)
-    torch.testing.assert_close(found, oracle, rtol=1e-5, atol=1e-5)
+    assert_close_to_rounding(found, oracle, ADDITIONS)
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -97,7 +99,8 @@ def test_layer_by_layer_logits_are_those_of_transformers(tmp_path: Path) -> None
     write_source(tmp_path / "source", named("fp32"))
     weights = open_weights(tmp_path / "source")
     blocks = logit_blocks(weights, TOKENS, torch.arange(64)[None], weights.dtype)
-    torch.testing.assert_close(torch.cat(list(blocks), dim=1), transformers_logits(tmp_path / "source"))
+    found = torch.cat(list(blocks), dim=1)
+    assert_close_to_rounding(found, transformers_logits(tmp_path / "source"), ADDITIONS)
 
 
 def test_fp8_unfolds_as_in_transformers(tmp_path: Path) -> None:
@@ -148,4 +151,4 @@ def test_what_transformers_itself_saves_of_the_wrapper_is_imported(tmp_path: Pat
     (model,) = load_model(run, tmp_path / "imported")
     with torch.no_grad():
         expected = wrapper(TOKENS).logits[0]
-    torch.testing.assert_close(causal_logits(run, model, TOKENS), expected, rtol=1e-5, atol=1e-5)
+    assert_close_to_rounding(causal_logits(run, model, TOKENS), expected, ADDITIONS)

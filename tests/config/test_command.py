@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Finished, run_forked
 
 HEAVY = ("torch", "megatron", "transformers", "transformer_engine", "numpy", "wandb", "datasets", "matplotlib")
 # Runs the command, then says on the error stream which heavy packages it imported.
@@ -31,8 +32,9 @@ def _run(directory: Path, *words: str, **environment: str) -> subprocess.Complet
     )
 
 
-def _train(directory: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return _run(directory, "-m", "nld_train.train", *overrides, **environment)
+def _train(directory: Path, *overrides: str, **environment: str) -> Finished:
+    variables = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return run_forked(["-m", "nld_train.train", *overrides], 60, directory, {**variables, **environment}, apart=True)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_dry_run_prints_the_plan_and_imports_nothing_heavy(tmp_path: Path, exper
 
 
 def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
-    done = _train(tmp_path, "--help")
+    done = _run(tmp_path, "-m", "nld_train.train", "--help")
     assert done.returncode == 0
     for piece in ("ablation_8b, paper_14b, paper_3b, paper_8b, quickstart", "global_size: 8", "run.dry=true"):
         assert piece in done.stdout
@@ -76,21 +78,21 @@ def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(tmp_path: Path, overrides: list[str], pieces: list[str]) -> None:
     done = _train(tmp_path, *overrides)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+    assert done.status == 2
+    assert done.output == ""
+    assert done.errors.startswith("error: ")
+    assert done.errors.count("\n") == 1
     for piece in pieces:
-        assert piece in done.stderr
+        assert piece in done.errors
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_process_of_many_speaks(tmp_path: Path) -> None:
     first = _train(tmp_path, RANK="0", WORLD_SIZE="3")
     other = _train(tmp_path, RANK="1", WORLD_SIZE="3")
-    assert (first.returncode, other.returncode) == (2, 2)
-    assert first.stderr.startswith("error: batch.global_size=8: ")
-    assert other.stderr == other.stdout == ""
+    assert (first.status, other.status) == (2, 2)
+    assert first.errors.startswith("error: batch.global_size=8: ")
+    assert other.errors == other.output == ""
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
@@ -98,8 +100,8 @@ def test_sweep_plans_each_job_in_a_folder_of_its_own(tmp_path: Path, place: int)
     words = ["stages.joint.alpha=0.1,0.3", "run.dir=here", "run.dry=true"]
     words.insert(place, "--multirun")
     done = _train(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Plan of quickstart") == 2
+    assert done.status == 0, done.errors
+    assert done.output.count("Plan of quickstart") == 2
     for alpha in ("0.1", "0.3"):
-        assert f" here/stages.joint.alpha-{alpha} " in done.stdout
+        assert f" here/stages.joint.alpha-{alpha} " in done.output
     assert list(tmp_path.iterdir()) == []

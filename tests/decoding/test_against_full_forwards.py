@@ -6,6 +6,8 @@ import pytest
 import torch
 from naive_decoding import Chooser, Naive, Reader, at_least, diffusion, linear, lowest_entropy, quadratic
 from tiny_models import LENGTHS, MASK, CountingEngine
+from tiny_shape import SHAPE
+from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -101,7 +103,7 @@ def check_logits(found: Tensor, expected: Tensor) -> None:
     """Equal but for the mask's, which the engine does not hide yet."""
     found = found.clone()
     found[:, MASK] = float("-inf")
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    assert_close_to_rounding(found, expected, forward_additions(SHAPE, 64))
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])

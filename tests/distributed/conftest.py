@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from parity_cases import Case
 from process_groups import Outcomes
+from shared import shared_folder
 from tiny_runs import write_token_set
 
 
 @pytest.fixture(scope="session")
 def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
+    folder = shared_folder(tmp_path_factory, "tokens", lambda folder: write_token_set(folder / "train", seed=1))
+    return str(folder / "train")
 
 
 @pytest.fixture(scope="module")

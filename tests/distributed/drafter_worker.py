@@ -1,4 +1,4 @@
-"""One process of a group that takes drafter steps under several layouts (started by torchrun).
+"""One process of a group that takes drafter steps under several layouts (started by `run_ranks`).
 
     drafter_worker.py CASES.json RESULTS.json
 

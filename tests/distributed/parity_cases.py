@@ -12,6 +12,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 
 STEPS = 2
+MODEL = compose_config(list(TINY_MODEL)).model
 Kind = Literal["train", "naive", "validation", "gradients", "nan weight", "infinite gradient"]
 AVERAGINGS = ("global", "contributing", "masked", "sequence")
 

@@ -1,4 +1,4 @@
-"""One process of a group that trains many cases, one after another (started by torchrun).
+"""One process of a group that trains many cases, one after another (started by `run_ranks`).
 
     parity_worker.py CASES.json RESULTS.jsonl
 

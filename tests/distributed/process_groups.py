@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_ranks
 from parity_cases import Case
-from tiny_runs import torchrun
 
 from nld_train.config.load import config_to_dict
 
@@ -45,7 +45,7 @@ class Outcomes:
         ]
         cases_path, results_path = self.folder / f"cases{world}.json", self.folder / f"results{world}.jsonl"
         cases_path.write_text(json.dumps(described))
-        done = torchrun(world, [str(WORKER), str(cases_path), str(results_path)], timeout=60 + 20 * len(cases))
+        done = run_ranks(world, [str(WORKER), str(cases_path), str(results_path)], timeout=60 + 20 * len(cases))
         self.failures[world] = done.output[-6000:]
         for line in results_path.read_text().splitlines() if results_path.exists() else ():
             result = json.loads(line)

@@ -1,4 +1,4 @@
-"""One process of a group in which the disk refuses a file to rank 0 (started by torchrun).
+"""One process of a group in which the disk refuses a file to rank 0 (started by `run_ranks`).
 
 refused_worker.py CONFIG.yaml OWNER FUNCTION
 """

@@ -1,4 +1,4 @@
-"""One process of a group that trains several runs, one after another (started by torchrun).
+"""One process of a group that trains several runs, one after another (started by `run_ranks`).
 
 runs_worker.py CONFIG.yaml ...
 """

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from forked import run_ranks
 from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
-from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides, torchrun
+from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
 
 from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict
@@ -78,7 +79,7 @@ class Groups:
             described.append({"name": "naive", "config": self._config(ALONE[0]), "naive": True})
         paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
         paths[0].write_text(json.dumps(described))
-        done = torchrun(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
+        done = run_ranks(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
         assert done.status == 0, done.output[-6000:]
         results: dict[str, Any] = json.loads(paths[1].read_text())
         return results

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from forked import run_ranks
 from parity_cases import DP2, PP2, TP2, TP2_PP2, Case
 from process_groups import Outcomes
-from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides, newest_checkpoint, records_of, torchrun, two_stages
+from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides, newest_checkpoint, records_of, two_stages
 
 WEIGHTS = [Case(layout, "joint", kind="nan weight") for layout in (DP2, TP2, PP2)]
 FOUR = Case(TP2_PP2, "joint", kind="nan weight")
@@ -37,7 +38,7 @@ def test_a_diverged_run_leaves_its_last_checkpoint(token_set: str, tmp_path: Pat
     """The learning rate rises to 1e30: the first step, with half of it, makes weights that overflow in the second."""
     rates = [f"stages.ar.schedule.{name}=1e30" for name in ("learning_rate", "final_learning_rate")]
     overrides = [*TINY_MODEL, *data_overrides(token_set), *two_stages(4, 4), *rates, "checkpoint.every=1"]
-    done = torchrun(2, ["-m", "nld_train.train", *overrides, f"run.dir={tmp_path}"], timeout=240)
+    done = run_ranks(2, ["-m", "nld_train.train", *overrides, f"run.dir={tmp_path}"], timeout=240)
     assert done.status != 0
     errors = [line for line in done.output.splitlines() if line.startswith("error: ")]
     assert errors

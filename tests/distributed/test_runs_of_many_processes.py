@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Finished, run_ranks
 from tiny_runs import (
     STEP_TOKENS,
     TINY_MODEL,
-    Finished,
     data_overrides,
     newest_checkpoint,
     records_of,
     saved_tensors,
-    torchrun,
     train_here,
     two_stages,
 )
@@ -92,7 +91,7 @@ def start_all(processes: int, starts: Sequence[Start], settings: Sequence[str], 
     for number, start in enumerate(starts):
         paths.append(folder / f"{processes}-{number}.yaml")
         paths[-1].write_text(config_to_yaml(compose_config([*(start.settings or settings), *start.overrides(folder)])))
-    done = torchrun(processes, [str(WORKER), *map(str, paths)], timeout=550)
+    done = run_ranks(processes, [str(WORKER), *map(str, paths)], timeout=550)
     assert done.status == 0, done.output
     return done
 
@@ -238,7 +237,7 @@ def assert_same_losses(found: Path, expected: Path, steps: int) -> None:
 def test_a_world_that_does_not_fit(
     settings: tuple[str, ...], tmp_path: Path, processes: int, override: str, said: str
 ) -> None:
-    done = torchrun(
+    done = run_ranks(
         processes, ["-m", "nld_train.train", *settings, override, f"run.dir={tmp_path / 'run'}"], timeout=60
     )
     assert done.status != 0

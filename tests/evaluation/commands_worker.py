@@ -1,4 +1,4 @@
-"""One process of a group that runs several commands, one after another (started by torchrun).
+"""One process of a group that runs several commands, one after another (started by `run_ranks`).
 
     commands_worker.py COMMANDS.json
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from reading_commands import FEW, PROMPTS, Decoded, Main, Report
 from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
+from shared import shared_folder
 
 from nld_train.commands import acceptance
 
@@ -16,14 +17,16 @@ from nld_train.commands import acceptance
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`corpus-train`, `corpus-validation` and `tokenizer`, as `nld-data prepare` writes them."""
+    return shared_folder(tmp_path_factory, "corpus-of-words", prepare)
+
+
+def prepare(folder: Path) -> None:
     from nld_train.commands.data import main
 
-    folder = tmp_path_factory.mktemp("corpus")
     lines = (" ".join(WORDS[(number * step) % len(WORDS)] for step in range(3, 12)) for number in range(120))
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     words = ["prepare", str(folder / "corpus.txt"), "--out", str(folder), "--documents-per", "line"]
     assert main([*words, "--validation", "0.3", "--workers", "1"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,9 @@ def settings(corpus: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def trained(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(*settings, f"run.dir={tmp_path_factory.mktemp('trained')}", hooked=True)
+    return shared_folder(
+        tmp_path_factory, "run-that-decodes", lambda folder: train(*settings, f"run.dir={folder}", hooked=True)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +59,10 @@ def trained_export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The export of `trained`."""
     from checkpoint_convert.exporting import export_checkpoint
 
-    folder = tmp_path_factory.mktemp("exports") / "export"
-    export_checkpoint(trained, folder, "nld")
-    return folder
+    exports = shared_folder(
+        tmp_path_factory, "export-that-decodes", lambda folder: export_checkpoint(trained, folder / "export", "nld")
+    )
+    return exports / "export"
 
 
 @pytest.fixture(scope="session")

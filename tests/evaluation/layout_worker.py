@@ -1,4 +1,4 @@
-"""One process of a group that makes runs, one after another: `layout_worker.py RUNS.json`. Started by torchrun.
+"""One process of a group that makes runs, one after another: `layout_worker.py RUNS.json`. Started by `run_ranks`.
 
 The file holds a list of objects: `overrides` is a list of settings, `hooked` says whether the run decodes.
 """

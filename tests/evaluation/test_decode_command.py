@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from rich.console import Console
-from tiny_runs import newest_checkpoint, run_command
+from tiny_runs import newest_checkpoint, run_python
 
 from nld_train.commands.decode import main
 from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
@@ -200,7 +200,7 @@ def test_the_table_has_one_line_per_mode(
 def test_reading_an_export_says_nothing_else(export: Path) -> None:
     """Nor does a library beneath: in a process of its own, since libraries say some things once."""
     words = ["-m", "nld_train.commands.decode", str(export), "--prompt", "seven times", "--mode", "ar", *SHORT]
-    done = run_command(words, timeout=120)
+    done = run_python(words, timeout=120)
     assert done.status == 0
     assert done.output.startswith("seven times")
     assert done.output.splitlines()[-1].startswith("ar: ")

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from forked import run_ranks
 from runs_that_decode import assert_same_training, decodings, train
-from tiny_runs import records_of, torchrun
+from tiny_runs import records_of
 
 # That a model decodes the same under every layout is also a matter of tests/distributed, every day.
 pytestmark = pytest.mark.long
@@ -53,7 +54,7 @@ def by_layout(
         for name, (overrides, hooked) in runs.items()
     ]
     (folder / "runs.json").write_text(json.dumps(described))
-    done = torchrun(2, [str(WORKER), str(folder / "runs.json")], timeout=500)
+    done = run_ranks(2, [str(WORKER), str(folder / "runs.json")], timeout=500)
     (folder / "output").write_text(done.output)
     assert done.status == 0, done.output[-6000:]
     return {name: folder / name for name in runs}

@@ -12,6 +12,7 @@ import torch
 from runs_that_decode import train
 from test_harness import TASKS
 from tiny_runs import newest_checkpoint
+from tolerance import assert_close_to_rounding, forward_additions
 
 from nld_train.commands import eval as evaluate
 from nld_train.commands.decode import main
@@ -130,7 +131,7 @@ def test_an_export_drafts_with_it_in_plain_transformers(export: Path, learned: P
         for layer in range(4):
             down, up = (tensors[name] for name in tensor_names(layer))
             model.encoder.layers[layer].self_attn.o_proj.weight += 8 / 4 * up @ down
-        torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
+        assert_close_to_rounding(found, model(ids).logits, forward_additions(model.config, 4))
 
 
 def other_adapter(folder: Path, learned: Path, change: str) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_ranks
 from rich.console import Console
-from tiny_runs import torchrun
 
 from nld_train.commands import decode, eval
 
@@ -176,7 +176,7 @@ def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tm
         checkpoint = tmp_path / "export"
         export_checkpoint(trained, checkpoint, "nld")
     output = tmp_path / "results.json"
-    done = torchrun(2, ["-m", "nld_train.commands.eval", *words(checkpoint, "diffusion", output)], timeout=200)
+    done = run_ranks(2, ["-m", "nld_train.commands.eval", *words(checkpoint, "diffusion", output)], timeout=200)
     assert done.status == 0, done.output[-4000:]
     assert done.output.count("|local_choice") == 1
     same(results["diffusion"], json.loads(output.read_text()))

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_ranks
 from reading_commands import FEW, refusal
 from test_harness import same, words
-from tiny_runs import torchrun
 
 from nld_train.commands import decode, eval
 
@@ -33,7 +33,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 def run_group(processes: int, commands: list[dict[str, Any]], folder: Path) -> str:
     described = folder / f"commands{processes}.json"
     described.write_text(json.dumps(commands))
-    done = torchrun(processes, [str(WORKER), str(described)], timeout=400)
+    done = run_ranks(processes, [str(WORKER), str(described)], timeout=400)
     assert done.status == 0, done.output[-6000:]
     return done.output
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--draws", "12", "--length", "64", "--layers", "1", "--train-steps", "12", "--levels", "independent"]
 
 
 def test_global_averaging_has_far_less_gradient_variance_than_sequence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.averaging", *SMALL, "--results", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    done = run_forked(["-m", "benchmarks.averaging", *SMALL, "--results", str(tmp_path)], 300, ROOT)
+    assert done.status == 0, done.output
     kept = json.loads((tmp_path / "averaging.json").read_text())
     assert kept["command"].endswith(" ".join([*SMALL, "--results", str(tmp_path)]))
     ratios = {

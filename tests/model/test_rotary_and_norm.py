@@ -8,6 +8,7 @@ import naive
 import pytest
 import torch
 from oracle import hugging_face_config, tiny_config
+from tolerance import assert_close_to_rounding
 from transformers.models.ministral3.modeling_ministral3 import (
     Ministral3RMSNorm,
     Ministral3RotaryEmbedding,
@@ -56,7 +57,7 @@ def test_cosines_and_sines_are_transformers(name: str) -> None:
     found = RotaryEmbedding(model, CPU).cosine_and_sine(positions, torch.float32)
     assert found[0].shape == (1, len(POSITIONS), model.head_dim)
     for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+        assert_close_to_rounding(got, want, 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -147,4 +148,4 @@ def test_rms_norm_is_transformers(epsilon: float, size: float) -> None:
         ours.weight.copy_(torch.randn(40, generator=generator))
         theirs.weight.copy_(ours.weight)
     hidden = size * torch.randn(5, 3, 40, generator=generator)
-    torch.testing.assert_close(ours(hidden), theirs(hidden), rtol=1e-5, atol=1e-6)
+    assert_close_to_rounding(ours(hidden), theirs(hidden), 40)

@@ -8,6 +8,7 @@ import naive
 import pytest
 import torch
 from oracle import logits, pair, tiny_config
+from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
 
 from nld_train.config.schema import Config
@@ -82,7 +83,7 @@ def test_the_clean_half_is_the_ar_forward(attention: str, documents: Sequence[in
     config, model, tokens = model_and_tokens(attention, length)
     joint = logits(config, model, tokens, torch.tensor([documents]), two_streams=True)[:, length:]
     alone = logits(config, model, tokens[:, length:], torch.tensor([documents]), two_streams=False)
-    torch.testing.assert_close(joint, alone, rtol=1e-6, atol=2e-6)
+    assert_close_to_rounding(joint, alone, forward_additions(config.model, length))
 
 
 @torch.no_grad()
@@ -95,7 +96,7 @@ def test_a_packed_document_is_the_document_alone() -> None:
         places = [place for place in range(length) if THREE_DOCUMENTS[place] == name]
         both = [*places, *(place + length for place in places)]
         own = logits(config, model, tokens[:, both], torch.tensor([[0] * len(places)]), two_streams=True)[0]
-        torch.testing.assert_close(packed[both], own, rtol=1e-6, atol=5e-6)
+        assert_close_to_rounding(packed[both], own, forward_additions(config.model, length))
 
 
 @torch.no_grad()
@@ -109,4 +110,4 @@ def test_rows_of_a_micro_batch_do_not_mix() -> None:
     together = logits(config, model, tokens, torch.tensor(rows), two_streams=True)
     for row, documents in enumerate(rows):
         alone = logits(config, model, tokens[row : row + 1], torch.tensor([documents]), two_streams=True)
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-6, atol=5e-6)
+        assert_close_to_rounding(together[row : row + 1], alone, forward_additions(config.model, 18))

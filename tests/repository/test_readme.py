@@ -1,4 +1,6 @@
-"""Every command of the README and the docs runs, shortened as `documented_commands` says.
+"""Every command of the README and the docs runs in a shell, shortened as `documented_commands` says.
+
+The shell is a real one; our commands in it are forked from a process that has imported everything (`forked_command`).
 
 `make quickstart` runs in `test_quickstart.py`, with nothing shortened.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from documented_commands import Block, blocks, copy_checkout, shorten
+from forked_command import make_commands
 
 BLOCKS = list(blocks())
 UNSHORTENED = [block for block in BLOCKS if block.commands == ("make quickstart",)]
@@ -21,10 +24,12 @@ RESUMED = [block for block in BLOCKS if any("run.max_steps" in command for comma
 OTHERS = [block for block in BLOCKS if block not in UNSHORTENED + RESUMED]
 
 
-def _environment() -> Mapping[str, str]:
-    """The user's, without a trace of the test; the commands of this Python come first."""
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """The user's, without a trace of the test; forked stand-ins for our commands come first, then this Python's."""
+    commands = make_commands(tmp_path_factory.mktemp("commands") / "bin")
     kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "VIRTUAL_ENV")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), kept["PATH"]])
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
 
 
@@ -46,12 +51,12 @@ def _run(command: str, folder: Path, environment: Mapping[str, str], timeout: in
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
     """A clone in which a user has made the quickstart's corpus, and has a corpus of their own."""
     folder = copy_checkout(tmp_path_factory.mktemp("clone"))
     texts = [f"{number} times seven is {7 * number}, and that is all there is to it.\n" * 20 for number in range(200)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    _run("nld-data prepare stdlib --out data/stdlib", folder, _environment(), 300)
+    _run("nld-data prepare stdlib --out data/stdlib", folder, environment, 300)
     return folder
 
 
@@ -67,18 +72,18 @@ def test_there_are_commands() -> None:
     "block",
     [pytest.param(block, marks=[pytest.mark.long] if block.trains else [], id=block.name) for block in OTHERS],
 )
-def test_block_runs(checkout: Path, block: Block) -> None:
+def test_block_runs(checkout: Path, environment: Mapping[str, str], block: Block) -> None:
     # One shell for a block, so that what it exports counts for the lines after it.
     lines = "\n".join(shorten(command) for command in block.commands)
-    _run(lines, checkout, _environment(), 600)
+    _run(lines, checkout, environment, 600)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.name) for block in RESUMED])
-def test_interrupted_run_goes_on(checkout: Path, block: Block) -> None:
+def test_interrupted_run_goes_on(checkout: Path, environment: Mapping[str, str], block: Block) -> None:
     steps = []
     for command in block.commands:
-        _run(shorten(command), checkout, _environment(), 300)
+        _run(shorten(command), checkout, environment, 300)
         lines = (checkout / "runs/interrupted/metrics.jsonl").read_text().splitlines()
         steps.append([json.loads(line)["step"] for line in lines])
     assert steps == [[1, 2, 3], [1, 2, 3, 4]]

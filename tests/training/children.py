@@ -1,56 +1,22 @@
-"""Runs in processes of their own that can be signalled and killed. A fork server imports the heavy libraries once."""
+"""Runs in processes of their own that can be signalled and killed."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from forked import Forked, rank_environments
 
-PRELOADED = [
-    "torch",
-    "hydra",
-    "matplotlib.pyplot",
-    "nld_train.train",
-    "nld_train.config.validate",
-    "nld_train.evaluation.decoding_hook",
-    "nld_train.training.loop.run",
-]
 # What changes files, under the names of Python's audit events.
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 PATIENCE = 120  # seconds until something that must happen has not happened
-
-_started: list[Any] = []
-
-
-@contextmanager
-def fork_server() -> Iterator[None]:
-    """A fork server that has imported the training. Another one, started for data workers, makes room for it.
-
-    Children that a failed test leaves behind are killed at the end.
-    """
-    server: Any = forkserver._forkserver
-    server._stop()
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-    try:
-        yield
-    finally:
-        for process in _started:
-            process.kill()
-            process.join()
-        _started.clear()
-        server._stop()
 
 
 class Child:
@@ -80,27 +46,27 @@ class Child:
         self.log = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.log")
         self.operations = self.log.with_suffix(".json")
         words = [f"run.dir={directory}", *overrides]
-        arguments = (words, self.log, self.operations, kill_before, pause_before, dict(environment or {}))
-        self.process = multiprocessing.get_context("forkserver").Process(target=_train, args=arguments)
-        self.process.start()
-        _started.append(self.process)
+        request = json.dumps([words, str(self.operations), kill_before, pause_before])
+        with self.log.open("a") as log:
+            self.process = Forked(
+                ["call", "children", "train_watched", request], log, environment={**os.environ, **(environment or {})}
+            )
 
     def wait(self) -> int:
         """Waits for its end; returns its exit code, negative where a signal ended it."""
-        self.process.join(PATIENCE)
-        if self.process.exitcode is None:
-            self.process.kill()
+        code = self.process.poll(PATIENCE)
+        if code is None:
+            self.process.kill_group()
             raise AssertionError(f"still running:\n{self.said()}")
-        return self.process.exitcode
+        return code
 
     def wait_until(self, happened: Callable[[], bool]) -> bool:
         """Waits until something has happened; False where the process ended before."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
             assert time.monotonic() < deadline, self.said()
-            if self.process.exitcode is not None:
+            if self.process.poll(0.001) is not None:
                 return happened()
-            time.sleep(0.001)
         return True
 
     def wait_for_step(self, step: int) -> None:
@@ -112,17 +78,11 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Sends it a signal."""
-        os.kill(self.identity, number)
+        self.process.signal(number)
 
     def signal_group(self, number: int) -> None:
         """Sends a signal to it and to all processes that it has started."""
-        os.killpg(self.identity, number)
-
-    @property
-    def identity(self) -> int:
-        """Of the process, and of its group."""
-        assert self.process.pid is not None
-        return self.process.pid
+        self.process.signal_group(number)
 
     def said(self) -> str:
         """What it has printed."""
@@ -131,41 +91,21 @@ class Child:
 
 def ranks(number: int, directory: Path, overrides: Sequence[str], **of_the_first: Any) -> list[Child]:
     """The processes of one run, as torchrun would start them; the first one has what else `Child` takes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        Child(
-            directory,
-            overrides,
-            environment={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            **(of_the_first if rank == 0 else {}),
-        )
-        for rank in range(number)
+        Child(directory, overrides, environment=environment, **(of_the_first if rank == 0 else {}))
+        for rank, environment in enumerate(rank_environments(number))
     ]
 
 
-def _train(
-    overrides: list[str],
-    log: Path,
-    operations: Path,
-    kill_before: int,
-    pause_before: str | None,
-    environment: dict[str, str],
-) -> None:
-    os.setsid()
-    os.environ.update(environment)
-    streams = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(streams, 1)
-    os.dup2(streams, 2)
-    torch.set_num_threads(1)
+def train_watched(overrides: list[str], operations: str, kill_before: int, pause_before: str | None) -> int:
+    """In the process of a `Child`: trains, and writes down the file operations."""
     done = _watch_files(kill_before, pause_before)
     from nld_train.commands.train import main
 
     sys.argv = ["nld-train", *overrides]
     status = main()
-    operations.write_text(json.dumps(done))
-    sys.exit(status)
+    Path(operations).write_text(json.dumps(done))
+    return status
 
 
 def _watch_files(kill_before: int, pause_before: str | None) -> list[str]:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shared import shared_folder
 from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, write_token_set
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 
 @pytest.fixture(scope="session")
 def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_token_set(tmp_path_factory.mktemp("tokens") / "train", seed=1)
+    folder = shared_folder(tmp_path_factory, "tokens", lambda folder: write_token_set(folder / "train", seed=1))
+    return str(folder / "train")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +38,7 @@ def train(settings: tuple[str, ...]) -> Train:
 @pytest.fixture(scope="session")
 def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
-    return train(tmp_path_factory.mktemp("whole"))
+    return shared_folder(tmp_path_factory, "whole-run", train)
 
 
 @pytest.fixture

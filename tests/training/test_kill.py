@@ -8,13 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from children import Child, fork_server
+from children import Child
 from run_equality import assert_same_run
 from tiny_runs import SHORT, records_of, short_stages
 
@@ -51,12 +50,6 @@ class Moment:
     step: int
     delay: float
     meaning: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with fork_server():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +98,7 @@ def test_twenty_killed_runs_go_on(never_stopped: Child, data: tuple[str, ...], t
 def kill_run(child: Child, moment: Moment) -> None:
     if not moment.operation:
         child.wait_for_step(moment.step)
-        child.process.join(moment.delay)
+        child.process.poll(moment.delay)
         child.process.kill()
     assert child.wait() == -signal.SIGKILL, f"{moment.meaning}\n{child.said()}"
 

@@ -6,11 +6,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import Child, fork_server, ranks
+from children import Child, ranks
 from run_equality import assert_same_run
 from tiny_runs import SHORT, newest_checkpoint, records_of, short_stages
 from training_runs import Train
@@ -25,12 +24,6 @@ SETTINGS = (*SHORT, *short_stages(STEPS // 2, STEPS // 2), "checkpoint.every=100
 # The first of the weight files, which another thread writes, and the naming of the newest.
 FIRST_SHARD, LATEST = r"open .*\.distcp", r"open .*/\.latest"
 REQUEUE, INTERRUPT = 75, 130
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with fork_server():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +90,7 @@ def test_a_second_interrupt_leaves_at_once(
     child.wait_for_step(2)
     child.signal(signal.SIGINT)
     assert child.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/step_*")))
-    child.process.join(0.5)
-    assert child.process.exitcode is None, "the interrupt that saves does not wait for the checkpoint"
+    assert child.process.poll(0.5) is None, "the interrupt that saves does not wait for the checkpoint"
     leave_at_once(child)
     assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
     assert_same_run(train(tmp_path / "run", *SETTINGS), never_stopped)
@@ -131,11 +123,10 @@ def test_a_second_interrupt_leaves_a_rank_that_waits_for_another(data: tuple[str
     first.wait_for_step(2)
     second.signal(signal.SIGINT)
     assert first.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/*.tmp")))
-    second.process.join(2)
-    assert second.process.exitcode is None, second.said()
+    assert second.process.poll(2) is None, second.said()
     leave_at_once(second)
-    first.process.kill()
-    first.process.join()
+    first.process.kill_group()
+    assert first.wait() == -signal.SIGKILL
 
 
 def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
