@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python -m
 OVERRIDES ?=
 # More arguments for pytest, e.g. ARGUMENTS="-k noise".
 ARGUMENTS ?=
-# Test processes side by side. The tests of one file stay in one process, for the runs that they share.
+# Test processes side by side. `tests/balance.py` says what each of them runs.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help

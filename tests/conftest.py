@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from balance import ByFile, Recorder, arrange
 from forked import owner_of_run
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -15,13 +18,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 owner_of_run()  # decided before any worker starts
 
-# What takes longest begins first, so that no worker is left alone with it; what starts many processes comes after the
-# quickstart and what runs beside that.
-FIRST = ("test_quickstart.py", "test_readme.py", "test_layout_parity.py", "test_runs_of_many_processes.py")
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record-durations", action="store_true", help="write tests/durations.json anew")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(Recorder())
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    arrange(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,10 +22,10 @@ import socket
 import struct
 import sys
 import threading
+import tomllib
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +245,16 @@ def _run_words(words: list[str]) -> None:
         sys.path.insert(0, str(Path(first).resolve().parent))
         runpy.run_path(first, run_name="__main__")
     else:
-        (command,) = entry_points(group="console_scripts", name=first)
+        module, _, function = console_scripts()[first].partition(":")
         sys.argv = [first, *rest]
-        raise SystemExit(command.load()())
+        raise SystemExit(getattr(importlib.import_module(module), function)())
+
+
+def console_scripts() -> dict[str, str]:
+    """`MODULE:FUNCTION` of each command of this project."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    scripts: dict[str, str] = project["scripts"]
+    return scripts
 
 
 def _exit_code(code: Any) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from fork_server import console_scripts
 from forked import TESTS, Forked, end_group, rank_environments, wait_for_group
 
 OURS = ("nld_train", "checkpoint_convert", "benchmarks")
@@ -22,11 +23,8 @@ TIMEOUT = 600.0
 
 def make_commands(folder: Path) -> Path:
     """Writes a stand-in for each command of this project, for `python` and for `torchrun`; returns the folder."""
-    from importlib.metadata import entry_points
-
     folder.mkdir()
-    own = [command.name for command in entry_points(group="console_scripts") if command.value.startswith(OURS)]
-    for name in (*own, "python", "torchrun"):
+    for name in (*console_scripts(), "python", "torchrun"):
         path = folder / name
         path.write_text(SCRIPT.format(python=sys.executable, tests=str(TESTS), name=name))
         path.chmod(0o755)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from forked import Finished
 
@@ -82,15 +86,35 @@ def short_stages(ar_steps: int, joint_steps: int) -> tuple[str, ...]:
     return two_stages(ar_steps, joint_steps, SHORT_STEP_TOKENS)
 
 
-def train_here(directory: Path, *overrides: str) -> Path:
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """What is trained inside makes its report and does not draw it, which takes as long as a tiny run itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        write = lambda figure, path, **_: Path(path).write_bytes(b"\x89PNG")  # noqa: E731
+        patch.setattr("matplotlib.figure.Figure.savefig", write)
+        yield
+
+
+@cache
+def freeze_libraries() -> None:
+    """Megatron collects garbage at every save, and would look through all objects of all libraries each time."""
+    import nld_train.training.loop.run  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def train_here(directory: Path, *overrides: str, drawn: bool = False) -> Path:
     """Trains in this process, through the settings of the command line; returns the directory."""
+    freeze_libraries()
     from nld_train.config.compose import compose_config
     from nld_train.config.validate import validate
     from nld_train.training.loop import run
 
     config = compose_config([f"run.dir={directory}", *overrides])
     validate(config, world_size=1)
-    assert run.train(config) == 0
+    with nullcontext() if drawn else undrawn():
+        assert run.train(config) == 0
     return directory
 
 

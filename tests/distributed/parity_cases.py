@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
@@ -139,3 +140,26 @@ def layout_cases(
         for micro_size in micro_sizes
         if possible(layout, micro_size)
     ]
+
+
+Pair = tuple[tuple[str, object], tuple[str, object]]
+FACTORS = ("layout", "stage", "averaging", "micro_size")
+
+
+def pairs_of(case: Case) -> set[Pair]:
+    """Each two of what a case combines."""
+    return set(combinations([(name, getattr(case, name)) for name in FACTORS], 2))
+
+
+def pairwise(candidates: Sequence[Case], given: Sequence[Case]) -> list[Case]:
+    """Some of the candidates: with the given cases, each pair that is in a candidate is in one case at least.
+
+    Always the candidate with the most pairs that are missing still, and the first among equals.
+    """
+    chosen: list[Case] = []
+    missing = set().union(*map(pairs_of, candidates)) - set().union(*map(pairs_of, given))
+    while missing:
+        best = max(candidates, key=lambda case: len(pairs_of(case) & missing))
+        chosen.append(best)
+        missing -= pairs_of(best)
+    return chosen

@@ -8,8 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from tiny_runs import undrawn
+
 from nld_train.config.load import config_from_yaml
 from nld_train.training.loop.run import train
 
 if __name__ == "__main__":
-    sys.exit(max(train(config_from_yaml(Path(path).read_text())) for path in sys.argv[1:]))
+    with undrawn():
+        sys.exit(max(train(config_from_yaml(Path(path).read_text())) for path in sys.argv[1:]))

@@ -14,7 +14,6 @@ from parity_cases import (
     CP2,
     CP2_DP2,
     DP2,
-    LAYOUTS,
     MODEL,
     PP2_VIRTUAL,
     SINGLE,
@@ -24,6 +23,8 @@ from parity_cases import (
     TP2_SEQUENCE,
     Case,
     layout_cases,
+    pairs_of,
+    pairwise,
 )
 from process_groups import Outcomes
 from tolerance import gradient_additions, rounding_bound
@@ -59,19 +60,16 @@ SHORT = list(dict.fromkeys([*QUICK, *EXECUTIONS]))
 SINGLES = [
     Case(SINGLE, stage, averaging, size) for stage in ("ar", "joint") for averaging in AVERAGINGS for size in (1, 2, 4)
 ]
-# The whole matrix of the layouts without context parallelism, but for AR steps under the averagings that are `global`
-# where nothing is masked; of those with it, one thing changed at a time, because what they add, the cut of a sample,
-# happens before any averaging and inside every micro-batch.
+# Of the whole matrix of the layouts, AR steps are left out under the averagings that are `global` where nothing is
+# masked. Of what is left every two of layout, stage, averaging and micro-batch meet in a case. More than two need not:
+# the averaging gives each row its weight before anything is cut, and all averagings meet all micro-batches on one
+# process; a layout cuts rows and model, whatever the weights are.
 MATRIX = [
-    *(
-        case
-        for case in layout_cases(AVERAGINGS, (1, 2, 4), [layout for layout in LAYOUTS if layout not in CONTEXT])
-        if case.stage == "joint" or case.averaging in ("global", "sequence")
-    ),
-    *(Case(layout, "joint", averaging) for layout in CONTEXT for averaging in AVERAGINGS),
-    *layout_cases(["global"], (1, 4), CONTEXT),
+    case
+    for case in layout_cases(AVERAGINGS, (1, 2, 4))
+    if case.stage == "joint" or case.averaging in ("global", "sequence")
 ]
-REST = [case for case in [*SINGLES, *MATRIX] if case not in SHORT]
+REST = [case for case in [*SINGLES, *pairwise(MATRIX, SHORT)] if case not in SHORT]
 
 
 def is_long(case: Case) -> bool:
@@ -84,6 +82,12 @@ def parameters(cases: Iterable[Case]) -> list[Any]:
 
 
 CASES = parameters([*SHORT, *REST])
+
+
+def test_every_two_choices_meet() -> None:
+    met = set().union(*map(pairs_of, [*SHORT, *REST]))
+    assert set().union(*map(pairs_of, MATRIX)) <= met
+
 
 # A group of processes runs all its selected cases at the first question, whichever test asks it.
 pytestmark = pytest.mark.timeout(3000)

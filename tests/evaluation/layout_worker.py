@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+from tiny_runs import undrawn
+
 from nld_train.config.compose import compose_config
 from nld_train.config.validate import validate
 from nld_train.training.loop.parallel import world_size
@@ -19,7 +21,8 @@ def main(path: str) -> None:
     for run in json.loads(Path(path).read_text()):
         config = compose_config([*run["overrides"], *(() if run["hooked"] else ("run.hooks=[validation]",))])
         validate(config, world_size())
-        assert train(config) == 0
+        with undrawn():
+            assert train(config) == 0
 
 
 if __name__ == "__main__":

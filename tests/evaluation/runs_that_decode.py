@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_runs import newest_checkpoint, records_of, saved_tensors
+from tiny_runs import freeze_libraries, newest_checkpoint, records_of, saved_tensors, undrawn
 
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
@@ -58,7 +58,9 @@ def train(*overrides: str, hooked: bool) -> Path:
     from nld_train.training.loop import run
 
     config = config_of(*overrides, *(() if hooked else ("run.hooks=[validation]",)))
-    assert run.train(config) == 0
+    freeze_libraries()
+    with undrawn():
+        assert run.train(config) == 0
     return Path(config.run.dir)
 
 

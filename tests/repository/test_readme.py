@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 from documented_commands import Block, blocks, copy_checkout, shorten
 from forked_command import make_commands
+from shared import shared_folder
 
 BLOCKS = list(blocks())
 UNSHORTENED = [block for block in BLOCKS if block.commands == ("make quickstart",)]
@@ -52,12 +54,16 @@ def _run(command: str, folder: Path, environment: Mapping[str, str], timeout: in
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
-    """A clone in which a user has made the quickstart's corpus, and has a corpus of their own."""
-    folder = copy_checkout(tmp_path_factory.mktemp("clone"))
-    texts = [f"{number} times seven is {7 * number}, and that is all there is to it.\n" * 20 for number in range(200)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    _run("nld-data prepare stdlib --out data/stdlib", folder, environment, 300)
-    return folder
+    """A clone in which a user has made the quickstart's corpus, and has a corpus of their own; one for each worker."""
+
+    def make(folder: Path) -> None:
+        copy_checkout(folder)
+        texts = [f"{n} times seven is {7 * n}, and that is all there is to it.\n" * 20 for n in range(200)]
+        (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        _run("nld-data prepare stdlib --out data/stdlib", folder, environment, 300)
+
+    made = shared_folder(tmp_path_factory, "clone-with-corpus", make)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("clone") / "clone"))
 
 
 def test_there_are_commands() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from forked import Forked, rank_environments
+from tiny_runs import undrawn
 
 # What changes files, under the names of Python's audit events.
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
@@ -103,7 +104,8 @@ def train_watched(overrides: list[str], operations: str, kill_before: int, pause
     from nld_train.commands.train import main
 
     sys.argv = ["nld-train", *overrides]
-    status = main()
+    with undrawn():
+        status = main()
     Path(operations).write_text(json.dumps(done))
     return status
 

@@ -32,13 +32,13 @@ def settings(data: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def train(settings: tuple[str, ...]) -> Train:
     """Trains into a directory, with more overrides; returns the directory."""
-    return lambda directory, *overrides: train_here(directory, *settings, *overrides)
+    return lambda directory, *overrides, **more: train_here(directory, *settings, *overrides, **more)
 
 
 @pytest.fixture(scope="session")
 def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
-    return shared_folder(tmp_path_factory, "whole-run", train)
+    return shared_folder(tmp_path_factory, "whole-run", lambda folder: train(folder, drawn=True))
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def drafted(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three stages that was never stopped."""
-    return train(tmp_path_factory.mktemp("drafted"), *THIRD)
+    return train(tmp_path_factory.mktemp("drafted"), *THIRD, drawn=True)
 
 
 @pytest.fixture(scope="session")
