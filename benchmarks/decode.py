@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.decoders import IN_TREE, STOCK, EngineMode, Workload, engine_modes, stdlib_prompts
 from benchmarks.record import RESULTS, keep
 from nld_train.decoding import DecodeResult, Mode
-from nld_train.decoding.algorithms.statistics import accepted_per_cycle, agreement, tokens_per_forward
+from nld_train.decoding.algorithms.statistics import accepted_length, agreement, tokens_per_forward
 from nld_train.decoding.load import find_source
 
 CLOCKS = ("wall", "processor")
@@ -86,7 +86,7 @@ def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
             # Below 1 at the end, when no prompt is waiting and only the longest sequences are still active.
             record["active_sequences"] = sum(timing.result.sequence_forwards) / max(1, batch * timing.result.forwards)
-            record["accepted_per_cycle"] = accepted_per_cycle(timing.result)
+            record["accepted_length"] = accepted_length(timing.result)
             forwards = timing.result.forwards + timing.result.prefill
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / forwards
         record["agreement"] = agreement(timing.token_ids, reference)
@@ -105,7 +105,7 @@ def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
             )
         result = timings[key].result
         if engine != STOCK and mode == "linear" and result is not None and (engine, "ar", batch) in timings:
-            limit = LINEAR_SHARE * (accepted_per_cycle(result) or 0.0) / 2
+            limit = LINEAR_SHARE * (accepted_length(result) or 0.0) / 2
             name = f"linear over AR, {engine}, {batch} rows"
             targets.append(_target(name, limit, timings, key, (engine, "ar", batch)))
         if engine != STOCK and batch == BATCH_ROWS and (engine, mode, 1) in timings:

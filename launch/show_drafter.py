@@ -24,7 +24,7 @@ def main() -> None:
     ignore_known_warnings()
     from nld_train.decoding import DecodeOptions
     from nld_train.decoding.algorithms.decode import decode
-    from nld_train.decoding.algorithms.statistics import accepted_per_cycle, tokens_per_forward
+    from nld_train.decoding.algorithms.statistics import accepted_length, tokens_per_forward
     from nld_train.decoding.load import find_source
 
     directory = Path(sys.argv[1])
@@ -43,7 +43,7 @@ def main() -> None:
             speed = sum(result.new_tokens) / (time.perf_counter() - begin)
             found.append(tokens_per_forward(result))
             equal = "yes" if result.token_ids == ar.token_ids else "no"
-            table.add_row(name, f"{found[-1]:.3f}", f"{accepted_per_cycle(result):.2f}", f"{speed:.0f}", equal)
+            table.add_row(name, f"{found[-1]:.3f}", f"{accepted_length(result):.2f}", f"{speed:.0f}", equal)
     console = Console(width=120, highlight=False)
     console.print(table)
     console.print(

@@ -15,7 +15,7 @@ from rich.table import Table
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
-from nld_train.decoding.algorithms.statistics import accepted_per_cycle, merged, one_sequence, tokens_per_forward
+from nld_train.decoding.algorithms.statistics import decoding_figures, merged, one_sequence
 from nld_train.decoding.command_line.request import (
     PolicyOf,
     check_batch_size,
@@ -166,14 +166,7 @@ def _by_category(
 
 
 def _figures(results: list[DecodeResult], skipped: int) -> Figures:
-    result = merged(results)
-    return {
-        "accepted_length": accepted_per_cycle(result),
-        "tokens_per_forward": tokens_per_forward(result),
-        "turns": len(results),
-        "new_tokens": sum(result.new_tokens),
-        "skipped_turns": skipped,
-    }
+    return {**decoding_figures(merged(results)), "turns": len(results), "skipped_turns": skipped}
 
 
 def print_acceptance(console: Console, report: Figures) -> None:

@@ -16,9 +16,8 @@ from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import (
     acceptance_by_position,
-    accepted_per_cycle,
     agreement,
-    tokens_per_forward,
+    decoding_figures,
 )
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.evaluation.measure import rows_at_once
@@ -113,12 +112,8 @@ class DecodingHook(Hook):
     def _figures(self, variant: DecodeVariant, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
         """The figures of a variant that took so many seconds, beside AR's result."""
         figures: Record = {
-            "tokens_per_forward": tokens_per_forward(result),
+            **decoding_figures(result, reference),
             "tokens_per_second": sum(result.new_tokens) / seconds,
-            "agreement": agreement(result.token_ids, reference.token_ids),
-            "accepted_per_cycle": accepted_per_cycle(result),
-            "new_tokens": sum(result.new_tokens),
-            "forwards": sum(result.sequence_forwards),
             "prefill": result.prefill,
         }
         if variant.mode in _SPECULATIVE:

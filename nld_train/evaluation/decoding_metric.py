@@ -107,7 +107,7 @@ def _figures_text(figures: Record) -> str:
         f"agreement with ar {figures['agreement']:.0%}",
     ]
     if rates := figures.get("acceptance"):
-        parts.append(f"accepted length {figures['accepted_per_cycle']:.2f}")
+        parts.append(f"accepted length {figures['accepted_length']:.2f}")
         shown = [position for position in rates if _is_shown(int(position), len(rates))]
         parts.append("by position " + " ".join(f"{position}:{rates[position]:.0%}" for position in shown))
     return "  ".join(parts)

@@ -1,11 +1,10 @@
-"""Figures of a decoding, and how many logits a step may have."""
+"""How many logits a step may have, and how a figure is shown."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from nld_train.decoding import DecodeResult, Mode
-from nld_train.decoding.algorithms.statistics import accepted_per_cycle, agreement, tokens_per_forward
+from nld_train.decoding import Mode
 
 Figures = dict[str, Any]
 # Most logits that a step may return: 1 GiB of float32.
@@ -20,26 +19,6 @@ def rows_at_once(mode: Mode, block_length: int, vocabulary_size: int) -> int:
     """
     positions = {"ar": 1, "quadratic": block_length * (block_length + 1)}.get(mode, block_length)
     return max(1, LOGITS_AT_ONCE // (positions * vocabulary_size))
-
-
-def figures(result: DecodeResult, reference: DecodeResult) -> Figures:
-    """Figures of decoded prompts (docs/method.md, "Evaluation figures").
-
-    Args:
-        result: of some prompts.
-        reference: AR decoding of the same prompts.
-
-    Returns:
-        `tokens_per_forward`; `accepted_per_pass` of a denoising or verification pass, None where there was none;
-        `agreement` with AR; and the counts behind them.
-    """
-    return {
-        "tokens_per_forward": tokens_per_forward(result),
-        "accepted_per_pass": accepted_per_cycle(result),
-        "agreement": agreement(result.token_ids, reference.token_ids),
-        "new_tokens": sum(result.new_tokens),
-        "forwards": sum(result.sequence_forwards),
-    }
 
 
 def shown(value: float | None, form: str = ".2f") -> str:

@@ -16,11 +16,12 @@ from rich.table import Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Threshold
 from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.statistics import decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
-from nld_train.evaluation.measure import Figures, figures, shown
+from nld_train.evaluation.measure import Figures, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
 from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
 from nld_train.evaluation.trajectories import ONE_PER_PASS
@@ -76,7 +77,7 @@ def measure_bound(
         budget: of the oracle, uncounted forwards per block.
 
     Returns:
-        `block_length`; `variants`, by name what `measure.figures` returns; `oracle_blocks`, what `block_figures`
+        `block_length`; `variants`, by name what `decoding_figures` returns; `oracle_blocks`, what `block_figures`
         returns.
     """
     reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
@@ -94,7 +95,7 @@ def measure_bound(
         variants["linear + adapter"] = decode(engine, prompts, "linear", with_adapter, None, batch_size=batch_size)
     return {
         "block_length": options.block_length,
-        "variants": {name: figures(result, reference) for name, result in variants.items()},
+        "variants": {name: decoding_figures(result, reference) for name, result in variants.items()},
         "oracle_blocks": block_figures(oracle.blocks),
     }
 
@@ -137,7 +138,7 @@ def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
     denoising = [name for name in variants if name == ORACLE or name.startswith(DIFFUSION)]
     for title, names, key in (
         ("tokens per forward", variants, "tokens_per_forward"),
-        ("accepted per denoising pass", denoising, "accepted_per_pass"),
+        ("accepted per denoising pass", denoising, "accepted_length"),
     ):
         rows = {name: [shown(bound["variants"][name][key]) for bound in bounds] for name in names}
         console.print(_table(title, bounds, rows))

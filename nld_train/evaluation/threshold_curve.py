@@ -10,12 +10,12 @@ from rich.table import Column, Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.statistics import agreement
+from nld_train.decoding.algorithms.statistics import agreement, decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.sampler_network import TrainedSampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
-from nld_train.evaluation.measure import Figures, figures, shown
+from nld_train.evaluation.measure import Figures, shown
 from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
@@ -55,7 +55,7 @@ def measure_curves(
 
     Returns:
         `block_length`, `ar` and `one_per_pass`, which bound the curves, and `curves`: for `confidence` (and `sampler`)
-        one object per threshold, lowest first: `threshold`, what `measure.figures` returns, and
+        one object per threshold, lowest first: `threshold`, what `statistics.decoding_figures` returns, and
         `agreement_with_one_per_pass`.
     """
     reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
@@ -67,12 +67,12 @@ def measure_curves(
     def point(policy: Callable[[float], CommitPolicy], threshold: float) -> Figures:
         result = decode(engine, prompts, "diffusion", options, policy(threshold), batch_size=batch_size)
         same = agreement(result.token_ids, slow.token_ids)
-        return {"threshold": threshold, **figures(result, reference), "agreement_with_one_per_pass": same}
+        return {"threshold": threshold, **decoding_figures(result, reference), "agreement_with_one_per_pass": same}
 
     return {
         "block_length": options.block_length,
-        "ar": figures(reference, reference),
-        "one_per_pass": figures(slow, reference),
+        "ar": decoding_figures(reference, reference),
+        "one_per_pass": decoding_figures(slow, reference),
         "curves": {name: [point(policy, t) for t in sorted(thresholds)] for name, policy in policies.items()},
     }
 
@@ -94,7 +94,7 @@ def _cells(point: Figures) -> list[str]:
     return [
         shown(point.get("threshold"), "g"),
         shown(point["tokens_per_forward"]),
-        shown(point["accepted_per_pass"]),
+        shown(point["accepted_length"]),
         *(shown(share, ".1%") for share in shares),
     ]
 

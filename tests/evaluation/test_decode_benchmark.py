@@ -42,4 +42,4 @@ def test_ratios_follow_from_the_seconds(figures: Any) -> None:
     found = targets["16 rows over one, export, linear"]
     assert found["wall"] == pytest.approx(median(16 * one / sixteen for one, sixteen in batch))
     (row,) = [r for r in figures["rows"] if (r["engine"], r["mode"], r["batch_size"]) == ("in tree", "linear", 1)]
-    assert targets["linear over AR, in tree, 1 rows"]["limit"] == pytest.approx(0.85 * row["accepted_per_cycle"] / 2)
+    assert targets["linear over AR, in tree, 1 rows"]["limit"] == pytest.approx(0.85 * row["accepted_length"] / 2)

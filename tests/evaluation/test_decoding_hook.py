@@ -41,10 +41,10 @@ def test_what_is_recorded(trained: Path) -> None:
             shares = list(record["modes"][mode]["acceptance"].values())
             assert list(record["modes"][mode]["acceptance"]) == ["1", "2", "3"]
             assert shares == sorted(shares, reverse=True)
-            assert record["modes"][mode]["accepted_per_cycle"] <= 4
+            assert record["modes"][mode]["accepted_length"] <= 4
         # Every cycle brings the AR token too, and linear has two forwards for it.
         linear, quadratic = record["modes"]["linear"], record["modes"]["quadratic"]
-        assert linear["tokens_per_forward"] < linear["accepted_per_cycle"]
+        assert linear["tokens_per_forward"] < linear["accepted_length"]
         assert quadratic["forwards"] < linear["forwards"]
         assert 0 < record["share"] < 1
         pairs = record["agreements"]

@@ -94,7 +94,7 @@ def test_what_is_shown(by_layout: dict[str, Path], alone: Path) -> None:
         assert f"{mode:<9}  {figures['tokens_per_forward']:.2f} tokens/forward" in printed
     linear = record["modes"]["linear"]
     shares = " ".join(f"{position}:{linear['acceptance'][position]:.0%}" for position in ("1", "2", "3"))
-    assert f"accepted length {linear['accepted_per_cycle']:.2f}  by position {shares}" in printed
+    assert f"accepted length {linear['accepted_length']:.2f}  by position {shares}" in printed
     assert f"agreement  diffusion/linear {record['agreements']['diffusion/linear']:.0%}" in printed
     assert f"ar, linear, quadratic: {record['samples'][0]['ar']!r}" in printed
     assert "decoding is" in printed

@@ -10,7 +10,7 @@ import pytest
 from nld_train.decoding import DecodeResult
 from nld_train.decoding.algorithms.statistics import (
     acceptance_by_position,
-    accepted_per_cycle,
+    accepted_length,
     agreement,
     merged,
     one_sequence,
@@ -55,7 +55,7 @@ def test_rows_add_up() -> None:
     both = result([[3], [1, 1]], [[P, D, D, P], [P, P, P]], [2, 4])
     assert acceptance_by_position(both, 3, [10, 10]) == {1: 1 / 3, 2: 1 / 3}
     assert tokens_per_forward(both) == 7 / 6
-    assert accepted_per_cycle(both) == pytest.approx(5 / 3)
+    assert accepted_length(both) == pytest.approx(5 / 3)
 
 
 def test_rows_apart_and_together_again() -> None:

@@ -27,10 +27,10 @@ def test_the_curve_is_what_nld_decode_says(reported: Report, decoded: Decoded, t
         same = sum(a == b for x, y in zip(*texts.values(), strict=True) for a, b in zip(x, y, strict=False))
         longest = sum(max(len(x), len(y)) for x, y in zip(*texts.values(), strict=True))
         assert point["agreement"] == pytest.approx(same / longest)
-    assert points[0]["accepted_per_pass"] > points[-1]["accepted_per_pass"] >= 1.0
+    assert points[0]["accepted_length"] > points[-1]["accepted_length"] >= 1.0
     # A certainty of exactly 1 is all that a threshold of 1 commits beyond the best position.
     assert points[-1]["agreement_with_one_per_pass"] > 0.9
-    assert found["one_per_pass"]["accepted_per_pass"] == 1.0
+    assert found["one_per_pass"]["accepted_length"] == 1.0
 
 
 def test_the_table_fits_a_terminal(reported: Report, trained: Path) -> None:
@@ -44,6 +44,6 @@ def test_the_table_fits_a_terminal(reported: Report, trained: Path) -> None:
         "confidence",
         "0.25",
         f"{point['tokens_per_forward']:.2f}",
-        f"{point['accepted_per_pass']:.2f}",
+        f"{point['accepted_length']:.2f}",
         *shares,
     ] in lines

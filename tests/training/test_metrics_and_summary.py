@@ -94,8 +94,8 @@ def write_records(directory: Path, records: list[dict[str, Any]]) -> None:
 def decoding_of(tokens_per_forward: float, agreement: float, modes: tuple[str, ...] = ("linear",)) -> dict[str, Any]:
     """A decoding as the hook records it: AR, and modes that are all alike."""
     counts = {"new_tokens": 64, "forwards": 32, "prefill": 1, "tokens_per_second": 1234.0}
-    ar = {"tokens_per_forward": 1.02, "agreement": 1.0, "accepted_per_cycle": 1.0, **counts}
-    own = {"tokens_per_forward": tokens_per_forward, "agreement": agreement, "accepted_per_cycle": 2.5, **counts}
+    ar = {"tokens_per_forward": 1.02, "agreement": 1.0, "accepted_length": 1.0, **counts}
+    own = {"tokens_per_forward": tokens_per_forward, "agreement": agreement, "accepted_length": 2.5, **counts}
     own["acceptance"] = {str(position): 1 / position for position in range(1, 8)}
     return {
         "modes": {"ar": ar, **dict.fromkeys(modes, own)},

@@ -12,6 +12,14 @@ from nld_train.decoding.algorithms.stop_strings import StopStrings
 Finish = Literal["stop", "length"]
 
 
+def per_forward(new_tokens: int, forwards: int) -> float:
+    """New tokens / decode forwards, without the prefill (`docs/method.md`, "Evaluation figures").
+
+    A sequence that the prefill alone completed had no decode forward and counts as having had one.
+    """
+    return new_tokens / max(1, forwards)
+
+
 @dataclass(frozen=True)
 class DecodeResult:
     """A decoded batch. Lists have one member per sequence, in the order of the prompts.
@@ -48,11 +56,8 @@ class DecodeResult:
 
     @property
     def tokens_per_forward(self) -> list[float]:
-        """New tokens / decode forwards of each sequence, without the prefill (`docs/method.md`, "Evaluation figures").
-
-        A sequence that the prefill alone completed had no decode forward and counts as having had one.
-        """
-        return [new / max(1, count) for new, count in zip(self.new_tokens, self.sequence_forwards, strict=True)]
+        """`per_forward` of each sequence."""
+        return [per_forward(*counts) for counts in zip(self.new_tokens, self.sequence_forwards, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -1,75 +1,99 @@
-"""What a decoded batch says of a way to read the weights: tokens per forward, acceptance, agreement."""
+"""Figures of a decoded batch: tokens per forward, accepted length, acceptance rate by position, agreement.
+
+Every report takes them from here (docs/method.md, "Evaluation figures").
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
 from statistics import fmean
+from typing import Any
 
-from nld_train.decoding.algorithms.outputs import DecodeResult
+from nld_train.decoding.algorithms.outputs import DecodeResult, per_forward
 
 _OF_BATCH = ("forwards", "prefill")
-_BY_ROW = [field.name for field in fields(DecodeResult) if field.name not in _OF_BATCH]
+_BY_SEQUENCE = [field.name for field in fields(DecodeResult) if field.name not in _OF_BATCH]
+
+
+def decoding_figures(result: DecodeResult, reference: DecodeResult | None = None) -> dict[str, Any]:
+    """The figures that every report has.
+
+    Args:
+        result: of some prompts.
+        reference: AR decoding of the same prompts.
+
+    Returns:
+        `tokens_per_forward`; `accepted_length`, None where there was no cycle; with a reference `agreement`; and the
+        counts behind them, `new_tokens` and `forwards`.
+    """
+    found: dict[str, Any] = {
+        "tokens_per_forward": tokens_per_forward(result),
+        "accepted_length": accepted_length(result),
+        "new_tokens": sum(result.new_tokens),
+        "forwards": sum(result.sequence_forwards),
+    }
+    return found if reference is None else found | {"agreement": agreement(result.token_ids, reference.token_ids)}
 
 
 def tokens_per_forward(result: DecodeResult) -> float:
-    """New tokens over decode forwards of all rows, each counted as if decoded alone; the prefill aside."""
-    return sum(result.new_tokens) / max(1, sum(result.sequence_forwards))
+    """New tokens over the decode forwards of all sequences, each counted as if decoded alone, without the prefill."""
+    return per_forward(sum(result.new_tokens), sum(result.sequence_forwards))
 
 
-def accepted_per_cycle(result: DecodeResult) -> float | None:
-    """Mean of `DecodeResult.accepted` over the cycles of all rows; None where there was no cycle."""
-    cycles = [count for row in result.accepted for count in row]
+def accepted_length(result: DecodeResult) -> float | None:
+    """Mean of `DecodeResult.accepted` over the cycles of all sequences; None where there was no cycle."""
+    cycles = [count for sequence in result.accepted for count in sequence]
     return fmean(cycles) if cycles else None
 
 
 def agreement(token_ids: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> float:
-    """Share of places, over all rows, at which two decodings have the same token.
+    """Share of indices, over all sequences, at which two decodings have the same token.
 
-    A place that only the longer of two rows has counts as different.
+    An index that only the longer of two sequences has counts as different.
     """
     pairs = list(zip(token_ids, reference, strict=True))
-    same = sum(a == b for row, other in pairs for a, b in zip(row, other, strict=False))
-    return same / max(1, sum(max(len(row), len(other)) for row, other in pairs))
+    same = sum(a == b for one, other in pairs for a, b in zip(one, other, strict=False))
+    return same / max(1, sum(max(len(one), len(other)) for one, other in pairs))
 
 
 def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Sequence[int]) -> dict[int, float]:
-    """How often the draft at each position of a block was accepted, in a speculative mode.
+    """Acceptance rate of the draft at each position of a block, in a speculative mode.
 
     A draft is accepted with all drafts before it. A cycle counts at the positions where it had a draft; where a stop
-    ended the row inside its drafts, the fate of those behind the stop is not known, and they do not count.
+    ended the sequence inside its drafts, whether those behind the stop were accepted is unknown and they do not count.
 
     Args:
         result: of a linear or quadratic decoding.
         block_length: B.
-        budgets: most new tokens that each row could have.
+        budgets: most new tokens of each sequence.
 
     Returns:
         Position (1 to B-1; the token at position 0 comes from the AR head) -> share of cycles, for positions that had
         a draft in any cycle.
     """
-    tested, held = [0] * block_length, [0] * block_length
+    tested, passed = [0] * block_length, [0] * block_length
     for accepted, drafted, budget in zip(result.accepted, result.drafted, budgets, strict=True):
-        place = 1  # the first token comes from the prefill
+        start = 1  # the first token comes from the prefill
         for count in accepted:
-            drafts = sum(drafted[place : place + count])
-            # A cycle's last token is the AR token after the drafts, or a draft that stopped the row.
-            known = drafts if drafts == count else min(block_length, budget - place) - 1
+            drafts = sum(drafted[start : start + count])
+            # A cycle's last token is the bonus token, or a draft that stopped the sequence.
+            known = drafts if drafts == count else min(block_length, budget - start) - 1
             for position in range(1, known + 1):
                 tested[position] += 1
-                held[position] += position <= drafts
-            place += count
-    return {position: held[position] / number for position, number in enumerate(tested) if number}
+                passed[position] += position <= drafts
+            start += count
+    return {position: passed[position] / number for position, number in enumerate(tested) if number}
 
 
-def one_sequence(result: DecodeResult, row: int) -> DecodeResult:
-    """A row as if it had been decoded alone."""
-    lists = {name: [getattr(result, name)[row]] for name in _BY_ROW}
-    return DecodeResult(forwards=result.sequence_forwards[row], prefill=1, **lists)
+def one_sequence(result: DecodeResult, sequence: int) -> DecodeResult:
+    """A sequence as if it had been decoded alone."""
+    lists = {name: [getattr(result, name)[sequence]] for name in _BY_SEQUENCE}
+    return DecodeResult(forwards=result.sequence_forwards[sequence], prefill=1, **lists)
 
 
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:
-    """Results of several calls as one: rows in order, forwards and prefills added up."""
-    lists = {name: [row for result in results for row in getattr(result, name)] for name in _BY_ROW}
+    """Results of several calls as one: sequences in order, sums of forwards and prefills."""
+    lists = {name: [one for result in results for one in getattr(result, name)] for name in _BY_SEQUENCE}
     forwards, prefill = (sum(getattr(result, name) for result in results) for name in _OF_BATCH)
     return DecodeResult(forwards=forwards, prefill=prefill, **lists)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
-from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress
+from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, per_forward
 from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
 from nld_train.decoding.command_line.observers import InOrder, Observers
 from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
@@ -137,7 +137,7 @@ class Job(Request):
             "new_tokens": new,
             "forwards": ended.forwards,
             "prefill": 1,
-            "tokens_per_forward": new / max(1, ended.forwards),
+            "tokens_per_forward": per_forward(new, ended.forwards),
             "seconds": ended.seconds,
             "finish": ended.finish,
         }

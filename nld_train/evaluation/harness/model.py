@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
@@ -184,7 +185,7 @@ class NldModel(TemplateLM):
     def figures(self) -> dict[str, Any]:
         """Figures that the harness does not compute: errors of the bounds, and tokens per forward of each task."""
         figures: dict[str, Any] = {
-            task: dict(count) | {"tokens_per_forward": count["new_tokens"] / max(1, count["forwards"])}
+            task: dict(count) | {"tokens_per_forward": per_forward(count["new_tokens"], count["forwards"])}
             for task, count in self.counts.items()
         }
         found: dict[str, Any] = {"generation": figures} if figures else {}
