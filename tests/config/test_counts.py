@@ -23,7 +23,7 @@ from nld_train.training.stages.joint import JOINT
 
 
 def _pairs_one_by_one(length: int, block_size: int) -> int:
-    """The rule of reference section 2, asked for each pair of the (2L)^2 square."""
+    """The rule of docs/method.md, "Streams and visibility", applied to each pair of the (2L)^2 square."""
     count = 0
     for query, key in product(range(2 * length), repeat=2):
         query_block, key_block = (query % length) // block_size, (key % length) // block_size

@@ -1,5 +1,5 @@
-"""The ways of decoding as reference section 7 says them: one row, no cache, every forward over the whole text, by the
-stock Ministral3 of `transformers` under a mask written out by hand."""
+"""The decode modes straight from docs/method.md, "Decoding": one sequence, no cache, every forward over the whole text,
+by the stock Ministral3 of `transformers` under a mask written out by hand."""
 
 from __future__ import annotations
 

@@ -131,7 +131,10 @@ def test_gradients_are_those_of_the_naive_sums(case: Batch, averaging: Any) -> N
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("case", CASES[:20], ids=lambda case: str(case.counts))
 def test_parts_of_a_global_batch_add_up(case: Batch, averaging: Any) -> None:
-    """Defect 11: however a batch is cut into micro-batches and ranks, nothing is scaled by how many there are."""
+    """However a batch is cut into micro-batches and ranks, nothing is scaled by how many there are.
+
+    Gradient accumulation: docs/method.md, "Known defects of public implementations".
+    """
     whole = case.terms(averaging, case.counts).loss(0.3)
     generator = np.random.default_rng(len(CASES))
     for parts in (1, 2, len(case.supervised)):

@@ -18,7 +18,7 @@ from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext, register
 
-# Shapes that no released checkpoint has (defect 8), and none of which follows from another.
+# Shapes that no released checkpoint has, and none of which follows from another.
 TINY_SHAPE = {
     "model.hidden_size": 40,
     "model.intermediate_size": 56,

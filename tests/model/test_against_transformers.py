@@ -57,7 +57,7 @@ def random_tokens(rows: int, length: int, seed: int = 1) -> Tensor:
 def test_the_ar_forward_is_transformers_causal_model(variant: str) -> None:
     """50 positions, with an original length of 16: below it, beyond it, and at four values of the query scale.
 
-    Defect 8: none of these shapes is a released one.
+    None of these shapes is a released one (docs/method.md, "Known defects of public implementations").
     """
     config = tiny_config(**VARIANTS[variant])
     ours, theirs = pair(config)
@@ -82,7 +82,10 @@ def test_packed_documents_and_two_streams_are_its_model_under_a_naive_mask(atten
 
 @torch.no_grad()
 def test_the_oracle_tells_wrong_positions_from_right_ones() -> None:
-    """Defect 7, and proof that the agreement above means something: positions 0..2L-1 give other logits."""
+    """Positions 0..2L-1 give other logits, so that the agreement above means something.
+
+    A defect of public implementations (docs/method.md, "Known defects of public implementations").
+    """
     config = tiny_config(diffusion__block_size=6)
     ours, theirs = pair(config)
     tokens = random_tokens(1, 100)
@@ -117,7 +120,10 @@ def test_every_setting_reaches_the_model(wrong: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_the_ar_stage_knows_positions() -> None:
-    """Defect 1: without rotary embedding, one causal layer could not tell the order of earlier tokens."""
+    """Without rotary embedding one causal layer could not tell the order of earlier tokens.
+
+    A defect of public implementations (docs/method.md, "Known defects of public implementations").
+    """
     config = tiny_config(model__num_hidden_layers=1)
     ours, _ = pair(config)
     tokens = random_tokens(1, 12)
@@ -183,7 +189,10 @@ def assert_same_gradients(config: Config, ours: Ministral3Model, theirs: Ministr
 
 
 def test_embedding_and_head_are_two_tensors() -> None:
-    """Defect 2: the head is untied, so nothing may couple it to the embedding."""
+    """The head is untied, so nothing may couple it to the embedding.
+
+    A defect of public implementations (docs/method.md, "Known defects of public implementations").
+    """
     config = tiny_config()
     ours, theirs = pair(config)
     embedding, head = ours.embedding.word_embeddings.weight, ours.output_layer.weight

@@ -103,7 +103,10 @@ def test_the_query_scale_is_left_out_where_it_is_one() -> None:
 
 
 def test_both_streams_get_the_angles_and_scales_of_positions_from_zero() -> None:
-    """Defect 7: with an original length of 16, position 20 of either stream is beyond it and position 4 of none."""
+    """With an original length of 16, position 20 of either stream is beyond it and position 4 of none.
+
+    The query scale beyond L: docs/method.md, "Known defects of public implementations".
+    """
     model = tiny_config().model
     layout = StreamLayout.of(torch.zeros(1, 20, dtype=torch.int64), 6, two_streams=True)
     context = StreamContext.of(layout, RotaryEmbedding(model, CPU), torch.float32)

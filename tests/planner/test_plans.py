@@ -66,7 +66,7 @@ def test_the_best_fits_and_is_the_fastest() -> None:
 
 
 def test_published_speed_is_near() -> None:
-    """10,456 tokens/s per H100 were published for AR training of an 8B model at 4096 tokens (reference section 8)."""
+    """10,456 tokens/s per H100 were published for AR training of an 8B model (docs/method.md, "Evaluation figures")."""
     best = _plans("model=8b", "gpus=256")[0]
     assert best.tokens_per_second["ar"] == pytest.approx(10456, rel=0.25)
     # Twice the positions and 2.06 times the visible pairs.

@@ -107,3 +107,10 @@ def test_cited_sections_of_the_method_page_exist() -> None:
     cited = {(path.name, title) for path in _sources() for title in _CITATION.findall(path.read_text())}
     assert len(cited) > 5
     assert [(name, title) for name, title in cited if title not in titles] == []
+
+
+def test_sections_are_cited_by_their_titles_alone() -> None:
+    """Numbers would point to nothing in this repository."""
+    numbered = re.compile(r"reference,? section|\bDefect [0-9]", re.IGNORECASE)
+    pages = [*_sources(), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    assert [path.name for path in pages if numbered.search(path.read_text())] == []
