@@ -1,22 +1,21 @@
 """The stage kinds that there are: the values of `stages.NAME.kind`.
 
-A kind is an object with everything in which stages differ (`training.stages.kind.StageKind`). It stands beside the code
-that trains it and is imported when it is first needed, so that reading settings imports no torch.
+A kind is an object with everything in which stages differ (`training.stages.kind.StageKind`). It is defined beside the
+code that trains it and imported when it is used; its module imports no torch.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.registry import resolve
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
 
-# Where each kind's object is: module and attribute. A new kind is a new file and an entry here.
+# Where each kind's object is, as module:name. A new kind is a new file and an entry here.
 STAGE_KINDS: dict[str, str] = {
     "ar": "nld_train.training.stages.ar:AR",
     "joint": "nld_train.training.stages.joint:JOINT",
@@ -36,13 +35,7 @@ def stage_kind(name: str, key: str = "kind") -> StageKind:
     """
     if name not in STAGE_KINDS:
         raise UserError(f"{key}={name}: must be one of {', '.join(STAGE_KINDS)}")
-    return _load(STAGE_KINDS[name])
-
-
-@cache
-def _load(entry: str) -> StageKind:
-    module, _, attribute = entry.partition(":")
-    kind: StageKind = getattr(import_module(module), attribute)
+    kind: StageKind = resolve(STAGE_KINDS[name])
     return kind
 
 

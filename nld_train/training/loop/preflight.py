@@ -1,4 +1,4 @@
-"""What a run reads and writes, looked at before it begins."""
+"""Checks of the files that a run reads and writes, before it starts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nld_train.errors import UserError
 
 
 def check_files(config: Config) -> None:
-    """Refuses what can be refused before processes join and models are built.
+    """Refuses what can be refused before process groups and models are built.
 
-    What the disk refuses comes last, since that makes `run.dir`.
+    The test of `run.dir` comes last, since it creates that directory.
 
     Raises:
-        UserError: token sets that are missing, damaged or of another model; validation that would see a sample twice; a
+        UserError: token sets that are missing, damaged or of another model; validation that would use a sample twice; a
             `run.dir` that cannot be written.
     """
     stages = [config.stages[name] for name in config.run.stages]
@@ -35,10 +35,10 @@ def check_files(config: Config) -> None:
 
 
 def _require_writable(directory: Path) -> None:
-    """Makes the run's directory.
+    """Creates the run's directory and tests whether files can be written there.
 
     Raises:
-        OSError: it cannot be made or written to.
+        OSError: it cannot be created or written to.
     """
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".writable-{os.getpid()}"

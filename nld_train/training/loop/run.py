@@ -1,9 +1,11 @@
-"""A run: its stages one after another, from where the last checkpoint stands to the end."""
+"""A run: its stages one after another, from the newest sound checkpoint to the end."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,19 @@ from nld_train.training.checkpoint.resume import changed_settings, refuse_other_
 from nld_train.training.checkpoint.save import CheckpointWriter
 from nld_train.training.hooks.base import RunningStage, make_hooks
 from nld_train.training.loop.hardware import peak_flops
+from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.loop.signals import StopRequest, stop_requests
 from nld_train.training.loop.step import NonFiniteError
-from nld_train.training.metrics.records import step_record
+from nld_train.training.metrics.records import StepRecord, step_record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.run_log import RunLog
 
 
 def train(config: Config) -> int:
-    """Trains, or goes on training, as the settings say; called on every process.
+    """Trains, or resumes training; called on every process.
 
     Args:
         config: the settings.
@@ -54,13 +57,32 @@ def train(config: Config) -> int:
         return Run(config, device, stop).train()
 
 
+@dataclass(frozen=True)
+class _Resumed:
+    """The checkpoint from which a run is resumed."""
+
+    directory: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _StageState:
+    """The stage that is trained: its trainer, optimizer and scheduler, and the steps that are made of it."""
+
+    stage: RunningStage
+    optimizer: Any
+    scheduler: Any
+    first: int
+    last: int
+
+
 class Run:
     """The state of a run on one process.
 
     Args:
         config: the settings.
         device: of this process.
-        stop: whether this process was asked to stop.
+        stop: whether this process has received a signal to stop.
     """
 
     def __init__(self, config: Config, device: Any, stop: StopRequest) -> None:
@@ -69,10 +91,9 @@ class Run:
         self.stop = stop
         self.plans = stage_plans(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
-        # Both are refused before models are built. Starting weights are not looked for where they are not needed.
+        # Both are checked before the model is built. A resumed run does not need initial weights.
         self.resumed, self.changed = self._find_checkpoint()
         self.initial_weights = None if self.resumed else find_initial_weights(config)
-        self.rank = dist.get_rank()
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
         self.rotary = RotaryEmbedding(config.model, device)
@@ -89,109 +110,113 @@ class Run:
         initialize(chunks, self.config.model, self.config.run.seed)
         return wrap_model(self.config, megatron, chunks)
 
-    def train(self) -> int:
-        """Walks the stages, skipping what the latest sound checkpoint has done; returns the exit status."""
-        resumed = self.resumed
-        done = resumed[1].step if resumed else 0
-        metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
-        self.log = RunLog(self.config, self.rank, total_steps(self.config), done, metrics)
-        self.log.print(self._opening(resumed))
-        if self.changed:
-            self.log.print(f"goes on with other settings: {', '.join(self.changed)}")
-        if self.initial_weights is not None:
-            load_initial_weights(self.initial_weights, self.config, self.model)
-        try:
-            status = self._train_stages(resumed)
-        except NonFiniteError:
-            # Raised on every rank together: the checkpoint under way is of a good step.
-            self.writer.finish()
-            raise
-        self.writer.finish()
-        self._close(status)
-        return status
-
-    def _train_stages(self, resumed: tuple[Path, Progress] | None) -> int:
-        """Trains what is left of the stages; returns the exit status."""
-        done = resumed[1].step if resumed else 0
-        status = 0
-        for plan in self.plans:
-            if done >= plan.first_step + plan.steps:
-                continue
-            begun = resumed is not None and resumed[1].stage == plan.name
-            if resumed is not None and not begun and done == plan.first_step:
-                checkpoint.load(resumed[0], self.model, None)  # the stage before is complete: its weights alone
-            last, status = self._train_stage(plan, resumed if begun else None)
-            if status or plan.first_step + last == self.config.run.max_steps or last < plan.steps:
-                break
-        return status
-
-    def _find_checkpoint(self) -> tuple[tuple[Path, Progress] | None, list[str]]:
+    def _find_checkpoint(self) -> tuple[_Resumed | None, list[str]]:
         """The newest sound checkpoint, if there is one, checked against the settings, and which of them have changed.
 
-        Damaged ones are named.
+        Damaged checkpoints are reported.
         """
         directory = newest_sound_checkpoint(checkpoints_directory(Path(self.config.run.dir)))
         if directory is None:
             return None, []
         progress, saved = read_progress(directory), saved_config(directory, self.config)
         refuse_other_run(directory, saved, progress, self.config, self.orders)
-        return (directory, progress), changed_settings(saved, progress, self.config)
+        return _Resumed(directory, progress), changed_settings(saved, progress, self.config)
 
-    def _opening(self, resumed: tuple[Path, Progress] | None) -> str:
-        parallel = self.config.parallel
-        context = f" x CP {parallel.context}" if parallel.context > 1 else ""
-        layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
-        origin = f"from {resumed[0]}" if resumed else f"from {self.config.init.checkpoint or 'random weights'}"
-        return f"{self.config.run.name}: {layout}, {origin}, into {self.config.run.dir}"
+    def train(self) -> int:
+        """Trains the stages that the newest sound checkpoint has not completed; returns the exit status."""
+        self._open_log()
+        if self.initial_weights is not None:
+            load_initial_weights(self.initial_weights, self.config, self.model)
+        try:
+            status = self._train_stages()
+        except NonFiniteError:
+            # Raised on every rank; the checkpoint that is being written is of an earlier, finite step.
+            self.writer.finish()
+            raise
+        self.writer.finish()
+        self._close_log(status)
+        return status
 
-    def _train_stage(self, plan: StagePlan, resumed: tuple[Path, Progress] | None) -> tuple[int, int]:
+    @property
+    def _done(self) -> int:
+        """Optimizer steps before this start."""
+        return self.resumed.progress.step if self.resumed else 0
+
+    def _train_stages(self) -> int:
+        """Trains the rest of the stages; returns the exit status."""
+        status = 0
+        for plan in self.plans:
+            if self._done >= plan.first_step + plan.steps:
+                continue
+            begun = self.resumed is not None and self.resumed.progress.stage == plan.name
+            if self.resumed is not None and not begun and self._done == plan.first_step:
+                # The previous stage is complete: only its weights are loaded.
+                checkpoint.load(self.resumed.directory, self.model, None)
+            last, status = self._train_stage(plan, self.resumed if begun else None)
+            if status or plan.first_step + last == self.config.run.max_steps or last < plan.steps:
+                break
+        return status
+
+    def _train_stage(self, plan: StagePlan, resumed: _Resumed | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
-        stage = plan.stage
-        trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
-        self.model = trainer.prepare_model(self.model)
-        optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
-        scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
-        first, last = 0, self._last_step(plan)
-        if resumed is not None:
-            checkpoint.load(resumed[0], self.model, optimizer)
-            first = resumed[1].stage_step
-            scheduler.step(first)
-        steps = iter(self._batches(plan, first, last))
-        for step in range(first + 1, last + 1):
-            # Waiting for the data is part of a step: a run that its loader slows down must not look fast.
-            begin = time.perf_counter()
-            samples = next(steps)
-            scheduler.step(1)
-            measures = trainer.step(self.model, optimizer, samples)
-            self.step_seconds.append(time.perf_counter() - begin)
-            rate = max(group["lr"] for group in optimizer.param_groups)
-            record = step_record(self.config, plan, step, measures, rate, self.step_seconds, self.peak)
-            for hook in self.hooks:
-                if hook.due(plan, step):
-                    gather_parameters(self.model)
-                    hook.run(self.model, RunningStage(plan, trainer), record)
+        state = self._begin_stage(plan, resumed)
+        micro_batches = self._batches(plan, state.first, state.last)
+        for step in range(state.first + 1, state.last + 1):
+            record = self._step(state, step, micro_batches)
+            self._run_hooks(state.stage, step, record)
             self.log.write(record)
-            status = self._agreed_status()
-            if step % self.config.checkpoint.every == 0 or step == last or status:
-                self._save(plan, step, optimizer)
+            status = self._stop_status()
+            if step % self.config.checkpoint.every == 0 or step == state.last or status:
+                self._save(plan, step, state.optimizer)
             if status:
                 return step, status
             self.writer.poll()
-        return last, 0
+        return state.last, 0
 
-    def _agreed_status(self) -> int:
-        """The exit status that any rank was asked for by a signal: all ranks leave after the same step."""
+    def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
+        """Prepares the model and a new optimizer, with the state of the checkpoint if the stage is resumed."""
+        trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
+        self.model = trainer.prepare_model(self.model)
+        optimizer = build_optimizer(self.config, plan.stage, self.model, self.dtype)
+        weight_decay = self.config.optimizer.weight_decay
+        scheduler = build_scheduler(plan.stage.schedule, optimizer, plan.steps, weight_decay)
+        first = 0
+        if resumed is not None:
+            checkpoint.load(resumed.directory, self.model, optimizer)
+            first = resumed.progress.stage_step
+            scheduler.step(first)
+        return _StageState(RunningStage(plan, trainer), optimizer, scheduler, first, self._last_step(plan))
+
+    def _step(self, state: _StageState, step: int, micro_batches: Iterator[list[Samples]]) -> StepRecord:
+        """One optimizer step, and its record."""
+        # Waiting for the data is part of a step, so that a slow data loader shows in the speed.
+        begin = time.perf_counter()
+        samples = next(micro_batches)
+        state.scheduler.step(1)
+        measures = state.stage.trainer.step(self.model, state.optimizer, samples)
+        self.step_seconds.append(time.perf_counter() - begin)
+        rate = max(group["lr"] for group in state.optimizer.param_groups)
+        return step_record(self.config, state.stage.plan, step, measures, rate, self.step_seconds, self.peak)
+
+    def _run_hooks(self, stage: RunningStage, step: int, record: StepRecord) -> None:
+        for hook in self.hooks:
+            if hook.due(stage.plan, step):
+                gather_parameters(self.model)
+                hook.run(self.model, stage, record)
+
+    def _stop_status(self) -> int:
+        """The exit status of a signal that any rank has received, so that all ranks stop after the same step."""
         requested = torch.tensor(self.stop.status, device=self.device)
         dist.all_reduce(requested, op=dist.ReduceOp.MAX)
         return int(requested)
 
     def _last_step(self, plan: StagePlan) -> int:
-        """The stage's last step of this start; `run.max_steps` counts over the whole run."""
+        """The last step of the stage in this start; `run.max_steps` counts over the whole run."""
         if self.config.run.max_steps is None:
             return plan.steps
         return max(0, min(plan.steps, self.config.run.max_steps - plan.first_step))
 
-    def _batches(self, plan: StagePlan, first: int, last: int) -> Any:
+    def _batches(self, plan: StagePlan, first: int, last: int) -> Iterator[list[Samples]]:
         """This rank's micro-batches of the stage's steps `first` to `last`, from 0, the last not included."""
         return batches(
             training_samples(self.config, plan.name, self.orders[plan.name]),
@@ -215,7 +240,22 @@ class Run:
         )
         self.writer.begin(self.model, optimizer, progress)
 
-    def _close(self, status: int) -> None:
+    def _open_log(self) -> None:
+        """Opens the log and prints the first lines."""
+        metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
+        self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
+        self.log.print(self._first_line())
+        if self.changed:
+            self.log.print(f"goes on with other settings: {', '.join(self.changed)}")
+
+    def _first_line(self) -> str:
+        parallel = self.config.parallel
+        context = f" x CP {parallel.context}" if parallel.context > 1 else ""
+        layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
+        origin = self.resumed.directory if self.resumed else self.config.init.checkpoint or "random weights"
+        return f"{self.config.run.name}: {layout}, from {origin}, into {self.config.run.dir}"
+
+    def _close_log(self, status: int) -> None:
         """Writes the summary and the curves of all steps made so far."""
         if status:
             message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
