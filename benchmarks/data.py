@@ -5,7 +5,7 @@
 
 `nld-data prepare` and `datasets.map` with the same tokenizer: both in one process, from the same JSONL to tokens on
 disk; tokens per second of processor time and of the clock. Then the loader: seconds to make the samples of a joint step
-in the training process itself, as a share of that step. With `data.workers` above 0 samples are made in the background.
+in the training process, as a fraction of that step. With `data.workers` above 0 they are made in the background.
 """
 
 from __future__ import annotations

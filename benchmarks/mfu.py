@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     show(figures)
     print(path)
     if not any("utilisation" in found for found in figures["kinds"].values()):
-        raise UserError("--kinds: none of them could be measured; the table says why")
+        raise UserError("--kinds: none of them could be measured; the reasons are in the table")
 
 
 def _missing(kind: str, device: torch.device) -> dict[str, Any]:

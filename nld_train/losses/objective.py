@@ -9,7 +9,7 @@ through one number, its weight:
 
 AR rows are the clean stream's next-token predictions. Diffusion rows are the masked positions of the noisy stream: they
 predict the clean token at the same position and carry the factor alpha and the loss weight of the noise schedule, 1 / p
-for the linear one. An averaging says what the sums are divided by. All counts run over the whole global batch, every
+for the linear one. An averaging defines what the sums are divided by. All counts run over the whole global batch, every
 data-parallel rank and every micro-batch of the optimizer step, so that gradients are summed and divided by nothing.
 """
 

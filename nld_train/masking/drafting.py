@@ -17,7 +17,7 @@ class DraftDraws:
     Attributes:
         offset: where the first whole block of each document begins, 1 to B: block starts differ from step to step, and
             each has at least one token of real text before it.
-        greedy: bool `[L]`, by index of the block: whether its drafts are the likeliest tokens instead of sampled ones.
+        greedy: bool `[L]`, by index of the block: whether its drafts are the most likely tokens, not sampled ones.
         uniform: float64 `[L]` in [0, 1), by index in the stream: the number that a sampled draft is drawn with.
     """
 

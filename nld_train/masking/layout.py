@@ -33,8 +33,8 @@ def block_indices(
     Args:
         documents: int `[..., L]`, document of each token.
         block_size: tokens per block; the last block of a document may be shorter.
-        offsets: int, broadcast to `[..., L]`: where the first whole block of a document begins, 0 to `block_size`; what
-            lies before it is a block too.
+        offsets: int, broadcast to `[..., L]`: where the first whole block of a document begins, 0 to `block_size`; the
+            tokens before it are a block too.
 
     Returns:
         int `[..., L]`, from 0, growing through the sample; without document borders `i // block_size` (docs/method.md,

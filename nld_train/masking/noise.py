@@ -68,7 +68,8 @@ def draw_noise(
     """Draws the noise of one sample (docs/method.md, "Noise").
 
     Args:
-        settings: the schedule, how levels relate within a step (`levels`), and what shares a level (`level_scope`).
+        settings: the schedule, how levels relate within a step (`levels`), and whether sequences or blocks have levels
+            (`level_scope`).
         seed: the run's seed.
         stage: name of the stage; each stage has noise of its own.
         sample_index: index of the sample in the stage's training order, from 0, growing through epochs.

@@ -42,7 +42,7 @@ class NoiseSchedule(Protocol):
 
 
 class ScheduleSettings(Protocol):
-    """What the configuration group `diffusion` says of the schedule."""
+    """The keys of the configuration group `diffusion` that select the schedule."""
 
     @property
     def schedule(self) -> str:

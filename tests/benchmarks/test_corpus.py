@@ -39,7 +39,7 @@ def test_a_corpus_is_prepared_only_where_the_default_one_is_missing(
 
 
 def test_a_step_over_a_corpus_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stands for the preparation writes a small set under the same names."""
+    """A replacement of the preparation writes a small set under the same names."""
 
     def prepare(folder: Path) -> None:
         for part in ("train", "validation"):

@@ -1,4 +1,4 @@
-"""The benchmark of data in small, and the page that the results are written to."""
+"""The benchmark of data on a small corpus, and the page that the results are written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is meant for a GPU, in small on a CPU: that it runs, and that its ratios are of what they say."""
+"""Benchmarks for a GPU on small shapes on a CPU: they run, and their ratios follow from their figures."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_step_on_a_gpu_has_a_name_of_its_own() -> None:
 
 
 def test_every_timed_step_makes_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents isolated: the cache is emptied before a step. Otherwise all masks are alike, and it is left alone."""
+    """Documents isolated: the cache is emptied before a step. Otherwise all masks are equal, and it is kept."""
     monkeypatch.setattr(stepper, "train_step", lambda *_: SimpleNamespace(loss=0.0))
     for documents, left in (("isolate", 0), ("ignore", 1)):
         flex._masks["a mask"] = MagicMock()

@@ -1,4 +1,4 @@
-"""The run of all GPU rows: what becomes of each, whatever ends it."""
+"""The run of all GPU rows: the outcome of each, however it ends."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_a_row_that_fails_or_takes_too_long_takes_nothing_with_it(
         gpu.Row("last", (), ("no_such_module",), 30.0),
     ]
     monkeypatch.setattr(gpu, "rows", lambda _: quick)
-    asked = [row.name for row in quick[:-1]]
-    assert gpu.main(["--small", "--results", str(tmp_path), "--only", *asked]) == 1
+    selected = [row.name for row in quick[:-1]]
+    assert gpu.main(["--small", "--results", str(tmp_path), "--only", *selected]) == 1
     assert outcomes(tmp_path) == {
         "slow": "cut off",
         "wrong": "failed with status 1",
@@ -99,7 +99,7 @@ def test_a_gpu_run_without_time_reaches_nothing(tmp_path: Path) -> None:
     assert set(outcomes(tmp_path).values()) == {"not reached"}
 
 
-def test_the_rows_fit_ten_minutes_the_most_wanted_first() -> None:
+def test_the_rows_fit_ten_minutes_the_most_important_first() -> None:
     rows = gpu.rows(None)
     assert [row.name for row in rows] == [
         "step_8b",
@@ -120,8 +120,8 @@ def test_the_rows_fit_ten_minutes_the_most_wanted_first() -> None:
 def test_every_kind_of_row_of_the_gpu_run_in_small(tmp_path: Path) -> None:
     """The steps of the larger shapes are the same command, and their weights alone take minutes on a CPU."""
     larger = {"step_8b", "step_14b"}
-    asked = [row.name for row in gpu.rows(None) if row.name not in larger]
-    assert gpu.main(["--small", "--minutes", "20", "--results", str(tmp_path), "--only", *asked]) == 0, (
+    selected = [row.name for row in gpu.rows(None) if row.name not in larger]
+    assert gpu.main(["--small", "--minutes", "20", "--results", str(tmp_path), "--only", *selected]) == 0, (
         tmp_path / "gpu.json"
     ).read_text()
     assert {path.stem for path in tmp_path.glob("*.json")} == {"gpu", "step_3b", "attention", "head", "baseline", "mfu"}

@@ -1,4 +1,4 @@
-"""Benchmarks of starting and of scaling, in small."""
+"""Benchmarks of start-up and scaling, on small shapes."""
 
 from __future__ import annotations
 

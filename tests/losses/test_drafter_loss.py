@@ -23,8 +23,8 @@ def logits(rows: int, seed: int, scale: float = 3.0) -> Tensor:
 def naive_row(draft: list[float], target: list[float], temperature: float, top_k: int) -> dict[str, float]:
     """One row by the formulas of docs/method.md; no gradient flows through `lam`."""
     real = [token for token in range(SIZE) if token != MASK]
-    likeliest = [sorted(real, key=lambda token: -row[token])[:top_k] for row in (draft, target)]
-    chosen = sorted({*likeliest[0], *likeliest[1]})
+    most_likely = [sorted(real, key=lambda token: -row[token])[:top_k] for row in (draft, target)]
+    chosen = sorted({*most_likely[0], *most_likely[1]})
     q, p = (_softmax([row[token] / temperature for token in chosen]) for row in (draft, target))
     kl = sum(p[i] * math.log(p[i] / q[i]) for i in range(len(chosen)))
     tv = sum(abs(p[i] - q[i]) for i in range(len(chosen))) / 2
@@ -114,7 +114,7 @@ def test_no_blocks_are_no_loss() -> None:
     assert (len(found.accepted), len(found.scored), len(found.weights)) == (0, 0, 0)
 
 
-def test_the_likeliest_tokens_are_sorted_and_real() -> None:
+def test_the_most_likely_tokens_are_sorted_and_real() -> None:
     vocabulary, values = VocabularyShard(SIZE, MASK), logits(4, 6)
     values[:, MASK] = values[:, PADDED - 1] = 99.0
     found = vocabulary.top(vocabulary.allowed(values), 200)

@@ -112,7 +112,7 @@ def test_a_picture_of_visibility_in_verification() -> None:
 def test_without_an_offset_blocks_are_the_ones_of_training() -> None:
     documents = np.array([[0, 0, 0, 0, 1, 1, 1, 2]])
     for size in (1, 2, 3, 9):
-        # A first block that is whole and none at all begin alike.
+        # An offset of 0 and one of a whole block give the same blocks.
         for offset in (0, size):
             assert (block_indices(documents, size, offset) == block_indices(documents, size)).all()
 

@@ -80,7 +80,7 @@ def hugging_face_model(model: ModelConfig, seed: int = 0) -> Ministral3ForCausal
 
 
 def in_megatron_layout(model: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under Hugging Face names, as Megatron holds them: query, key and value group by group; gate over up."""
+    """Tensors under Hugging Face names, in Megatron's layout: query, key and value group by group; gate over up."""
     found = {
         "embedding.word_embeddings.weight": tensors["model.embed_tokens.weight"],
         "decoder.final_layernorm.weight": tensors["model.norm.weight"],
@@ -147,6 +147,6 @@ def oracle_logits(
     masks = torch.tensor([naive.visibility(row, block_size, two_streams) for row in documents])
     additive = torch.zeros(masks.shape).masked_fill(~masks, torch.finfo(torch.float32).min).unsqueeze(1)
     streams = 2 if two_streams else 1
-    places = torch.tensor([[positions(row, place) for place in range(len(row))] * streams for row in documents])
-    result: Tensor = oracle(tokens, attention_mask=additive, position_ids=places, use_cache=False).logits
+    position_ids = torch.tensor([[positions(row, index) for index in range(len(row))] * streams for row in documents])
+    result: Tensor = oracle(tokens, attention_mask=additive, position_ids=position_ids, use_cache=False).logits
     return result

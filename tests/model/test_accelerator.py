@@ -106,7 +106,7 @@ def test_buffers_of_overlapped_exchange_last_for_a_run(monkeypatch: pytest.Monke
     monkeypatch.setattr(base, "initialize_ub", lambda **words: calls.append(words["shape"]), raising=False)
     monkeypatch.setattr(base, "destroy_ub", lambda: calls.append("destroyed"), raising=False)
     monkeypatch.setitem(sys.modules, base.__name__, base)
-    destroy_overlap_buffers()  # without any it asks for nothing
+    destroy_overlap_buffers()  # without buffers it does nothing
     for length in (32, 48):
         config = tiny_config(parallel__overlap_tensor=True, batch__sequence_length=length, batch__micro_size=2)
         make_overlap_buffers(config)

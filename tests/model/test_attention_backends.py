@@ -57,7 +57,7 @@ class Case:
 
 
 def random_cases(count: int) -> list[Case]:
-    """Rows alike and rows that differ; blocks longer than documents and not dividing them; one and two streams; GQA."""
+    """Equal and different rows; blocks longer than documents and not dividing them; one and two streams; GQA."""
     generator = np.random.default_rng(11)
     found = []
     for number in range(count):
@@ -87,10 +87,10 @@ def naive_attention(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Te
         sees = naive.visibility(documents, case.block_size, case.two_streams)
         for head in range(case.heads):
             group = head * case.groups // case.heads
-            for place, line in enumerate(sees):
+            for index, line in enumerate(sees):
                 keys = [other for other, on in enumerate(line) if on]
-                scores = key[row, group, keys].double() @ query[row, head, place].double() / WIDTH**0.5
-                output[row, head, place] = scores.softmax(0) @ value[row, group, keys].double()
+                scores = key[row, group, keys].double() @ query[row, head, index].double() / WIDTH**0.5
+                output[row, head, index] = scores.softmax(0) @ value[row, group, keys].double()
     return output
 
 
@@ -274,7 +274,7 @@ def compile_anew() -> None:
 @pytest.mark.parametrize("name", ["flex", "split", "decomposed"])
 @pytest.mark.parametrize("case", CASES[:8], ids=str)
 def test_compiled_flex_gives_the_naive_gradients(case: Case, name: str) -> None:
-    """Run with `-m gpu` alone: other tests make the CPU stand in for CUDA in this process."""
+    """Run with `-m gpu` alone: other tests redirect `torch.cuda` to the CPU in this process."""
     compile_anew()
     device = torch.device("cuda")
     inputs, (expected, expected_gradients) = case.inputs(device), expectation(case)

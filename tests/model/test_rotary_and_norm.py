@@ -90,7 +90,9 @@ def test_the_query_scale_is_transformers(name: str) -> None:
     scale = RotaryEmbedding(model, CPU).query_scale(positions, torch.float32)
     assert scale is not None
     torch.testing.assert_close(scale, get_llama_4_attn_scale(positions, 0.1, 16384)[:, 0, :, 0])
-    assert scale[0].tolist() == pytest.approx([naive.query_scale(place, 0.1, 16384) for place in POSITIONS], rel=1e-6)
+    assert scale[0].tolist() == pytest.approx(
+        [naive.query_scale(position, 0.1, 16384) for position in POSITIONS], rel=1e-6
+    )
     assert scale[0, :4].tolist() == [1.0] * 4
     assert scale[0, 4] > 1.06
 
@@ -114,7 +116,7 @@ def test_both_streams_get_the_angles_and_scales_of_positions_from_zero() -> None
     for tensor in (context.cosine, context.sine, context.query_scale):
         assert tensor.shape[0] == 40
         assert torch.equal(tensor[:20], tensor[20:])
-    expected = [naive.query_scale(place, 0.1, 16) for place in range(20)] * 2
+    expected = [naive.query_scale(position, 0.1, 16) for position in range(20)] * 2
     assert context.query_scale.flatten().tolist() == pytest.approx(expected, rel=1e-6)
     # So a sample of 2L = 40 positions must not reach the scale of position 32.
     assert context.query_scale.max() < naive.query_scale(32, 0.1, 16)

@@ -1,4 +1,4 @@
-"""Who influences whom through the whole model: exactly what the rule of visibility lets through, and nothing else."""
+"""The influence of each token through the whole model: exactly that of visibility, and nothing else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model_and_tokens(attention: str, length: int) -> tuple[Config, Ministral3Mod
 
 def reachable(sees: list[list[bool]], layers: int) -> list[set[int]]:
     """Which tokens each token can depend on: itself, and through every layer all that those it sees depended on."""
-    depends = [{place} for place in range(len(sees))]
+    depends = [{index} for index in range(len(sees))]
     for _ in range(layers):
         seen = [[other for other, on in enumerate(row) if on] for row in sees]
         depends = [
@@ -63,16 +63,16 @@ def test_a_flipped_token_changes_the_logits_that_may_see_it_and_no_others(
     before = logits(config, model, tokens, documents_tensor, two_streams=True)[0]
     sees = naive.visibility(documents, BLOCK_SIZE, True)
     depends = reachable(sees, config.model.num_hidden_layers)
-    for place in range(0, 2 * length, 3 if attention in ("flex", "split") else 1):  # uncompiled, it takes its time
+    for index in range(0, 2 * length, 3 if attention in ("flex", "split") else 1):  # slow without compilation
         flipped = tokens.clone()
-        flipped[0, place] = (flipped[0, place] + 29) % 67
+        flipped[0, index] = (flipped[0, index] + 29) % 67
         after = logits(config, model, flipped, documents_tensor, two_streams=True)[0]
         difference = (after - before).abs().amax(dim=1).tolist()
         for row in range(2 * length):
-            if place not in depends[row]:
-                assert difference[row] == 0.0, f"token {place} reached row {row}"
-            elif sees[row][place]:
-                assert difference[row] > 1e-6, f"token {place} did not reach row {row}"
+            if index not in depends[row]:
+                assert difference[row] == 0.0, f"token {index} reached row {row}"
+            elif sees[row][index]:
+                assert difference[row] > 1e-6, f"token {index} did not reach row {row}"
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
@@ -93,16 +93,16 @@ def test_a_packed_document_is_the_document_alone() -> None:
     config, model, tokens = model_and_tokens("chunked", length)
     packed = logits(config, model, tokens, torch.tensor([THREE_DOCUMENTS]), two_streams=True)[0]
     for name in (0, 1, 2):
-        places = [place for place in range(length) if THREE_DOCUMENTS[place] == name]
-        both = [*places, *(place + length for place in places)]
-        own = logits(config, model, tokens[:, both], torch.tensor([[0] * len(places)]), two_streams=True)[0]
+        indices = [index for index in range(length) if THREE_DOCUMENTS[index] == name]
+        both = [*indices, *(index + length for index in indices)]
+        own = logits(config, model, tokens[:, both], torch.tensor([[0] * len(indices)]), two_streams=True)[0]
         assert_close_to_rounding(packed[both], own, forward_additions(config.model, length))
 
 
 @torch.no_grad()
 def test_rows_of_a_micro_batch_do_not_mix() -> None:
-    """Rows whose documents lie alike and rows whose do not give what each gives alone."""
-    # In this order, taking rows of the same kind together and putting them back are different permutations.
+    """Rows with equal documents and rows with different ones give the same logits as each row alone."""
+    # In this order, grouping equal rows and restoring the order are different permutations.
     rows = [ONE_DOCUMENT, THREE_DOCUMENTS, [0] * 3 + [1] * 15, ONE_DOCUMENT]
     config = tiny_config(diffusion__block_size=BLOCK_SIZE)
     model, _ = pair(config)

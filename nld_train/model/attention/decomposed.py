@@ -45,7 +45,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
 
 
 def merge(first: Partial, second: Partial) -> Tensor:
-    """The softmax over the keys of both products; a normaliser of minus infinity stands for no keys at all."""
+    """The softmax over the keys of both products; a normaliser of minus infinity means no keys."""
     weight = torch.sigmoid(first[1] - second[1]).unsqueeze(-1)
     return (weight * first[0] + (1 - weight) * second[0]).to(first[0].dtype)
 
