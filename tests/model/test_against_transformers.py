@@ -91,7 +91,7 @@ def test_the_oracle_tells_wrong_positions_from_right_ones() -> None:
     tokens = random_tokens(1, 100)
     found = logits(config, ours, tokens, torch.zeros(1, 50, dtype=torch.int64), two_streams=True)
     same = oracle_logits(theirs, tokens, [[0] * 50], 6, two_streams=True)
-    shifted = oracle_logits(theirs, tokens, [[0] * 50], 6, two_streams=True, positions=lambda row, place: place + 50)
+    shifted = oracle_logits(theirs, tokens, [[0] * 50], 6, two_streams=True, positions=lambda row, index: index + 50)
     assert_close_to_rounding(found, same, forward_additions(config.model, 100))
     # Rotary angles are relative, so the shift shows in the query scale alone.
     assert (found - shifted).abs().max() > 0.05
