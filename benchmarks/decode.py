@@ -35,7 +35,7 @@ from nld_train.decoding.load import find_source
 
 CLOCKS = ("wall", "processor")
 # Targets: AR in tree over generate, linear over its fraction of AR, a batch of 16 over a batch of 1.
-AR_LIMIT, LINEAR_SHARE, BATCH_LIMIT, BATCH_ROWS = 1.0, 0.85, 6.0, 16
+AR_LIMIT, LINEAR_FRACTION, BATCH_LIMIT, BATCH_SIZE = 1.0, 0.85, 6.0, 16
 
 Key = tuple[str, str, int]
 
@@ -105,10 +105,10 @@ def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
             )
         result = timings[key].result
         if engine != STOCK and mode == "linear" and result is not None and (engine, "ar", batch) in timings:
-            limit = LINEAR_SHARE * (accepted_length(result) or 0.0) / 2
+            limit = LINEAR_FRACTION * (accepted_length(result) or 0.0) / 2
             name = f"linear over AR, {engine}, {batch} rows"
             targets.append(_target(name, limit, timings, key, (engine, "ar", batch)))
-        if engine != STOCK and batch == BATCH_ROWS and (engine, mode, 1) in timings:
+        if engine != STOCK and batch == BATCH_SIZE and (engine, mode, 1) in timings:
             name = f"{batch} rows over one, {engine}, {mode}"
             targets.append(_target(name, BATCH_LIMIT, timings, key, (engine, mode, 1)))
     return targets

@@ -2,8 +2,8 @@
 
 See arXiv 2607.05722, Eq. 3 to 5, and docs/method.md, "Objective" and "Averaging".
 
-Everything that decides *what* is optimised is in this file. A negative log-likelihood of a row enters the loss
-through one number, its weight:
+This file and the loss weight of the noise schedule (`masking.schedule`) decide *what* is optimised, in training and in
+the exported model. The negative log-likelihood of a row enters the loss through one number, its weight:
 
     L = sum over rows of weight(row) * NLL(row)
 
