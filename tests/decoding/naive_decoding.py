@@ -47,9 +47,9 @@ class Naive:
 
 def cut(tokens: list[int], limit: int, stops: tuple[int, ...]) -> tuple[list[int], bool]:
     """Up to the first stop and the limit; and is it over."""
-    for place, token in enumerate(tokens):
-        if token in stops or place + 1 == limit:
-            return tokens[: place + 1], True
+    for index, token in enumerate(tokens):
+        if token in stops or index + 1 == limit:
+            return tokens[: index + 1], True
     return tokens, False
 
 
@@ -89,13 +89,13 @@ def quadratic(reader: Reader, prompt: list[int], limit: int, length: int, stops:
     accepted, cycles = [], 0
     while not over:
         text = prompt + new[:-1]
-        held = 1
-        while held < length and reader.next_token(text + drafts[:held]) == drafts[held]:
-            held += 1
-        verdict = reader.next_token(text + drafts[:held])
+        kept = 1
+        while kept < length and reader.next_token(text + drafts[:kept]) == drafts[kept]:
+            kept += 1
+        bonus = reader.next_token(text + drafts[:kept])
         before = len(new)
-        new, over = cut([*new, *drafts[1:held], verdict], limit, stops)
-        drafts = [verdict, *masks_after(text + drafts[:held])[1:]]
+        new, over = cut([*new, *drafts[1:kept], bonus], limit, stops)
+        drafts = [bonus, *masks_after(text + drafts[:kept])[1:]]
         accepted.append(len(new) - before)
         cycles += 1
     return Naive(new, accepted, cycles)
@@ -120,10 +120,10 @@ def diffusion(
                 break
             logits = reader.logits(prompt + new + block, block=size)[-size:]
             forwards += 1
-            places = choose(logits, masked)
-            for place in places:
-                block[place], masked[place] = int(logits[place].argmax()), False
-            accepted.append(len(places))
+            positions = choose(logits, masked)
+            for position in positions:
+                block[position], masked[position] = int(logits[position].argmax()), False
+            accepted.append(len(positions))
         new += block
         forwards += 1
 
@@ -133,9 +133,9 @@ def at_least(threshold: float) -> Chooser:
 
     def choose(logits: Tensor, masked: list[bool]) -> list[int]:
         confidence = logits.softmax(-1).max(-1).values.tolist()
-        candidates = [place for place, hidden in enumerate(masked) if hidden]
-        best = max(candidates, key=lambda place: confidence[place])
-        return [place for place in candidates if confidence[place] >= threshold or place == best]
+        candidates = [position for position, hidden in enumerate(masked) if hidden]
+        best = max(candidates, key=lambda position: confidence[position])
+        return [position for position in candidates if confidence[position] >= threshold or position == best]
 
     return choose
 
@@ -145,8 +145,8 @@ def lowest_entropy(bound: float) -> Chooser:
 
     def choose(logits: Tensor, masked: list[bool]) -> list[int]:
         entropy = torch.distributions.Categorical(logits=logits.clamp(min=-1e9)).entropy().tolist()
-        candidates = [place for place, hidden in enumerate(masked) if hidden]
-        best = min(candidates, key=lambda place: entropy[place])
-        return [place for place in candidates if entropy[place] <= bound or place == best]
+        candidates = [position for position, hidden in enumerate(masked) if hidden]
+        best = min(candidates, key=lambda position: entropy[position])
+        return [position for position in candidates if entropy[position] <= bound or position == best]
 
     return choose

@@ -28,7 +28,7 @@ Models = dict[str, NemotronLabsDiffusionModel]
 Readers = dict[str, Reader]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17, 59, 58], list(range(10, 40))]
 LIMIT = 21
-# Ids that both models write now and then, so that rows stop at different places.
+# Ids that both models predict now and then, so that sequences stop at different lengths.
 STOPS = (3, 49)
 POLICIES: dict[str, tuple[CommitPolicy, Chooser]] = {
     "threshold 0": (Threshold(0.0), at_least(0.0)),
@@ -93,8 +93,8 @@ def test_quadratic_predictions_are_those_of_each_group_alone(models: Models, rea
         for row, text in enumerate(texts):
             drafts = step.tokens[row, :length].tolist()
             for group in range(length):
-                held = text[: int(step.cached[row])] + drafts[: group + 1]
-                expected = reader.logits(held + masks, block=length)[len(held) - 1 :]
+                text_so_far = text[: int(step.cached[row])] + drafts[: group + 1]
+                expected = reader.logits(text_so_far + masks, block=length)[len(text_so_far) - 1 :]
                 start = length + group * length
                 check_logits(answer[row, [group, *range(start, start + length)]], expected)
 
@@ -152,11 +152,11 @@ def test_a_batch_equals_its_rows(
     seeds = tuple(range(100, 100 + len(prompts)))
     together = decoded(prompts, seeds)
     alone = [decoded([prompt], (seed,)) for prompt, seed in zip(prompts, seeds, strict=True)]
-    # As many places as rows, and fewer, so that rows begin beside others that are far ahead.
+    # As many slots as prompts, and fewer, so that prompts are admitted beside sequences that are far ahead.
     for result in (together, decoded(prompts, seeds, 2), decoded(prompts, seeds, 3)):
         for name in ("token_ids", "finish", "sequence_forwards", "accepted", "committed_by", "drafted"):
             assert getattr(result, name) == [getattr(row, name)[0] for row in alone], name
     assert together.forwards == max(row.forwards for row in alone)
     unequal = len(set(map(len, together.token_ids))) > 1 or len(set(together.sequence_forwards)) > 1
-    assert wide or unequal, "rows of unequal progress are the point"
+    assert wide or unequal, "sequences of unequal progress are needed"
     assert (together.token_ids[-1] == together.token_ids[-2]) == (temperature == 0)

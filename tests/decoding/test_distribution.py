@@ -92,22 +92,22 @@ def test_drafts_of_an_adapter_change_no_distribution(tmp_path: Path) -> None:
     assert p_value(found, ar_probabilities(model, settings)) > 1e-3
 
 
-def test_some_drafts_hold_and_some_do_not(small: NemotronLabsDiffusionModel) -> None:
+def test_some_drafts_are_accepted_and_some_are_not(small: NemotronLabsDiffusionModel) -> None:
     result = decode(CountingEngine(small), [PROMPT] * ROWS, "linear", options())
     first = Counter(accepted[0] for accepted in result.accepted)
     assert min(first[count] for count in (1, 2, 3)) > ROWS // 50
 
 
-def _forget_the_residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:
+def _without_residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:
     return p
 
 
-def _trust_every_draft(tokens: Tensor, probabilities: Tensor) -> Tensor:
+def _every_draft_accepted(tokens: Tensor, probabilities: Tensor) -> Tensor:
     return torch.ones(tokens.shape, dtype=torch.float64) * 0.999
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
-@pytest.mark.parametrize(("name", "error"), [("_residual", _forget_the_residual), ("_of", _trust_every_draft)])
+@pytest.mark.parametrize(("name", "error"), [("_residual", _without_residual), ("_of", _every_draft_accepted)])
 def test_a_planted_error_is_found(
     small: NemotronLabsDiffusionModel, monkeypatch: pytest.MonkeyPatch, mode: Mode, name: str, error: object
 ) -> None:

@@ -43,7 +43,7 @@ def test_reported_forwards_are_the_engines(
 
 
 @pytest.mark.parametrize(("mode", "policy"), MODES)
-def test_finished_rows_leave_the_work(models: Models, mode: Mode, policy: CommitPolicy | None) -> None:
+def test_finished_sequences_free_their_slots(models: Models, mode: Mode, policy: CommitPolicy | None) -> None:
     engine = CountingEngine(models["trained"])
     result = decode(engine, PROMPTS, mode, DecodeOptions(20, block_length=4, stop_tokens=(49,)), policy)
     rows = [len(step.tokens) for step in engine.steps]
@@ -56,27 +56,27 @@ def test_finished_rows_leave_the_work(models: Models, mode: Mode, policy: Commit
 
 
 @pytest.mark.parametrize(("mode", "policy"), MODES)
-@pytest.mark.parametrize("places", [1, 2, 3])
-def test_waiting_rows_begin_where_others_have_finished(
-    models: Models, mode: Mode, policy: CommitPolicy | None, places: int
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_waiting_prompts_are_admitted_to_freed_slots(
+    models: Models, mode: Mode, policy: CommitPolicy | None, slots: int
 ) -> None:
-    """No place is empty while a prompt waits, and what is prefilled is the prompts that begin, nothing else."""
+    """No slot is free while a prompt waits, and what is prefilled is the prompts that begin, nothing else."""
     engine, prompts = CountingEngine(models["trained"]), [*PROMPTS, *PROMPTS[:2], [30]]
     options = DecodeOptions(20, block_length=4, stop_tokens=(49,))
-    result = decode(engine, prompts, mode, options, policy, batch_size=places)
+    result = decode(engine, prompts, mode, options, policy, batch_size=slots)
     assert len(engine.steps) == result.forwards + result.prefill
-    begun, at_work, waiting = 0, 0, []
+    admitted, active, waiting = 0, 0, []
     for step in engine.steps:
         if not bool(step.cached.any()):
-            begun += len(step.tokens)
+            admitted += len(step.tokens)
             continue
-        at_work += len(step.tokens)
-        if begun < len(prompts):
+        active += len(step.tokens)
+        if admitted < len(prompts):
             waiting.append(len(step.tokens))
-    assert (begun, at_work) == (len(prompts), sum(result.sequence_forwards))
+    assert (admitted, active) == (len(prompts), sum(result.sequence_forwards))
     assert waiting
-    assert set(waiting) == {places}
-    assert places == 1 or result.forwards < sum(result.sequence_forwards)
+    assert set(waiting) == {slots}
+    assert slots == 1 or result.forwards < sum(result.sequence_forwards)
 
 
 @pytest.mark.parametrize(("mode", "policy"), MODES)
@@ -143,10 +143,10 @@ def test_an_observer_sees_the_text_grow(models: Models, mode: Mode, policy: Comm
         for earlier, later in zip(seen[row][:-1], seen[row][1:], strict=True):
             assert later.tokens[: len(earlier.tokens)] == earlier.tokens
         for event in seen[row]:
-            told = zip((*event.tokens, *event.block), event.committed_by, event.drafted, strict=True)
+            reported = zip((*event.tokens, *event.block), event.committed_by, event.drafted, strict=True)
             final = zip(tokens, result.committed_by[row], result.drafted[row], strict=True)
             # A block may go on behind a stop.
-            assert all(now == then or now[0] is None for now, then in zip(told, final, strict=False))
+            assert all(now == then or now[0] is None for now, then in zip(reported, final, strict=False))
     if mode == "diffusion":
         assert any(None in event.block and event.block.count(None) < 3 for events in seen.values() for event in events)
     if mode in ("linear", "quadratic"):

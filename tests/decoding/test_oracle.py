@@ -74,20 +74,20 @@ class Puzzle:
     vocabulary = 8
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.forwards = 0
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Target `1, 2, 3`. Position 2 is wrong until position 1 stands; position 3 is right at the start, is wrong
-        while 1 alone stands, and is right again after 2."""
-        known = {place for place in (1, 2, 3) if int(tokens[0, place]) != 0}
-        says = {1: (1, 9.0), 2: (2 if 1 in known else 7, 3.0), 3: (3 if known != {1} else 6, 2.0)}
+        """Target `1, 2, 3`. Position 2 is wrong until position 1 is known; position 3 is right at the start, wrong
+        while only 1 is known, and right again after 2."""
+        known = {position for position in (1, 2, 3) if int(tokens[0, position]) != 0}
+        predictions = {1: (1, 9.0), 2: (2 if 1 in known else 7, 3.0), 3: (3 if known != {1} else 6, 2.0)}
         logits = torch.zeros(1, 4, self.vocabulary)
-        for place, (token, height) in says.items():
-            logits[0, place, token] = height
+        for position, (token, height) in predictions.items():
+            logits[0, position, token] = height
         return logits
 
     def forward_uncounted(self, tokens: Tensor) -> Tensor:
-        self.asked += 1
+        self.forwards += 1
         return self.logits(tokens)
 
     def view(self) -> BlockView:
@@ -122,7 +122,7 @@ def test_no_forwards_left_means_one_per_pass() -> None:
     assert oracle.choose(puzzle.view()).tolist() == [[False, True, False, False]]
     assert oracle.blocks[0].exhausted
     assert oracle.blocks[0].fewest is None
-    assert puzzle.asked == oracle.blocks[0].forwards == 2
+    assert puzzle.forwards == oracle.blocks[0].forwards == 2
     assert Oracle(budget=3, exhaustive=0).choose(Puzzle().view()).tolist() == [[False, True, False, True]]
 
 
@@ -145,7 +145,7 @@ def test_compared_policies_start_where_the_oracle_does(models: Models) -> None:
     for block in oracle.blocks:
         assert block.policies["one"] == (block.masks, True)
         assert block.policies["all"][0] == 1
-        # Nobody who ends at the target is faster than the shortest way.
+        # No policy that ends at the target takes fewer passes than the shortest sequence of commits.
         assert all(passes >= block.fewest for passes, same in block.policies.values() if same)
         assert block.policies["all"][1] == (block.fewest == 1)
     assert {block.policies["half"][1] for block in oracle.blocks} == {True, False}

@@ -92,7 +92,7 @@ def test_even_steps(models: Models, passes: int, expected: list[int]) -> None:
 
 
 def test_total_steps_go_to_the_first_blocks(models: Models) -> None:
-    """Whose places follow from the prompts, which are of unequal length."""
+    """Whose positions follow from the prompts, which are of unequal length."""
     policy = TotalSteps(10, blocks=4, block_length=8, prompt_lengths=tuple(map(len, PROMPTS)))
     result = decode(CountingEngine(models["random"]), PROMPTS, "diffusion", DecodeOptions(32, block_length=8), policy)
     assert result.accepted == [[3, 2, 2, 3, 2, 2, 4, 3, 4, 3]] * 3
@@ -120,26 +120,26 @@ def test_a_policy_that_hesitates_gets_the_most_confident_position(models: Models
 
 def test_an_oracle_may_look_ahead_without_being_counted(models: Models, readers: dict[str, Reader]) -> None:
     """Its view of another state of the block is what a forward over that state gives."""
-    looks = []
+    states = []
 
     class Oracle:
         def choose(self, view: BlockView) -> Tensor:
             chosen = FixedNumber(1).choose(view)
-            looks.append((view, chosen, view.forward_uncounted(torch.where(chosen, view.sampled, view.tokens))))
+            states.append((view, chosen, view.forward_uncounted(torch.where(chosen, view.sampled, view.tokens))))
             return chosen
 
     engine = CountingEngine(models["trained"])
     result = decode(engine, PROMPTS, "diffusion", DecodeOptions(12, block_length=6), Oracle())
     plain = decode(CountingEngine(models["trained"]), PROMPTS, "diffusion", DecodeOptions(12, 6), FixedNumber(1))
     assert result == plain
-    assert len(engine.steps) == result.forwards + result.prefill + len(looks)
-    for view, chosen, logits in looks:
+    assert len(engine.steps) == result.forwards + result.prefill + len(states)
+    for view, chosen, logits in states:
         state = torch.where(chosen, view.sampled, view.tokens)
-        for place, sequence in enumerate(view.sequences):
+        for index, sequence in enumerate(view.sequences):
             text = PROMPTS[sequence] + result.token_ids[sequence]
-            whole = text[: int(view.starts[place])] + state[place].tolist()
+            whole = text[: int(view.starts[index])] + state[index].tolist()
             expected = readers["trained"].logits(whole, block=6)[-6:]
-            assert_close_to_rounding(logits[place], expected, forward_additions(SHAPE, len(whole)))
+            assert_close_to_rounding(logits[index], expected, forward_additions(SHAPE, len(whole)))
 
 
 def test_among_equals_the_first_position_wins() -> None:

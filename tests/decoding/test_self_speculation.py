@@ -43,8 +43,8 @@ def test_greedy_output_is_the_ar_output(models: Models, ar_texts: dict, weights:
 
 
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
-def test_drafts_of_trained_weights_hold(models: Models, mode: str) -> None:
-    """Otherwise the tests above would only ever see refused drafts."""
+def test_drafts_of_trained_weights_are_accepted(models: Models, mode: str) -> None:
+    """Otherwise the tests above would only ever see rejected drafts."""
     result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(LIMIT, block_length=7))
     accepted = [count for row in result.accepted for count in row]
     assert max(accepted) >= 5
@@ -55,11 +55,11 @@ def test_drafts_of_trained_weights_hold(models: Models, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_stops_anywhere(models: Models, ar_texts: dict, weights: str, mode: str, length: int) -> None:
-    """A stop at every place of the text in some row; each row has its own, so that rows leave one after the other."""
+    """A stop at every index of the text of some sequence; each has its own, so that they finish one after the other."""
     # A quadratic cycle of 32 drafts runs 1056 tokens.
-    for place in (0, 9, 18) if length == 32 and mode == "quadratic" else range(5):
-        places = [(place + 5 * row) % 20 for row in range(len(PROMPTS))]
-        stops = tuple({text[at] for text, at in zip(ar_texts[weights], places, strict=True)})
+    for first in (0, 9, 18) if length == 32 and mode == "quadratic" else range(5):
+        indices = [(first + 5 * row) % 20 for row in range(len(PROMPTS))]
+        stops = tuple({text[at] for text, at in zip(ar_texts[weights], indices, strict=True)})
         expected = [first_stop(text, stops) for text in ar_texts[weights]]
         options = DecodeOptions(LIMIT, block_length=length, stop_tokens=stops)
         result = decode(CountingEngine(models[weights]), PROMPTS, mode, options)
@@ -83,12 +83,12 @@ def test_any_batch(models: Models, ar_texts: dict, weights: str, mode: str, leng
 
 
 def first_stop(text: list[int], stops: tuple[int, ...]) -> list[int]:
-    return text[: next(place for place, token in enumerate(text) if token in stops) + 1]
+    return text[: next(index for index, token in enumerate(text) if token in stops) + 1]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 8, 9])
 @pytest.mark.parametrize("mode", ["linear", "quadratic"])
-def test_never_more_than_asked(models: Models, ar_texts: dict, mode: str, limit: int) -> None:
+def test_never_more_than_the_limit(models: Models, ar_texts: dict, mode: str, limit: int) -> None:
     result = decode(CountingEngine(models["trained"]), PROMPTS, mode, DecodeOptions(limit, block_length=8))
     assert result.token_ids == [text[:limit] for text in ar_texts["trained"]]
     assert result.finish == ["length"] * len(PROMPTS)
@@ -109,8 +109,8 @@ def test_any_adapter_leaves_the_text_alone(adapter: Path, weights: str) -> None:
         assert any(step.adapter for step in engine.steps) == (length > 1)
         assert not any(step.adapter and bool(step.causal.any()) for step in engine.steps)
         assert length == 1 or result.accepted != without.accepted
-        for place in (0, 4, 17):
-            stops = tuple({text[place] for text in expected})
+        for index in (0, 4, 17):
+            stops = tuple({text[index] for text in expected})
             stopped = linear(model, length, adapter=True, stop_tokens=stops)
             assert stopped.token_ids == [first_stop(text, stops) for text in expected]
 
@@ -119,7 +119,7 @@ def linear(model: NemotronLabsDiffusionModel, length: int, **settings: Any) -> D
     return decode(CountingEngine(model), PROMPTS, "linear", DecodeOptions(LIMIT, block_length=length, **settings))
 
 
-def test_the_context_ends_a_row(models: Models) -> None:
+def test_the_context_ends_a_sequence(models: Models) -> None:
     model = random_model(max_position_embeddings=32)
     expected = decode(CountingEngine(model), [[9] * 30, [8] * 10], "ar", DecodeOptions(40)).token_ids
     assert [len(tokens) for tokens in expected] == [2, 22]
@@ -128,7 +128,7 @@ def test_the_context_ends_a_row(models: Models) -> None:
         assert result.token_ids == expected
 
 
-def test_a_blend_of_both_heads_is_another_text(models: Models, ar_texts: dict) -> None:
+def test_an_ensemble_of_both_predictions_is_another_text(models: Models, ar_texts: dict) -> None:
     texts = [
         decode(CountingEngine(models["random"]), PROMPTS, "quadratic", DecodeOptions(LIMIT, 4, ar_weight=weight))
         for weight in (1.0, 1.0 - 1e-6, 0.0)

@@ -1,4 +1,4 @@
-"""A step over some lines of the cache, as when a row begins in the place of another, on both engines."""
+"""A step over some slots of the KV cache, as when a prompt is admitted to a freed slot, on both engines."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 def read(engine: Engine, rows: list[list[int]], cached: list[int], slots: list[int] | None, causal: bool) -> Tensor:
-    """Logits of the rows' real tokens, one after the other: `[n, V]`."""
+    """Logits of the sequences' real tokens, one after the other: `[n, V]`."""
     counts = torch.tensor([len(row) for row in rows])
     tokens = torch.full((len(rows), int(counts.max())), engine.mask_token_id)
-    for line, row in zip(tokens, rows, strict=True):
-        line[: len(row)] = torch.tensor(row)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
     step = Step(
         tokens=tokens,
         positions=torch.tensor(cached)[:, None] + torch.arange(tokens.shape[1]),
@@ -56,31 +56,31 @@ def read(engine: Engine, rows: list[list[int]], cached: list[int], slots: list[i
     return engine.forward(step)[torch.arange(tokens.shape[1]) < counts[:, None]].clone()
 
 
-@pytest.mark.parametrize("lines", [[0], [2], [0, 2], [2, 0]])
-def test_a_row_begins_in_the_place_of_another(engine: Engine, lines: list[int]) -> None:
-    """Its logits, and afterwards those of all rows, are as if it had been there from the beginning."""
-    rows = [NEW[line] if line in lines else prompt for line, prompt in enumerate(OLD)]
-    fresh = [rows[line] for line in lines]
+@pytest.mark.parametrize("slots", [[0], [2], [0, 2], [2, 0]])
+def test_a_prompt_is_admitted_to_a_freed_slot(engine: Engine, slots: list[int]) -> None:
+    """Its logits, and afterwards those of all sequences, are as if it had been there from the beginning."""
+    rows = [NEW[slot] if slot in slots else prompt for slot, prompt in enumerate(OLD)]
+    fresh = [rows[slot] for slot in slots]
     engine.allocate(3, 16)
     read(engine, OLD, [0, 0, 0], None, causal=True)
-    begun = read(engine, fresh, [0] * len(lines), lines, causal=True)
+    admitted = read(engine, fresh, [0] * len(slots), slots, causal=True)
     later = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
 
-    engine.allocate(len(lines), 16)
-    assert_close_to_rounding(begun, read(engine, fresh, [0] * len(lines), None, causal=True), ADDITIONS)
+    engine.allocate(len(slots), 16)
+    assert_close_to_rounding(admitted, read(engine, fresh, [0] * len(slots), None, causal=True), ADDITIONS)
     engine.allocate(3, 16)
     read(engine, rows, [0, 0, 0], None, causal=True)
     expected = [read(engine, BLOCK, [len(row) for row in rows], None, causal) for causal in (False, True)]
     assert_close_to_rounding(later, expected, ADDITIONS)
 
 
-def test_a_block_over_some_lines(engine: Engine) -> None:
-    """Lines in the middle of their text, each seeing its own cache."""
+def test_a_block_over_some_slots(engine: Engine) -> None:
+    """Slots in the middle of their text, each seeing its own entries."""
     engine.allocate(3, 16)
     read(engine, OLD, [0, 0, 0], None, causal=True)
     lengths = [len(row) for row in OLD]
     whole = read(engine, BLOCK, lengths, None, causal=False).view(3, 2, -1)
-    for lines in ([1], [0, 2], [2, 1]):
-        part = read(engine, [BLOCK[line] for line in lines], [lengths[line] for line in lines], lines, causal=False)
-        assert_close_to_rounding(part.view(len(lines), 2, -1), whole[lines], ADDITIONS)
+    for slots in ([1], [0, 2], [2, 1]):
+        part = read(engine, [BLOCK[slot] for slot in slots], [lengths[slot] for slot in slots], slots, causal=False)
+        assert_close_to_rounding(part.view(len(slots), 2, -1), whole[slots], ADDITIONS)
     assert whole.std() > 0.1

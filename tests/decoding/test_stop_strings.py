@@ -79,7 +79,7 @@ def word_pieces() -> Tokenizer:
         "n",
         "##n",
     ]
-    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
@@ -109,8 +109,8 @@ def chunks(draw: random.Random, tokens: list[int]) -> list[list[int]]:
     return found
 
 
-def stop_in_row(draw: random.Random, to_text: ToText, tokens: list[int], strings: Sequence[str]) -> int | None:
-    """By a row that takes a few tokens at a time, having been asked about some of them before, as diffusion does."""
+def stop_in_sequence(draw: random.Random, to_text: ToText, tokens: list[int], strings: Sequence[str]) -> int | None:
+    """By an output that gets a few tokens at a time, some checked before they are committed, as in diffusion."""
     row = SequenceOutput(len(tokens) + 1, DecodeOptions(len(tokens) + 1, stop_strings=tuple(strings), to_text=to_text))
     for chunk in chunks(draw, tokens):
         for certain in sorted(draw.sample(range(1, len(chunk) + 1), draw.randint(0, len(chunk)))):
@@ -145,14 +145,14 @@ def some_strings(draw: random.Random, whole: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_end_of_a_text_says_what_the_whole_text_says(kind: Callable[[], Tokenizer]) -> None:
+def test_the_end_of_a_text_stops_where_the_whole_text_does(kind: Callable[[], Tokenizer]) -> None:
     tokenizer, draw, stops = kind(), random.Random(0), []
     to_text: ToText = lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True)  # noqa: E731
     for _ in range(300):
         tokens = some_tokens(draw, tokenizer)
         strings = some_strings(draw, to_text(tokens))
         stops.append(whole_text_stop(to_text, tokens, strings))
-        assert stop_in_row(draw, to_text, tokens, strings) == stops[-1], (tokens, strings)
+        assert stop_in_sequence(draw, to_text, tokens, strings) == stops[-1], (tokens, strings)
     assert len(set(stops)) > 20
 
 
@@ -165,7 +165,7 @@ def test_a_long_text_costs_little_per_token(kind: Callable[[], Tokenizer]) -> No
         return tokenizer.decode(list(ids), skip_special_tokens=True)
 
     tokens = list(tokenizer.encode(random_text(random.Random(1), 600)).ids)
-    assert stop_in_row(random.Random(2), to_text, tokens, ["never said"]) is None
+    assert stop_in_sequence(random.Random(2), to_text, tokens, ["never said"]) is None
     assert sum(decoded) < 150 * len(tokens)
     assert max(decoded[len(decoded) // 2 :]) < 150 < len(tokens) // 4
 

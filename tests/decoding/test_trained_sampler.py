@@ -94,15 +94,15 @@ def test_shapes_that_cannot_be_are_refused(changes: dict[str, int]) -> None:
 def test_what_it_sees(models: Models) -> None:
     for view in views_of(models["random"], PROMPTS, OPTIONS):
         seen = Observation.of(view)
-        for row, place in itertools.product(range(len(view.sequences)), range(view.tokens.shape[1])):
-            statistics = seen.statistics[row, place].tolist()
-            assert bool(seen.real[row, place]) == (place < int(view.sizes[row]))
-            if not view.masked[row, place]:
-                assert seen.top[row, place].tolist() == [int(view.tokens[row, place])] * 3
+        for row, index in itertools.product(range(len(view.sequences)), range(view.tokens.shape[1])):
+            statistics = seen.statistics[row, index].tolist()
+            assert bool(seen.real[row, index]) == (index < int(view.sizes[row]))
+            if not view.masked[row, index]:
+                assert seen.top[row, index].tolist() == [int(view.tokens[row, index])] * 3
                 assert statistics == [1, 1, 1, 0]
                 continue
-            probabilities = sorted(view.logits[row, place].double().softmax(-1).tolist(), reverse=True)
-            top = [view.logits[row, place].softmax(-1)[token].item() for token in seen.top[row, place]]
+            probabilities = sorted(view.logits[row, index].double().softmax(-1).tolist(), reverse=True)
+            top = [view.logits[row, index].softmax(-1)[token].item() for token in seen.top[row, index]]
             assert top == approx_to_rounding(probabilities[:3], 60, scale=1.0)
             entropy = -sum(p * torch.tensor(p).double().log().item() for p in probabilities if p > 0)
             expected = [probabilities[0], probabilities[0] - probabilities[1], sum(probabilities[:3]), entropy]
@@ -118,12 +118,12 @@ def test_labels_are_what_was_finally_committed(models: Models) -> None:
         text = prompt + decode(engine, [prompt], "diffusion", OPTIONS, FixedNumber(1)).token_ids[0]
         checked = 0
         for number, view in enumerate(view for view in views if bool(view.masked.any())):
-            for place in torch.nonzero(view.masked[0]).flatten().tolist():
-                position = int(view.starts[0]) + place
+            for index in torch.nonzero(view.masked[0]).flatten().tolist():
+                position = int(view.starts[0]) + index
                 if position < len(text):
-                    assert bool(found.supervised[number, place])
-                    right = int(view.logits[0, place].argmax()) == text[position]
-                    assert bool(found.labels[number, place]) == right
+                    assert bool(found.supervised[number, index])
+                    right = int(view.logits[0, index].argmax()) == text[position]
+                    assert bool(found.labels[number, index]) == right
                     checked += 1
         assert checked > 20
         assert not bool((found.labels & ~found.supervised).any())

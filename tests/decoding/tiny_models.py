@@ -1,4 +1,4 @@
-"""Models small enough to decode with in milliseconds, and an engine that counts what is asked of it."""
+"""Models small enough to decode with in milliseconds, and an engine that counts its forwards."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LENGTHS = [1, 2, 7, pytest.param(32, marks=pytest.mark.long)]
 
 
 def random_model(seed: int = 0, **changes: Any) -> NemotronLabsDiffusionModel:
-    """Weights large enough that predictions differ from place to place."""
+    """Weights large enough that predictions differ from position to position."""
     torch.manual_seed(seed)
     settings = {**SHAPE, "attn_implementation": "sdpa", "mask_token_id": MASK, "initializer_range": 0.35, **changes}
     return NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(**settings)).eval()
 
 
 def trained_model(steps: int = 150) -> NemotronLabsDiffusionModel:
-    """Trained for seconds on counting texts with jumps: drafts hold often, not always."""
+    """Trained for seconds on counting texts with jumps: drafts are accepted often, not always."""
     model = random_model(seed=1, initializer_range=0.05).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ def test_a_comparison_has_every_mode(records: Any, export: Path, prompts_file: P
 
 @pytest.mark.parametrize("sampled", [(), ("--temperature", 0.8, "--top-k", 40)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("length", [pytest.param(2, marks=pytest.mark.long), 7])
-def test_runs_checkpoints_exports_and_imports_say_the_same(
+def test_runs_checkpoints_exports_and_imports_decode_the_same(
     records: Any,
     trained: Path,
     export: Path,
@@ -95,10 +95,10 @@ def test_runs_checkpoints_exports_and_imports_say_the_same(
     sampled: tuple[object, ...],
     length: int,
 ) -> None:
-    asked = ("--prompts", prompts_file, "--compare", *sampled, "--block-length", length)
-    found = [records(path, *asked) for path in (trained, newest_checkpoint(trained), export, imported)]
-    # The last prompt begins where one of the others has finished.
-    found += [records(path, *asked, "--batch-size", 2) for path in (trained, export)]
+    words = ("--prompts", prompts_file, "--compare", *sampled, "--block-length", length)
+    found = [records(path, *words) for path in (trained, newest_checkpoint(trained), export, imported)]
+    # The last prompt is admitted to the slot of one that has finished.
+    found += [records(path, *words, "--batch-size", 2) for path in (trained, export)]
     assert all(other == found[0] for other in found[1:])
     assert any(record["new_tokens"] > 10 for record in found[0])
 
@@ -114,33 +114,33 @@ def test_seeds_are_those_of_the_prompts(records: Any, export: Path, prompts_file
 def test_texts_that_stop(records: Any, export: Path) -> None:
     """At the first of two, in every mode, with the token that completes it; a special token is one of them."""
     for mode in MODES:
-        asked = ("--prompt", "seven times", "--mode", mode)
-        (whole,) = records(export, *asked)
+        words = ("--prompt", "seven times", "--mode", mode)
+        (whole,) = records(export, *words)
         text, ids = whole["text"], whole["token_ids"]
         assert len(text) > 12
         stop = text[6:8]
-        (found,) = records(export, *asked, "--stop", "never said", "--stop", stop)
+        (found,) = records(export, *words, "--stop", "never there", "--stop", stop)
         assert found["finish"] == "stop"
         assert found["text"] == text[: text.index(stop) + 2]
         assert found["token_ids"] == ids[: len(found["token_ids"])]
-        (same,) = records(export, *asked, "--stop", "<pad>")
+        (same,) = records(export, *words, "--stop", "<pad>")
         assert same["token_ids"] == (ids[: ids.index(0) + 1] if 0 in ids else ids)
 
 
 def test_the_ar_weight_mixes_both_heads(records: Any, export: Path, prompts_file: Path) -> None:
-    asked = ("--prompts", prompts_file, "--ar-weight", 0.2)
-    alone = records(export, *asked, "--mode", "quadratic")
+    words = ("--prompts", prompts_file, "--ar-weight", 0.2)
+    alone = records(export, *words, "--mode", "quadratic")
     assert [record["mode"] for record in alone] == ["quadratic, AR weight 0.2"] * 3
-    compared = records(export, *asked, "--compare")
+    compared = records(export, *words, "--compare")
     assert min([record.pop("agreement") for record in compared[-3:]]) < 1
     assert compared[-3:] == alone
     assert all(record["agreement"] == 1 for record in compared if record["mode"] == "linear")
 
 
 def test_sampled_texts_are_not_compared_with_ar(records: Any, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--prompt", "seven", "--compare", "--temperature", 1)
-    assert {record["agreement"] for record in records(export, *asked)} == {None}
-    assert main([str(export), *SHORT, *map(str, asked)]) == 0
+    words = ("--prompt", "seven", "--compare", "--temperature", 1)
+    assert {record["agreement"] for record in records(export, *words)} == {None}
+    assert main([str(export), *SHORT, *map(str, words)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.rstrip(" \u2502").endswith(" -") for line in lines) == len(MODES)
 
@@ -151,16 +151,16 @@ def test_what_is_shown_and_what_warms_up_is_not_timed(
     """Each mode of a comparison first decodes a few tokens that are not reported."""
     from nld_train.decoding.command_line import command
 
-    asked: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
     def decode(engine: Any, prompts: Any, mode: Any, options: Any, *more: Any) -> Any:
-        asked.append((mode, options.max_new_tokens))
+        calls.append((mode, options.max_new_tokens))
         return real(engine, prompts, mode, options, *more)
 
     real = command.decode
     monkeypatch.setattr(command, "decode", decode)
     assert main([str(trained), *SHORT, "--prompt", "seven", "--compare", "--json"]) == 0
-    assert asked == [(mode, length) for mode in MODES for length in (8, 20)]
+    assert calls == [(mode, length) for mode in MODES for length in (8, 20)]
     assert len(capsys.readouterr().out.splitlines()) == len(MODES)
 
 
@@ -186,9 +186,9 @@ def test_the_table_has_one_line_per_mode(
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
-    asked = ("--prompt", "seven times", "--max-new-tokens", "80")
-    texts = [record["text"] for record in records(trained, *asked, "--compare")]
-    assert main([str(trained), *SHORT, *asked, "--compare"]) == 0
+    words = ("--prompt", "seven times", "--max-new-tokens", "80")
+    texts = [record["text"] for record in records(trained, *words, "--compare")]
+    assert main([str(trained), *SHORT, *words, "--compare"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) == width
     assert len(lines) == len(MODES) + 4
@@ -197,7 +197,7 @@ def test_the_table_has_one_line_per_mode(
         assert ("\u2026 " in line) == (len(text) > 70)
 
 
-def test_reading_an_export_says_nothing_else(export: Path) -> None:
+def test_decoding_an_export_prints_nothing_else(export: Path) -> None:
     """Nor does a library beneath: in a process of its own, since libraries say some things once."""
     words = ["-m", "nld_train.commands.decode", str(export), "--prompt", "seven times", "--mode", "ar", *SHORT]
     done = run_python(words, timeout=120)
@@ -267,13 +267,13 @@ BAD = [
 
 
 @pytest.mark.parametrize("kind", ["trained", "export"])
-@pytest.mark.parametrize(("words", "said"), BAD, ids=[said[:30] for _, said in BAD])
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[message[:30] for _, message in BAD])
 def test_mistakes_are_one_line(
-    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], kind: str, words: list[str], said: str
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], kind: str, words: list[str], message: str
 ) -> None:
     path = request.getfixturevalue(kind)
     capsys.readouterr()
-    assert refusal(capsys, str(path), *words).find(said) >= 0
+    assert refusal(capsys, str(path), *words).find(message) >= 0
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -287,22 +287,22 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [("", "holds no prompt"), ("seven\n\neight\n", ":2: the prompt is empty")],
 )
 def test_prompts_without_text_are_refused(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, said: str
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, message: str
 ) -> None:
     (tmp_path / "prompts.txt").write_text(lines)
-    assert said in refusal(capsys, str(trained), "--mode", "ar", "--prompts", str(tmp_path / "prompts.txt"))
+    assert message in refusal(capsys, str(trained), "--mode", "ar", "--prompts", str(tmp_path / "prompts.txt"))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--mode", "ar", "--prompt", "seven")
-    assert "holds no checkpoint" in refusal(capsys, str(tmp_path), *asked)
-    assert "does not exist" in refusal(capsys, str(tmp_path / "nowhere"), *asked)
+    words = ("--mode", "ar", "--prompt", "seven")
+    assert "holds no checkpoint" in refusal(capsys, str(tmp_path), *words)
+    assert "does not exist" in refusal(capsys, str(tmp_path / "nowhere"), *words)
     (tmp_path / "config.json").write_text('{"model_type": "ministral3"}')
-    assert "nld-convert import" in refusal(capsys, str(tmp_path), *asked)
+    assert "nld-convert import" in refusal(capsys, str(tmp_path), *words)
 
 
 def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,8 +311,8 @@ def test_a_damaged_checkpoint_is_refused(trained: Path, tmp_path: Path, capsys: 
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
-    assert f"is damaged: {weights.name} does not have the content" in said
+    message = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+    assert f"is damaged: {weights.name} does not have the content" in message
 
 
 def test_a_checkpoint_brings_its_tokenizer(records: Any, trained: Path, tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_a_checkpoint_brings_its_tokenizer(records: Any, trained: Path, tmp_path
     settings["data"]["tokenizer"] = str(tmp_path / "nowhere")
     (copy / "config.yaml").write_text(yaml.safe_dump(settings))
     write_manifest(copy, {})
-    asked = ("--mode", "ar", "--prompt", "seven times")
-    assert records(copy, *asked) == records(checkpoint, *asked)
+    words = ("--mode", "ar", "--prompt", "seven times")
+    assert records(copy, *words) == records(checkpoint, *words)
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(
@@ -340,7 +340,7 @@ def test_a_checkpoint_without_tokenizer_is_refused(
         if (copy / MANIFEST).is_file():  # it is not damaged: it never had them
             write_manifest(copy, {})
         capsys.readouterr()
-        said = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
-        assert "no tokenizer is known of it" in said
+        message = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+        assert "no tokenizer is known of it" in message
         tokenizer = kept / "tokenizer" if (kept / "tokenizer").is_dir() else kept
         assert records(copy, "--mode", "ar", "--prompt", "seven", "--tokenizer", tokenizer)

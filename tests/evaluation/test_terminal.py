@@ -36,7 +36,7 @@ def test_spaces_between_tokens_stay() -> None:
     assert "".join(pieces(decode_words, [1, 2, 3])) == "w1 w2 w3"
 
 
-def test_nothing_printed_commands_the_terminal() -> None:
+def test_nothing_printed_controls_the_terminal() -> None:
     assert printable("a\x1b[2Jb\r\tc\n") == "a\ufffd[2Jb\ufffd\tc\n"
 
 
@@ -56,7 +56,7 @@ def test_masks_become_text_in_the_colour_of_their_pass() -> None:
     assert len({row.styles[1], row.styles[2], ""}) == 3
 
 
-def test_refused_drafts_stand_behind_the_text() -> None:
+def test_rejected_drafts_are_behind_the_text() -> None:
     row = SequenceView("linear")
     a, b, c, d = b"abcd"
     row.update(Progress(0, (a,), committed_by=(0,), drafted=(False,)))
@@ -89,7 +89,7 @@ def test_what_grows_is_seen_to_its_end() -> None:
     assert shown([numbers] * 9) == ["0038 0039"] * 6
 
 
-def test_rows_are_handed_on_in_order_once_finished() -> None:
+def test_sequences_are_passed_on_in_order_once_finished() -> None:
     taken: list[int] = []
     observer = InOrder(lambda row: taken.append(row.sequence))
     seen = []
