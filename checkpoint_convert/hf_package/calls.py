@@ -21,12 +21,12 @@ class CallSettings:
 
     Attributes:
         attention_mask: `[b, P]`, 0 at padding on either side, for prompts of unequal length; None for no padding.
-        eos_token_id: id or ids that end a row; None for those of the generation config.
+        eos_token_id: id or ids that end a sequence; None for those of the generation config.
         temperature: 0 decodes greedily.
         top_k: samples among the k most likely tokens; 0 among all.
         top_p: samples among the most likely tokens whose probabilities sum to p.
-        seed: one per row, or one for the batch; None draws one from torch's global generator.
-        stop_strings: texts that end a row; need `tokenizer`.
+        seed: one per sequence, or one for the batch; None draws one from torch's global generator.
+        stop_strings: texts that end a sequence; need `tokenizer`.
         tokenizer: of the model.
         token_type_ids: ignored; some tokenizers return them.
     """

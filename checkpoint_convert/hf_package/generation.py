@@ -42,8 +42,8 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: maximum of new tokens per row.
-            eos_token_id: id or ids that end a row; None for those of the generation config.
+            max_new_tokens: maximum of new tokens per sequence.
+            eos_token_id: id or ids that end a sequence; None for those of the generation config.
             **settings: `calls.CallSettings` by name: `attention_mask`, `temperature`, `top_k`, `top_p`, `seed`,
                 `stop_strings`, `tokenizer`.
 
@@ -68,11 +68,11 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: maximum of new tokens per row.
+            max_new_tokens: maximum of new tokens per sequence.
             block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
             threshold: a pass commits every position of at least this confidence, and always the most confident one.
                 0.9 if neither this nor `steps` is given.
-            eos_token_id: id or ids that end a row; None for those of the generation config.
+            eos_token_id: id or ids that end a sequence; None for those of the generation config.
             steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. They are
                 divided evenly, the remainder goes to the first blocks; no block takes more passes than it has masks.
             **settings: as in `ar_generate`.
@@ -100,9 +100,9 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: maximum of new tokens per row.
+            max_new_tokens: maximum of new tokens per sequence.
             block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
-            eos_token_id: id or ids that end a row; None for those of the generation config.
+            eos_token_id: id or ids that end a sequence; None for those of the generation config.
             adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it where there is one.
             **settings: as in `ar_generate`.
 
@@ -127,9 +127,9 @@ class GenerationMethods:
 
         Args:
             input_ids: int64 `[b, P]`.
-            max_new_tokens: maximum of new tokens per row.
+            max_new_tokens: maximum of new tokens per sequence.
             block_length: drafts per cycle; None for `config.block_size`.
-            eos_token_id: id or ids that end a row; None for those of the generation config.
+            eos_token_id: id or ids that end a sequence; None for those of the generation config.
             ar_weight: weight of the AR prediction in the ensemble that the bonus token is taken from; only 1 is
                 lossless.
             **settings: as in `ar_generate`.

@@ -1,6 +1,6 @@
-"""From a path to an engine: what a checkpoint is, how it is tokenized, and its weights in the processes of a layout.
+"""From a path to an engine: the kind of a checkpoint, its tokenizer, and its weights on the ranks of a layout.
 
-Describing comes first and is cheap, so that a request that cannot be answered is refused before any weight is read.
+The description comes first and is cheap, so that an invalid request is refused before any weight is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EXPORT_TYPE = "nemotron_labs_diffusion"
 
 @dataclass
 class Description:
-    """What is known of a model before its weights are read: `engine.Limits`."""
+    """Properties of a model before its weights are read: `engine.Limits`."""
 
     vocabulary_size: int
     mask_token_id: int
@@ -43,7 +43,7 @@ class Source:
     """A checkpoint that was found and described.
 
     Attributes:
-        directory: where it lies.
+        directory: of the checkpoint or export.
         description: what a request is checked against.
         tokenizer: of `transformers`.
         stop_tokens: ids that end a text.
@@ -60,7 +60,7 @@ class Source:
 def find_source(
     path: Path, tokenizer: str | None = None, adapter: Path | None = None, layout: Layout = ONE_PROCESS
 ) -> Source:
-    """Finds out what a path means.
+    """Finds and describes the checkpoint or export of a path.
 
     Args:
         path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
@@ -112,7 +112,7 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
 
 @contextmanager
 def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Iterator[Engine]:
-    """Megatron's model, this process's part of it, with weights that were saved under any layout."""
+    """This rank's part of Megatron's model, with weights that were saved under any layout."""
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
@@ -167,14 +167,14 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
 
 @contextmanager
 def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
-    """The export package's own model and engine, from this checkout: no code of the directory is run."""
+    """The exported package's model and engine, from this checkout: no code of the directory is run."""
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
     from nld_train.training.loop.parallel import resolve_device
 
     device = resolve_device("auto")
     if device.type == "cuda":
-        # Under torchrun every process has a card of its own, the one its kernels go to.
+        # Under torchrun every process has a device of its own.
         torch.cuda.set_device(device)
     # Matrix products in bf16 are hundreds of times slower than in fp32 on CPUs.
     dtype = "auto" if device.type == "cuda" else torch.float32
@@ -202,11 +202,11 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def _tokenizer(directory: Path, given: str | None, candidates: Sequence[Path]) -> Any:
-    """The given tokenizer, else the first that is there."""
+    """The given tokenizer, else that of the first candidate with one."""
     if given is not None:
         return load_tokenizer(given)
     for candidate in candidates:
         if any((candidate / name).is_file() for name in TOKENIZER_FILES):
             return load_tokenizer(str(candidate))
-    places = ", ".join(map(str, dict.fromkeys(candidates)))
-    raise UserError(f"{directory}: no tokenizer is known of it (looked in {places}); name one with --tokenizer")
+    searched = ", ".join(map(str, dict.fromkeys(candidates)))
+    raise UserError(f"{directory}: no tokenizer is known of it (looked in {searched}); name one with --tokenizer")
