@@ -45,15 +45,15 @@ BAD_INPUTS: list[tuple[str, bytes, list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "options", "says"), BAD_INPUTS)
+@pytest.mark.parametrize(("name", "content", "options", "message"), BAD_INPUTS)
 def test_bad_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, options: list[str], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, options: list[str], message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert says in refused(capsys, "prepare", tmp_path / name, "--out", tmp_path / "out", *options)
+    assert message in refused(capsys, "prepare", tmp_path / name, "--out", tmp_path / "out", *options)
     assert not list((tmp_path / "out").glob("a.*"))
     assert not list((tmp_path / "out").glob("a-*"))
-    if "holds no text" in says or "no document is left" in says:
+    if "holds no text" in message or "no document is left" in message:
         assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -199,6 +199,6 @@ def test_what_is_no_tokenizer_is_never_replaced(tmp_path: Path, capsys: pytest.C
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "out/tokenizer").mkdir(parents=True)
     (tmp_path / "out/tokenizer/notes").write_text("mine")
-    said = refused(capsys, "prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--overwrite")
-    assert "holds no tokenizer" in said
+    message = refused(capsys, "prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--overwrite")
+    assert "holds no tokenizer" in message
     assert (tmp_path / "out/tokenizer/notes").read_text() == "mine"

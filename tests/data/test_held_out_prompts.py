@@ -15,7 +15,7 @@ LENGTHS = (10, 100, 41, 40, 39, 400)
 @pytest.fixture
 def prefix(tmp_path: Path) -> str:
     """Documents of these lengths without their end token, each in letters of its own."""
-    texts = ["".join(chr(97 + 4 * place + i % 4) for i in range(length)) for place, length in enumerate(LENGTHS)]
+    texts = ["".join(chr(97 + 4 * number + i % 4) for i in range(length)) for number, length in enumerate(LENGTHS)]
     (tmp_path / "corpus.txt").write_text("\n".join(texts))
     assert main(["prepare", str(tmp_path / "corpus.txt"), "--out", str(tmp_path), "--documents-per", "line"]) == 0
     return str(tmp_path / "corpus")
@@ -30,9 +30,9 @@ def test_prompts_end_in_the_middle_of_documents_that_are_long_enough(prefix: str
     assert main(["prompts", prefix, "--out", str(out), "--count", "4", "--tokens", "20"]) == 0
     # 39 letters and the end token are 40 tokens, twice 20.
     expected = []
-    for place in (1, 2, 3, 4, 5):
-        middle = (LENGTHS[place] + 1) // 2
-        expected.append("".join(chr(97 + 4 * place + i % 4) for i in range(middle - 20, middle)))
+    for number in (1, 2, 3, 4, 5):
+        middle = (LENGTHS[number] + 1) // 2
+        expected.append("".join(chr(97 + 4 * number + i % 4) for i in range(middle - 20, middle)))
     found = prompts_of(out)
     assert len(found) == 4
     assert found == [expected[index * len(expected) // 4] for index in range(4)]

@@ -78,7 +78,7 @@ def scribble(offset: int, raw: bytes) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda prefix: prefix.with_suffix(".bin").unlink(), r"set\.bin does not exist"),
         (lambda prefix: prefix.with_suffix(".idx").unlink(), r"set\.idx does not exist"),
@@ -95,10 +95,10 @@ def scribble(offset: int, raw: bytes) -> Callable[[Path], None]:
         (lambda prefix: prefix.with_suffix(".bin").write_bytes(b"\0" * 99999), r"does not belong to its \.idx"),
     ],
 )
-def test_broken_files_are_refused_in_one_line(tmp_path: Path, write_set, damage, says: str) -> None:
+def test_broken_files_are_refused_in_one_line(tmp_path: Path, write_set, damage, message: str) -> None:
     write_set(tmp_path / "set", random_documents(5, 50))
     damage(tmp_path / "set")
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         PackedSamples(str(tmp_path / "set"), 8)
     assert "\n" not in str(caught.value)
 

@@ -218,7 +218,7 @@ def test_the_same_command_again_does_nothing(tmp_path: Path, capsys: pytest.Capt
     assert stored(tmp_path / "out" / "set") == TEXTS
 
 
-def test_another_set_is_replaced_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_set_is_replaced_only_with_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set.txt").write_text("first")
     run(tmp_path / "set.txt", "--out", tmp_path)
     before = digests(tmp_path)

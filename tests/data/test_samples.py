@@ -130,10 +130,10 @@ def test_a_fixed_level_gives_fixed_noise(samples: TrainingSamples) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("bad_id", "says"), [(3, r"holds the mask token 3, which must not occur"), (260, r"holds token id 260, outside")]
+    ("bad_id", "message"), [(3, r"holds the mask token 3, which must not occur"), (260, r"holds token id 260, outside")]
 )
 def test_what_the_model_cannot_take_is_refused_in_one_line(
-    tmp_path: Path, write_set: Any, settings: Any, workers: int, bad_id: int, says: str
+    tmp_path: Path, write_set: Any, settings: Any, workers: int, bad_id: int, message: str
 ) -> None:
     documents = random_documents(6, 40)
     documents[20][0] = bad_id
@@ -141,7 +141,7 @@ def test_what_the_model_cannot_take_is_refused_in_one_line(
     order = make_order(1, [SourceConfig(prefix, 1.0)], {prefix: PackedSamples(prefix, 24)})
     samples = TrainingSamples(order, settings)
     reader = batches(samples, first_step=0, last_step=10, global_size=8, micro_size=2, workers=workers)
-    with pytest.raises(UserError, match=rf"sample \d+ of .*bad\.bin {says}") as caught:
+    with pytest.raises(UserError, match=rf"sample \d+ of .*bad\.bin {message}") as caught:
         list(reader)
     assert "\n" not in str(caught.value)
 

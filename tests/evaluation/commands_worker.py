@@ -1,8 +1,8 @@
-"""One process of a group that runs several commands, one after another (started by `run_ranks`).
+"""One process of a group that runs several commands in order (started by `run_ranks`).
 
     commands_worker.py COMMANDS.json
 
-A command is `{"module", "words", "output"}`. What rank 0 prints goes to the output; a command that fails ends all.
+A command is `{"module", "words", "output"}`. The output gets what rank 0 prints; a command that fails ends the worker.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 def main(commands_path: str) -> int:
     for command in json.loads(Path(commands_path).read_text()):
         with Path(command["output"]).open("a") as output:
-            spoken = redirect_stdout(output) if os.environ["RANK"] == "0" else nullcontext()
-            with spoken:
+            printed = redirect_stdout(output) if os.environ["RANK"] == "0" else nullcontext()
+            with printed:
                 status = int(import_module(command["module"]).main(command["words"]))
         if status != 0:
             return status

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading_commands import FEW, PROMPTS, Decoded, Main, Report
+from command_helpers import FEW, PROMPTS, Decoded, Main, Report
 from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
 from shared import shared_folder
 

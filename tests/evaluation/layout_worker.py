@@ -1,6 +1,6 @@
-"""One process of a group that makes runs, one after another: `layout_worker.py RUNS.json`. Started by `run_ranks`.
+"""One process of a group that trains several runs in order: `layout_worker.py RUNS.json`. Started by `run_ranks`.
 
-The file holds a list of objects: `overrides` is a list of settings, `hooked` says whether the run decodes.
+The file contains a list of objects: `overrides`, a list of settings, and `hooked`, whether the run decodes.
 """
 
 from __future__ import annotations

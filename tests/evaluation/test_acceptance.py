@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading_commands import Report, refusal
+from command_helpers import Report, refusal
 from rich.console import Console
 
 from nld_train.commands import acceptance
@@ -32,9 +32,9 @@ def questions(tmp_path: Path) -> Path:
 def test_acceptance_by_category(
     reported: Report, questions: Path, trained: Path, trained_export: Path, tmp_path: Path
 ) -> None:
-    asked = ("--prompts", questions, "--modes", "linear", "quadratic", "diffusion", "--block-lengths", "2,4")
-    found = reported(acceptance.main, trained, *asked, "--threshold", 0.3)
-    assert found == reported(acceptance.main, trained_export, *asked, "--threshold", 0.3)
+    options = ("--prompts", questions, "--modes", "linear", "quadratic", "diffusion", "--block-lengths", "2,4")
+    found = reported(acceptance.main, trained, *options, "--threshold", 0.3)
+    assert found == reported(acceptance.main, trained_export, *options, "--threshold", 0.3)
     variants = found["variants"]
     assert [(one["mode"], one["block_length"]) for one in variants] == [
         (mode, length) for mode in ("linear", "quadratic", "diffusion") for length in (2, 4)
@@ -52,19 +52,19 @@ def test_acceptance_by_category(
             assert overall["accepted_length"] == pytest.approx((overall["new_tokens"] - overall["turns"]) / cycles)
     alone = tmp_path / "alone.jsonl"
     alone.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS if question["category"] == "sums"))
-    again = reported(acceptance.main, trained, "--prompts", alone, *asked[2:], "--threshold", 0.3, "--batch-size", 1)
+    again = reported(acceptance.main, trained, "--prompts", alone, *options[2:], "--threshold", 0.3, "--batch-size", 1)
     for one, other in zip(variants, again["variants"], strict=True):
         assert one["categories"]["sums"] == other["categories"]["sums"] == other["categories"]["overall"]
 
 
 def test_a_turn_follows_the_answers_before_it(trained: Path, tmp_path: Path, reported: Report) -> None:
     """A second turn counts what a prompt with both turns and the first answer counts."""
-    asked = ("--modes", "linear", "--block-lengths", "4")
+    options = ("--modes", "linear", "--block-lengths", "4")
 
     def figures(*turns: str) -> dict[str, Any]:
         path = tmp_path / "turns.jsonl"
         path.write_text(json.dumps({"category": "a", "turns": turns}) + "\n")
-        found = reported(acceptance.main, trained, "--prompts", path, *asked)
+        found = reported(acceptance.main, trained, "--prompts", path, *options)
         return found["variants"][0]["categories"]["a"]
 
     first, both = figures("eight is"), figures("eight is", "and")
@@ -104,17 +104,17 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), BAD_LINES, ids=range(len(BAD_LINES)))
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=range(len(BAD_LINES)))
 def test_questions_that_are_none(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text(line + "\n" if line else "")
-    assert said in refusal(capsys, acceptance.main, str(trained), "--prompts", str(path))
+    assert message in refusal(capsys, acceptance.main, str(trained), "--prompts", str(path))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--block-lengths", "8,0"], "block_length: 0 is not 1 or more"),
         (["--threshold", "2"], "threshold: 2.0 is not in [0, 1]"),
@@ -125,6 +125,6 @@ def test_questions_that_are_none(
     ],
 )
 def test_mistakes_in_acceptance(
-    trained: Path, questions: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    trained: Path, questions: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert said in refusal(capsys, acceptance.main, str(trained), "--prompts", str(questions), *words)
+    assert message in refusal(capsys, acceptance.main, str(trained), "--prompts", str(questions), *words)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import leftmost_policy
 import pytest
-from reading_commands import FEW, Decoded, refusal
+from command_helpers import FEW, Decoded, refusal
 
 from nld_train.commands import decode
 from nld_train.commands import eval as evaluate

@@ -1,4 +1,4 @@
-"""The benchmark of decoding times every way on the same text, and its ratios follow from its seconds."""
+"""The benchmark of decoding times every mode on the same text, and its ratios follow from its seconds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def figures(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads((folder / "decode.json").read_text())["figures"]
 
 
-def test_every_way_was_timed(figures: Any) -> None:
+def test_every_mode_was_timed(figures: Any) -> None:
     found = {(row["engine"], row["mode"]) for row in figures["rows"]}
     modes = ("ar", "diffusion", "linear", "quadratic")
     assert found == {("transformers", "ar")} | {(name, mode) for name in ("in tree", "export") for mode in modes}
     for row in figures["rows"]:
         assert len(row["seconds_wall"]) == len(row["seconds_processor"]) == 2
         assert row["tokens_per_second_wall"] == row["batch_size"] * 2 * 6 / median(row["seconds_wall"])
-        # What all but diffusion write is AR's text, whoever writes it.
+        # Every mode but diffusion writes AR's text, in every engine.
         assert row["mode"] == "diffusion" or row["agreement"] == 1
 
 

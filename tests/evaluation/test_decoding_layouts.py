@@ -1,4 +1,4 @@
-"""Decoding during training under every layout: the same record, and no trace in the weights."""
+"""Decoding during training under every layout: the same record, and unchanged weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forked import run_ranks
 from runs_that_decode import assert_same_training, decodings, train
 from tiny_runs import records_of
 
-# That a model decodes the same under every layout is also a matter of tests/distributed, every day.
+# tests/distributed also decodes under every layout, in every test run.
 pytestmark = pytest.mark.long
 WORKER = Path(__file__).with_name("layout_worker.py")
 LAYOUTS = {
@@ -23,12 +23,12 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def still(settings: tuple[str, ...], trained: Path) -> tuple[str, ...]:
-    """Trains one step without moving: layouts differ by rounding, which Adam's first steps make large."""
+    """Trains one step with rates near 0: layouts differ by rounding, which Adam's first steps make large."""
     rates = [f"stages.joint.schedule.{rate}=1e-30" for rate in ("learning_rate", "final_learning_rate")]
     return (*settings, f"init.checkpoint={trained}", "run.stages=[joint]", "stages.joint.tokens=192", *rates)
 
 
-# Layouts in which a run that decodes is compared with one that does not, while weights move.
+# Layouts in which a run that decodes is compared with one that does not, while weights change.
 COMPARED = ("tensor", "pipeline", "data")
 
 

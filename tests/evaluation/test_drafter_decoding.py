@@ -103,8 +103,8 @@ def test_an_evaluation_drafts_with_it(drafted: Path, learned: Path, tmp_path: Pa
     for name, adapter in {"none": (), "own": ("--adapter",), "named": ("--adapter", str(learned))}.items():
         output = tmp_path / f"{name}.json"
         given = [str(drafted), "--mode", "linear", *adapter, "--tasks", "local_text", "--include-path", str(TASKS)]
-        wanted = ["--block-length", "4", "--max-new-tokens", "20", "--log-samples", "--output", str(output)]
-        assert evaluate.main([*given, *wanted]) == 0
+        more = ["--block-length", "4", "--max-new-tokens", "20", "--log-samples", "--output", str(output)]
+        assert evaluate.main([*given, *more]) == 0
         results = json.loads(output.read_text())
         figures[name] = results["evaluation"]["generation"]["local_text"]["forwards"]
         texts.add(str([sample["resps"] for sample in results["samples"]["local_text"]]))
@@ -158,7 +158,7 @@ def other_adapter(folder: Path, learned: Path, change: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("rank", "does not fit this model"),
         ("layers", "layers.3.self_attn.o_proj.lora_A.weight has shape none"),
@@ -170,7 +170,7 @@ def other_adapter(folder: Path, learned: Path, change: str) -> Path:
     ],
 )
 def test_adapters_that_do_not_fit(
-    drafted: Path, export: Path, learned: Path, tmp_path: Path, change: str, said: str, capsys: Any
+    drafted: Path, export: Path, learned: Path, tmp_path: Path, change: str, message: str, capsys: Any
 ) -> None:
     bad = other_adapter(tmp_path, learned, change)
     for checkpoint in (drafted, export):
@@ -178,7 +178,7 @@ def test_adapters_that_do_not_fit(
         assert main([str(checkpoint), "--prompt", "seven", *SHORT, "--adapter", str(bad)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
-        assert said in error
+        assert message in error
         assert error.count("\n") == 1
 
 

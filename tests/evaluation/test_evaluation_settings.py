@@ -9,7 +9,7 @@ from nld_train.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("evaluation.every=-1", "evaluation.every=-1: must be at least 0"),
         ("evaluation.prompts=0", "evaluation.prompts=0: must be at least 1"),
@@ -25,10 +25,10 @@ from nld_train.errors import UserError
         ("data.validation=[]", "data.validation=[]"),
     ],
 )
-def test_refused(override: str, said: str) -> None:
+def test_refused(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         config_of("validation.every=0", override)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_what_is_never_decoded_needs_no_room() -> None:

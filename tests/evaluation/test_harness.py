@@ -46,7 +46,7 @@ def results(trained: Path, folder: Path) -> dict[str, Results]:
 
 
 def answers(results: Results, task: str) -> list[Any]:
-    """What the model said to each document, in order."""
+    """The model's answer to each document, in order."""
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     return [sample["resps"] for sample in samples]
 
@@ -61,7 +61,7 @@ def texts(results: Results, task: str = "local_text") -> list[str]:
     return [doc[0][0] for doc in answers(results, task)]
 
 
-def test_speculative_modes_score_and_write_as_ar_does(results: dict[str, Results]) -> None:
+def test_speculative_modes_score_and_generate_like_ar(results: dict[str, Results]) -> None:
     for mode in ("linear", "quadratic"):
         assert likelihoods(results[mode]) == pytest.approx(likelihoods(results["ar"]), abs=1e-4)
         assert texts(results[mode]) == texts(results["ar"])
@@ -80,8 +80,8 @@ def test_scores_are_those_of_the_model(trained: Path, results: dict[str, Results
 
         def total(prefix: list[int], rest: list[int]) -> float:
             value = 0.0
-            for place, token in enumerate(rest):
-                logits = Session(engine, [prefix + rest[:place]], 1, 96).prefill([0])[0, 0]
+            for index, token in enumerate(rest):
+                logits = Session(engine, [prefix + rest[:index]], 1, 96).prefill([0])[0, 0]
                 value += float(logits.log_softmax(-1)[token])
             return value
 
@@ -100,7 +100,7 @@ def test_metrics_follow_from_the_scores(results: dict[str, Results]) -> None:
     for mode in MODES:
         found = likelihoods(results[mode])
         best = [max(range(3), key=lambda i, n=n: found[3 * n + i]) for n in range(len(DOCUMENTS))]
-        right = [place == document["answer"] for place, document in zip(best, DOCUMENTS, strict=True)]
+        right = [choice == document["answer"] for choice, document in zip(best, DOCUMENTS, strict=True)]
         assert results[mode]["results"]["local_choice"]["acc,none"] == sum(right) / len(right)
 
 
@@ -131,8 +131,8 @@ def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
     assert 0 < bound["standard_error"] <= bound["largest_standard_error"] < 20
 
 
-def test_a_terminal_sees_how_far_it_is(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind of request to its end, on a console that takes itself for a terminal."""
+def test_progress_is_shown_on_a_terminal(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kind of request to its end, on a console that acts as a terminal."""
     shown = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
     evaluated(trained, "diffusion", folder)
@@ -168,7 +168,7 @@ def same(one: Results, other: Results) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["megatron", "export"])
 def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tmp_path: Path, kind: str) -> None:
-    """Of a Megatron checkpoint, and of an export, whose processes no training group joins."""
+    """Of a Megatron checkpoint, and of an export, whose processes have no training group."""
     from checkpoint_convert.exporting import export_checkpoint
 
     checkpoint = trained
@@ -244,9 +244,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("more", "said"), BAD, ids=[said[:30] for _, said in BAD])
+@pytest.mark.parametrize(("more", "message"), BAD, ids=[message[:30] for _, message in BAD])
 def test_mistakes_are_one_line(
-    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str], said: str
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     (tmp_path / "local.py").write_text((TASKS / "local.py").read_text())
     (tmp_path / "documents.jsonl").write_text((TASKS / "documents.jsonl").read_text())
@@ -260,7 +260,7 @@ def test_mistakes_are_one_line(
     assert eval.main([str(trained), *given, *more]) == 2
     captured = capfd.readouterr()
     assert captured.err.splitlines()[-1].startswith("error: ")
-    assert said in captured.err.splitlines()[-1]
+    assert message in captured.err.splitlines()[-1]
     assert "Traceback" not in captured.err
 
 
@@ -270,25 +270,25 @@ def test_a_missing_template_is_found_before_the_weights(
     from nld_train.decoding import load
 
     monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
-    asked = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--chat-template"]
-    assert eval.main([str(trained), *asked]) == 2
+    options = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--chat-template"]
+    assert eval.main([str(trained), *options]) == 2
     assert "--chat-template: the tokenizer of" in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("paper_instrukt", "nearest: paper_instruct"),
         ("qqqqqqqqqqqq", "is no task; see"),
         ("text", "nearest: local_text"),
     ],
 )
-def test_unknown_names_get_the_nearest(name: str, said: str) -> None:
+def test_unknown_names_get_the_nearest(name: str, message: str) -> None:
     from lm_eval.tasks import TaskManager
 
     from nld_train.errors import UserError
     from nld_train.evaluation.harness.tasks import load_tasks
 
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_tasks([name], manager)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading_commands import FEW, Decoded, Report, per_forward, refusal
+from command_helpers import FEW, Decoded, Report, per_forward, refusal
 from test_harness import DOCUMENTS, STOPS, TASKS
 from tiny_runs import newest_checkpoint
 
@@ -25,23 +25,23 @@ def checkpoint(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def learned(checkpoint: Path, reported: Report) -> dict[str, Any]:
-    """What `nld-sampler` said; its sampler lies in the checkpoint."""
+def report(checkpoint: Path, reported: Report) -> dict[str, Any]:
+    """The report of `nld-sampler`; its sampler is in the checkpoint."""
     return reported(sampler.main, checkpoint, "--block-length", 8, "--thresholds", "0,0.5,1", "--held-out", 0.4, *SMALL)
 
 
-def test_a_sampler_is_trained_saved_and_evaluated(learned: dict[str, Any], checkpoint: Path) -> None:
-    assert 0 < learned["auc"] <= 1
-    assert 0 < learned["auc_of_confidence"] <= 1
-    assert (learned["prompts"], learned["held_out_prompts"]) == (4, 2)
-    assert set(learned["curves"]) == {"confidence", "sampler"}
+def test_a_sampler_is_trained_saved_and_evaluated(report: dict[str, Any], checkpoint: Path) -> None:
+    assert 0 < report["auc"] <= 1
+    assert 0 < report["auc_of_confidence"] <= 1
+    assert (report["prompts"], report["held_out_prompts"]) == (4, 2)
+    assert set(report["curves"]) == {"confidence", "sampler"}
     described = json.loads((checkpoint / "trained_sampler" / "sampler.json").read_text())
-    assert (described["width"], described["auc"]) == (16, learned["auc"])
+    assert (described["width"], described["auc"]) == (16, report["auc"])
     # With a threshold of 0 both commit everything at once.
-    assert learned["curves"]["sampler"][0] == learned["curves"]["confidence"][0]
+    assert report["curves"]["sampler"][0] == report["curves"]["confidence"][0]
 
 
-@pytest.mark.usefixtures("learned")
+@pytest.mark.usefixtures("report")
 def test_it_plugs_in_as_a_policy(
     decoded: Decoded,
     reported: Report,
@@ -49,9 +49,9 @@ def test_it_plugs_in_as_a_policy(
     trained_export: Path,
 ) -> None:
     """Beside the checkpoint's weights; and named, with the trained_export of the same weights."""
-    asked = ("--mode", "diffusion", "--policy", "sampler", "--block-length", 8, "--threshold", 0.5)
-    found = decoded(checkpoint, *asked)
-    named = decoded(trained_export, *asked, "--sampler", checkpoint / "trained_sampler")
+    options = ("--mode", "diffusion", "--policy", "sampler", "--block-length", 8, "--threshold", 0.5)
+    found = decoded(checkpoint, *options)
+    named = decoded(trained_export, *options, "--sampler", checkpoint / "trained_sampler")
     assert [record["token_ids"] for record in found] == [record["token_ids"] for record in named]
     points = reported(curve.main, checkpoint, "--block-length", 8, "--thresholds", "0.5")["curves"]["sampler"]
     assert points[0]["tokens_per_forward"] == pytest.approx(per_forward(found, "diffusion + sampler"))
@@ -59,34 +59,34 @@ def test_it_plugs_in_as_a_policy(
     assert variants["diffusion, trained sampler"]["tokens_per_forward"] == points[0]["tokens_per_forward"]
 
 
-@pytest.mark.usefixtures("learned")
+@pytest.mark.usefixtures("report")
 def test_it_evaluates(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As many forwards for the same prompts as `nld-decode` takes with it, and not as many as without."""
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps({"prompt": document["question"]}) + "\n" for document in DOCUMENTS))
-    asked = [str(checkpoint), "--mode", "diffusion", "--block-length", "8", "--threshold", "0.4"]
-    asked += ["--max-new-tokens", "20", "--policy", "sampler"]
+    options = [str(checkpoint), "--mode", "diffusion", "--block-length", "8", "--threshold", "0.4"]
+    options += ["--max-new-tokens", "20", "--policy", "sampler"]
     capsys.readouterr()
     stops = [word for stop in STOPS for word in ("--stop", stop)]
-    assert decode.main([*asked, "--prompts", str(questions), "--json", *stops]) == 0
+    assert decode.main([*options, "--prompts", str(questions), "--json", *stops]) == 0
     found = [json.loads(line)["forwards"] for line in capsys.readouterr().out.splitlines()]
     forwards = {}
     for policy in ("sampler", "threshold"):
         output = tmp_path / f"{policy}.json"
-        words = [*asked, "--policy", policy, "--tasks", "local_text", "--include-path", str(TASKS)]
+        words = [*options, "--policy", policy, "--tasks", "local_text", "--include-path", str(TASKS)]
         assert evaluate.main([*words, "--output", str(output)]) == 0
         forwards[policy] = json.loads(output.read_text())["evaluation"]["generation"]["local_text"]["forwards"]
     assert forwards["sampler"] == sum(found) != forwards["threshold"]
 
 
 def test_the_sampler_of_another_model_is_refused(
-    learned: dict[str, Any], checkpoint: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    report: dict[str, Any], checkpoint: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = sorted(path for path in newest_checkpoint(trained).parent.glob("step_*"))[0]
     assert older.name != newest_checkpoint(trained).name
-    asked = ["--prompt", "seven", "--mode", "diffusion", "--policy", "sampler", *FEW]
-    said = refusal(capsys, decode.main, str(older), *asked, "--sampler", str(checkpoint / "trained_sampler"))
-    assert "trained for the weights of another model" in said
+    options = ["--prompt", "seven", "--mode", "diffusion", "--policy", "sampler", *FEW]
+    message = refusal(capsys, decode.main, str(older), *options, "--sampler", str(checkpoint / "trained_sampler"))
+    assert "trained for the weights of another model" in message
     for main in (curve.main, bound.main):
         words = ["--prompt", "seven", "--sampler", str(checkpoint / "trained_sampler")]
         assert "trained for the weights of another model" in refusal(capsys, main, str(older), *words)
@@ -97,18 +97,18 @@ def test_a_sampler_needs_prompts_and_masks(
 ) -> None:
     words = [*FEW, *SMALL, "--sampler", str(tmp_path / "sampler")]
     assert "at least 2 prompts" in refusal(capsys, sampler.main, str(trained), "--prompt", "seven", *words)
-    said = refusal(capsys, sampler.main, str(trained), "--prompts", str(prompts), "--block-length", "1", *words)
-    assert "needs blocks of 2 or more" in said
+    message = refusal(capsys, sampler.main, str(trained), "--prompts", str(prompts), "--block-length", "1", *words)
+    assert "needs blocks of 2 or more" in message
     assert not (tmp_path / "sampler").exists()
 
 
 def test_it_is_saved_in_a_directory_of_its_own(
     trained: Path, prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """What stands there is replaced, so nothing else may stand there; refused before anything is decoded."""
+    """The directory is replaced, so it may contain nothing else; refused before anything is decoded."""
     (tmp_path / "thesis.txt").write_text("years of work")
     words = [trained, "--prompts", prompts, *FEW, *SMALL, "--sampler"]
-    said = refusal(capsys, sampler.main, *words, tmp_path)
-    assert "holds thesis.txt, and a sampler is saved in a directory of its own" in said
+    message = refusal(capsys, sampler.main, *words, tmp_path)
+    assert "holds thesis.txt, and a sampler is saved in a directory of its own" in message
     assert "is no directory" in refusal(capsys, sampler.main, *words, tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

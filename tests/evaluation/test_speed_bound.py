@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from reading_commands import Decoded, Report, per_forward
+from command_helpers import Decoded, Report, per_forward
 from rich.console import Console
 
 from nld_train.commands import bound

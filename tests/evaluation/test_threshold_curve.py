@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
-from reading_commands import Decoded, Report, per_forward
+from command_helpers import Decoded, Report, per_forward
 from rich.console import Console
 
 from nld_train.commands import curve

@@ -1,4 +1,4 @@
-"""One line for every mistake in what a report was asked for, before any weight is read."""
+"""One line for every error in the arguments of the reporting commands, before any weight is read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reading_commands import Main, refusal
+from command_helpers import Main, refusal
 
 from nld_train.commands import acceptance, bound, curve, decode, sampler
 
 
 @pytest.mark.parametrize(
-    ("main", "words", "said"),
+    ("main", "words", "message"),
     [
         (decode.main, ["--mode", "diffusion", "--policy", "sampler"], "holds no trained sampler"),
         (decode.main, ["--mode", "diffusion", "--policy", "number", "--number", "0"], "0 positions per pass"),
@@ -32,14 +32,14 @@ from nld_train.commands import acceptance, bound, curve, decode, sampler
     ],
 )
 def test_mistakes_are_one_line(
-    trained: Path, prompts: Path, capsys: pytest.CaptureFixture[str], main: Main, words: list[str], said: str
+    trained: Path, prompts: Path, capsys: pytest.CaptureFixture[str], main: Main, words: list[str], message: str
 ) -> None:
-    assert said in refusal(capsys, main, str(trained), "--prompts", str(prompts), *words)
+    assert message in refusal(capsys, main, str(trained), "--prompts", str(prompts), *words)
 
 
 @pytest.mark.parametrize("main", [curve.main, bound.main, sampler.main])
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "--prompt: is empty"),
         ("x" * 96, "prompt 0 has 96 tokens, which leaves no room in the context of 96"),
@@ -47,9 +47,9 @@ def test_mistakes_are_one_line(
     ],
 )
 def test_prompts_that_cannot_be_continued(
-    trained: Path, capsys: pytest.CaptureFixture[str], main: Main, text: str, said: str
+    trained: Path, capsys: pytest.CaptureFixture[str], main: Main, text: str, message: str
 ) -> None:
-    assert said in refusal(capsys, main, str(trained), "--prompt", text)
+    assert message in refusal(capsys, main, str(trained), "--prompt", text)
 
 
 @pytest.mark.parametrize("main", [curve.main, bound.main, sampler.main, acceptance.main])

@@ -1,4 +1,4 @@
-"""Commands that read weights with several processes: the same answers, said once, and one line where they cannot."""
+"""Decoding commands with several processes: the same output, printed once, and one line for a wrong layout."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_helpers import FEW, refusal
 from forked import run_ranks
-from reading_commands import FEW, refusal
 from test_harness import same, words
 
 from nld_train.commands import decode, eval
@@ -38,14 +38,14 @@ def run_group(processes: int, commands: list[dict[str, Any]], folder: Path) -> s
     return done.output
 
 
-def decoding(trained: Path, prompts: Path, layout: str, ways: tuple[str, ...], output: Path) -> dict[str, Any]:
-    asked = [str(trained), "--prompts", str(prompts), *ways, *LAYOUTS.get(layout, ())]
-    return {"module": "nld_train.commands.decode", "words": asked, "output": str(output)}
+def decoding(trained: Path, prompts: Path, layout: str, variant: tuple[str, ...], output: Path) -> dict[str, Any]:
+    options = [str(trained), "--prompts", str(prompts), *variant, *LAYOUTS.get(layout, ())]
+    return {"module": "nld_train.commands.decode", "words": options, "output": str(output)}
 
 
 def evaluation(trained: Path, layout: str, output: Path) -> dict[str, Any]:
-    asked = [*words(trained, "diffusion", output), "--policy", "number", "--number", "2", *LAYOUTS.get(layout, ())]
-    return {"module": "nld_train.commands.eval", "words": asked, "output": str(output) + ".printed"}
+    options = [*words(trained, "diffusion", output), "--policy", "number", "--number", "2", *LAYOUTS.get(layout, ())]
+    return {"module": "nld_train.commands.eval", "words": options, "output": str(output) + ".printed"}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_they_evaluate_as_one(alone: Path, by_two: Path) -> None:
 
 @pytest.mark.long
 def test_four_processes_are_two_models_or_one(trained: Path, prompts: Path, alone: Path, tmp_path: Path) -> None:
-    """One cut in both directions; and two, each cut in two, that share out the requests of an evaluation."""
+    """One model split in both directions; and two replicas of two processes each, which divide the requests of an evaluation."""
     commands = [
         decoding(trained, prompts, "tensor and pipeline", COMPARE, tmp_path / "compared"),
         evaluation(trained, "pipeline", tmp_path / "evaluated"),
@@ -105,21 +105,21 @@ def test_four_processes_are_two_models_or_one(trained: Path, prompts: Path, alon
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (("--tensor", "2"), "--tensor 2 x --pipeline 1: need 2 processes, and there are 1"),
         (("--pipeline", "0"), "--pipeline: 0 is not 1 or more"),
     ],
 )
-def test_processes_that_are_not_there(
-    trained: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
+def test_layouts_of_missing_processes(
+    trained: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], message: str
 ) -> None:
-    asked = (str(trained), "--prompt", "seven", "--mode", "ar", *more)
-    assert said in refusal(capsys, decode.main, *asked)
+    options = (str(trained), "--prompt", "seven", "--mode", "ar", *more)
+    assert message in refusal(capsys, decode.main, *options)
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "layout", "said"),
+    ("kind", "size", "layout", "message"),
     [
         ("trained", 3, ("--tensor", "3"), "--tensor=3: "),
         ("trained", 3, ("--pipeline", "3"), "--pipeline=3: "),
@@ -128,22 +128,22 @@ def test_processes_that_are_not_there(
         ("trained", 2, ("--tensor", "2", "--mode", "diffusion", "--policy", "sampler"), "reads the whole embedding"),
     ],
 )
-def test_models_that_cannot_be_shared_so(
+def test_layouts_that_a_model_cannot_have(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     kind: str,
     size: int,
     layout: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
-    """Found before the processes meet, so that one can be asked alone."""
+    """Found before the processes communicate, so that one alone shows it."""
     path = request.getfixturevalue(kind)
     monkeypatch.setenv("WORLD_SIZE", str(size))
-    assert said in refusal(capsys, decode.main, path, "--prompt", "seven", "--mode", "ar", *layout)
+    assert message in refusal(capsys, decode.main, path, "--prompt", "seven", "--mode", "ar", *layout)
 
 
-def test_an_evaluation_wants_whole_models(
+def test_an_evaluation_requires_whole_replicas(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -1,4 +1,4 @@
-"""What the tests of commands that read weights share."""
+"""Helpers of the tests of decoding commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here", "eight is", "here seven", "is and that")
-# Of commands that decode.
+# Arguments of commands that decode.
 FEW = ("--max-new-tokens", "16", "--batch-size", "4")
 Main = Callable[[list[str]], int]
 Report = Callable[..., dict[str, Any]]
@@ -22,7 +22,7 @@ def per_forward(records: list[dict[str, Any]], mode: str) -> float:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], main: Main, *words: object) -> str:
-    """The one line of a refused command, which says nothing else."""
+    """The one line that a refused command prints."""
     capsys.readouterr()
     assert main(list(map(str, words))) == 2
     captured = capsys.readouterr()
