@@ -94,7 +94,7 @@ def test_they_evaluate_as_one(alone: Path, by_two: Path) -> None:
 
 @pytest.mark.long
 def test_four_processes_are_two_models_or_one(trained: Path, prompts: Path, alone: Path, tmp_path: Path) -> None:
-    """One model split in both directions; and two replicas of two processes each, which divide the requests of an evaluation."""
+    """One model split in both directions; and two replicas of two processes each, which divide the requests."""
     commands = [
         decoding(trained, prompts, "tensor and pipeline", COMPARE, tmp_path / "compared"),
         evaluation(trained, "pipeline", tmp_path / "evaluated"),

@@ -21,7 +21,7 @@ class TaskList:
     """A file of `configs/evaluation/tasks/`.
 
     Attributes:
-        tasks: what lm_eval calls them.
+        tasks: their names in lm_eval.
         chat_template: whether prompts go through the tokenizer's chat template.
         unsafe_code: whether a task runs code that the model wrote.
         max_new_tokens: most new tokens of a text; None for each task's own.
@@ -68,7 +68,7 @@ def load_tasks(names: Sequence[str], manager: Any) -> list[Any]:
         manager: lm_eval's `TaskManager`.
 
     Raises:
-        UserError: an unknown name, with the nearest ones; a task whose data or packages are not at hand.
+        UserError: an unknown name, with the nearest ones; a task whose data or packages are missing.
     """
     known = [*manager.all_tasks, *shipped_lists()]
     for name in names:
@@ -82,7 +82,7 @@ def load_tasks(names: Sequence[str], manager: Any) -> list[Any]:
     for name in names:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # whatever a task's own code and its data set may raise
+        except Exception as error:  # of any kind: from a task's own code and its data set
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             raise UserError(f"--tasks: {name} cannot be loaded ({type(error).__name__}: {reason})") from error
         found += _top(loaded)
@@ -90,7 +90,7 @@ def load_tasks(names: Sequence[str], manager: Any) -> list[Any]:
 
 
 def _top(loaded: dict[str, Any]) -> list[Any]:
-    """The groups that no other group holds, and the tasks outside of them."""
+    """The groups that are in no other group, and the tasks that are in no group."""
     groups = loaded.get("groups", {})
     inner = {child for children in loaded.get("group_map", {}).values() for child in children}
     inside = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
