@@ -15,9 +15,11 @@ from test_conversion_round_trip import assert_same_bits, expected_tensors
 from tiny_runs import newest_checkpoint
 
 from checkpoint_convert.cli import main
+from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
 from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
+EARLIER_CONFIG = Path(__file__).with_name("earlier_config.yaml")
 PLAIN = Source("versions")
 PLAIN_TEXT = larger(TEXT) | {"rope_parameters": {"rope_type": "default", "rope_theta": 777.0}}
 
@@ -84,6 +86,22 @@ def test_a_run_of_another_version_is_exported(trained: Path, tmp_path: Path) -> 
     assert main(["verify", str(trained), str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| joint | 7,680 of 7,680 | 20 | 0.4 | global |" in card
+
+
+def test_settings_of_revision_333d147_are_exported_alike(
+    trained: Path, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    """`config.yaml` as that revision wrote it for the same run: every file of the export is the same."""
+    checkpoint, export = tmp_path / "checkpoint", tmp_path / "nld"
+    shutil.copytree(newest_checkpoint(trained), checkpoint)
+    (checkpoint / "config.yaml").write_text(EARLIER_CONFIG.read_text().replace("{folder}", str(trained.parent)))
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint, {})
+    export_checkpoint(checkpoint, export, "nld", report=lambda _: None)
+    names = {path.relative_to(export) for path in export.rglob("*") if path.is_file()}
+    assert names == {path.relative_to(exports["nld"]) for path in exports["nld"].rglob("*") if path.is_file()}
+    for name in names:
+        assert (export / name).read_bytes() == (exports["nld"] / name).read_bytes(), name
 
 
 def test_settings_that_are_none_are_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
