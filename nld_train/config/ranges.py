@@ -5,9 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, GroupedMetadata, Gt, Interval, Lt
+from annotated_types import Ge, Gt, Interval, Lt
 
 from nld_train.config.checks import refuse_unless
 
@@ -21,8 +22,14 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
         settings: an instance of a dataclass of `schema`.
         prefix: of its keys in messages, with its dot.
     """
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+    for name, hint in _hints(type(settings)).items():
         _check(getattr(settings, name), hint, f"{prefix}{name}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the fields of a dataclass, kept: evaluating them is slow, and the planner checks thousands of runs."""
+    return get_type_hints(kind, include_extras=True)
 
 
 def _check(value: Any, hint: Any, key: str) -> None:
@@ -34,17 +41,23 @@ def _check(value: Any, hint: Any, key: str) -> None:
     elif isinstance(value, tuple):
         _check_items(value, hint, key)
     elif value is not None:
-        optional = ", or null" if type(None) in _alternatives(hint) else ""
-        for bound in constraints(hint):
-            refuse_unless(fits(value, bound), key, value, f"must {_demand(bound, value)}{optional}")
+        for bound in _bounds(hint):
+            if not fits(value, bound):
+                optional = ", or null" if type(None) in _alternatives(hint) else ""
+                refuse_unless(False, key, value, f"must {_demand(bound, value)}{optional}")
 
 
 def _check_items(values: tuple[Any, ...], hint: Any, key: str) -> None:
     for index, item in enumerate(values):
         if is_dataclass(item):
             check_ranges(item, f"{key}[{index}].")
-        for bound in constraints(item_hint(hint)):
+        for bound in _bounds(item_hint(hint)):
             refuse_unless(fits(item, bound), key, list(values), f"each must {_demand(bound, item)}")
+
+
+@cache
+def _bounds(hint: Any) -> tuple[Any, ...]:
+    return tuple(constraints(hint))
 
 
 def constraints(hint: Any) -> Iterator[Any]:
@@ -73,7 +86,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def fits(value: float, bound: Any) -> bool:
     """Whether a number satisfies a constraint."""
-    if isinstance(bound, GroupedMetadata):
+    if isinstance(bound, Interval):
         return all(fits(value, part) for part in bound)
     if isinstance(bound, Ge):
         return bool(value >= bound.ge)
