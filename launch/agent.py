@@ -1,10 +1,10 @@
 """torchrun's agent of one node: `python launch/agent.py TORCHRUN-ARGUMENTS`, with what a long run on a cluster needs.
 
-- SIGUSR1, SIGTERM and SIGINT go to the training processes, which save and leave. torchrun alone dies of the first and
-  kills its processes 30 seconds after the others, in the middle of a large checkpoint.
+- SIGUSR1, SIGTERM and SIGINT are passed on to the training processes, which save and exit. torchrun alone is killed by
+  the first, and kills its processes 30 seconds after the others, in the middle of a large checkpoint.
 - It exits as the training process that failed first: 75 where the run was saved, 128 + n after signal n.
-- One line says which rank that was and why, followed by the end of its error log where it has one.
-- Where the agent of another node has given up, it does so too. torchrun alone waits until communication times out.
+- It prints which rank that was and why, followed by the end of its error log where it has one.
+- It exits when the agent of another node has exited. torchrun alone waits until communication times out.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 SAVED_STATUS = 75
-# How long the processes of this node may still run when another node has given up: they mostly end by themselves, and
-# then have a reason of their own to tell.
+# How long the processes of this node may still run when the agent of another node has exited: they mostly end by
+# themselves, and their own error is then reported.
 GRACE_SECONDS = 20.0
 _LINES = 15
 
 
 @dataclass
 class _Watch:
-    """What the watch over the training processes has seen.
+    """What has happened to the training processes so far.
 
     Attributes:
-        begun: whether they were up once.
-        asked_to_save: whether SIGUSR1 came.
-        closed_at: when another node was first found to have given up.
+        started: whether they were running once.
+        save_requested: whether SIGUSR1 was received.
+        closed_at: when the agent of another node was first found to have exited.
     """
 
-    begun: bool = False
-    asked_to_save: bool = False
+    started: bool = False
+    save_requested: bool = False
     closed_at: float | None = None
 
 
@@ -70,10 +70,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _forward(number: int, _frame: FrameType | None) -> None:
-    """To the training processes. Before there are any nothing is to be saved; after them there is a reason to tell."""
+    """Passes a signal on to the training processes; before they are started there is nothing to save, and it exits."""
     children = psutil.Process().children()
-    _watch.asked_to_save = _watch.asked_to_save or number == signal.SIGUSR1
-    if not children and not _watch.begun:
+    _watch.save_requested = _watch.save_requested or number == signal.SIGUSR1
+    if not children and not _watch.started:
         sys.exit(SAVED_STATUS if number == signal.SIGUSR1 else 128 + number)
     for child in children:
         try:
@@ -83,39 +83,39 @@ def _forward(number: int, _frame: FrameType | None) -> None:
 
 
 def _watch_other_nodes() -> None:
-    """torchrun asks for nodes that wait at every look at its processes; here it also learns of those that left."""
-    ask = DynamicRendezvousHandler.num_nodes_waiting
+    """Makes torchrun's regular query for waiting nodes also detect that another node's agent has exited."""
+    query = DynamicRendezvousHandler.num_nodes_waiting
 
     def num_nodes_waiting(handler: Any) -> int:
-        _watch.begun = True
+        _watch.started = True
         try:
-            closed, waiting = handler.is_closed(), ask(handler)
-        except RendezvousError:  # the node that everyone meets at is gone
+            closed, waiting = handler.is_closed(), query(handler)
+        except RendezvousError:  # the node that hosts the rendezvous is gone
             closed, waiting = True, 0
         if not closed:
             return waiting
         if _watch.closed_at is None:
             _watch.closed_at = time.monotonic()
         if time.monotonic() - _watch.closed_at > GRACE_SECONDS:
-            raise PeerLostError("ended, because another node has; the reason stands in that node's output")
+            raise PeerLostError("ended, because another node has; the reason is in that node's output")
         return 0
 
     DynamicRendezvousHandler.num_nodes_waiting = num_nodes_waiting  # type: ignore[method-assign, assignment]
 
 
 def _report(rank: int, failure: ProcessFailure) -> int:
-    """Says which rank failed and why; returns the exit status that goes with it."""
+    """Prints which rank failed and why; returns the exit status that goes with it."""
     host = socket.gethostname()
-    # A process that has not begun to train has nothing to save, and dies of the signal.
-    if failure.exitcode == -signal.SIGUSR1 and _watch.asked_to_save:
-        print(f"{host}: left after a signal, before the first step; the same command goes on", flush=True)
+    # A process that has not begun to train has nothing to save, and is killed by the signal.
+    if failure.exitcode == -signal.SIGUSR1 and _watch.save_requested:
+        print(f"{host}: ended by a signal before the first step; the same command goes on", flush=True)
         return SAVED_STATUS
     if failure.exitcode == SAVED_STATUS:
         print(f"{host}: saved after a signal (exit code {SAVED_STATUS}); the same command goes on", flush=True)
         return SAVED_STATUS
     reason = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"killed by {_name(-failure.exitcode)}"
     print(f"error: rank {rank} on {host} (process {failure.pid}) failed first here: {reason}", file=sys.stderr)
-    for line in _last_words(failure):
+    for line in _end_of_log(failure):
         print(f"  | {line}", file=sys.stderr)
     return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
 
@@ -127,8 +127,8 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _last_words(failure: ProcessFailure) -> list[str]:
-    """The end of the process's error log, which lies beside its error file where there are logs."""
+def _end_of_log(failure: ProcessFailure) -> list[str]:
+    """The last lines of the process's error log, which is beside its error file where there are logs."""
     log = Path(failure.error_file).with_name("stderr.log")
     if not log.is_file():
         return []

@@ -6,7 +6,7 @@
 #
 #   launch/chain.sh --nodes 32 -- experiment=paper_8b -- 'run.stages=[ar]' -- batch.micro_size=1
 #
-# All jobs share one run.dir: the second goes on from the first one's last checkpoint. (One job may also run through all
+# All jobs share one run.dir: the second continues from the first one's last checkpoint. (One job may also run through all
 # stages: launch/slurm.sbatch alone.)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -13,7 +13,7 @@ run() {
     "$@"
 }
 
-# Sets `directory` to the last run.dir among settings KEY=VALUE; leaves it where there is none.
+# Sets `directory` to the last run.dir among settings KEY=VALUE; does not change it where there is none.
 find_directory() {
     local setting
     for setting in "$@"; do

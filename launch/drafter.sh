@@ -3,7 +3,7 @@
 #
 #   launch/drafter.sh [KEY=VALUE ...]          settings as for nld-train, e.g. stages.drafter.adapter.rank=32
 #
-# Each command is printed before it runs. Run again, it goes on where it stopped. BASE is the run whose newest checkpoint
+# Each command is printed before it runs. Run again, it continues where it stopped. BASE is the run whose newest checkpoint
 # it starts from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ source launch/common.sh
 BASE=${BASE:-runs/quickstart}
 
 if [[ ! -e $BASE/checkpoints/latest ]]; then
-    echo "error: $BASE holds no checkpoint: make quickstart first, or name another run in BASE" >&2
+    echo "error: there is no checkpoint in $BASE: make quickstart first, or name another run in BASE" >&2
     exit 2
 fi
 

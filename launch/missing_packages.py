@@ -23,8 +23,8 @@ _ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "sa
 def missing() -> list[str]:
     """Requirements such as `hydra-core==1.3.8`, for this Python."""
     pins = [Requirement(line) for line in _CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
-    wanted = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
-    return [f"{pin.name}{pin.specifier}" for pin in wanted if _is_missing(pin)]
+    applicable = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return [f"{pin.name}{pin.specifier}" for pin in applicable if _is_missing(pin)]
 
 
 def _is_missing(pin: Requirement) -> bool:

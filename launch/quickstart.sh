@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Prepares the standard library's source as a corpus of bytes, trains stage 1 and stage 2 on the CPU, shows the result,
-# exports the model for transformers, and continues held-out text in every way to read the weights.
+# exports the model for transformers, and continues held-out text in every decode mode.
 #
 #   launch/quickstart.sh [KEY=VALUE ...]       settings as for nld-train, e.g. stages.joint.alpha=0.5
 #
-# Each command is printed before it runs. Run again, it goes on where it stopped. `make quickstart` makes the environment
+# Each command is printed before it runs. Run again, it continues where it stopped. `make quickstart` makes the environment
 # first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +27,6 @@ run rm -rf -- "$directory/export"
 run nld-convert export "$directory" "$directory/export" --format nld
 run python launch/read_export.py "$directory/export" "$prompts"
 
-echo "Every way to read the weights, over the prompts of $prompts:"
+echo "Every decode mode, over the prompts of $prompts:"
 # Of the length that the joint stage was trained with: the longest drafts that the model makes well.
 run nld-decode "$directory" --compare --prompts "$prompts" --block-length 16

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts one node's share of a training run, one process per GPU.
+# Starts the training processes of one node, one per GPU.
 #
 #   launch/torchrun.sh experiment=paper_8b [KEY=VALUE ...]
 #
@@ -14,7 +14,7 @@
 # LOGS is a folder: each process's output then goes to a file of its own there, and the first one's to the terminal too.
 #
 # SIGUSR1, SIGTERM and SIGINT end the run after the current step, saved. The exit code is that of the process which
-# failed first: 75 where the run was saved and the same command goes on, 128 + n where it was killed by signal n.
+# failed first: 75 where the run was saved and the same command continues it, 128 + n where it was killed by signal n.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,16 +24,16 @@ if [[ $PROCESSES == gpu ]] && ! python -c 'import sys, torch; sys.exit(not torch
     PROCESSES=1
 fi
 if ((NODES > 1)); then
-    meeting=(--rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDRESS:?host name of one node}:${MASTER_PORT:-29500}"
+    rendezvous=(--rdzv-backend c10d --rdzv-endpoint "${MASTER_ADDRESS:?host name of one node}:${MASTER_PORT:-29500}"
         --rdzv-id "${RUN_ID:-nld-train}")
     if [[ -n ${NODE_RANK:-} ]]; then
-        meeting+=(--rdzv-conf "is_host=$((NODE_RANK == 0))")
+        rendezvous+=(--rdzv-conf "is_host=$((NODE_RANK == 0))")
     fi
 else
-    meeting=(--standalone)
+    rendezvous=(--standalone)
 fi
 if [[ -n ${NODE_ADDRESS:-} ]]; then
-    meeting+=(--local-addr "$NODE_ADDRESS")
+    rendezvous+=(--local-addr "$NODE_ADDRESS")
 fi
 logs=()
 if [[ -n ${LOGS:-} ]]; then
@@ -47,7 +47,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Activations of changing size leave gaps in fixed segments of memory.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
-command=(python launch/agent.py --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${meeting[@]}" "${logs[@]}"
+command=(python launch/agent.py --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${rendezvous[@]}" "${logs[@]}"
     -m nld_train.train "$@")
 printf '+ on %s:' "$(uname -n)"
 printf ' %q' "${command[@]}"

@@ -101,7 +101,7 @@ class DecodingHook(Hook):
         """The prompts, the same at every call and under every layout."""
         samples = validation_samples(self.config, level=None)
         settings = self.config.evaluation
-        return [prompt_of(samples[place], settings.prompt_tokens) for place in range(settings.prompts)]
+        return [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
 
     def _decode(self, engine: MegatronEngine, variant: DecodeVariant) -> DecodeResult:
         """As many rows at once as have logits that fit beside the state of training."""
@@ -143,7 +143,7 @@ class DecodingHook(Hook):
 
 
 def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
-    """Of every two modes, under both names: the share of places with the same token."""
+    """Of every two modes, under both names: the share of positions with the same token."""
     return {
         f"{one}/{other}": agreement(results[one].token_ids, results[other].token_ids)
         for one, other in combinations(results, 2)
@@ -153,7 +153,7 @@ def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
 def prompt_of(sample: Sample, length: int) -> list[int]:
     """The first tokens, `length` or fewer, of the longest document in a sample.
 
-    Its last token is left out where it can be: a document that has ended has nothing to continue.
+    Without its last token where it has others: a document that has ended cannot be continued.
     """
     sizes = sample["documents"].unique_consecutive(return_counts=True)[1]
     longest = int(sizes.argmax())

@@ -1,1 +1,1 @@
-"""Where a run stands, read from its directory alone; imports no torch."""
+"""The status of a run, read from its directory alone; imports no torch."""

@@ -28,7 +28,7 @@ class CheckpointState:
     Attributes:
         path: of its directory.
         step: of the run.
-        stage: that made it; `?` where the checkpoint does not say it.
+        stage: that made it; `?` where that cannot be read.
         ends_stage: whether that stage is complete with it.
         written: when it was finished, in seconds since the epoch.
         damage: what is wrong with it, or None.
@@ -96,5 +96,5 @@ def settings_of(states: list[CheckpointState]) -> Config | None:
 
 
 def being_written(directory: Path) -> list[str]:
-    """Names of the checkpoints that are not complete: under way, or left by a kill."""
+    """Names of the checkpoints that are not complete: being written, or interrupted by a kill."""
     return [path.name.removesuffix(UNFINISHED) for path in unfinished_checkpoints(checkpoints_directory(directory))]

@@ -35,7 +35,7 @@ def last_records(path: Path, most_bytes: int = TAIL_BYTES) -> list[Record]:
 
 
 def _parse(line: bytes) -> Record | None:
-    """None for what is no object: zeros that a crashed file system has left, for instance."""
+    """None for a line that is no JSON object, such as zeros after a crash of the file system."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -110,7 +110,7 @@ def _state(result: Status, records: Sequence[Record], directory: Path, now: floa
     ):
         return "finished"
     summary = directory / "summary.json"
-    # A run that ends in good order writes it last; one that goes on first writes metrics.jsonl anew.
+    # A run that ends in good order writes it last; one that is continued first rewrites metrics.jsonl.
     if summary.exists() and summary.stat().st_mtime >= (directory / "metrics.jsonl").stat().st_mtime:
         return "stopped"
     usual = max(record["seconds"] for record in records[-_RECENT:])

@@ -62,8 +62,8 @@ def test_samples_begin_with_the_held_out_prompts(settings: tuple[str, ...], trai
     samples = validation_samples(config_of(*settings), level=None)
     for record in decodings(trained).values():
         assert len(record["samples"]) == 2
-        for place, texts in enumerate(record["samples"]):
-            text = bytes(token - 4 for token in prompt_of(samples[place], 12)).decode(errors="replace")
+        for index, texts in enumerate(record["samples"]):
+            text = bytes(token - 4 for token in prompt_of(samples[index], 12)).decode(errors="replace")
             assert texts["prompt"] == text
             assert texts["ar"] == texts["linear"] == texts["quadratic"]
 

@@ -11,7 +11,7 @@ import pytest
 
 STUBS = Path(__file__).parent
 ROOT = STUBS.parents[1]
-# Stands for srun and all that it starts: notes each of its words on a line of its own, and ends as it is told.
+# Stands for srun and all that it starts: writes its arguments, one per line, and ends with a given status.
 SRUN = '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$WORDS"\nexit "$STATUS"\n'
 SAVED, FAILED = 75, 3
 
@@ -86,9 +86,9 @@ def test_without_retries_the_first_failure_is_the_last(script: Script) -> None:
 
 
 @pytest.mark.parametrize("mounts", ["", "/corpus:/corpus,/shared:/shared"])
-def test_a_container_sees_repository_logs_and_what_is_asked_for(script: Script, mounts: str) -> None:
-    asked = {"CONTAINER": "/shared/nld-train.sqsh", "CONTAINER_MOUNTS": mounts}
-    status, output = script.start(0, 0, "experiment=paper_8b", "run.name=two words", **asked)
+def test_a_container_sees_repository_logs_and_the_given_mounts(script: Script, mounts: str) -> None:
+    variables = {"CONTAINER": "/shared/nld-train.sqsh", "CONTAINER_MOUNTS": mounts}
+    status, output = script.start(0, 0, "experiment=paper_8b", "run.name=two words", **variables)
     assert status == 0, output
     logs = script.folder / "logs/4711/start-0"
     options = [

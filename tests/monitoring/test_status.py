@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path
     found = run_status(directory)
     assert (found["state"], found["last"]["step"], found["total_steps"]) == ("stopped", 3, 8)
     assert found["last"]["seconds_left"] > 0
-    # It goes on: a step is written, half a line is under way.
+    # It is continued: a step is written, half a line is being written.
     with (directory / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**records_of(directory)[-1], "step": 4}) + '\n{"stage": "jo')
     after = (directory / "summary.json").stat().st_mtime + 10
@@ -128,7 +128,7 @@ def test_before_the_first_checkpoint(copy: Path, capfd: pytest.CaptureFixture[st
     assert "none yet" in capfd.readouterr().out
 
 
-def test_damage_is_told_and_the_sound_one_before_it(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damage_is_reported_with_the_sound_one_before_it(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     newest, before = (copy / "checkpoints" / f"step_0000000{step}" for step in (8, 6))
     (newest / "common.pt").write_bytes((newest / "common.pt").read_bytes()[:-1])
     (copy / "checkpoints/step_00000009.tmp").mkdir()
@@ -175,10 +175,10 @@ def test_only_checksums_find_changed_bytes(copy: Path) -> None:
 def test_no_run_is_one_line(tmp_path: Path, copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for directory, piece in ((tmp_path / "none", "is no directory"), (tmp_path, "has runs inside: run")):
         assert main([str(directory)]) == 2
-        said = capfd.readouterr()
-        assert (said.out, said.err.count("\n")) == ("", 1)
-        assert said.err.startswith(f"error: {directory}: ")
-        assert piece in said.err
+        printed = capfd.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert printed.err.startswith(f"error: {directory}: ")
+        assert piece in printed.err
 
 
 def test_it_imports_nothing_heavy(finished: Path) -> None:
@@ -191,12 +191,12 @@ def test_it_imports_nothing_heavy(finished: Path) -> None:
 
 def _steps(values: list[float], stage: str = "ar", first: int = 1) -> list[dict[str, Any]]:
     return [
-        {"stage": stage, "step": first + place, "loss": value, "grad_norm": 1.0} for place, value in enumerate(values)
+        {"stage": stage, "step": first + index, "loss": value, "grad_norm": 1.0} for index, value in enumerate(values)
     ]
 
 
 def test_spikes() -> None:
-    usual = [3.0 + 0.02 * (place % 5) for place in range(40)]
+    usual = [3.0 + 0.02 * (index % 5) for index in range(40)]
     assert find_spikes(_steps(usual)) == []
     (spike,) = find_spikes(_steps([*usual, 4.5, *usual]))
     assert (spike.step, spike.quantity, spike.value) == (41, "loss", 4.5)

@@ -58,14 +58,14 @@ class Child:
         code = self.process.poll(PATIENCE)
         if code is None:
             self.process.kill_group()
-            raise AssertionError(f"still running:\n{self.said()}")
+            raise AssertionError(f"still running:\n{self.output()}")
         return code
 
     def wait_until(self, happened: Callable[[], bool]) -> bool:
         """Waits until something has happened; False where the process ended before."""
         deadline = time.monotonic() + PATIENCE
         while not happened():
-            assert time.monotonic() < deadline, self.said()
+            assert time.monotonic() < deadline, self.output()
             if self.process.poll(0.001) is not None:
                 return happened()
         return True
@@ -74,7 +74,7 @@ class Child:
         """Waits until the run has made so many steps."""
         metrics = self.directory / "metrics.jsonl"
         assert self.wait_until(lambda: step == 0 or (metrics.exists() and metrics.read_bytes().count(b"\n") >= step)), (
-            self.said()
+            self.output()
         )
 
     def signal(self, number: int) -> None:
@@ -85,8 +85,8 @@ class Child:
         """Sends a signal to it and to all processes that it has started."""
         self.process.signal_group(number)
 
-    def said(self) -> str:
-        """What it has printed."""
+    def output(self) -> str:
+        """What it has printed, on both streams."""
         return self.log.read_text() if self.log.exists() else ""
 
 

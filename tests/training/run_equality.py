@@ -12,15 +12,15 @@ from tiny_runs import newest_checkpoint, records_of, saved_tensors
 TIMED = ("seconds", "tokens_per_second", "mfu", "seconds_left")
 
 
-def assert_same_run(found: Path, expected: Path, said: str = "") -> None:
+def assert_same_run(found: Path, expected: Path, message: str = "") -> None:
     """Equal weights, equal optimizer state, and each step once with equal values."""
-    assert newest_checkpoint(found).name == newest_checkpoint(expected).name, said
+    assert newest_checkpoint(found).name == newest_checkpoint(expected).name, message
     tensors, others = saved_tensors(newest_checkpoint(found)), saved_tensors(newest_checkpoint(expected))
-    assert tensors.keys() == others.keys(), said
+    assert tensors.keys() == others.keys(), message
     for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), f"{name} {said}"
+        assert torch.equal(tensor, others[name]), f"{name} {message}"
     assert [untimed(record) for record in records_of(found)] == [untimed(record) for record in records_of(expected)], (
-        said
+        message
     )
 
 

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: it is taken from the settings of now, and said."""
+"""What may change when a run is continued: the settings of now are used, and each change is printed."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_an_optimizer_has_the_settings_of_now(
     }
     assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
     assert {group["step"] for group in groups} == {AR_STEPS}
-    said = " ".join(capfd.readouterr().out.split())
+    output = " ".join(capfd.readouterr().out.split())
     for change in ("stages.ar.schedule.learning_rate: 0.002 -> 0.001", "optimizer.beta1: 0.9 -> 0.8"):
-        assert change in said
+        assert change in output
 
 
 def test_only_what_decides_a_step_is_told() -> None:
@@ -64,15 +64,15 @@ def test_only_what_decides_a_step_is_told() -> None:
     ]
     aside = ["run.name=b", "checkpoint.every=7", "logging.every=3", "batch.micro_size=2", "data.workers=3"]
     now = compose_config([*changes, *aside])
-    told = [
+    reported = [
         "stages.joint.alpha: 0.3 -> 0.5",
         "stages.joint.averaging: global -> masked",
         "optimizer.clip_grad: 1.0 -> 2.0",
     ]
     first = ["stages.ar.kind: ar -> joint", "stages.ar.alpha: 0.0 -> 0.1"]
-    assert changed_settings(saved, Progress(4, "ar", 4, 4, {}), now) == told
-    assert changed_settings(saved, Progress(5, "joint", 1, 4, {}), now) == told
-    assert changed_settings(saved, Progress(3, "ar", 3, 4, {}), now) == first + told
+    assert changed_settings(saved, Progress(4, "ar", 4, 4, {}), now) == reported
+    assert changed_settings(saved, Progress(5, "joint", 1, 4, {}), now) == reported
+    assert changed_settings(saved, Progress(3, "ar", 3, 4, {}), now) == first + reported
     assert changed_settings(saved, Progress(3, "ar", 3, 4, {}), saved) == []
 
 

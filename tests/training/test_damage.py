@@ -40,9 +40,9 @@ def step(run_directory: Path, number: int) -> Path:
     return run_directory / "checkpoints" / f"step_{number:08d}"
 
 
-def flip_a_bit(file: Path, place: int, bit: int = 0) -> None:
+def flip_a_bit(file: Path, offset: int, bit: int = 0) -> None:
     content = bytearray(file.read_bytes())
-    content[place] ^= 1 << bit
+    content[offset] ^= 1 << bit
     file.write_bytes(content)
 
 
@@ -75,7 +75,7 @@ def empty_manifest(newest: Path) -> None:
 
 
 def half_write(newest: Path) -> None:
-    """As a kill leaves it before the renaming."""
+    """As after a kill before the renaming."""
     truncate_shard(newest)
     remove_manifest(newest)
     newest.rename(newest.with_name(f"{newest.name}.tmp"))
@@ -86,12 +86,12 @@ def misname_latest(newest: Path) -> None:
     shutil.rmtree(newest)
 
 
-def said_of_checkpoints(errors: str) -> list[str]:
+def lines_about_checkpoints(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if "checkpoint" in line or "error" in line]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (truncate_shard, f" is damaged: {SHARD} has "),
         (flip_in_shard, f" is damaged: {SHARD} does not have the content that was written"),
@@ -105,13 +105,13 @@ def said_of_checkpoints(errors: str) -> list[str]:
     ],
 )
 def test_the_newest_sound_one_is_used(
-    command: Command, never_stopped: Path, stopped: Path, damage: Callable[[Path], None], said: str
+    command: Command, never_stopped: Path, stopped: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(step(stopped, 5))
     status, errors = command(*SETTINGS, f"run.dir={stopped}")
     assert status == 0, errors
-    assert len(lines := said_of_checkpoints(errors)) == 1, errors
-    assert lines[0].startswith(f"checkpoint {step(stopped, 5)}{said}")
+    assert len(lines := lines_about_checkpoints(errors)) == 1, errors
+    assert lines[0].startswith(f"checkpoint {step(stopped, 5)}{message}")
     assert_same_run(stopped, never_stopped)
     assert list((stopped / "checkpoints").glob("*.tmp")) == []
     assert all(find_damage(step(stopped, number)) is None for number in range(1, 7))
@@ -125,10 +125,10 @@ def test_several_damaged_ones_are_passed_over(command: Command, never_stopped: P
     status, errors = command(*SETTINGS, rules, f"run.dir={stopped}", "run.max_steps=3", "checkpoint.every=100")
     assert status == 0, errors
     names = [f"step_{number:08d}" for number in (5, 4, 3)]
-    assert [name for line in said_of_checkpoints(errors) for name in names if name in line] == names
+    assert [name for line in lines_about_checkpoints(errors) for name in names if name in line] == names
     status, errors = command(*SETTINGS, rules, f"run.dir={stopped}")
     assert status == 0, errors
-    assert len(said_of_checkpoints(errors)) == 2
+    assert len(lines_about_checkpoints(errors)) == 2
     assert_same_run(stopped, never_stopped)
 
 
@@ -163,35 +163,35 @@ def test_a_run_whose_first_checkpoint_is_unfinished_begins(
     (half / SHARD).write_bytes(b"half")
     status, errors = command(*SETTINGS, f"run.dir={tmp_path / 'run'}")
     assert status == 0, errors
-    assert said_of_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is passed over"]
+    assert lines_about_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is passed over"]
     assert_same_run(tmp_path / "run", never_stopped)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [(flip_in_shard, SHARD), (remove_manifest, MANIFEST), (misname_latest, "latest names step_00000005")],
 )
 def test_damaged_starting_weights_are_refused(
-    command: Command, stopped: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
+    command: Command, stopped: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(step(stopped, 5))
     status, errors = command(*SETTINGS, f"run.dir={tmp_path / 'other'}", f"init.checkpoint={stopped}")
     assert status == 2
     assert len(errors.splitlines()) == 1, errors
     assert errors.startswith("error: init.checkpoint: ")
-    assert said in errors
+    assert message in errors
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(stopped: Path) -> None:
-    """In every file of a checkpoint, at some places each; in the manifest at a hundred."""
+    """In every file of a checkpoint, at some offsets each; in the manifest at a hundred."""
     newest, generator = step(stopped, 5), random.Random(5)
     for file in sorted(path for path in newest.rglob("*") if path.is_file()):
         for _ in range(100 if file.name == MANIFEST else 3):
-            place, bit = generator.randrange(file.stat().st_size), generator.randrange(8)
-            flip_a_bit(file, place, bit)
+            offset, bit = generator.randrange(file.stat().st_size), generator.randrange(8)
+            flip_a_bit(file, offset, bit)
             found = find_damage(newest)
-            flip_a_bit(file, place, bit)
-            assert found is not None, f"{file.name}, byte {place}, bit {bit}"
+            flip_a_bit(file, offset, bit)
+            assert found is not None, f"{file.name}, byte {offset}, bit {bit}"
             assert file.name == MANIFEST or file.name in found
     assert find_damage(newest) is None
     assert records_of(stopped)[-1]["step"] == 5

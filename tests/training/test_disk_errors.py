@@ -1,4 +1,4 @@
-"""A disk that refuses something: one line where a checkpoint cannot be written, a warning where none is deleted."""
+"""File operations that fail: one line where a checkpoint cannot be written, a warning where one cannot be deleted."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from nld_train.training.checkpoint.retention import apply_retention, make_room
 
 Command = Callable[..., tuple[int, str]]
 FULL = OSError(errno.ENOSPC, "No space left on device")
-# As torch says it, with the frames of its C++ below.
+# As torch reports it, with the stack frames of its C++ below.
 FULL_FOR_TORCH = RuntimeError(
     "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nframe #0: c10::Error"
 )
 
 
-def refusing(error: Exception) -> Callable[..., Any]:
-    """Something that a disk refuses."""
+def failing(error: Exception) -> Callable[..., Any]:
+    """A file operation that fails."""
 
-    def refuse(*_: Any, **__: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    return refuse
+    return fail
 
 
 def assert_one_line(status: int, errors: str, *pieces: str) -> None:
@@ -70,7 +70,7 @@ def test_a_shard_that_cannot_be_written(command: Command, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "error", "said"),
+    ("owner", "name", "error", "message"),
     [
         (megatron_save, "write_common", FULL_FOR_TORCH, "RuntimeError: [enforce fail at inline_container.cc"),
         (FileSystemWriterAsync, "finish", FULL, "No space left on device"),
@@ -80,28 +80,28 @@ def test_a_shard_that_cannot_be_written(command: Command, tmp_path: Path, monkey
     ],
 )
 def test_a_small_file_that_cannot_be_written(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, said: str
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, message: str
 ) -> None:
-    monkeypatch.setattr(owner, name, refusing(error))
+    monkeypatch.setattr(owner, name, failing(error))
     monkeypatch.setattr(saving, "_adapter", lambda _: (AdapterShape(1, 1), {}))
-    assert_one_line(*command(f"run.dir={tmp_path}", "run.max_steps=1"), "step_00000001 could not", said)
+    assert_one_line(*command(f"run.dir={tmp_path}", "run.max_steps=1"), "step_00000001 could not", message)
     assert not (tmp_path / "checkpoints" / "latest").exists()
 
 
 def test_what_cannot_be_deleted_stays(
     train: Train, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Old checkpoints, and what a kill left under the name of one that comes; the run is the same."""
+    """Old checkpoints, and a directory that a kill left under the name of the next one; the run is the same."""
     leftover = tmp_path / "checkpoints" / "step_00000002.tmp"
     leftover.mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(retention.shutil, "rmtree", refusing(OSError(errno.EBUSY, "Device or resource busy")))
+        patch.setattr(retention.shutil, "rmtree", failing(OSError(errno.EBUSY, "Device or resource busy")))
         train(tmp_path, "checkpoint.every=1", "checkpoint.keep_last=1")
-    said = capfd.readouterr().err
+    message = capfd.readouterr().err
     checkpoints = tmp_path / "checkpoints"
     for path in (leftover, checkpoints / "step_00000001.tmp"):
-        assert f"warning: {path} cannot be deleted (Device or resource busy); the run goes on" in said
-    assert "could not be written" not in said
+        assert f"warning: {path} cannot be deleted (Device or resource busy); the run goes on" in message
+    assert "could not be written" not in message
     assert_same_run(tmp_path, whole)
     assert make_room(checkpoints / "step_00000009").name == "step_00000009.tmp"
     assert sorted(path.name for path in checkpoints.glob("*.tmp")) == ["step_00000009.tmp"]
@@ -113,7 +113,7 @@ def test_what_cannot_be_renamed_stays(
     older, newest = tmp_path / "step_00000001", tmp_path / "step_00000002"
     older.mkdir()
     newest.mkdir()
-    monkeypatch.setattr(os, "replace", refusing(PermissionError(errno.EACCES, "Permission denied")))
+    monkeypatch.setattr(os, "replace", failing(PermissionError(errno.EACCES, "Permission denied")))
     apply_retention(newest, CheckpointConfig(every=1, asynchronous=True, keep_last=1, keep_every=None))
     assert capsys.readouterr().err == f"warning: {older} cannot be deleted (Permission denied); the run goes on\n"
     assert older.exists()
@@ -121,7 +121,7 @@ def test_what_cannot_be_renamed_stays(
 
 def test_a_file_system_that_cannot_synchronise_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(os, "fsync", refusing(OSError(errno.EINVAL, "Invalid argument")))
+    monkeypatch.setattr(os, "fsync", failing(OSError(errno.EINVAL, "Invalid argument")))
     synchronise(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         synchronise(tmp_path / "file")

@@ -1,4 +1,4 @@
-"""A stage that trains a drafter adapter: what it leaves alone, what it writes, and how it goes on."""
+"""A stage that trains a drafter adapter: what it does not change, what it writes, and how it is continued."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_data_goes_on_and_other_seeds_draw_other_blocks(drafted: Path, alone
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (("stages.drafter.adapter.rank=0",), "stages.drafter.adapter.rank=0: must be at least 1"),
         (("stages.drafter.adapter.block_size=1",), "stages.drafter.adapter.block_size=1: must be at least 2"),
@@ -142,11 +142,11 @@ def test_the_data_goes_on_and_other_seeds_draw_other_blocks(drafted: Path, alone
     ],
 )
 def test_refusals(
-    command: Callable[..., tuple[int, str]], tmp_path: Path, overrides: tuple[str, ...], said: str
+    command: Callable[..., tuple[int, str]], tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
     status, error = command(*THIRD, *overrides, f"run.dir={tmp_path / 'run'}")
     assert status == 2
-    assert error.startswith(f"error: {said}")
+    assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

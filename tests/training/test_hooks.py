@@ -95,7 +95,7 @@ def test_a_hook_that_is_not_listed_does_not_run(train: Train, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("hooks", "said"),
+    ("hooks", "message"),
     [
         ("[validate]", "run.hooks: 'validate' is unknown; must be one of validation, decoding, or MODULE:NAME"),
         ("[validation,validation]", "run.hooks=[validation,validation]: must name each hook only once"),
@@ -103,10 +103,10 @@ def test_a_hook_that_is_not_listed_does_not_run(train: Train, tmp_path: Path) ->
         ("['weight_norm_hook:NoSuchHook']", "run.hooks: weight_norm_hook:NoSuchHook cannot be imported"),
     ],
 )
-def test_unknown_hooks_are_refused(command: Command, tmp_path: Path, hooks: str, said: str) -> None:
+def test_unknown_hooks_are_refused(command: Command, tmp_path: Path, hooks: str, message: str) -> None:
     status, errors = command(f"run.dir={tmp_path}/run", f"run.hooks={hooks}")
     assert (status, errors.count("\n")) == (2, 1), errors
-    assert errors.startswith(f"error: {said}")
+    assert errors.startswith(f"error: {message}")
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 

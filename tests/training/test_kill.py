@@ -1,4 +1,4 @@
-"""Runs that were killed without warning, at any moment, go on as if nothing had happened."""
+"""Runs that were killed without warning, at any moment, continue as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nld_train.training.checkpoint.paths import UNFINISHED
 SEED = 20260726
 STEPS = 24
 SETTINGS = (*SHORT, *short_stages(12, 12), "checkpoint.every=3", "checkpoint.keep_last=2")
-# File operations, in the words of `children.Child`; two kills of each kind, before one drawn at random.
+# File operations, as `children.Child` names them; two kills of each kind, before one drawn at random.
 OPERATIONS = {
     "a weight file": r"open .*\.distcp",
     "a small file": r"open .*\.(tmp/[a-z]+\.(json|yaml)|manifest\.json\.tmp)",
@@ -43,7 +43,7 @@ class Moment:
         operation: number of the file operation, from 1; 0: none.
         step: so many steps have been made; 0: from the start of training on.
         delay: seconds after that.
-        meaning: in words.
+        meaning: for messages.
     """
 
     operation: int
@@ -55,7 +55,7 @@ class Moment:
 @pytest.fixture(scope="module")
 def never_stopped(data: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Child:
     child = Child(tmp_path_factory.mktemp("whole") / "run", (*data, *SETTINGS))
-    assert child.wait() == 0, child.said()
+    assert child.wait() == 0, child.output()
     return child
 
 
@@ -89,9 +89,9 @@ def test_twenty_killed_runs_go_on(never_stopped: Child, data: tuple[str, ...], t
         left = [remains(directory) for directory in directories]
         list(pairs.map(lambda directory: go_on(directory, (*data, *SETTINGS)), directories))
     for moment, directory in zip(moments, directories, strict=True):
-        said = f"seed {SEED}, {directory.name}, killed {moment.meaning}"
-        assert_same_run(directory, never_stopped.directory, said)
-        assert list((directory / "checkpoints").glob(f"*{UNFINISHED}")) == [], said
+        message = f"seed {SEED}, {directory.name}, killed {moment.meaning}"
+        assert_same_run(directory, never_stopped.directory, message)
+        assert list((directory / "checkpoints").glob(f"*{UNFINISHED}")) == [], message
     assert_moments_of_all_kinds(left)
 
 
@@ -100,7 +100,7 @@ def kill_run(child: Child, moment: Moment) -> None:
         child.wait_for_step(moment.step)
         child.process.poll(moment.delay)
         child.process.kill()
-    assert child.wait() == -signal.SIGKILL, f"{moment.meaning}\n{child.said()}"
+    assert child.wait() == -signal.SIGKILL, f"{moment.meaning}\n{child.output()}"
 
 
 def remains(directory: Path) -> tuple[int, list[str]]:
@@ -112,7 +112,7 @@ def remains(directory: Path) -> tuple[int, list[str]]:
 
 def go_on(directory: Path, overrides: tuple[str, ...]) -> None:
     child = Child(directory, overrides)
-    assert child.wait() == 0, child.said()
+    assert child.wait() == 0, child.output()
 
 
 def assert_moments_of_all_kinds(left: list[tuple[int, list[str]]]) -> None:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: `metrics.jsonl`, `summary.json`, `report.png`, and its Weights & Biases files."""
+"""What a run writes: `metrics.jsonl`, `summary.json`, `report.png`, and its Weights & Biases files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_records(directory: Path, records: list[dict[str, Any]]) -> None:
 
 
 def decoding_of(tokens_per_forward: float, agreement: float, modes: tuple[str, ...] = ("linear",)) -> dict[str, Any]:
-    """A decoding as the hook records it: AR, and modes that are all alike."""
+    """A decoding as the hook records it: AR, and modes with equal figures."""
     counts = {"new_tokens": 64, "forwards": 32, "prefill": 1, "tokens_per_second": 1234.0}
     ar = {"tokens_per_forward": 1.02, "agreement": 1.0, "accepted_length": 1.0, **counts}
     own = {"tokens_per_forward": tokens_per_forward, "agreement": agreement, "accepted_length": 2.5, **counts}

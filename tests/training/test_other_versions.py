@@ -23,7 +23,7 @@ Command = Callable[..., tuple[int, str]]
 
 
 def rewrite(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Other settings beside the weights, under a manifest that knows them."""
+    """Other settings beside the weights, and a manifest that lists them."""
     (checkpoint / "config.yaml").write_text(yaml.safe_dump(settings))
     (checkpoint / MANIFEST).unlink()
     write_manifest(checkpoint, {})

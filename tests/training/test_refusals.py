@@ -14,7 +14,7 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def stopped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that stands inside its second stage."""
+    """A run that was stopped inside its second stage."""
     return train(tmp_path_factory.mktemp("stopped"), "run.max_steps=5")
 
 

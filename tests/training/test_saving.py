@@ -1,4 +1,4 @@
-"""What is saved is what the step left, however long the writing takes and whatever becomes of it."""
+"""A checkpoint has the state after its step, however long the writing takes and whether or not it succeeds."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def storages(tensors: list[torch.Tensor]) -> set[int]:
 
 
 def test_only_what_this_rank_writes_is_copied() -> None:
-    """Of a tensor that several ranks hold, one copies it; Megatron takes none that is not its rank's to write."""
+    """A replicated tensor is copied by one rank; Megatron copies none that its rank does not write."""
     mine, other = torch.ones(3), torch.ones(3)
     state = {"a": [ShardedTensor.from_rank_offsets("a", mine, replica_id=0)]}
     state |= {"b": ShardedTensor.from_rank_offsets("b", other, replica_id=1)}
@@ -122,7 +122,7 @@ def test_the_thread_leaves_the_gpu_alone(train: Train, tmp_path: Path, monkeypat
 
 
 def test_no_server_is_started(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Megatron's would die of a signal to the whole job, which asks for a save."""
+    """Megatron's would be killed by a signal to the whole job, sent so that it saves."""
     monkeypatch.setattr(filesystem_async, "_results_queue", None)
     before = multiprocessing.active_children()
     train(tmp_path, "run.max_steps=1")
@@ -131,7 +131,7 @@ def test_no_server_is_started(train: Train, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_all_is_on_the_disk_before_it_has_a_name(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the name is there before an older checkpoint goes: what a loss of power takes was not needed any more."""
+    """And before an older checkpoint is deleted: a loss of power only loses what was not needed any more."""
     events: list[tuple[str, Path]] = []
     fsync, replace, remove = os.fsync, os.replace, shutil.rmtree
 

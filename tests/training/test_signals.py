@@ -1,4 +1,4 @@
-"""Signals: what they are answered with, and that the next start goes on as if there had been none."""
+"""Signals: exit codes, saved state, and a next start that continues as if there had been none."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_it_saves_and_leaves(
     child = Child(tmp_path / "run", (*data, *SETTINGS))
     child.wait_for_step(step)
     child.signal(number)
-    assert child.wait() == status, child.said()
-    assert f"stopped by a signal, saved (exit code {status})" in child.said()
-    assert "Traceback" not in child.said()
+    assert child.wait() == status, child.output()
+    assert f"stopped by a signal, saved (exit code {status})" in child.output()
+    assert "Traceback" not in child.output()
     assert_saved_where_it_stopped(tmp_path / "run")
     assert_same_run(train(tmp_path / "run", *SETTINGS), never_stopped)
 
@@ -66,17 +66,17 @@ def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: 
     child = Child(tmp_path / "run", (*data, *SETTINGS, "data.workers=1"))
     child.wait_for_step(2)
     child.signal_group(number)
-    assert child.wait() == (INTERRUPT if number == signal.SIGINT else REQUEUE), child.said()
-    assert "Traceback" not in child.said()
+    assert child.wait() == (INTERRUPT if number == signal.SIGINT else REQUEUE), child.output()
+    assert "Traceback" not in child.output()
     assert_saved_where_it_stopped(tmp_path / "run")
 
 
 def test_a_sweep_ends_with_the_job_that_was_asked_to_leave(data: tuple[str, ...], tmp_path: Path) -> None:
     child = Child(tmp_path, (*data, *SETTINGS, "--multirun", "batch.micro_size=1,2"))
     first, second = (tmp_path / f"batch.micro_size-{size}" for size in (1, 2))
-    assert child.wait_until(lambda: (first / "metrics.jsonl").exists()), child.said()
+    assert child.wait_until(lambda: (first / "metrics.jsonl").exists()), child.output()
     child.signal(signal.SIGTERM)
-    assert child.wait() == REQUEUE, child.said()
+    assert child.wait() == REQUEUE, child.output()
     assert_saved_where_it_stopped(first)
     assert not second.exists()
 
@@ -99,7 +99,7 @@ def test_a_second_interrupt_leaves_at_once(
 def leave_at_once(child: Child) -> None:
     begin = time.monotonic()
     child.signal(signal.SIGINT)
-    assert child.wait() == INTERRUPT, child.said()
+    assert child.wait() == INTERRUPT, child.output()
     assert time.monotonic() - begin < 5
 
 
@@ -112,7 +112,7 @@ def test_all_ranks_leave_after_the_same_step(
     pair = ranks(2, run, (*data, *SETTINGS, "batch.micro_size=2"))
     pair[0].wait_for_step(2)
     pair[rank].signal(number)
-    assert [child.wait() for child in pair] == [status, status], [child.said() for child in pair]
+    assert [child.wait() for child in pair] == [status, status], [child.output() for child in pair]
     assert_saved_where_it_stopped(run)
 
 
@@ -123,7 +123,7 @@ def test_a_second_interrupt_leaves_a_rank_that_waits_for_another(data: tuple[str
     first.wait_for_step(2)
     second.signal(signal.SIGINT)
     assert first.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/*.tmp")))
-    assert second.process.poll(2) is None, second.said()
+    assert second.process.poll(2) is None, second.output()
     leave_at_once(second)
     first.process.kill_group()
     assert first.wait() == -signal.SIGKILL

@@ -55,7 +55,7 @@ def test_a_finished_run_stays_as_it_is(train: Train, whole: Path) -> None:
 
 
 def test_steps_beyond_the_checkpoint_are_made_again(train: Train, whole: Path, tmp_path: Path) -> None:
-    """What a kill between two checkpoints leaves: steps that no checkpoint knows, and half a line."""
+    """As after a kill between two checkpoints: steps after the last checkpoint, and half a line."""
     train(tmp_path, "run.max_steps=3")
     lost = [record | {"step": step, "loss": 99.0} for step, record in zip((4, 5), records_of(tmp_path), strict=False)]
     with (tmp_path / "metrics.jsonl").open("a") as metrics:
@@ -64,7 +64,7 @@ def test_steps_beyond_the_checkpoint_are_made_again(train: Train, whole: Path, t
 
 
 def test_an_unfinished_checkpoint_is_not_taken(train: Train, whole: Path, tmp_path: Path) -> None:
-    """What a kill while saving leaves."""
+    """As after a kill while saving."""
     train(tmp_path, "run.max_steps=5")
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "step_00000007.tmp").mkdir()

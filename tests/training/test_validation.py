@@ -38,7 +38,7 @@ def test_validation_comes_at_its_interval(validated: Path, whole: Path) -> None:
     assert not any("validation" in record for record in records_of(whole))
 
 
-def test_the_diffusion_loss_is_told_by_noise_level(validated: Path) -> None:
+def test_the_diffusion_loss_is_recorded_by_noise_level(validated: Path) -> None:
     found = curve(validated)
     assert found[AR_STEPS]["diffusion_loss"] == {}
     assert list(found[AR_STEPS + 2]["diffusion_loss"]) == ["0.25", "0.5", "0.75", "1"]
@@ -54,14 +54,14 @@ def test_the_same_weights_have_the_same_losses(train: Train, validated: Path, tm
 
 
 def test_a_stage_that_trains_nothing_validates_alike(train: Train, tmp_path: Path) -> None:
-    """With no learning rate to speak of, the curve is flat: its noise is the same at every step."""
+    """With a negligible learning rate the curve is flat: its noise is the same at every step."""
     still = [f"stages.{stage}.schedule.{rate}=1e-30" for stage in ("ar", "joint") for rate in RATES]
     train(tmp_path, "validation.every=1", *still)
     points = list(curve(tmp_path).values())[AR_STEPS:]
     assert all(point == points[0] for point in points)
 
 
-def test_its_time_is_told(validated: Path) -> None:
+def test_its_time_is_recorded(validated: Path) -> None:
     found = [record["validation"] for record in records_of(validated) if "validation" in record]
     assert all(one["seconds"] > 0 for one in found)
     assert all(0 < one["share"] < 1 for one in found)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the model and the run that wrote it; imports no torch."""
+"""The descriptions in a checkpoint: its model, settings and progress; imports no torch."""
 
 from __future__ import annotations
 

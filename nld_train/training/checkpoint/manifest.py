@@ -61,7 +61,7 @@ def write_manifest(directory: Path, known: Checksums) -> None:
 
 
 class ManifestError(Exception):
-    """A manifest is missing or damaged; the message goes on after its file's name."""
+    """A manifest is missing or damaged; the message continues the name of its file."""
 
 
 def read_manifest(directory: Path) -> Checksums:

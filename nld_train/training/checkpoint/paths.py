@@ -34,11 +34,11 @@ class DanglingLatestError(UserError):
 
     Attributes:
         pointer: the file.
-        name: what it holds, without spaces around it.
+        name: its content, without spaces around it.
     """
 
     def __init__(self, pointer: Path, name: str) -> None:
-        super().__init__(f"{pointer}: must hold the name of a checkpoint beside it, and holds {name!r}")
+        super().__init__(f"{pointer}: must hold the name of a checkpoint beside it, not {name!r}")
         self.pointer = pointer
         self.name = name
 
@@ -69,7 +69,7 @@ def unfinished_checkpoints(directory: Path) -> list[Path]:
 
 
 def latest_name(directory: Path) -> str | None:
-    """What `latest` in a directory of checkpoints holds; None where there is none."""
+    """The content of `latest` in a directory of checkpoints; None where there is none."""
     try:
         return (directory / LATEST).read_text(errors="replace").strip()
     except FileNotFoundError:

@@ -44,7 +44,7 @@ def _delete_checkpoint(path: Path) -> None:
 
 
 def move_aside(path: Path) -> Path:
-    """Gives a checkpoint the name of an unfinished one: a kill while it is deleted leaves none that looks complete.
+    """Renames a checkpoint to an unfinished one: a kill while it is deleted cannot leave one that looks complete.
 
     Raises:
         OSError: it cannot be renamed.

@@ -109,7 +109,7 @@ class CheckpointWriter:
             self.finish()
 
     def poll(self) -> None:
-        """Finishes the checkpoint under way if all ranks have written their files; called by all after each step."""
+        """Finishes the pending checkpoint if all ranks have written their files; called by all after each step."""
         if self._pending is None:
             return
         waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
@@ -117,7 +117,7 @@ class CheckpointWriter:
             self.finish()
 
     def finish(self) -> None:
-        """Waits for the checkpoint under way, if there is one, and completes it; called by all ranks together.
+        """Waits for the pending checkpoint, if there is one, and completes it; called by all ranks together.
 
         Raises:
             UserError: on every rank, if a rank could not write its files.

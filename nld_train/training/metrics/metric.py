@@ -113,7 +113,7 @@ class Metric:
         return flat({self.name: value})
 
     def status(self, record: Record) -> Record:
-        """What `nld-status` knows of the newest measurement: its step, and the value.
+        """What `nld-status --json` has of the newest measurement: its step, and the value.
 
         Args:
             record: of the step.

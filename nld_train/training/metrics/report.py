@@ -41,10 +41,10 @@ def write_report(directory: Path, metrics: MetricTable | None = None) -> Path:
     columns = max(_SMALLEST_COLUMNS, -(-len(panels) // _ROWS))
     figure, axes = plt.subplots(_ROWS, columns, figsize=(6 * columns, 8), constrained_layout=True)
     # Column by column, so that more panels make the picture wider and move none.
-    places = list(axes.T.flat)
-    for axis, panel in zip(places, panels, strict=False):
+    columnwise = list(axes.T.flat)
+    for axis, panel in zip(columnwise, panels, strict=False):
         _draw(axis, panel, records)
-    for axis in places[len(panels) :]:
+    for axis in columnwise[len(panels) :]:
         axis.set_axis_off()
     path = directory / "report.png"
     figure.savefig(path, dpi=110)

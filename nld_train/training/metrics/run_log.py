@@ -15,7 +15,7 @@ from nld_train.training.metrics.wandb_log import WandbLog
 
 
 class RunLog:
-    """All the places where a step is written. On other ranks than 0 it writes nothing.
+    """Everything that a step is written to. On other ranks than 0 it writes nothing.
 
     Args:
         config: the run.

@@ -46,10 +46,10 @@ def _stage_summary(records: Sequence[Record], metrics: MetricTable) -> Record:
 
 
 def progress_lines(summary: Record, metrics: MetricTable | None = None) -> list[str]:
-    """What the metrics of each stage came to, as far as they have lines about it.
+    """The lines about the results of each stage that its metrics have (`Metric.progress`).
 
     Args:
-        summary: what `summary.json` holds.
+        summary: the content of `summary.json`.
         metrics: of the run; None for the registered ones.
     """
     metrics = metrics or MetricTable()
