@@ -38,7 +38,7 @@ class DecodeVariant:
 
     Attributes:
         name: the mode, with a remark where it drafts with the adapter.
-        mode: how the weights are read.
+        mode: the decode mode.
         options: of the decoder.
     """
 
@@ -104,7 +104,7 @@ class DecodingHook(Hook):
         return [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
 
     def _decode(self, engine: MegatronEngine, variant: DecodeVariant) -> DecodeResult:
-        """As many rows at once as have logits that fit beside the state of training."""
+        """Decodes as many sequences at once as have logits that fit beside the state of training."""
         policy = Threshold(self.config.evaluation.threshold) if variant.mode == "diffusion" else None
         rows = rows_at_once(variant.mode, variant.options.block_length, engine.vocabulary_size)
         return decode(engine, self.prompts, variant.mode, variant.options, policy, batch_size=rows)
@@ -118,8 +118,8 @@ class DecodingHook(Hook):
         }
         if variant.mode in _SPECULATIVE:
             budgets = [self._budget(prompt) for prompt in self.prompts]
-            shares = acceptance_by_position(result, variant.options.block_length, budgets)
-            figures["acceptance"] = {str(position): share for position, share in shares.items()}
+            rates = acceptance_by_position(result, variant.options.block_length, budgets)
+            figures["acceptance"] = {str(position): rate for position, rate in rates.items()}
         return figures
 
     def _budget(self, prompt: list[int]) -> int:
@@ -135,9 +135,9 @@ class DecodingHook(Hook):
         if self._tokenizer is None:
             return []
         samples = []
-        for row, prompt in enumerate(self.prompts[:_SAMPLES]):
+        for index, prompt in enumerate(self.prompts[:_SAMPLES]):
             ids: dict[str, list[int]] = {"prompt": prompt}
-            ids |= {name: result.token_ids[row] for name, result in results.items()}
+            ids |= {name: result.token_ids[index] for name, result in results.items()}
             samples.append({name: self._tokenizer.decode(tokens) for name, tokens in ids.items()})
         return samples
 
