@@ -14,7 +14,7 @@ ROOT_NAME = "train"
 
 
 def config_directory() -> Path:
-    """Where the YAML files lie: inside the package when it was installed from a wheel, beside it in a checkout."""
+    """The folder of the YAML files: inside the package if it was installed from a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for directory in (package / "configs", package.parent / "configs"):
         if (directory / f"{ROOT_NAME}.yaml").is_file():

@@ -44,7 +44,7 @@ def tokens_per_step(config: Config) -> int:
 
 
 def stage_plans(config: Config) -> tuple[StagePlan, ...]:
-    """The stages that run, in order. `run.max_steps` changes none of them: it only stops earlier."""
+    """The stages that run, in order. `run.max_steps` does not change them: the run only stops earlier."""
     plans = []
     first_step = 0
     for name in config.run.stages:

@@ -1,4 +1,4 @@
-"""The plan of a run, as `run.dry=true` prints it: everything that can be counted without building anything."""
+"""The plan of a run, printed by `run.dry=true`: everything that can be counted without building a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_plan(config: Config, world_size: int) -> None:
 
 
 def plan_facts(config: Config, world_size: int) -> Iterable[tuple[str, str]]:
-    """Name and value of everything that holds for the whole run."""
+    """Names and values of what concerns the whole run."""
     model, batch = config.model, config.batch
     parameters = parameter_count(model)
     yield "run.dir", config.run.dir

@@ -125,7 +125,7 @@ def _check_one_length(config: Config, key: str) -> None:
 def _check_optimizer(config: Config) -> None:
     optimizer = config.optimizer
     offloads, aware = optimizer.cpu_offload > 0, optimizer.precision_aware
-    valid = "needs optimizer.precision_aware=true, whose way Megatron's offloaded optimizer goes"
+    valid = "needs optimizer.precision_aware=true: Megatron offloads the state of that optimizer only"
     refuse_unless(aware or not offloads, "optimizer.cpu_offload", optimizer.cpu_offload, valid)
     valid = "must be fp32 with optimizer.precision_aware=false or optimizer.cpu_offload above 0"
     plain = offloads or not aware

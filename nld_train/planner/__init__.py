@@ -1,1 +1,1 @@
-"""Which layout suits a run and a cluster: memory, step time and days of every legal one; imports no torch."""
+"""Layouts for a run and a cluster: memory, step time and duration of every legal one; imports no torch."""

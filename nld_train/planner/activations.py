@@ -1,4 +1,4 @@
-"""What the backward pass needs to have been kept, counted layer by layer."""
+"""Activation memory: what the forward pass stores for the backward pass, counted layer by layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Kernels:
-    """What kernels keep beyond what the mathematics asks for, in tensors per norm and per MLP.
+    """Tensors that kernels store in addition to those that the derivatives need, per norm and per MLP.
 
     Attributes:
         norm: of the width of the residual stream.
@@ -27,7 +27,7 @@ class Kernels:
     mlp: int
 
 
-# Fused kernels, as on CUDA, and plain torch, as on the CPU, which also keeps the normalised input before its scale,
+# Fused kernels, as on CUDA, and plain torch, as on the CPU, which also stores the normalised input before its scale,
 # silu(gate) and a copy of up.
 FUSED, PLAIN = Kernels(norm=0, mlp=0), Kernels(norm=1, mlp=2)
 
@@ -39,15 +39,15 @@ def positions(config: Config, kind: StageKind) -> int:
 
 
 def layer_bytes(config: Config, kind: StageKind, kernels: Kernels = FUSED) -> int:
-    """Bytes that a layer keeps of one micro-batch on one process, with `execution.recompute` none or selective.
+    """Bytes that a layer stores of one micro-batch on one process, with `execution.recompute` none or selective.
 
-    Kept are the inputs of both norms and of all products; query and key after rotation, and the joint output of the
+    Stored are the inputs of both norms and of all products; query and key after rotation, and the joint output of the
     query-key-value product, of which the value is a view; attention's output, once for its own backward pass and once
     laid out for the output product; its log-sum-exp in float32. Selective recomputation drops the first and the last
     of these four.
 
-    Under context parallelism attention keeps the keys and values of the whole sample, which it gathers, instead of its
-    own and of the product that they come from; selective recomputation gathers them again.
+    Under context parallelism attention stores the gathered keys and values of the whole sample instead of its own and
+    of the product that they come from; selective recomputation gathers them again.
     """
     model, tensor = config.model, config.parallel.tensor
     query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
@@ -72,12 +72,12 @@ def residual_width(config: Config) -> float:
 
 
 def residual_bytes(config: Config, kind: StageKind) -> int:
-    """One tensor of the residual stream of a micro-batch: all that full recomputation keeps of a layer."""
+    """One tensor of the residual stream of a micro-batch: all that full recomputation stores of a layer."""
     return round(positions(config, kind) * residual_width(config) * bytes_per_number(config))
 
 
 def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: int) -> int:
-    """Chunks of layers whose backward pass is still to come, at most: those of Megatron's schedules after warm-up."""
+    """Largest number of chunks of layers that wait for their backward pass: Megatron's schedules after warm-up."""
     parallel = config.parallel
     chunks = parallel.virtual_pipeline or 1
     behind = parallel.pipeline - pipeline_rank - 1
@@ -86,7 +86,7 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
 
 
 def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int) -> int:
-    """Activations of the layers of a process at the worst moment, in bytes, the layer at work included."""
+    """Peak activation memory of the layers of a process, in bytes, including the layer that is computed."""
     chunks = config.parallel.virtual_pipeline or 1
     layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
     in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
@@ -98,7 +98,7 @@ def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batche
 
 
 def _working_bytes(config: Config, kind: StageKind) -> int:
-    """Gradients that live for a moment inside a layer's backward pass: of the MLP's inner width, and of its input.
+    """Temporary gradients inside a layer's backward pass: of the MLP's inner width, and of its input.
 
     Under sequence parallelism the input and its gradient are gathered whole.
     """
@@ -108,10 +108,10 @@ def _working_bytes(config: Config, kind: StageKind) -> int:
 
 
 def head_bytes(config: Config, kind: StageKind) -> int:
-    """Head and loss on the last pipeline stage at the worst moment, in bytes.
+    """Peak memory of head and loss on the last pipeline stage, in bytes.
 
-    All rows may be supervised: each AR row, and with a level near 1 each noisy position. Kept are their hidden states,
-    the whole sequence they were taken from and its gradient, and of one chunk of rows the logits: in the weights'
+    All rows may be supervised: each AR row, and with a level near 1 each noisy position. Stored are their hidden
+    states, the whole sequence that they were taken from and its gradient, and of one chunk of rows the logits: in the weights'
     precision, in float32, as probabilities that become the gradient, and as that gradient in the weights' precision.
     """
     number, tensor = bytes_per_number(config), config.parallel.tensor

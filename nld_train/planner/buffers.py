@@ -1,9 +1,9 @@
-"""Weights, gradients and optimizer state of one process, to the byte, as Megatron's buffers lay them out.
+"""Weights, gradients and optimizer state of one process, to the byte, in the layout of Megatron's buffers.
 
 Megatron puts the weights of a model's chunk, the last ones first, into one buffer of weights and one of gradients, each
-weight at a multiple of 64 elements, cut into buckets whose ends are padded so that all processes with the same weights,
-data-parallel and context-parallel ones, get equal shares. The distributed optimizer keeps its state for the weights in
-its share of each bucket.
+weight at a multiple of 64 elements, cut into buckets whose ends are padded so that all replicas (data-parallel and
+context-parallel ranks) get equal shards. The distributed optimizer has the state of the weights in its shard of each
+bucket.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from nld_train.config.schema import Config, ModelConfig, ParallelConfig
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
 _FLOAT32 = 4
-# Where the reduction of gradients overlaps the backward pass, a bucket is closed when it has so many elements.
+# If the reduction of gradients overlaps the backward pass, a bucket ends when it has so many elements.
 _BUCKET, _BUCKET_PER_PROCESS = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """What a process holds beside activations, in bytes."""
+    """Memory of a process without activations, in bytes."""
 
     weights: int
     gradients: int
@@ -34,14 +34,14 @@ class StateBytes:
 
 
 def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
-    """Bytes of one process; all tensor-parallel peers hold as many.
+    """Bytes of one process; its tensor-parallel peers have as many.
 
     Args:
         config: the run.
         world_size: number of processes.
         pipeline_rank: of the process.
-        data_rank: of the process, among those with the same weights. The first one's share has no padding at its end,
-            so that no other's is larger by more than the padding between weights.
+        data_rank: of the process, among the replicas. The shard of the first one has no padding at its end, so that no
+            other is larger by more than the padding between weights.
     """
     vocabulary = padded_vocabulary(config)
     size = replicas(config, world_size)
@@ -69,7 +69,7 @@ def _state_bytes(
     for number, weights in enumerate(chunk_weights(model, parallel, vocabulary, pipeline_rank)):
         buckets = list(_buckets(weights, _bucket_size(parallel, size, pipeline_rank, number), size))
         elements += buckets[-1].end
-        shard += sum(_held(bucket, size, data_rank) for bucket in buckets)
+        shard += sum(_elements_in_shard(bucket, size, data_rank) for bucket in buckets)
     # The averages, and the float32 copy where the weights are not float32 themselves.
     kept = 3 if weight_bytes < _FLOAT32 else 2
     return StateBytes(weight_bytes * elements, _FLOAT32 * elements, kept * _FLOAT32 * shard)
@@ -78,7 +78,7 @@ def _state_bytes(
 def chunk_weights(
     model: ModelConfig, parallel: ParallelConfig, vocabulary: int, pipeline_rank: int
 ) -> list[tuple[int, ...]]:
-    """Elements of each weight of a process, chunk by chunk, in the order in which Megatron's modules make them."""
+    """Elements of each weight of a process, chunk by chunk, in the order in which Megatron's modules create them."""
     chunks = parallel.virtual_pipeline or 1
     layers = model.num_hidden_layers // (parallel.pipeline * chunks)
     table = (vocabulary // parallel.tensor) * model.hidden_size
@@ -111,7 +111,7 @@ def _bucket_size(parallel: ParallelConfig, size: int, pipeline_rank: int, chunk:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Elements `start..end` of a buffer, and where its weights lie."""
+    """Elements `start..end` of a buffer, and the ranges of its weights."""
 
     start: int
     end: int
@@ -121,25 +121,25 @@ class _Bucket:
 def _buckets(weights: tuple[int, ...], most: int | None, size: int) -> Iterator[_Bucket]:
     """The buckets of a chunk, from the back of the model to its front."""
     start = end = 0
-    held: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for elements in reversed(weights):
         first = _up(end, _START)
         end = first + elements
-        held.append((first, end))
+        ranges.append((first, end))
         if most is not None and end - start >= most:
             end = _up(end, lcm(size, _END))
-            yield _Bucket(start, end, tuple(held))
-            start, held = end, []
-    if held:
-        yield _Bucket(start, _up(end, lcm(size, _END)), tuple(held))
+            yield _Bucket(start, end, tuple(ranges))
+            start, ranges = end, []
+    if ranges:
+        yield _Bucket(start, _up(end, lcm(size, _END)), tuple(ranges))
 
 
 def _up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
 
 
-def _held(bucket: _Bucket, size: int, data_rank: int) -> int:
-    """Elements of weights in a data-parallel process's share of a bucket."""
-    share = (bucket.end - bucket.start) // size
-    begin = bucket.start + data_rank * share
-    return sum(max(0, min(last, begin + share) - max(first, begin)) for first, last in bucket.weights)
+def _elements_in_shard(bucket: _Bucket, size: int, data_rank: int) -> int:
+    """Elements of weights in a data-parallel rank's shard of a bucket."""
+    shard = (bucket.end - bucket.start) // size
+    begin = bucket.start + data_rank * shard
+    return sum(max(0, min(last, begin + shard) - max(first, begin)) for first, last in bucket.weights)

@@ -11,7 +11,7 @@ from nld_train.planner.request import Request
 
 
 def all_plans(request: Request, hardware: Hardware) -> list[LayoutPlan]:
-    """Every legal layout, those that fit first and the best of them at the head.
+    """Every legal layout, the best first; those that do not fit come last.
 
     Raises:
         UserError: no layout is legal, or none fits.
@@ -19,7 +19,7 @@ def all_plans(request: Request, hardware: Hardware) -> list[LayoutPlan]:
     layouts = legal_layouts(request.config, request.choices)
     plans = recommended(plan_layout(config, request.choices, hardware, request.memory) for config in layouts)
     if not plans:
-        # What refuses even the simplest layout says more.
+        # The refusal of the simplest layout says why.
         validate(next(every_layout(request.config, request.choices)), request.choices.gpus)
         raise UserError(f"gpus={request.choices.gpus}: no layout is legal; take another number, or free parallel.*")
     if not plans[0].fits:

@@ -1,4 +1,4 @@
-"""What is assumed of the machines, and what was measured of them."""
+"""The machines: assumed and measured figures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
 
 _FILE = Path(__file__).with_name("hardware.yaml")
-# Results lie beside the package in a checkout; an installed wheel has none.
+# A checkout has results beside the package; an installed wheel has none.
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 _KINDS = ("ar", "joint")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device and what connects it to others; units as in `hardware.yaml`."""
+    """A device and its connections; units as in `hardware.yaml`."""
 
     peak_tflops: float
     memory_bandwidth: float
@@ -44,10 +44,10 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """The hardware, and where its two utilisations come from.
+    """The hardware, and the sources of its two utilisations.
 
     Attributes:
-        hardware: with measured utilisations where there are some.
+        hardware: with measured utilisations where there are any.
         sources: for each kind of step, in words.
     """
 
@@ -56,7 +56,7 @@ class Assumptions:
 
 
 def assumptions(changes: Mapping[str, Any], results: Path = RESULTS) -> Assumptions:
-    """The figures of `hardware.yaml`, then measurements, then what the command line says.
+    """The figures of `hardware.yaml`, replaced by measurements, replaced by the command line.
 
     Args:
         changes: values by key, from the command line.
@@ -95,9 +95,9 @@ def _checked(name: str, value: Any) -> float:
 def measured_utilisations(results: Path) -> dict[str, tuple[float, str]]:
     """FLOP utilisation of the arithmetic by kind of step, from the results of `benchmarks.step` taken on a GPU.
 
-    A result counts if it says of which device it is, what that device's peak is (`training.hardware` has them by name),
-    and has seconds and operations by kind. The optimizer's update, which is planned by itself, is no arithmetic: its
-    seconds are taken off. Where several do, the best one is taken: the others had smaller shapes or other kernels.
+    A result is used if it names its device and that device's peak (`training.loop.hardware` has them by name), and has
+    seconds and operations by kind. The seconds of the optimizer's update, which is planned separately, are subtracted.
+    Of several results the best one is taken: the others had smaller shapes or other kernels.
 
     Returns:
         For `ar` and `joint`, where there is a measurement: the utilisation, and its source in words.
@@ -108,16 +108,16 @@ def measured_utilisations(results: Path) -> dict[str, tuple[float, str]]:
             peak = figures["peak_tflops"] * 1e12
             for kind in _KINDS:
                 seconds = figures["seconds"][kind] - figures.get("update_seconds", 0.0)
-                share = figures["operations"][kind] / seconds / peak if seconds > 0 else 0.0
-                if share > best.get(kind, (0.0, ""))[0]:
-                    best[kind] = (share, f"measured on {gpu} ({name})")
+                utilisation = figures["operations"][kind] / seconds / peak if seconds > 0 else 0.0
+                if utilisation > best.get(kind, (0.0, ""))[0]:
+                    best[kind] = (utilisation, f"measured on {gpu} ({name})")
     return best
 
 
 def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
     """Every table of seconds and operations by kind of step in a result file, at any depth.
 
-    A step on the CPU of a machine that has a GPU too is left out, as is one of a device whose peak is not known.
+    Steps on the CPU of a machine with a GPU are left out, as are those of a device whose peak is not known.
     """
     try:
         result = json.loads(path.read_text())

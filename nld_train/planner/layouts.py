@@ -13,9 +13,9 @@ from nld_train.config.validate import validate
 from nld_train.errors import UserError
 
 Recompute = Literal["none", "selective", "full"]
-# Micro-batches beyond this fill any device.
+# Larger micro-batches use no device better.
 _LARGEST_MICRO_BATCH = 64
-# Keys that the planner chooses, and their place in the settings. What the command line names of them stays as it is.
+# Keys that the planner chooses. Those that the command line gives are not changed.
 CHOSEN = (
     "parallel.tensor",
     "parallel.context",
@@ -29,12 +29,12 @@ CHOSEN = (
 
 @dataclass(frozen=True)
 class Choices:
-    """The values that a plan may take of each key.
+    """What a plan may choose.
 
     Attributes:
         gpus: number of devices.
-        node_size: devices of a node: tensor-parallel groups stay inside one, and context-parallel ones with them.
-        fixed: keys of `CHOSEN` that the command line has decided.
+        node_size: devices of a node: tensor-parallel and context-parallel groups do not cross nodes.
+        fixed: keys of `CHOSEN` that the command line gives.
     """
 
     gpus: int
@@ -43,7 +43,7 @@ class Choices:
 
 
 def legal_layouts(config: Config, choices: Choices) -> Iterator[Config]:
-    """The settings under every layout that `validate` lets pass, without repetitions."""
+    """The settings under every layout that `validate` accepts, without repetitions."""
     return (layout for layout in every_layout(config, choices) if _is_legal(layout, choices.gpus))
 
 

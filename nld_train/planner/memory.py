@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process at the worst moment of a step.
+    """Peak memory of one process in a step, in bytes.
 
     Attributes:
         weights: of its part of the model.
         gradients: in float32.
         optimizer: its shard of the state.
-        activations: what the layers keep for the backward pass, and the layer at work.
+        activations: what the layers store for the backward pass, and the layer that is computed.
         head: head and loss; 0 where the process has no head.
     """
 
@@ -35,7 +35,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
@@ -53,7 +53,7 @@ def rank_memory(config: Config, world_size: int, pipeline_rank: int, kind: Stage
 
 
 def largest_memory(config: Config, world_size: int) -> Memory:
-    """Of the process that needs the most, in the stage that needs the most; the first such pipeline rank."""
+    """Of the process that needs the most, in the stage that needs the most; of equal pipeline ranks, the first."""
     kind = longest_kind(config)
     ranks = range(config.parallel.pipeline)
     return max((rank_memory(config, world_size, rank, kind) for rank in ranks), key=lambda memory: memory.total)

@@ -1,4 +1,4 @@
-"""A layout with everything that is counted of it, and the order in which layouts are recommended."""
+"""A layout with its memory, speed and duration, and the order in which layouts are recommended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LayoutPlan:
         config: the settings with it.
         memory: of the process that needs the most.
         fits: whether that fits the device.
-        steps: seconds of a step, by stage of the run.
+        steps: time of a step, by stage of the run.
         utilisation: FLOP utilisation by stage (`docs/method.md`, "Evaluation figures": recomputation does not count).
         tokens_per_second: per device, by stage.
         days: of the whole run.
@@ -41,7 +41,7 @@ class LayoutPlan:
 
 
 def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gibibytes: float) -> LayoutPlan:
-    """Counts everything of one layout."""
+    """Memory, speed and duration of one layout."""
     memory = largest_memory(config, choices.gpus)
     steps, utilisation, speed = {}, {}, {}
     seconds = 0.0
@@ -57,9 +57,9 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
 
 
 def recommended(plans: Iterable[LayoutPlan]) -> list[LayoutPlan]:
-    """What fits before what does not; then the shortest run; then the least memory; then the least cutting.
+    """Layouts that fit come first; then the shortest run; then the least memory; then the fewest parts.
 
-    Days are compared to one part in a thousand: below that the count says nothing.
+    Days are compared to three digits: the count is not more precise than that.
     """
 
     def key(plan: LayoutPlan) -> tuple[bool, float, int, int]:

@@ -1,4 +1,4 @@
-"""What the command line of `nld-plan` asks for."""
+"""The command line of `nld-plan`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nld_train.config.stage_kinds import stage_kind
 from nld_train.errors import UserError
 from nld_train.planner.layouts import CHOSEN, Choices
 
-# Short names of keys that plans are asked for by.
+# Short names of keys on the command line.
 _SHORT = {name: f"batch.{name}" for name in ("sequence_length", "global_size", "micro_size")}
 # The released shapes are planned with the paper's hyper-parameters unless an experiment is named.
 _EXPERIMENTS = {name: f"experiment=paper_{name}" for name in ("3b", "8b", "14b")}
@@ -24,13 +24,13 @@ _HARDWARE = "hardware."
 
 @dataclass(frozen=True)
 class Request:
-    """A plan that is asked for.
+    """A requested plan.
 
     Attributes:
-        config: the settings, whose layout is only a start.
-        choices: devices, and what is fixed of the layout.
+        config: the settings; their layout is replaced.
+        choices: devices, and the fixed keys of the layout.
         memory: of a device, in GiB.
-        rows: how many layouts are shown.
+        rows: number of layouts that are shown.
         hardware: changes of the assumptions.
         words: overrides of the run, as `nld-train` takes them.
     """
@@ -44,7 +44,7 @@ class Request:
 
 
 def read_request(arguments: Sequence[str]) -> Request:
-    """Sorts the words of the command line into the planner's own keys and those of the run.
+    """Divides the words of the command line into the planner's own keys and those of the run.
 
     Raises:
         UserError: a word that is no key=value, a missing or impossible key, settings that do not compose.
@@ -93,7 +93,7 @@ def _refuse_uncounted(config: Config) -> None:
 
 
 def _number(key: str, value: str) -> int | float:
-    """YAML's numbers, so that 1e3 is read as everywhere else."""
+    """A number as YAML and Hydra read it, e.g. 1e3."""
     try:
         number = yaml.safe_load(value)
         number = float(number) if isinstance(number, str) else number
@@ -123,7 +123,7 @@ def _with_experiment(words: list[str]) -> list[str]:
 
 
 def _planned_device(config: Config) -> Config:
-    """A plan is for GPUs, wherever it is made, unless the settings say cpu."""
+    """A plan is for GPUs, also when it is made on a machine without one, unless the settings say cpu."""
     if config.execution.device != "auto":
         return config
     return replace(config, execution=replace(config.execution, device="cuda"))

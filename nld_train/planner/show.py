@@ -1,4 +1,4 @@
-"""Plans as a table, their assumptions, and the chosen one as overrides."""
+"""Plans as a table, their assumptions, and the best one as overrides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WIDTH = 160
 
 
 def show(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) -> None:
-    """Prints the best plans, what they rest on, and the first one as a line of overrides."""
+    """Prints the best plans, their assumptions, and the first one as a line of overrides."""
     console = Console(width=_WIDTH, highlight=False, markup=False)
     config, gpus = request.config, request.choices.gpus
     fitting = sum(plan.fits for plan in plans)
@@ -40,7 +40,7 @@ def show(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) ->
 
 
 def override_line(request: Request, plan: LayoutPlan) -> str:
-    """Words for `nld-train`: what was asked for, and the layout."""
+    """Words for `nld-train`: those of the request, and the layout."""
     given = [word for word in request.words if word.split("=", 1)[0] not in request.choices.fixed]
     return shlex.join([*given, *override_words(plan.config), f"run.plan_world_size={request.choices.gpus}"])
 
@@ -82,7 +82,7 @@ def _speed(plan: LayoutPlan, stages: Sequence[str]) -> list[str]:
 
 
 def assumption_lines(request: Request, assumed: Assumptions) -> list[str]:
-    """What the figures rest on, in words."""
+    """The assumptions behind the figures, in words."""
     hardware = assumed.hardware
     return [
         f"Memory: of the process that needs most, in the stage that needs most; {hardware.memory_reserve:g} GiB are "

@@ -1,7 +1,7 @@
 """The time of an optimizer step under a layout: arithmetic, communication, pipeline bubble, update.
 
-A model of first order. Arithmetic runs at one utilisation whatever the sizes of the products; transfers reach a share
-of the bandwidth; nothing waits for the network but what is named here.
+A first-order model. Arithmetic has one utilisation, whatever the sizes of the products; transfers reach a fraction of
+the bandwidth; no other communication is counted than that of the functions below.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _BACKWARD = 2
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, by what they are spent on.
+    """Seconds of one optimizer step, by cause.
 
     Attributes:
         arithmetic: of the slowest pipeline rank.
-        tensor: communication between tensor-parallel processes that nothing hides.
-        context: gathering of keys and values between context-parallel processes.
+        tensor: exposed communication between tensor-parallel ranks.
+        context: all-gather of keys and values between context-parallel ranks.
         pipeline: transfers between pipeline ranks.
-        bubble: waiting at the ends of the pipeline.
-        data: reduction of gradients and gathering of weights that nothing hides.
+        bubble: idle time at the ends of the pipeline.
+        data: exposed reduction of gradients and all-gather of weights.
         update: the optimizer's passes over its state.
     """
 
@@ -49,7 +49,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all."""
         return self.arithmetic + self.tensor + self.context + self.pipeline + self.bubble + self.data + self.update
 
 
@@ -60,7 +60,7 @@ def step_time(config: Config, world_size: int, kind: StageKind, hardware: Hardwa
         config: the run.
         world_size: number of devices.
         kind: of the stage.
-        hardware: what is assumed of the machines.
+        hardware: figures of the machines.
         node_size: devices of a node.
     """
     count = micro_batches(config, world_size)
@@ -101,7 +101,7 @@ def _layer_products(config: Config, kind: StageKind) -> float:
 
 
 def _head_products(config: Config, kind: StageKind) -> float:
-    """The same of the head. With more rows than fit a chunk, its forward pass is done twice."""
+    """The same of the head. With more rows than a chunk has, its forward pass is computed twice."""
     model, batch = config.model, config.batch
     samples = batch.micro_size / config.parallel.context
     rows = samples * kind.head_rows(batch.sequence_length, config.diffusion)
@@ -110,12 +110,12 @@ def _head_products(config: Config, kind: StageKind) -> float:
 
 
 def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> float:
-    """Of one micro-batch on one process, in seconds, after what overlaps.
+    """Of one micro-batch on one process, in seconds, without what overlaps.
 
-    Each layer sums two tensors of the residual stream in its forward pass and two in its backward pass; a sum moves
-    2 (t - 1) / t of the tensor. Sequence parallelism cuts each sum into a reduction and a gathering of the same volume
-    together; the inputs that it gathers once more in the backward pass come behind a product. Full recomputation
-    repeats the forward pass.
+    Each layer all-reduces two tensors of the residual stream in its forward pass and two in its backward pass; an
+    all-reduce moves 2 (t - 1) / t of the tensor. Sequence parallelism replaces each by a reduce-scatter and an
+    all-gather of the same volume together; the additional all-gather in the backward pass overlaps a product.
+    Full recomputation repeats the forward pass.
     """
     parallel = config.parallel
     if parallel.tensor == 1:
@@ -128,10 +128,10 @@ def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> flo
 
 
 def _context_parallel(config: Config, kind: StageKind, hardware: Hardware, node_size: int) -> float:
-    """Of one micro-batch on one process, in seconds: nothing hides it.
+    """Of one micro-batch on one process, in seconds: none of it overlaps.
 
-    Each layer gathers the keys and values of the other processes, and in its backward pass adds up their gradients,
-    which moves as much; recomputation of attention gathers once more.
+    Each layer all-gathers keys and values, and in its backward pass reduce-scatters their gradients, which is the same
+    volume; recomputation of attention all-gathers once more.
     """
     model, parallel = config.model, config.parallel
     if parallel.context == 1:
@@ -151,7 +151,7 @@ def _pipeline_transfer(config: Config, kind: StageKind, hardware: Hardware, worl
     volume = positions(config, kind) * config.model.hidden_size * bytes_per_number(config)
     if parallel.sequence:
         volume //= parallel.tensor
-    # Pipeline ranks lie furthest apart: a whole data-parallel times tensor-parallel block is between two neighbours.
+    # Neighbours in the pipeline are a whole block of data-parallel times tensor-parallel ranks apart.
     inside = world_size <= node_size
     bandwidth = (hardware.nvlink if inside else hardware.network) * _GIGA * hardware.bandwidth_share
     return 2 * (parallel.virtual_pipeline or 1) * volume / bandwidth
@@ -160,10 +160,10 @@ def _pipeline_transfer(config: Config, kind: StageKind, hardware: Hardware, worl
 def _data_parallel(
     config: Config, world_size: int, hardware: Hardware, node_size: int, micro_batch_seconds: float
 ) -> float:
-    """Reduction of float32 gradients and gathering of weights, each (d - 1) / d of its buffer, after what overlaps.
+    """Reduce-scatter of float32 gradients and all-gather of weights, each (d - 1) / d of its buffer.
 
-    Among all d processes with the same weights. Gradients hide behind the last micro-batch's backward pass, weights
-    behind the first one's forward pass, where the settings let them.
+    Among all d replicas. With the settings for it, gradients overlap the last micro-batch's backward pass and weights
+    the first one's forward pass; what overlaps is not counted.
     """
     size = replicas(config, world_size)
     if size == 1:
@@ -173,17 +173,17 @@ def _data_parallel(
     bandwidth = _ring_bandwidth(config, size, hardware, node_size)
     part = (size - 1) / size / bandwidth
     reduction, gathering = (max(getattr(state, name) for state in states) * part for name in ("gradients", "weights"))
-    share = 1 / (1 + _BACKWARD)
-    hidden_forward = micro_batch_seconds * share if config.parallel.overlap_param_gather else 0.0
-    hidden_backward = micro_batch_seconds * (1 - share) if config.parallel.overlap_grad_reduce else 0.0
+    forward = 1 / (1 + _BACKWARD)
+    hidden_forward = micro_batch_seconds * forward if config.parallel.overlap_param_gather else 0.0
+    hidden_backward = micro_batch_seconds * (1 - forward) if config.parallel.overlap_grad_reduce else 0.0
     return max(0.0, reduction - hidden_backward) + max(0.0, gathering - hidden_forward)
 
 
 def _ring_bandwidth(config: Config, size: int, hardware: Hardware, node_size: int) -> float:
     """Bytes per second of a ring over a data-parallel or context-parallel group.
 
-    Of each group `node_size / tensor` processes share a node, whose adapters they share with the other groups; between
-    nodes a ring moves its volume once per node.
+    `node_size / tensor` processes of each group are on one node and share its network adapters with the other groups;
+    between nodes a ring moves its volume once per node.
     """
     in_node = max(1, node_size // config.parallel.tensor)
     inside = hardware.nvlink
