@@ -111,8 +111,9 @@ def head_bytes(config: Config, kind: StageKind) -> int:
     """Peak memory of head and loss on the last pipeline stage, in bytes.
 
     All rows may be supervised: each AR row, and with a level near 1 each noisy position. Stored are their hidden
-    states, the whole sequence that they were taken from and its gradient, and of one chunk of rows the logits: in the weights'
-    precision, in float32, as probabilities that become the gradient, and as that gradient in the weights' precision.
+    states, the whole sequence that they were taken from and its gradient, and of one chunk of rows the logits: in the
+    weights' precision, in float32, as probabilities that become the gradient, and as that gradient in the weights'
+    precision.
     """
     number, tensor = bytes_per_number(config), config.parallel.tensor
     rows = positions(config, kind)
