@@ -10,6 +10,9 @@ from shared import shared_folder
 from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, write_token_set
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
+# Stops, saves and refusals are the same whatever the depth; two micro-batches for a step are as good as four.
+SMALL = ("model.num_hidden_layers=2", "batch.micro_size=4")
+
 
 @pytest.fixture(scope="session")
 def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -20,7 +23,7 @@ def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def data(token_set: str) -> tuple[str, ...]:
     """Overrides of the model and its data, without stages."""
-    return (*TINY_MODEL, *data_overrides(token_set))
+    return (*TINY_MODEL, *SMALL, *data_overrides(token_set))
 
 
 @pytest.fixture(scope="session")

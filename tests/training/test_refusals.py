@@ -36,7 +36,7 @@ def assert_one_line(found: tuple[int, str], *pieces: str) -> None:
     ("override", "named"),
     [
         ("model.hidden_size=64", "model.hidden_size"),
-        ("model.num_hidden_layers=2", "model.num_hidden_layers"),
+        ("model.num_hidden_layers=4", "model.num_hidden_layers"),
         ("model.vocab_size=80", "model.vocab_size"),
         ("model.rms_norm_eps=1e-6", "model.rms_norm_eps"),
         ("model.mask_token_id=0 model.pad_token_id=3", "model.mask_token_id"),

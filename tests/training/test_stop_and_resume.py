@@ -81,7 +81,7 @@ def test_saving_often_or_behind_the_steps_changes_nothing(train: Train, whole: P
 @pytest.mark.parametrize("stop", [pytest.param(3, marks=pytest.mark.long), AR_STEPS + 1])
 def test_other_micro_batches_go_on(train: Train, whole: Path, tmp_path: Path, stop: int) -> None:
     train(tmp_path, f"run.max_steps={stop}")
-    train(tmp_path, "batch.micro_size=4", "data.workers=1")
+    train(tmp_path, "batch.micro_size=2", "data.workers=1")
     for found, expected in zip(records_of(tmp_path), records_of(whole), strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
