@@ -1,4 +1,4 @@
-"""Starting a run from a Hugging Face directory without converting it: each process reads its own shards."""
+"""Starts a run from a Hugging Face directory without conversion: each process reads its own shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[s
 
     Args:
         directory: with a `config.json`.
-        mask_token_id: of the run, for a model that names none.
+        mask_token_id: of the run, for a model whose config has none.
 
     Raises:
         UserError: the config cannot be read, or describes a model that a run cannot have.
@@ -40,14 +40,14 @@ def load_hugging_face(directory: Path, chunks: list[Ministral3Model], model: Mod
     Args:
         directory: with `config.json` and safetensors files.
         chunks: this rank's chunks, not wrapped.
-        model: of the run; its mask token is taken where the directory names none.
+        model: of the run; its mask token is used where the directory's config has none.
 
     Raises:
-        UserError: the directory cannot be read or holds a model of other shapes.
+        UserError: the directory cannot be read, or its model has other shapes.
     """
     weights = HuggingFaceWeights(directory, model.mask_token_id)
     if sizes(weights.model) != sizes(model) or weights.model.num_hidden_layers != model.num_hidden_layers:
-        raise UserError(f"init.checkpoint: {directory} holds a model of other shapes than the run's")
+        raise UserError(f"init.checkpoint: {directory} has a model of other shapes than the run's")
     for chunk in chunks:
         state = model_state(chunk)
         apply_factories(state)

@@ -167,7 +167,7 @@ class MegatronWeights:
 
 
 def read_model(directory: Path) -> ModelConfig:
-    """The model beside a checkpoint, from its `model.json`.
+    """The model of a checkpoint, from its `model.json`.
 
     Raises:
         UserError: it cannot be read, or another version wrote a key that may change what the weights mean.

@@ -61,7 +61,7 @@ class SafetensorsFile:
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing, though the index lists it") from error
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+            raise UserError(f"{path}: not a complete safetensors file ({error})") from error
         self.tensors = {
             name: Stored(value["dtype"], tuple(value["shape"]), 8 + size + value["data_offsets"][0])
             for name, value in header.items()

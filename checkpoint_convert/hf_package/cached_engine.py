@@ -62,16 +62,16 @@ class CachedEngine:
         device, entries = encoder.embed_tokens.weight.device, self._entries(step)
         cache.begin_step(step, entries, device)
         embeddings = encoder.embed_tokens(step.tokens.to(device))
-        view = step_view(self._implementation, step, entries, device, embeddings.dtype)
+        mask = step_mask(self._implementation, step, entries, device, embeddings.dtype)
         with self.drafter.installed() if step.adapter and self.drafter else nullcontext():
-            self._hidden = encoder(embeddings, step.positions.to(device), view, cache)
+            self._hidden = encoder(embeddings, step.positions.to(device), mask, cache)
         logits: Tensor = self.head(self._hidden) if step.outputs is None else self.logits_at(step.outputs)
         return logits
 
     def logits_at(self, outputs: Tensor) -> Tensor:
         """See `engine.Engine.logits_at`."""
         hidden = self._hidden
-        assert hidden is not None, "nothing was run, or a slot was freed since"
+        assert hidden is not None, "there was no forward since slots were allocated or freed"
         logits: Tensor = self.head(
             hidden.gather(1, outputs.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         )
@@ -87,8 +87,8 @@ class CachedEngine:
         return entries + (-entries % FLEX_KEYS if self._flex else 0)
 
 
-def step_view(implementation: str, step: Step, entries: int, device: torch.device, dtype: torch.dtype) -> AttentionMask:
-    """Visibility of one step over `entries` entries of the cache.
+def step_mask(implementation: str, step: Step, entries: int, device: torch.device, dtype: torch.dtype) -> AttentionMask:
+    """The attention mask of one step over `entries` entries of the cache.
 
     Raises:
         ValueError: a pattern (quadratic self-speculation) under an implementation that takes no masks.
@@ -103,7 +103,7 @@ def step_view(implementation: str, step: Step, entries: int, device: torch.devic
         whole = not bool(step.causal.any()) and bool((step.counts == length).all())
         if aligned and (length == 1 or whole):
             return AttentionMask(None)
-        # Padding is behind all real tokens, so that a causal view hides it from them.
+        # Padding is behind all real tokens, so that a causal mask hides it from them.
         if implementation == "sdpa" and not bool(step.cached.any()) and bool(step.causal.all()):
             return AttentionMask(None, causal=True)
     allowed = step.visible(entries).to(device)

@@ -27,7 +27,7 @@ class Drafter:
 
     Args:
         encoder: of the model.
-        directory: holds the two `FILES`.
+        directory: with the two `FILES`.
 
     Raises:
         ImportError: PEFT is not installed.

@@ -80,7 +80,7 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         """Logits of whole texts, and the joint loss with labels.
 
         Args:
-            input_ids: int64 `[b, L]`. In mode `block` masked positions hold `config.mask_token_id`.
+            input_ids: int64 `[b, L]`. In mode `block` masked positions are `config.mask_token_id`.
             attention_mask: `[b, L]`, 0 at padding; None for none.
             position_ids: int64 `[b, L]` or `[1, L]`; where they do not grow by one, a new document begins, which sees
                 nothing of the one before it. None counts real tokens.
