@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from hugging_face_sources import TEXT, Source, larger, named, read_tensors, write_source
 from test_conversion_round_trip import assert_same_bits, expected_tensors
 
@@ -22,26 +22,13 @@ from nld_train.errors import UserError
 # Large enough that there is time to interrupt it.
 LARGE = larger(TEXT, vocab_size=16384, hidden_size=1024, intermediate_size=2048, num_hidden_layers=4)
 SOURCE = Source("interrupted", tied=True)
-# The command, which waits a minute before it gives the destination its name: a busy machine may signal it late.
-SLOW = """
-import sys, time
-from checkpoint_convert import cli, staging
-finish = staging._finish
-staging._finish = lambda *paths: (time.sleep(60), finish(*paths))
-sys.exit(cli.main())
-"""
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore", "-c", SLOW, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_bytes(process: subprocess.Popen[str], temporary: Path, pattern: str, count: int) -> None:
+def wait_for_bytes(process: Forked, log: Path, temporary: Path, pattern: str, count: int) -> None:
     """Until so many bytes have been written."""
     deadline = time.monotonic() + 120
     while sum(path.stat().st_size for path in temporary.glob(pattern)) < count:
-        assert process.poll() is None, process.communicate()
+        assert process.exitcode is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -57,11 +44,11 @@ def test_a_killed_conversion_runs_again(number: int, tmp_path: Path) -> None:
     for pattern, arguments in steps:
         destination = Path(arguments[2])
         temporary = destination.with_name(f"{destination.name}.tmp")
-        process = start(*arguments)
-        wait_for_bytes(process, temporary, pattern, 8 << 20)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 130)
+        with (tmp_path / "log").open("a") as log:
+            process = Forked(["call", "slow_conversion", "convert", json.dumps(arguments)], log)
+        wait_for_bytes(process, tmp_path / "log", temporary, pattern, 8 << 20)
+        process.signal(number)
+        assert process.poll(60) == (-signal.SIGKILL if number == signal.SIGKILL else 130)
         assert not destination.exists()
         assert temporary.exists() is (number == signal.SIGKILL)
 
