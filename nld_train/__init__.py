@@ -1,1 +1,1 @@
-"""Train language models that read both ways: autoregressive and block-diffusion in one set of weights."""
+"""Train language models that decode both autoregressively and by block diffusion, with one set of weights."""

@@ -11,7 +11,7 @@ from nld_train.commands.command import Command
 
 _DESCRIPTION = """The status of a run: stage, step, tokens, rate, time left, checkpoints, losses, spikes.
 
-Reads the run's directory and nothing else: it works while the run is under way, on any machine that sees the files.
+Reads the run's directory and nothing else: it works during the run, on any machine that can read the files.
 """
 
 

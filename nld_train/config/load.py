@@ -1,7 +1,7 @@
 """From composed YAML to the frozen dataclasses of `schema`, and back.
 
 The conversion follows the type hints, so that a key is added in `schema` and nowhere else. It takes nothing that is
-not asked for: an unknown or missing key and a value of another type are refused with the key's full dotted name.
+not declared there: an unknown or missing key and a value of another type are refused with the key's full dotted name.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
-    """Return `value` as the type that `hint` asks for, or raise `UserError` with `key`."""
+    """Return `value` as the type of `hint`, or raise `UserError` with `key`."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return _convert_union(value, hint, key)
@@ -160,7 +160,7 @@ def _wrong_type(value: Any, hint: Any, key: str) -> UserError:
 
 
 def describe_type(hint: Any) -> str:
-    """What a type hint asks for, in words."""
+    """The values of a type hint, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         choices = ", ".join(str(choice) for choice in arguments)

@@ -109,7 +109,7 @@ class Blend:
 
 
 def _quantise(weights: Sequence[float]) -> list[int]:
-    """Places of each set in one period, divided by their greatest common divisor."""
+    """Samples of each set in one period, divided by their greatest common divisor."""
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise UserError(f"a blend needs sets with positive weights, got {list(weights)}: leave out what has no weight")
     if len(weights) > BLEND_PERIOD // 2:

@@ -126,7 +126,7 @@ class Batch:
         """Removes finished sequences and admits waiting prompts to their slots; without any the slot is freed.
 
         Returns:
-            The slots that are kept, and which of these, numbered anew, have a sequence that is still to be prefilled.
+            The slots that are kept, and which of these, renumbered, have a sequence that is still to be prefilled.
         """
         kept: list[int] = []
         admitted: list[int] = []

@@ -68,7 +68,7 @@ class DrafterTrainer(StageTrainer):
         return cls(config, adapter, rotary, settings)
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
-        """See `StageTrainer.prepare_model`: frozen weights with a new adapter, wrapped anew: it alone has gradients."""
+        """See `StageTrainer.prepare_model`: frozen weights with a new adapter, which alone has gradients."""
         chunks = release_wrappers(model)
         attach_adapter(chunks, AdapterShape(self.adapter.rank, self.adapter.lora_alpha))
         initialize_adapter(chunks, self.config.run.seed)
