@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -22,12 +22,13 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
         settings: an instance of a dataclass of `schema`.
         prefix: of its keys in messages, with its dot.
     """
-    for name, hint in _hints(type(settings)).items():
+    kind: Hashable = type(settings)
+    for name, hint in _hints(kind).items():
         _check(getattr(settings, name), hint, f"{prefix}{name}")
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Types of the fields of a dataclass, kept: evaluating them is slow, and the planner checks thousands of runs."""
     return get_type_hints(kind, include_extras=True)
 
@@ -84,7 +85,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
 
 
-def fits(value: float, bound: Any) -> bool:
+def fits(value: Any, bound: Any) -> bool:
     """Whether a number satisfies a constraint."""
     if isinstance(bound, Interval):
         return all(fits(value, part) for part in bound)
