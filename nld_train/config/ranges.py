@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -22,7 +22,7 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
         settings: an instance of a dataclass of `schema`.
         prefix: of its keys in messages, with its dot.
     """
-    kind: Hashable = type(settings)
+    kind: Any = type(settings)
     for name, hint in _hints(kind).items():
         _check(getattr(settings, name), hint, f"{prefix}{name}")
 
