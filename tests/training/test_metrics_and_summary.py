@@ -181,7 +181,7 @@ def test_the_report_is_a_picture(whole: Path) -> None:
 def test_weights_and_biases_gets_every_step(train: Train, tmp_path: Path) -> None:
     """Offline, and with one identity for a run that was stopped in between."""
     for limit in ("run.max_steps=2", "run.max_steps=3"):
-        train(tmp_path, "logging.wandb.mode=offline", limit)
+        train(tmp_path, "logging.wandb.mode=offline", limit, drawn=True)
     identity = (tmp_path / "wandb_id").read_text().strip()
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert len(files) == 2
