@@ -20,8 +20,8 @@ def chunked_nll(
 ) -> Tensor:
     """Negative log-likelihood of each row's target; logits exist for `chunk_rows` rows at a time.
 
-    With more than one chunk, logits are recomputed in the backward pass: memory is `chunk_rows x V` (over the
-    tensor-parallel size), for one more product with the head.
+    With more than one chunk, logits are recomputed in the backward pass: memory is `chunk_rows x V` (divided by the
+    tensor-parallel size), at the cost of one more product with the head.
 
     Args:
         rows: hidden states `[n, h]` of the supervised rows, after the final norm.
@@ -47,7 +47,7 @@ def vocabulary_parallel_nll(vocab_size: int) -> LogitsToNll:
     """Vocabulary-parallel cross-entropy in float32.
 
     Args:
-        vocab_size: the real size; columns beyond it only pad the vocabulary and get no probability.
+        vocab_size: size before padding; padding columns get no probability.
 
     Returns:
         A function from this rank's logits `[m, V_padded / tensor]` and global targets `[m]` to float32 `[m]`. Every

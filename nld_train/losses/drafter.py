@@ -50,7 +50,7 @@ def accept(blocks: Tensor, steps: Tensor, matches: Tensor, block_count: int, blo
     """Finds each block's accepted prefix and its first mismatch.
 
     Args:
-        blocks: int64 `[m]`, number of each draft's block, 0 .. block_count - 1.
+        blocks: int64 `[m]`, index of each draft's block, 0 .. block_count - 1.
         steps: int64 `[m]`, index of each draft in its block, from 1, without gaps.
         matches: bool `[m]`, whether it equals the AR argmax.
         block_count: number of blocks.
@@ -71,11 +71,11 @@ def row_losses(
     """The loss of each draft and its parts.
 
     Args:
-        vocabulary: this rank's part of it.
+        vocabulary: this rank's shard of the vocabulary.
         draft_logits: z^d, this rank's `[m, V / tensor]`, with gradients.
         target_logits: z^t, this rank's `[m, V / tensor]`; no gradient goes through them.
         temperature: T.
-        top_k: number of most likely tokens of p and of q in the set.
+        top_k: the set is the union of the `top_k` most likely tokens of p and of q.
 
     Returns:
         float32 `[m, 4]`: L_LK plus cross-entropy, KL, TV, cross-entropy; the same on every tensor-parallel rank.
@@ -91,7 +91,7 @@ def row_losses(
 
 
 def candidate_losses(draft_logits: Tensor, target_logits: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-    """As `row_losses`, over a set of candidate tokens.
+    """`row_losses` over a given set of candidate tokens.
 
     Args:
         draft_logits: z^d, float32 `[m, n]`, with gradients.
@@ -112,5 +112,5 @@ def candidate_losses(draft_logits: Tensor, target_logits: Tensor, candidates: Te
 
 
 def _log_softmax(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Over the set; 0 outside of it, which keeps infinities out of products and gradients."""
+    """Log-softmax over the set; 0 outside of it, which keeps infinities out of products and gradients."""
     return logits.masked_fill(~candidates, float("-inf")).log_softmax(-1).masked_fill(~candidates, 0.0)

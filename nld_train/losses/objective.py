@@ -10,7 +10,7 @@ the exported model. The negative log-likelihood of a row enters the loss through
 AR rows are the clean stream's next-token predictions. Diffusion rows are the masked positions of the noisy stream: they
 predict the clean token at the same position and carry the factor alpha and the loss weight of the noise schedule, 1 / p
 for the linear one. An averaging defines what the sums are divided by. All counts run over the whole global batch, every
-data-parallel rank and every micro-batch of the optimizer step, so that gradients are summed and divided by nothing.
+data-parallel rank and every micro-batch of the optimizer step, so that gradients are summed without further division.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Term = TypeVar("Term", Tensor, float)
 
 @dataclass(frozen=True)
 class GlobalCounts:
-    """Rows of one optimizer step, over the whole global batch.
+    """Row counts of one optimizer step, over the whole global batch.
 
     Attributes:
         ar_tokens: N_ar, supervised next-token rows.
@@ -45,7 +45,7 @@ class GlobalCounts:
 
 @dataclass(frozen=True)
 class Denominators:
-    """What the two sums are divided by; both are 1 under `sequence`, whose divisors differ from row to row."""
+    """The divisors of the two sums; both are 1 under `sequence`, whose divisors differ from row to row."""
 
     ar: float
     diffusion: float
@@ -89,7 +89,7 @@ def ar_row_weights(averaging: str, counts: GlobalCounts, supervised: Tensor) -> 
 def diffusion_row_weights(
     averaging: str, counts: GlobalCounts, masked: Tensor, probability: Tensor, schedule: NoiseSchedule
 ) -> Tensor:
-    """Weight of every noisy position in `L_diff`, without alpha: its loss weight where it is masked, then averaged.
+    """Weight of every noisy position in `L_diff`, without alpha: the loss weight of masked positions, averaged.
 
     Args:
         averaging: which mean, see `denominators`.
@@ -114,10 +114,10 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Terms(Generic[Term]):
-    """Both raw terms of the objective: scalars that are summed over micro-batches and ranks.
+    """Both raw terms of the objective, summed over micro-batches and ranks.
 
     Attributes:
-        ar: L_AR of some rows, a tensor in the forward pass, or of a whole step, a number.
+        ar: L_AR: a scalar tensor in the forward pass, a number for a whole step.
         diffusion: L_diff, without alpha; None without a noisy stream.
     """
 

@@ -15,8 +15,8 @@ class VocabularyShard:
     """This rank's columns of the logits.
 
     Args:
-        vocab_size: the real size; columns beyond it only pad the vocabulary to a multiple of the tensor-parallel size.
-        mask_token_id: is never predicted (docs/method.md, "Decoding").
+        vocab_size: size before padding to a multiple of the tensor-parallel size.
+        mask_token_id: excluded from all predictions (docs/method.md, "Decoding").
     """
 
     def __init__(self, vocab_size: int, mask_token_id: int) -> None:
@@ -65,7 +65,7 @@ class VocabularyShard:
 
         Args:
             logits: from `allowed`.
-            uniform: float64 `[m]` in [0, 1). Float64, so that all layouts draw the same tokens.
+            uniform: float64 `[m]` in [0, 1); float64, so that all layouts draw the same tokens.
 
         Returns:
             int64 `[m]`.
@@ -85,7 +85,7 @@ class VocabularyShard:
         return int(self._rank * logits.shape[-1])
 
     def _all_gather(self, part: Tensor) -> Tensor:
-        """The ranks' `[m, n]` side by side, `[m, n * tensor]`, in the order of their columns."""
+        """Concatenates the ranks' `[m, n]` in the order of their columns: `[m, n * tensor]`."""
         if self._ranks == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self._ranks)]

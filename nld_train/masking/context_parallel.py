@@ -1,4 +1,4 @@
-"""Context parallelism: how a sample is cut over the ranks of its context-parallel group."""
+"""Context parallelism: how a sample is sharded over the ranks of its context-parallel group."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ContextShard:
-    """The part of samples of `length` tokens that is on one of `size` context-parallel ranks.
+    """The shard of samples of `length` tokens on one of `size` context-parallel ranks.
 
-    Each stream is cut into 2 * size chunks of equal length; rank r has numbers r and 2 * size - 1 - r, the same in both
-    streams. A late query sees more keys than an early one, so a chunk from the front and its counterpart from the back
-    give every rank the same number of query-key pairs.
+    Each stream is split into 2 * size chunks of equal length; rank r owns chunks r and 2 * size - 1 - r of both streams
+    (the zigzag split of Megatron). A late query sees more keys than an early one, so a chunk from the front and its
+    counterpart from the back give every rank the same number of query-key pairs.
 
     Attributes:
         rank: 0 .. size - 1.
@@ -37,7 +37,7 @@ class ContextShard:
 
     @cached_property
     def indices(self) -> Tensor:
-        """int64 `[S / size]`: the rank's indices in the stacked streams of total length S, in its own order."""
+        """int64 `[S / size]`: the rank's indices in the stacked streams of total length S, in the rank's order."""
         one_stream = torch.cat([torch.arange(*chunk) for chunk in self.chunks])
         return torch.cat([one_stream, one_stream + self.length]) if self.two_streams else one_stream
 
@@ -48,17 +48,17 @@ class ContextShard:
         return torch.cat([shard.indices for shard in ranks]).argsort()
 
     def find(self, rows: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Finds rows of the whole micro-batch among those of this rank.
+        """Finds which rows of the whole micro-batch are on this rank, and where.
 
         Args:
             rows: int64 `[n]`, indices into flattened `[S * batch]` hidden states.
             batch: samples of the micro-batch.
 
         Returns:
-            Bool `[n]`, which of them are on this rank, and their indices into its own `[S / size * batch]`.
+            Bool `[n]`, which of them are on this rank, and their indices into the rank's `[S / size * batch]`.
         """
-        own = torch.full_like(self.order, -1)
-        own[self.indices] = torch.arange(len(self.indices))
-        found = own[rows // batch]
-        on_rank = found >= 0
-        return on_rank, (found * batch + rows % batch)[on_rank]
+        local_index = torch.full_like(self.order, -1)
+        local_index[self.indices] = torch.arange(len(self.indices))
+        local_rows = local_index[rows // batch]
+        on_rank = local_rows >= 0
+        return on_rank, (local_rows * batch + rows % batch)[on_rank]

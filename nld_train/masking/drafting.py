@@ -1,4 +1,4 @@
-"""The random draws of drafter training: a pure function of the seed, the stage and the sample index, as all noise."""
+"""The random numbers of drafter training: a pure function of seed, stage and sample index, like all noise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nld_train.masking.noise import RandomStream, uniform
 
 @dataclass(frozen=True)
 class DraftDraws:
-    """What is random about the drafts of one sample.
+    """The random numbers with which one sample is drafted.
 
     Attributes:
         offset: where the first whole block of each document begins, 1 to B: block starts differ from step to step, and
             each has at least one token of real text before it.
         greedy: bool `[L]`, by index of the block: whether its drafts are the most likely tokens, not sampled ones.
-        uniform: float64 `[L]` in [0, 1), by index in the stream: the number that a sampled draft is drawn with.
+        uniform: float64 `[L]` in [0, 1), by index in the stream: the number from which a sampled draft is drawn.
     """
 
     offset: int
@@ -29,10 +29,10 @@ class DraftDraws:
 def draw_drafts(
     seed: int, stage: str, sample_index: int, length: int, block_size: int, greedy_share: float
 ) -> DraftDraws:
-    """The draws of one sample.
+    """Draws the random numbers of one sample.
 
     Args:
-        seed: the run's.
+        seed: of the run.
         stage: name of the stage.
         sample_index: index of the sample in the stage's training order.
         length: L, tokens of the sample's stream.

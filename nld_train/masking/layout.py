@@ -47,7 +47,7 @@ def block_indices(
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """The streams of one micro-batch, as its attention needs them. `of` makes its tensors on the CPU.
+    """Documents, positions and blocks of the tokens of one micro-batch. `of` creates the tensors on the CPU.
 
     Attributes:
         documents: int64 `[b, L]`, document of each token.
@@ -55,8 +55,8 @@ class StreamLayout:
             "Streams and visibility").
         blocks: int64 `[b, L]`, block index over the sample.
         two_streams: True for `[noisy | clean]` of length 2L, False for the clean stream alone.
-        causal_blocks: inside its block, noisy sees noisy causally instead of in both directions (the verification of
-            self-speculation).
+        causal_blocks: noisy tokens see the noisy tokens of their block causally instead of in both directions (the
+            verification of self-speculation).
     """
 
     documents: Tensor

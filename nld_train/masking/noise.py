@@ -31,7 +31,7 @@ class RandomStream(IntEnum):
 
 
 class NoiseSettings(ScheduleSettings, Protocol):
-    """What `draw_noise` needs of the configuration group `diffusion`."""
+    """The keys of the configuration group `diffusion` that `draw_noise` reads."""
 
     @property
     def levels(self) -> Literal["independent", "stratified", "shared"]:
@@ -39,7 +39,7 @@ class NoiseSettings(ScheduleSettings, Protocol):
 
     @property
     def level_scope(self) -> Literal["sequence", "block"]:
-        """Whether a whole sequence has one level, or each block its own."""
+        """Whether one level is drawn per sequence or per block."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def draw_noise(
     """Draws the noise of one sample (docs/method.md, "Noise").
 
     Args:
-        settings: the schedule, how levels relate within a step (`levels`), and whether sequences or blocks have levels
-            (`level_scope`).
+        settings: the schedule, how levels depend on each other within a step (`levels`), and whether a level is drawn
+            per sequence or per block (`level_scope`).
         seed: the run's seed.
-        stage: name of the stage; each stage has noise of its own.
+        stage: name of the stage; stages have independent noise.
         sample_index: index of the sample in the stage's training order, from 0, growing through epochs.
         global_size: samples per optimizer step; stratified and shared levels belong to a step.
         maskable: bool `[L]`, False for positions that must stay visible (prompts, padding).
@@ -79,7 +79,7 @@ def draw_noise(
         level: a fixed noise level in [0, 1] instead of a drawn one, for validation.
 
     Returns:
-        Which positions are masked, and with which probability each one was.
+        The masked positions, and the probability with which each position was masked.
     """
     if level is not None:
         levels = np.full(maskable.shape, level)
@@ -89,8 +89,8 @@ def draw_noise(
         levels = np.full(maskable.shape, sequence_level(settings.levels, seed, stage, sample_index, global_size))
     # The loss weight is taken from the float32 value, so the draw compares against that same value.
     probability = noise_schedule(settings).probability(levels).astype(np.float32)
-    hit = uniform(seed, stage, sample_index, RandomStream.POSITIONS, len(maskable)) < probability
-    return Noise(masked=maskable & hit, probability=probability)
+    drawn = uniform(seed, stage, sample_index, RandomStream.POSITIONS, len(maskable)) < probability
+    return Noise(masked=maskable & drawn, probability=probability)
 
 
 def sequence_level(
@@ -98,9 +98,10 @@ def sequence_level(
 ) -> float:
     """Noise level t ~ U(0, 1) of one sequence.
 
-    `independent` draws each sequence's level on its own ("DP-rank-varying mask ratio" in the paper's Table 1);
-    `shared` gives one level to all sequences of a step (that row's baseline); `stratified` gives each sequence of a
-    step its own one of `global_size` equal slices of [0, 1): every level stays uniform, their mean varies less.
+    `independent` draws each sequence's level independently ("DP-rank-varying mask ratio" in the paper's Table 1);
+    `shared` draws one level for all sequences of a step (the baseline of that row); `stratified` draws the level of
+    each sequence of a step from a different one of `global_size` equal slices of [0, 1): each level is still uniform,
+    and their mean has less variance.
     """
     step, index_in_step = divmod(sample_index, global_size)
     if levels == "shared":
@@ -113,7 +114,7 @@ def sequence_level(
 
 @lru_cache(maxsize=8)
 def _strata(seed: int, stage: str, step: int, global_size: int) -> NDArray[np.int64]:
-    """A permutation of the step's slices, so that no rank always gets the light or the heavy noise."""
+    """A permutation of the step's slices, so that no rank always gets the low or the high noise levels."""
     return np.argsort(uniform(seed, stage, step, RandomStream.STRATUM, global_size), kind="stable")
 
 

@@ -1,8 +1,8 @@
-"""Noise schedules: what a noise level t means for the tokens, and what a masked token weighs in the loss.
+"""Noise schedules: the masking probability at a noise level t, and the loss weight of a masked token.
 
-To add one, write a class like `LinearSchedule` in a file of its own and give it an entry in `SCHEDULES`. The key
-`diffusion.schedule` selects it. Nothing here imports torch or numpy, so that a configuration can be checked anywhere,
-and the methods work on numbers, arrays and tensors alike.
+To add one, write a class like `LinearSchedule` in its own file and add an entry to `SCHEDULES`. The key
+`diffusion.schedule` selects it. Nothing here imports torch or numpy, so that a configuration can be checked without
+them, and the methods work on numbers, arrays and tensors alike.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class ScheduleSettings(Protocol):
 
     @property
     def schedule(self) -> str:
-        """A name of `SCHEDULES`."""
+        """A key of `SCHEDULES`."""
 
     @property
     def epsilon(self) -> float:
         """The smallest masking probability, in [0, 1)."""
 
 
-# Schedules by name; each is made from its smallest masking probability.
+# Schedules by name; each is constructed from the smallest masking probability.
 SCHEDULES: dict[str, Callable[[float], NoiseSchedule]] = {"linear": LinearSchedule}
 
 
 def noise_schedule(settings: ScheduleSettings) -> NoiseSchedule:
-    """The schedule of some settings, which are checked against `SCHEDULES` when a configuration is read.
+    """The schedule that the settings select; the configuration has been checked against `SCHEDULES`.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no schedule of that name.
     """
     return SCHEDULES[settings.schedule](settings.epsilon)

@@ -1,4 +1,4 @@
-"""Visibility, i.e. who sees whom: the rule from which every attention mask is made.
+"""Visibility: the rule from which every attention mask is made.
 
 See docs/method.md, "Streams and visibility".
 """
@@ -29,20 +29,20 @@ class Coordinates(NamedTuple):
     document: Tensor
 
     def expand(self, dim: int) -> Coordinates:
-        """All four with a new dimension at `dim`, to pair queries with keys by broadcasting."""
+        """All four tensors with a new dimension at `dim`, to pair queries with keys by broadcasting."""
         return Coordinates(*(field.unsqueeze(dim) for field in self))
 
     def at(self, indices: Tensor) -> Coordinates:
-        """Those of some tokens: from `[b, S]` and int `[n]` to `[b, n]`."""
+        """The coordinates of selected tokens: from `[b, S]` and int `[n]` to `[b, n]`."""
         return Coordinates(*(field[:, indices] for field in self))
 
 
 def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -> Tensor:
     """Whether `query` may attend to `key`: a bool tensor of the broadcast shape.
 
-    Inside one document: noisy sees the noisy tokens of its own block in both directions (causally with
-    `causal_blocks`: a draft that is verified), and the clean tokens of strictly earlier blocks; clean sees clean,
-    causally; clean never sees noisy. So the clean stream is an ordinary AR forward.
+    Inside one document: noisy tokens see the noisy tokens of their block in both directions (causally with
+    `causal_blocks`, for the verification of drafts), and the clean tokens of strictly earlier blocks; clean tokens see
+    clean tokens causally and never noisy ones. So the clean stream is an ordinary AR forward.
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
     if causal_blocks:
@@ -75,5 +75,5 @@ def dense_mask(layout: StreamLayout, queries: Tensor | None = None) -> Tensor:
     Quadratic in memory: for tests and small inputs.
     """
     tokens = coordinates(layout)
-    chosen = tokens if queries is None else tokens.at(queries)
-    return visible(chosen.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)
+    query_tokens = tokens if queries is None else tokens.at(queries)
+    return visible(query_tokens.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)

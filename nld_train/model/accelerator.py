@@ -11,10 +11,10 @@ from nld_train.config.schema import Config
 from nld_train.config.stage_kinds import longest_kind
 from nld_train.errors import UserError
 
-# Stages have shapes with and without gradients, and each decode mode has several. Beyond torch's limit of 8, new shapes
-# run uncompiled after a warning.
+# Every stage has shapes with and without gradients, and every decode mode has several. Beyond torch's limit of 8, new
+# shapes run uncompiled after a warning.
 _COMPILED_SHAPES = 64
-# Of the recipe `delayed`: the scale follows from the largest value of so many steps. Transformer Engine's default.
+# Recipe `delayed`: the scale follows from the largest value (amax) of the last steps. Transformer Engine's defaults.
 _AMAX_HISTORY = {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
 
 
@@ -43,7 +43,7 @@ def accelerator_settings(config: Config, layers: str) -> dict[str, Any]:
 def _require_transformer_engine(setting: str, layers: str, otherwise: str) -> None:
     if layers != "transformer_engine":
         raise UserError(
-            f"{setting}: needs Transformer Engine's layers on CUDA, and here they are local; set {otherwise}"
+            f"{setting}: needs Transformer Engine's layers on CUDA, and the layers here are local; set {otherwise}"
         )
 
 
@@ -51,7 +51,7 @@ _buffers_exist = False
 
 
 def make_overlap_buffers(config: Config) -> None:
-    """Allocates the buffers of overlapped tensor-parallel communication; once in a run, for one length."""
+    """Allocates the buffers of overlapped tensor-parallel communication, once per run, for its sequence length."""
     global _buffers_exist
     if _buffers_exist:
         return

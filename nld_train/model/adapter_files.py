@@ -1,6 +1,6 @@
 """The files of a drafter adapter, `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format.
 
-They are read by the engine here, by the package in an export, and by PEFT itself.
+They are read by the engine here, by the exported package, and by PEFT itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 
-# Commands that must start fast import this module: torch is imported only with tensors.
+# Commands that must start fast import this module: torch is imported only where tensors are read or written.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,8 +24,8 @@ DIRECTORY = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _TARGET = "o_proj"
-# Settings of PEFT under which the adapter would not be lora_alpha / rank * B A x.
-_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
+# Settings of PEFT under which the adapter is not lora_alpha / rank * B A x.
+_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,14 @@ def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = No
 
     Args:
         directory: of a checkpoint or an export, whose `linear_spec_lora/` is used if there is one.
-        model: of the checkpoint.
+        model: shapes of the checkpoint's model.
         given: an adapter's directory, or one with `linear_spec_lora/` in it, to use instead.
 
     Returns:
-        None where none is given and the checkpoint has none.
+        None if no adapter is given and the checkpoint has none.
 
     Raises:
-        UserError: there is none at `given`, or see `read_shape`.
+        UserError: `given` has no adapter, or what `read_shape` refuses.
     """
     path = directory / DIRECTORY if given is None else given
     if given is None and not path.is_dir():
@@ -117,7 +117,7 @@ def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
     """Rank and lora_alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
 
     Raises:
-        UserError: it is damaged, not a LoRA on `o_proj` alone, or of a model of another shape.
+        UserError: it is damaged, not a LoRA on `o_proj` alone, or made for a model of another shape.
     """
     config = _read_config(directory / CONFIG_FILE)
     shape = AdapterShape(config["r"], config["lora_alpha"])
@@ -153,9 +153,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config.get("lora_alpha"), int | float):
         raise UserError(f"{path}: lora_alpha is missing or not a number")
     if config.get("peft_type") != "LORA" or config.get("target_modules") not in ([_TARGET], _TARGET):
-        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, as a drafter adapter is")
-    if variant := next((name for name in _VARIANTS if config.get(name)), None):
-        raise UserError(f"{path}: {variant} is set, which is not supported here")
+        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, which a drafter adapter must be")
+    if unsupported := next((name for name in _UNSUPPORTED if config.get(name)), None):
+        raise UserError(f"{path}: {unsupported} is set, which is not supported here")
     return config
 
 

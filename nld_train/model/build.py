@@ -54,7 +54,7 @@ def transformer_config(config: Config, device: torch.device) -> TransformerConfi
         pipeline_dtype=dtype,
         autocast_dtype=dtype,
         # The loss of a micro-batch is already its part of the global mean: gradients are summed over micro-batches and
-        # ranks and divided by nothing. Parity tests verify this.
+        # ranks without a division. Parity tests verify this.
         calculate_per_token_loss=True,
         **_layout(config),
         **_kernels(config, device),
@@ -80,7 +80,7 @@ def _layout(config: Config) -> dict[str, Any]:
 
 
 def _kernels(config: Config, device: torch.device) -> dict[str, Any]:
-    """Fused kernels that exist only on CUDA; those of Apex are used where it is installed."""
+    """Fused kernels, which exist only on CUDA; Apex's fused weight gradient is used where it is installed."""
     fused = device.type == "cuda"
     return {
         "bias_activation_fusion": fused,
@@ -112,7 +112,7 @@ def _recomputation(config: Config) -> dict[str, Any]:
 
 
 def build_model(config: Config, megatron: TransformerConfig, device: torch.device) -> list[Ministral3Model]:
-    """This rank's part of the model, one element per virtual pipeline stage, with weights not yet filled.
+    """This rank's part of the model, one element per virtual pipeline stage, with uninitialised weights.
 
     Args:
         config: the run.
@@ -149,13 +149,13 @@ def _build_chunk(
 
 
 def mark_shards(chunk: torch.nn.Module) -> None:
-    """Marks the weights of a model or a part of one that are cut over tensor-parallel ranks.
+    """Marks the weights of a module that are sharded over tensor-parallel ranks.
 
-    Megatron 0.16 does so only while it draws weights, which is left out here. Without the mark its gradient norm
-    takes every rank's part for a replica of the first one's and counts that one alone.
+    Megatron 0.16 sets the mark only when it initialises weights, which is disabled here. Without the mark its gradient
+    norm treats the shards as replicas of rank 0's and counts only that one.
     """
     for module in chunk.modules():
-        cut = isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding)
-        if cut and not hasattr(module.weight, "tensor_model_parallel"):
+        sharded = isinstance(module, ColumnParallelLinear | RowParallelLinear | VocabParallelEmbedding)
+        if sharded and not hasattr(module.weight, "tensor_model_parallel"):
             dimension = 1 if isinstance(module, RowParallelLinear) else 0
             set_tensor_model_parallel_attributes(module.weight, is_parallel=True, dim=dimension, stride=1)

@@ -1,4 +1,4 @@
-"""The drafter adapter on Megatron's layers: a low-rank change of each attention's output projection.
+"""The drafter adapter on Megatron's layers: a low-rank update of each attention's output projection.
 
 It is on only where `LayerContext.adapted` of a forward pass is 1: in the noisy stream of the draft pass in training,
 and in the drafting forwards of linear self-speculation. Elsewhere the model computes as without it.
@@ -47,27 +47,27 @@ class LowRankAdapter(MegatronModule):
             skip_bias_add=False,
         )
         self.up = torch.nn.Linear(shape.rank, config.hidden_size, bias=False, dtype=config.params_dtype)
-        # Each rank has its part of the sequence only: Megatron all-reduces gradients that are marked so.
+        # Each rank has a shard of the sequence: Megatron all-reduces the gradients of weights with this mark.
         self.up.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
         mark_shards(self)
 
     def forward(self, inputs: Tensor, adapted: Tensor) -> Tensor:
-        """The change of the projection's output.
+        """The term that is added to the projection's output.
 
         Args:
             inputs: `[S, b, heads * head_dim / tensor]`, the inputs of the projection.
             adapted: 1 where the adapter is on, 0 elsewhere; broadcast to `[S, b, 1]`.
 
         Returns:
-            `[S, b, h]`, or its sequence-parallel part.
+            `[S, b, h]`, or its sequence-parallel shard.
         """
-        low: Tensor = self.down(inputs * adapted)[0]
-        change: Tensor = self.up(low) * self.shape.scale
-        return change
+        low_rank: Tensor = self.down(inputs * adapted)[0]
+        update: Tensor = self.up(low_rank) * self.shape.scale
+        return update
 
 
 def attach_adapter(chunks: list[Ministral3Model], shape: AdapterShape) -> None:
-    """Gives every layer of a model an adapter of zeros, and freezes all other weights.
+    """Adds an adapter with zero weights to every layer of a model, and freezes all other weights.
 
     Args:
         chunks: of the model on this rank, unwrapped.
@@ -105,7 +105,7 @@ def adapter_shape(chunks: list[Ministral3Model]) -> AdapterShape | None:
 
 
 def adapter_tensors(chunks: list[Ministral3Model]) -> dict[str, Tensor]:
-    """The whole adapter under PEFT's names, on the CPU of rank 0 and empty elsewhere; called by all ranks together."""
+    """The whole adapter under PEFT's names, on the CPU of rank 0 and empty elsewhere; a collective call."""
     own: dict[str, Tensor] = {}
     for number, adapter in _adapters(chunks):
         down, up = tensor_names(number)
@@ -120,7 +120,7 @@ def adapter_tensors(chunks: list[Ministral3Model]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_adapter(chunks: list[Ministral3Model], tensors: dict[str, Tensor]) -> None:
-    """Fills a model's adapter; every rank copies its part.
+    """Fills a model's adapter; every rank copies its shard.
 
     Args:
         chunks: with an adapter of the same rank.
@@ -143,7 +143,7 @@ def _adapters(chunks: list[Ministral3Model]) -> Iterator[tuple[int, LowRankAdapt
 
 
 def _whole(part: Tensor) -> Tensor:
-    """`[rank, inputs]` from the tensor-parallel ranks' parts, on the CPU."""
+    """All-gathers `[rank, inputs]` over tensor-parallel ranks; on the CPU."""
     parts = [torch.empty_like(part) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
     dist.all_gather(parts, part.detach().contiguous(), group=parallel_state.get_tensor_model_parallel_group())
     return torch.cat(parts, dim=1).cpu()

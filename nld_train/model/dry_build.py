@@ -25,7 +25,9 @@ def build_plan(config: Config) -> int:
     """
     built = built_parameter_counts(config, int(os.environ.get("WORLD_SIZE", config.run.plan_world_size)))
     counted = rank_parameter_counts(config)
-    table = Table("pipeline stage", "parameters counted", "parameters built", title=f"{config.run.name}: one rank each")
+    table = Table(
+        "pipeline stage", "parameters counted", "parameters built", title=f"{config.run.name}: parameters per rank"
+    )
     for stage, (expected, found) in enumerate(zip(counted, built, strict=True)):
         table.add_row(str(stage), f"{expected:,}", f"{found:,}")
     console = Console(width=120)
@@ -49,7 +51,7 @@ def built_parameter_counts(config: Config, world_size: int) -> tuple[int, ...]:
 
 
 def _without_kernels(config: Config) -> Config:
-    """The settings without kernels of CUDA and Transformer Engine, which do not change the weights."""
+    """The settings without CUDA and Transformer Engine kernels, which do not change the weights."""
     execution = replace(config.execution, layers="local", fp8="none", compile="none")
     return replace(config, execution=execution, parallel=replace(config.parallel, overlap_tensor=False))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 
-# One result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which maps them to this rank's logits.
+# Computes one result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which returns this rank's logits.
 Readout = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -67,7 +67,7 @@ class Ministral3Model(GPTModel):
             streams: handle of the pass's `LayerContext`, see `model.streams`.
             rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states; None for all rows.
             targets: int64 `[n]`, their target tokens, or None for logits.
-            readout: computes something else from the rows.
+            readout: computes another result from the rows.
 
         Returns:
             On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
@@ -101,7 +101,7 @@ class Ministral3Model(GPTModel):
     def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:
         """Selected rows `[n, h]` of `[S, b, h]`, whole on every tensor-parallel rank.
 
-        The backward pass all-reduces the gradients of the ranks' parts of the vocabulary here, once.
+        The backward pass all-reduces the gradients of the vocabulary shards here, once.
         """
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)

@@ -33,7 +33,7 @@ def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
         )
     parameters = {k: v for k, v in dataclasses.asdict(model.rope_parameters).items() if v is not None}
     if rope_type == "default":
-        # The plain frequencies are the linear ones, scaled by 1.
+        # Default frequencies are linear scaling with factor 1.
         rope_type, parameters = "linear", {**parameters, "rope_type": "linear", "factor": 1.0}
     frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](_transformers_config(model, parameters), torch.device("cpu"))
     return frequencies.float(), float(factor)

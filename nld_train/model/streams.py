@@ -1,9 +1,9 @@
 """The context that all layers share in a forward pass: streams, rotary angles and masks, computed once.
 
-Megatron hands `attention_mask` from the model down to every layer, and its activation recomputation saves it among the
-inputs, so it has to be a tensor. Here it is a handle: a CPU tensor of no dimensions whose number identifies the
+Megatron passes `attention_mask` from the model to every layer, and its activation recomputation saves it among the
+inputs, so it must be a tensor. Here it is a handle: a 0-dimensional CPU tensor whose value identifies the
 `StreamContext` of the micro-batch. So the forward of one micro-batch and the recomputation of another can interleave,
-and the block mask and the angles are made once per micro-batch instead of once per layer.
+and the block mask and the angles are computed once per micro-batch instead of once per layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, "StreamContext"], Tensor]
 
 
 class LayerContext(Protocol):
-    """What a layer's attention reads of a forward pass."""
+    """The state of a forward pass that a layer's attention reads."""
 
     @property
     def cosine(self) -> Tensor:
@@ -73,7 +73,7 @@ class StreamContext:
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.
         adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None if it is off everywhere.
         masks: tensors that an attention backend has computed for this layout, under the backend's name.
-        shard: this rank's part of the streams under context parallelism; None where it has them whole.
+        shard: this rank's shard of the streams; None without context parallelism.
     """
 
     layout: StreamLayout
@@ -133,7 +133,7 @@ def _noisy_indices(layout: StreamLayout) -> Tensor:
 
 
 def register(context: LayerContext) -> Tensor:
-    """Stores the context until `unregister` or `clear`; returns its handle, an int64 CPU tensor of no dimensions."""
+    """Stores the context until `unregister` or `clear`; returns its handle, a 0-dimensional int64 CPU tensor."""
     number = next(_handles)
     _contexts[number] = context
     return torch.tensor(number)

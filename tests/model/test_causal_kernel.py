@@ -55,7 +55,7 @@ def test_this_torch_is_told_to_look_back_only(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
     documents = causal.Documents.of(torch.tensor([[0, 0, 1, 1, 1, 1], [0] * 6]), torch.device("cpu"))
-    assert torch.equal(causal._of_variable_length(query, key, key, documents), query)
+    assert torch.equal(causal._attend_varlen(query, key, key, documents), query)
     ((queries, keys, _, ends, _, longest, _), named) = calls[0]
     assert (queries.shape, keys.shape, ends.tolist(), longest) == ((12, 4, 8), (12, 2, 8), [0, 2, 6, 12], 6)
     assert named == expected

@@ -12,11 +12,11 @@ from torch import Tensor
 class Blocks:
     """The blocks of a micro-batch, padded: n blocks per row, `size` elements per block.
 
-    Where all blocks are of one size, the padded form is only another view of the stream.
+    If all blocks have the same size, the padded form is a view of the stream.
 
     Attributes:
-        count: n, of the row that has most.
-        size: of the longest block.
+        count: n, blocks of the row that has most.
+        size: tokens of the longest block.
         indices: int64 `[b, n * size]`, the index in the stream of each padded element; None for a view.
         inverse: int64 `[b, L]`, the padded element of each index in the stream; None for a view.
         filled: bool `[b, n, size]`, True for tokens, False for padding.
@@ -45,7 +45,7 @@ class Blocks:
         return cls(count, size, indices.to(device), inverse.to(device), filled.to(device))
 
     def gather(self, heads: Tensor) -> Tensor:
-        """From `[b, heads, L, width]` to `[b, heads, n, size, width]`; padding has the values of some token."""
+        """From `[b, heads, L, width]` to `[b, heads, n, size, width]`; padding has values of an arbitrary token."""
         return _take(heads, self.indices).unflatten(2, (self.count, self.size))
 
     def scatter(self, blocks: Tensor) -> Tensor:
@@ -53,10 +53,10 @@ class Blocks:
         return _take(blocks.flatten(2, 3), self.inverse)
 
     def mask(self, causal: bool) -> Tensor | None:
-        """The attention mask inside blocks, bool `[b, 1, n, size, size]`: all tokens of the block, or those before.
+        """The attention mask inside blocks, bool `[b, 1, n, size, size]`; lower triangular if `causal`.
 
-        Every element may attend to the first one at least, even in an empty block, so that its softmax is not NaN. None
-        where nothing is masked.
+        Every element may attend to at least the first one, even in an empty block, so that its softmax is not NaN. None
+        if nothing is masked.
         """
         if self.indices is None and not causal:
             return None

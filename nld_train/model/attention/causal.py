@@ -32,7 +32,7 @@ class Documents:
 
     @classmethod
     def of(cls, documents: Tensor, device: torch.device) -> Documents:
-        """From int `[b, L]`; equal values that are adjacent are one document."""
+        """From int `[b, L]`; adjacent equal values are one document."""
         begins = torch.ones(documents.shape, dtype=torch.bool)
         begins[:, 1:] = documents.diff(dim=1) != 0
         borders = (*begins.flatten().nonzero().flatten().tolist(), documents.numel())
@@ -52,7 +52,7 @@ class Documents:
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Causal attention of the clean stream.
 
-    Torch chooses among its kernels by device and version; `benchmarks.attention` times each of them.
+    Torch chooses its kernel by device and version; `benchmarks.attention` times each of them.
 
     Args:
         query: `[b, heads, L, head_dim]`.
@@ -70,7 +70,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     if len(documents.borders) == batch + 1:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _of_variable_length(query, key, value, documents)
+        return _attend_varlen(query, key, value, documents)
     parts = [
         F.scaled_dot_product_attention(
             query[row, :, indices], key[row, :, indices], value[row, :, indices], is_causal=True, enable_gqa=True
@@ -80,7 +80,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     return torch.cat(parts, dim=1).unflatten(1, (batch, length)).transpose(0, 1)
 
 
-def _of_variable_length(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
+def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:
     """All documents in one kernel, which exists only on CUDA in half precision."""
     from torch.nn.attention.varlen import varlen_attn
 

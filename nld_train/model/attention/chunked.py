@@ -22,7 +22,7 @@ from nld_train.model.streams import StreamContext
 
 @dataclass(frozen=True)
 class Span:
-    """A document in some rows: tokens `start..stop`, and where its blocks begin, the first at `start`."""
+    """A document of a row: tokens `start..stop`, and the starts of its blocks, the first one at `start`."""
 
     start: int
     stop: int
@@ -30,13 +30,16 @@ class Span:
 
     @property
     def borders(self) -> tuple[int, ...]:
-        """Where its blocks begin, and where the last one ends."""
+        """The starts of its blocks, and the end of the last one."""
         return (*self.block_borders, self.stop)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries `start..stop` of one stream: of a block `begin..end`, or of a whole document; `document` is its start."""
+    """Queries `start..stop` of one stream, inside the block or whole document `begin..end`.
+
+    `document` is the start of the document.
+    """
 
     document: int
     begin: int
@@ -95,7 +98,7 @@ def _attend_group(
     layout: StreamLayout,
     ranges: tuple[tuple[int, int], ...],
 ) -> Tensor:
-    """Rows with equal documents and blocks. Queries are those of `ranges`, begin and end of indices in each stream."""
+    """Rows with equal documents and blocks; `ranges` are begin and end of the queries' indices in each stream."""
     blocks = [(span.start, *block) for span in spans for block in pairwise(span.borders)]
     noisy = _pieces(blocks, ranges) if layout.two_streams else []
     clean = _pieces([(span.start, span.start, span.stop) for span in spans], ranges)
@@ -130,7 +133,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> Tensor:
 def _noisy_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout, piece: Piece) -> Tensor:
     """Noisy tokens of one block over the clean tokens of its document before it and over the whole block.
 
-    Query heads of a group share their keys, so they become more rows of the same product.
+    Query heads of a group share their keys, so they are folded into the rows of one product.
     """
     document, begin, end = piece.document, piece.begin, piece.end
     offset = layout.length

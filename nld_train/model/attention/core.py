@@ -24,7 +24,7 @@ def backend(name: str) -> Attend:
 
 
 class TwoStreamAttention(torch.nn.Module):
-    """Core attention: hands Megatron's tensors and the micro-batch's context to a backend.
+    """Core attention: passes Megatron's tensors and the micro-batch's context to a backend.
 
     Args:
         attention_backend: name of the backend.
@@ -38,7 +38,7 @@ class TwoStreamAttention(torch.nn.Module):
         self.layer_number = layer_number
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any) -> Tensor:
-        """`[S, b, heads, head_dim]`, twice `[S, b, groups, head_dim]` and a handle to `[S, b, heads * head_dim]`."""
+        """`[S, b, heads, head_dim]`, twice `[S, b, groups, head_dim]`, and a handle -> `[S, b, heads * head_dim]`."""
         query, key, value = (heads.permute(1, 2, 0, 3) for heads in (query, key, value))
         output = lookup(attention_mask).attend(self.attend, self.layer_number, query, key, value)
         return output.permute(2, 0, 1, 3).flatten(2)
@@ -48,8 +48,8 @@ class Ministral3SelfAttention(SelfAttention):
     """Self-attention with rotary embedding and query scale at the positions of the micro-batch's streams.
 
     Replaces only Megatron's `forward`, whose positions are indices in the whole sequence, 0..2L-1 with two streams;
-    projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's part of the drafter
-    adapter, see `model.drafter_adapter`; most models have none.
+    projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's drafter adapter (see
+    `model.drafter_adapter`), or None.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -57,7 +57,7 @@ class Ministral3SelfAttention(SelfAttention):
         self.register_module("adapter", None)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
-        """`[S, b, h]` (or its sequence-parallel part) and the handle, to `[S, b, h]` and the bias to add (none)."""
+        """From `[S, b, h]` (or its sequence-parallel shard) and the handle to `[S, b, h]` and a bias (None)."""
         context = lookup(attention_mask)
         query, key, value = self.get_query_key_value_tensors(hidden_states, None)
         query = rotate(query, context.cosine, context.sine)

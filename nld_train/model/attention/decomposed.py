@@ -1,8 +1,8 @@
 """Attention of two streams from three products, none of which needs a mask over both streams.
 
-The clean half is a causal pass. A noisy token attends to its own block and to the clean tokens of earlier blocks. Each
-of these two is a product of its own with its own normaliser, the log-sum-exp of the scores; the softmax over both is
-their mean with weights that follow from the difference of the normalisers:
+The clean half is a causal pass. A noisy token attends to its own block and to the clean tokens of earlier blocks. Both
+are separate products, each with a normaliser, the log-sum-exp of its scores; the softmax over both is their weighted
+mean:
 
     softmax over A and B = w * softmax over A + (1 - w) * softmax over B,   w = sigmoid(lse_A - lse_B)
 """
@@ -83,7 +83,7 @@ def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContex
         context.masks["blocks"] = Blocks.of(context.layout.blocks, query.device)
     blocks: Blocks = context.masks["blocks"]
     groups = key.shape[1]
-    # Query heads that share keys become more queries of the same block.
+    # Query heads that share keys are folded into the queries of the block.
     folded = blocks.gather(query).unflatten(1, (groups, -1)).movedim(2, 3).flatten(3, 4)
     mask = blocks.mask(context.layout.causal_blocks)
     if mask is not None:
@@ -96,7 +96,10 @@ def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContex
 
 
 def earlier_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
-    """Noisy queries over the clean keys of earlier blocks of their document; zeros and minus infinity without any."""
+    """Noisy queries over the clean keys of earlier blocks of their document.
+
+    Queries without earlier blocks get an output of zeros and a normaliser of minus infinity.
+    """
     if not query.is_cuda:
         return _block_by_block(query, key, value, context.layout)
     return in_one_kernel(query, key, value, context)
@@ -114,7 +117,7 @@ def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, context: StreamCont
 
 
 def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout) -> Partial:
-    """`earlier_blocks` in plain torch: each block over the clean tokens before it, equal rows together."""
+    """`earlier_blocks` in plain torch: each block over the clean tokens before it; equal rows are batched."""
     found: list[Partial] = []
     order: list[int] = []
     for group in row_groups(layout):
@@ -131,7 +134,7 @@ def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLay
 def _blocks_of_equal_rows(
     query: Tensor, key: Tensor, value: Tensor, documents: list[tuple[int, ...]]
 ) -> Iterator[Partial]:
-    """Block after block; `documents` are the borders of the blocks of each."""
+    """Block after block; `documents` has the borders of each document's blocks."""
     groups = key.shape[1]
     for borders in documents:
         for begin, end in pairwise(borders):

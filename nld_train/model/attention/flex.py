@@ -27,7 +27,7 @@ _masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Same arguments and result as `dense.attend`. Needs CUDA, except for a forward pass without gradients.
 
-    The clean stream alone, as in an AR stage, goes to the causal kernel.
+    A clean stream without a noisy one, as in an AR stage, is computed by the causal kernel.
 
     Raises:
         UserError: gradients are required on a CPU.
@@ -75,7 +75,7 @@ def clear_masks() -> None:
 
 
 def _identity(layout: StreamLayout, device: torch.device, queries: Tensor | None, keys: Tensor | None) -> Any:
-    """The cache key of a mask: the borders of documents and blocks, not their numbers."""
+    """The cache key of a mask: the borders of documents and blocks; their ids do not matter."""
     borders = [field.diff(dim=1).ne(0).numpy() for field in (layout.documents, layout.blocks)]
     if _equal_rows(layout):
         borders = [field[:1] for field in borders]
