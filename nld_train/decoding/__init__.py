@@ -1,6 +1,6 @@
-"""Four decode modes over one set of weights, in plain torch against `engine.Engine`; the files travel inside an export.
+"""Four decode modes over one set of weights, in plain torch on `engine.Engine`; an export contains copies of the files.
 
-Names are imported at their first use: the declarations of commit policies, from which command lines are made, must not
+Names are imported at their first use: the declarations of commit policies, from which command lines are built, must not
 import torch.
 """
 

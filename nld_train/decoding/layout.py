@@ -36,14 +36,14 @@ class Layout:
 
     @property
     def processes(self) -> int:
-        """Of a whole model."""
+        """Number of processes of one model."""
         return self.tensor * self.pipeline
 
     def applied(self, config: Config) -> Config:
         """The settings with this layout and no other parallelism.
 
         Raises:
-            UserError: the model cannot be divided so.
+            UserError: the model cannot be divided into this layout.
         """
         parallel = ParallelConfig(
             tensor=self.tensor,

@@ -64,19 +64,19 @@ def find_source(
 
     Args:
         path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
-        tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
-        adapter: directory of a drafter adapter that is taken instead of the checkpoint's.
+        tokenizer: directory of a tokenizer that is used instead of the checkpoint's.
+        adapter: directory of a drafter adapter that is used instead of the checkpoint's.
         layout: of the processes that share the model of a Megatron checkpoint.
 
     Raises:
-        UserError: it is none of them, it is damaged, no tokenizer is known of it, or an adapter or the layout does not
-            fit it.
+        UserError: the path is none of these, the checkpoint is damaged or has no tokenizer, or an adapter or the layout
+            does not fit it.
     """
     if is_hugging_face(path):
         if layout.processes > 1:
             raise UserError(
-                f"--tensor, --pipeline: one process reads an export, and {path} is one; nld-convert import makes a "
-                "checkpoint of it that several can share"
+                f"--tensor, --pipeline: one process reads an export, and {path} is an export; nld-convert import "
+                "converts it to a checkpoint that several processes can share"
             )
         return _find_export(path, tokenizer, adapter)
     directory = find_checkpoint(path)
@@ -143,7 +143,7 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
     if config.get("model_type") != EXPORT_TYPE:
         raise UserError(
             f"{directory}: a Hugging Face model of type {config.get('model_type')!r} is not decoded here; "
-            "nld-convert import makes a checkpoint of it"
+            "nld-convert import converts it to a checkpoint"
         )
     generation = directory / "generation_config.json"
     stops = _ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
@@ -174,7 +174,7 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
 
     device = resolve_device("auto")
     if device.type == "cuda":
-        # Under torchrun every process has a device of its own.
+        # Under torchrun every process has its own device.
         torch.cuda.set_device(device)
     # Matrix products in bf16 are hundreds of times slower than in fp32 on CPUs.
     dtype = "auto" if device.type == "cuda" else torch.float32
@@ -197,7 +197,7 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """None, one id or several, as a tuple."""
+    """The ids under a key that has none, one or a list of them."""
     return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
 
@@ -209,4 +209,4 @@ def _tokenizer(directory: Path, given: str | None, candidates: Sequence[Path]) -
         if any((candidate / name).is_file() for name in TOKENIZER_FILES):
             return load_tokenizer(str(candidate))
     searched = ", ".join(map(str, dict.fromkeys(candidates)))
-    raise UserError(f"{directory}: no tokenizer is known of it (looked in {searched}); name one with --tokenizer")
+    raise UserError(f"{directory}: no tokenizer was found (looked in {searched}); name one with --tokenizer")

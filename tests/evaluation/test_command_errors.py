@@ -62,4 +62,4 @@ def test_without_a_tokenizer(
     questions = prompts.with_name("one_question.jsonl")
     questions.write_text('{"category": "a", "prompt": "seven"}\n')
     given = questions if main is acceptance.main else prompts
-    assert "no tokenizer is known of it" in refusal(capsys, main, str(copy), "--prompts", str(given))
+    assert "no tokenizer was found" in refusal(capsys, main, str(copy), "--prompts", str(given))

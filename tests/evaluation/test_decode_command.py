@@ -260,7 +260,7 @@ BAD = [
     (["--prompt", "seven", "--mode", "linear", "--ar-weight", "0.5"], "--ar-weight: mode 'linear' does not mix"),
     (["--prompt", "seven", "--mode", "quadratic", "--ar-weight", "1.5"], "ar_weight: 1.5 is not in [0, 1]"),
     (["--prompt", "seven", "--mode", "ar", "--stop", "a", "--stop", ""], "--stop: an empty text"),
-    (["--prompt", "seven"], "--mode: say how to decode"),
+    (["--prompt", "seven"], "--mode: choose one of ar, diffusion, linear, quadratic"),
     (["--prompts", "nowhere.txt", "--mode", "ar"], "--prompts nowhere.txt: cannot be read"),
     (["--prompt", "seven", "--mode", "ar", "--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
 ]
@@ -341,6 +341,6 @@ def test_a_checkpoint_without_tokenizer_is_refused(
             write_manifest(copy, {})
         capsys.readouterr()
         message = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
-        assert "no tokenizer is known of it" in message
+        assert "no tokenizer was found" in message
         tokenizer = kept / "tokenizer" if (kept / "tokenizer").is_dir() else kept
         assert records(copy, "--mode", "ar", "--prompt", "seven", "--tokenizer", tokenizer)

@@ -24,7 +24,7 @@ class Batch:
         prompts: ids of each sequence, checked by `check_request`.
         options: settings of the call.
         slack: entries of the cache that a step may need beyond a sequence's text.
-        slots: most active sequences; None for all.
+        slots: maximum number of active sequences; None for all.
         observer: notified of every sequence after each forward that changed it.
     """
 
@@ -114,7 +114,7 @@ class Batch:
             accepted: int64 `[a]`, accepted drafts after column 0.
             bonus: int64 `[a]`, the bonus token after the accepted drafts.
         """
-        # One conversion for all slots: reading single numbers of a tensor costs more than all else here.
+        # One conversion for all slots: reading a tensor number by number would take most of the time here.
         columns = zip(drafts.tolist(), sizes.tolist(), accepted.tolist(), bonus.tolist(), strict=True)
         for slot, (output, (row, size, good, token)) in enumerate(zip(self.active, columns, strict=True)):
             passes = [self.forwards_so_far(slot)] * (good + 1)
@@ -123,10 +123,10 @@ class Batch:
             self.notify(slot, rejected=row[1 + good : size])
 
     def refill_slots(self) -> tuple[list[int], list[int]]:
-        """Removes finished sequences and admits waiting prompts to their slots; without any the slot is freed.
+        """Removes finished sequences and admits waiting prompts to their slots; other such slots are freed.
 
         Returns:
-            The slots that are kept, and which of these, renumbered, have a sequence that is still to be prefilled.
+            The slots that are kept, and which of them, by their new numbers, have a sequence that must be prefilled.
         """
         kept: list[int] = []
         admitted: list[int] = []
@@ -179,7 +179,7 @@ class Batch:
         return time.perf_counter() - self._observing
 
     def result(self) -> DecodeResult:
-        """The outputs of all sequences, once every sequence has finished."""
+        """The outputs of all sequences, after every sequence has finished."""
         return DecodeResult(
             token_ids=[output.tokens for output in self.outputs],
             finish=[output.finish or "length" for output in self.outputs],

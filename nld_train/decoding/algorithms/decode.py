@@ -38,11 +38,11 @@ def decode(
         options: settings of the call.
         policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
         observer: notified of every sequence after each forward that changed it.
-        batch_size: most active sequences; None for all.
+        batch_size: maximum number of active sequences; None for all.
 
     Raises:
-        ValueError: what `check_request` refuses; a diffusion without a policy or another mode with one; an empty
-            batch.
+        ValueError: what `check_request` refuses; diffusion without a policy or another mode with one; a batch size
+            below 1.
     """
     check_request(engine, prompts, mode, options)
     if batch_size is not None and batch_size < 1:
@@ -50,7 +50,7 @@ def decode(
     if (policy is not None) != (mode == "diffusion"):
         raise ValueError(f"policy: mode {mode!r} {'needs one' if mode == 'diffusion' else 'takes none'}")
     length = options.block_length
-    # Quadratic runs k drafts and k * k masks past the text, the others at most a block.
+    # Quadratic needs cache entries for k drafts and k * k masks beyond the text, the others for at most a block.
     slack = length * (length + 1) if mode == "quadratic" else 0 if mode == "ar" else length
     batch = Batch(engine, prompts, options, slack, batch_size, observer)
     if mode == "ar":

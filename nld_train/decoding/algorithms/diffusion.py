@@ -19,7 +19,7 @@ class Blocks:
         tokens: int64 `[a, T]`, the mask id where masked and beyond a sequence's block.
         masked: bool `[a, T]`; never derived from the ids.
         sizes: int64 `[a]`, tokens of each block: the last one of a sequence may be shorter.
-        passes: int64 `[a]`, denoising passes made on it.
+        passes: int64 `[a]`, denoising passes made on each block.
         committed_by: int64 `[a, T]`, the sequence's forward that committed each token.
     """
 
@@ -77,7 +77,7 @@ def _refill_slots(batch: Batch, blocks: Blocks) -> None:
 
 
 def _to_sample(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
-    """Where a forward's tokens are sampled: at masks, and after the last token of a complete block."""
+    """The positions at which a forward's tokens are sampled: masks, and the last token of a complete block."""
     last = torch.arange(width) == blocks.sizes[:, None] - 1
     return torch.where(complete[:, None], last, blocks.masked[:, :width])
 
@@ -135,7 +135,7 @@ def _view(batch: Batch, blocks: Blocks, logits: Tensor, sampled: Tensor, slots: 
 
 
 def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
-    """Commits complete blocks, and ends sequences at a stop with no mask before it."""
+    """Commits complete blocks, and ends sequences at a stop that no mask precedes."""
     for slot in slots:
         output = batch.output(slot)
         size = int(blocks.sizes[slot])
@@ -150,7 +150,7 @@ def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
 
 
 def _notify_of_block(batch: Batch, slot: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:
-    """Reports a block that still has masks; under a mask `passes` holds leftovers of an earlier block."""
+    """Notifies the observer of a block with masks; at masked positions `passes` has values of an earlier block."""
     batch.notify(
         slot,
         block=[None if hidden else token for token, hidden in zip(tokens, masked, strict=True)],

@@ -16,22 +16,22 @@ _SEEDS = 2**63
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Options of one call; every mode reads those that concern it.
+    """Options of one call; every mode reads the ones that apply to it.
 
     Attributes:
-        max_new_tokens: most new tokens of a sequence; a sequence also ends at the context length.
-        block_length: B of diffusion and linear, k of quadratic self-speculation: the quantity that the training
-            configuration calls `block_size`, which need not be equal.
+        max_new_tokens: maximum number of new tokens of a sequence; a sequence also ends at the context length.
+        block_length: B of diffusion and linear, k of quadratic self-speculation. The same quantity as `block_size` in
+            the training configuration; the values may differ.
         temperature: 0 decodes greedily.
-        top_k: sample among so many tokens; 0 among all.
+        top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability.
-        seeds: one seed per sequence, or one number from which sequence i takes `seeds + i`. The draws of a sequence
-            depend on nothing else.
+        seeds: one seed per sequence, or one number; sequence i then has the seed `seeds + i`. The random numbers of a
+            sequence depend on its seed alone.
         stop_tokens: ids that end a sequence; the id itself is returned.
         stop_strings: texts that end a sequence at the token that completes one; they need `to_text`.
         to_text: turns the new ids of a sequence into text.
         adapter: draft with the drafter adapter (linear self-speculation only).
-        ar_weight: w of quadratic self-speculation; only w = 1 keeps the AR distribution.
+        ar_weight: w of quadratic self-speculation; only w = 1 preserves the AR distribution.
 
     Raises:
         ValueError: a value out of its range.
@@ -75,7 +75,7 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
 
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
-            vocabulary or with the mask token; seeds that are not one per prompt; an adapter that is not there.
+            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")

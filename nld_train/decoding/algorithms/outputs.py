@@ -1,4 +1,4 @@
-"""The output of each sequence: its tokens, what committed them, when it stops; and the result of a whole batch."""
+"""The output of each sequence: tokens, the forwards that committed them, stop conditions; and a batch's result."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ Finish = Literal["stop", "length"]
 def per_forward(new_tokens: int, forwards: int) -> float:
     """New tokens / decode forwards, without the prefill (`docs/method.md`, "Evaluation figures").
 
-    A sequence that the prefill alone completed had no decode forward and counts as having had one.
+    A sequence that the prefill completed had no decode forward; it is counted as one.
     """
     return new_tokens / max(1, forwards)
 
 
 @dataclass(frozen=True)
 class DecodeResult:
-    """A decoded batch. Lists have one member per sequence, in the order of the prompts.
+    """A decoded batch. Lists have one element per sequence, in the order of the prompts.
 
     Attributes:
         token_ids: new tokens, the one that stopped the sequence included.
         finish: `stop` (a stop token or string) or `length`.
         forwards: decode forwards of the batch.
         prefill: prefill forwards of the batch.
-        sequence_forwards: decode forwards that a sequence took part in: as many as it would take alone.
+        sequence_forwards: decode forwards of each sequence: as many as it would need alone.
         accepted: tokens of each cycle: accepted drafts and the bonus token of a verify pass in the speculative modes,
             positions committed by a denoising pass in diffusion, 1 in AR. Tokens after a stop are not counted in the
             speculative modes. The first token comes from the prefill and belongs to no cycle.
-        committed_by: for each new token the sequence's forward that committed it, from 1; 0 for the prefill.
+        committed_by: for each new token the number of the sequence's forward that committed it, from 1; 0 for the
+            prefill.
         drafted: for each new token, whether it was a draft (or was denoised) rather than an AR prediction.
-        seconds: wall time of each sequence from its prefill to its last token, beside the other active sequences;
-            without the observer's time.
+        seconds: wall time of each sequence from its prefill to its last token, while the other active sequences run
+            too; without the observer's time.
     """
 
     token_ids: list[list[int]]
@@ -69,8 +70,8 @@ class Progress:
         tokens: committed new tokens.
         block: tokens of the current block, None where still masked (diffusion).
         rejected: rejected drafts of this cycle (speculative modes).
-        finish: how it has ended; None while it is active.
-        forwards: decode forwards it has taken part in.
+        finish: why it has ended; None while it is active.
+        forwards: its decode forwards so far.
         seconds: as in `DecodeResult`; 0 while it is active.
         committed_by: for each of `tokens`, then of `block`, as in `DecodeResult`; 0 where masked.
         drafted: likewise; False where masked.
@@ -103,7 +104,7 @@ class SequenceOutput:
     finish: Finish | None = None
     began: float = 0.0
     seconds: float = 0.0
-    # Tokens, those of the current block included, that were checked for a stop, and tokens up to and with the stop.
+    # Number of tokens checked for a stop, the current block included; number of tokens up to and including the stop.
     _checked: int = field(default=0, init=False)
     _stop: int | None = field(default=None, init=False)
     _strings: StopStrings | None = field(default=None, init=False)
@@ -133,7 +134,7 @@ class SequenceOutput:
     def stop_after(self, tokens: Sequence[int]) -> int | None:
         """After how many of these next tokens, within the budget, the sequence stops; None if it continues.
 
-        Tokens may be passed before they are committed, and again with more behind them; each is checked once.
+        Tokens may be passed before they are committed, and again with more after them; each is checked once.
         """
         done = len(self.tokens)
         for token in tokens[self._checked - done : self.remaining]:

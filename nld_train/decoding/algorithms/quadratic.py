@@ -14,8 +14,8 @@ from nld_train.decoding.algorithms.verification import Drafts, Ensemble, verify
 def decode_quadratic(batch: Batch) -> None:
     """Decodes all sequences, 1 to k tokens per forward (`docs/method.md`, "Decoding").
 
-    The tokens of a cycle are `[draft_0 .. draft_{k-1} | masks of group 0 | .. | masks of group k-1]`, the drafts in
-    front: their keys and values are already in order in the cache, and committing the accepted ones is a crop.
+    The tokens of a cycle are `[draft_0 .. draft_{k-1} | masks of group 0 | .. | masks of group k-1]`. The drafts come
+    first, so that their keys and values are in order in the cache and committing the accepted ones is a crop.
     """
     drafts = _next_drafts(batch, *_prefill(batch, batch.slots))
     while batch.session.active:
@@ -52,15 +52,15 @@ def _next_drafts(batch: Batch, predictions: Tensor, bonus: Tensor) -> Drafts:
 
 
 def _ensemble(batch: Batch, predictions: Callable[[Tensor], Tensor]) -> Ensemble | None:
-    """The diffusion share of the bonus token; None for the lossless w = 1."""
+    """The ensemble that the bonus token is drawn from; None for w = 1, which is lossless."""
     return Ensemble(batch.options.ar_weight, predictions) if batch.options.ar_weight < 1 else None
 
 
 def _drafts_from(batch: Batch, predictions: Tensor, first: Tensor) -> Drafts:
     """Drafts from the mask predictions `[a, k, V]` of a group, the first one replaced by int64 `[a]` `first`.
 
-    Groups always have k masks, so that the drafts of a sequence do not depend on what remains of the others; drafts
-    beyond a sequence's budget are not sampled and not verified.
+    Groups always have k masks, so that the drafts of a sequence do not depend on the remaining budgets of the others;
+    drafts beyond a sequence's budget are neither sampled nor verified.
     """
     length = predictions.shape[1]
     sizes = batch.remaining().clamp(max=length) if batch.session.active else first
@@ -81,7 +81,7 @@ def _cycle(batch: Batch, drafts: Tensor) -> Tensor:
 
 
 def _first_mask(batch: Batch, length: int) -> Callable[[Tensor], Tensor]:
-    """From groups int64 `[a]` of the last cycle to the logits `[a, V]` at the first mask of each."""
+    """A function from groups int64 `[a]` of the last cycle to the logits `[a, V]` at the first mask of each."""
     return lambda group: batch.session.logits_at(masks_of(group, length)[:, :1])[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: one random stream per sequence, so that a text does not depend on its batch."""
+"""Samples tokens from logits, with one random stream per sequence, so that a text does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TokenSampling:
         self._generators[slot] = self._stream(sequence)
 
     def keep_slots(self, slots: Sequence[int]) -> None:
-        """Keeps the streams of these slots only."""
+        """Keeps only the streams of these slots."""
         self._generators = [self._generators[slot] for slot in slots]
 
     def at(self, slots: Sequence[int]) -> TokenSampling:
-        """Sampling for the sequences in these slots alone, from the same streams."""
+        """Sampling for the sequences in these slots only, from the same streams."""
         part = copy.copy(self)
         part.keep_slots(slots)
         return part
@@ -64,7 +64,7 @@ class TokenSampling:
     def draw(self, logits: Tensor, needed: Tensor) -> Tensor:
         """A token for every True of bool `[a, T]` (CPU) from logits `[a, T, V]`: int64 `[a, T]` on the CPU.
 
-        The other positions hold arbitrary tokens and use no random numbers.
+        The other positions get arbitrary tokens and use no random numbers.
         """
         if self.greedy:
             return logits.argmax(-1).cpu()
@@ -76,7 +76,7 @@ def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
     heights = probabilities.double().cumsum(-1)
     targets = numbers.to(heights.device).unsqueeze(-1) * heights[..., -1:]
     found = torch.searchsorted(heights, targets, right=True).squeeze(-1)
-    # A number that rounds up to the total would select beyond the last token that has any probability.
+    # A number that rounds up to the total would select a token after the last one with a positive probability.
     last = (probabilities > 0).to(torch.int8).flip(-1).argmax(-1)
     return torch.minimum(found, probabilities.shape[-1] - 1 - last).cpu()
 

@@ -19,15 +19,15 @@ class Session:
     Args:
         engine: the model.
         prompts: ids of each sequence.
-        slots: how many sequences are active at once; the first prompts are admitted to them.
-        capacity: entries per slot; must fit any sequence's text and the largest step beyond it.
+        slots: maximum number of active sequences; the first prompts are admitted to them.
+        capacity: entries per slot: the longest text of a sequence plus the entries that a step needs beyond it.
 
     Attributes:
         active: numbers of the active sequences by slot, in the order of every tensor here.
-        lengths: int64 `[a]`, committed tokens of each of them that are in the cache.
+        lengths: int64 `[a]`, committed tokens of each active sequence that are in the cache.
         forwards: decode forwards of the batch.
         prefills: prefill forwards of the batch.
-        sequence_forwards: decode forwards that each sequence of the whole batch took part in.
+        sequence_forwards: decode forwards of each sequence of the whole batch.
     """
 
     def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], slots: int, capacity: int) -> None:
@@ -41,7 +41,7 @@ class Session:
         engine.allocate(slots, capacity)
 
     def admit(self, slot: int, sequence: int) -> None:
-        """Assigns a slot to another sequence, whose prompt is still to be prefilled."""
+        """Assigns a slot to another sequence, whose prompt must then be prefilled."""
         self.active[slot] = sequence
         self.lengths = self.lengths.clone()
         self.lengths[slot] = 0
@@ -50,8 +50,8 @@ class Session:
         """Runs prompts causally and keeps their keys and values.
 
         Args:
-            slots: of the sequences whose prompts they are, ascending; nothing of these sequences is in the cache yet.
-            masks: so many mask tokens follow each prompt; they see the prompt and each other and are not kept.
+            slots: slots to prefill, ascending; their sequences have no entries in the cache yet.
+            masks: number of mask tokens after each prompt; they see the prompt and each other and are not committed.
 
         Returns:
             float32 `[n, 1 + masks, V]`, one for each slot: after the prompt's last token, then at each mask.
@@ -77,13 +77,13 @@ class Session:
     def forward_read_only(
         self, tokens: Tensor, counts: Tensor, adapter: bool = False, counted: Tensor | None = None
     ) -> Tensor:
-        """Runs a block that sees itself in both directions over the cache; the committed text stays as it is.
+        """Runs a block, bidirectional inside, over the cache; commits nothing.
 
         Args:
             tokens: int64 `[a, T]`.
             counts: int64 `[a]`, real tokens of each sequence.
-            adapter: with the drafter adapter.
-            counted: bool `[a]`, sequences for which this forward counts; None for all.
+            adapter: whether the drafter adapter is on.
+            counted: bool `[a]`, sequences for which this forward is counted; None for all.
 
         Returns:
             float32 `[a, T, V]`.
@@ -119,7 +119,7 @@ class Session:
         Args:
             tokens: int64 `[a, T]`.
             offsets: int64 `[T]`, positions counted from each sequence's length; 0, 1, .. for the appended tokens.
-            pattern: bool `[T, T]` (query, key); causal among the appended tokens, which see no others.
+            pattern: bool `[T, T]` (query, key); appended tokens see each other causally and no other tokens.
             appended: tokens to commit.
 
         Returns:
@@ -142,7 +142,7 @@ class Session:
         self.lengths = lengths
 
     def keep_slots(self, slots: list[int]) -> None:
-        """Keeps these slots only; the sequences in the others leave the cache."""
+        """Keeps only these slots; the others are freed."""
         self.engine.keep_slots(torch.tensor(slots, dtype=torch.int64))
         self.active = [self.active[slot] for slot in slots]
         self.lengths = self.lengths[slots]
@@ -180,14 +180,14 @@ class Session:
         return self._without_mask(self.engine.forward(step))
 
     def _without_mask(self, logits: Tensor) -> Tensor:
-        """float32 logits in which the mask token has minus infinity: no mode ever predicts it."""
+        """float32 logits with minus infinity at the mask token, which no mode predicts."""
         logits = logits.float()
         logits[..., self.engine.mask_token_id] = float("-inf")
         return logits
 
 
 def _prompt_then_masks(sizes: Tensor, width: int, masks: int) -> Tensor:
-    """Prompt tokens see causally, the masks behind them see the prompt and all masks: bool `[b, width, width]`."""
+    """Prompt tokens are causal; the masks after them see the prompt and all masks: bool `[b, width, width]`."""
     index = torch.arange(width)
     furthest = torch.where(index < sizes[:, None], index, (sizes + masks - 1)[:, None])
     return index <= furthest[:, :, None]

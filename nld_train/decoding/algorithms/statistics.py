@@ -1,6 +1,6 @@
 """Figures of a decoded batch: tokens per forward, accepted length, acceptance rate by position, agreement.
 
-Every report takes them from here (docs/method.md, "Evaluation figures").
+All reports use these functions (docs/method.md, "Evaluation figures").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BY_SEQUENCE = [field.name for field in fields(DecodeResult) if field.name not i
 
 
 def decoding_figures(result: DecodeResult, reference: DecodeResult | None = None) -> dict[str, Any]:
-    """The figures that every report has.
+    """The figures that all reports have.
 
     Args:
         result: of some prompts.
@@ -60,13 +60,13 @@ def agreement(token_ids: Sequence[Sequence[int]], reference: Sequence[Sequence[i
 def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Sequence[int]) -> dict[int, float]:
     """Acceptance rate of the draft at each position of a block, in a speculative mode.
 
-    A draft is accepted with all drafts before it. A cycle counts at the positions where it had a draft; where a stop
-    ended the sequence inside its drafts, whether those behind the stop were accepted is unknown and they do not count.
+    A draft is accepted only together with all drafts before it. A cycle counts at the positions where it had a draft.
+    Drafts after a stop do not count, since the decoder does not record whether they were accepted.
 
     Args:
         result: of a linear or quadratic decoding.
         block_length: B.
-        budgets: most new tokens of each sequence.
+        budgets: maximum number of new tokens of each sequence.
 
     Returns:
         Position (1 to B-1; the token at position 0 comes from the AR head) -> share of cycles, for positions that had

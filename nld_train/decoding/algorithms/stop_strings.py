@@ -1,4 +1,4 @@
-"""Stop strings in a text that grows token by token, searched in its end alone."""
+"""Stop strings in a text that grows token by token; only its end is searched."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 ToText = Callable[[Sequence[int]], str]
 
-# At the end of a text whose last character is not complete.
+# The replacement character: the end of a text whose last character is incomplete.
 _INCOMPLETE = "\ufffd"
-# So many characters before a token's own can change with it: tokenizers may take out spaces before punctuation.
+# A new token can change this many characters before its own: tokenizers may remove spaces before punctuation.
 _CHANGING = 8
 
 
 def stopping(tokenizer: Any, strings: Sequence[str], stop_tokens: Sequence[int]) -> dict[str, Any]:
-    """The decode options that stop at texts as well as at tokens.
+    """The decode options that end sequences at stop strings as well as at stop tokens.
 
     Args:
         tokenizer: of `transformers`.
@@ -22,8 +22,8 @@ def stopping(tokenizer: Any, strings: Sequence[str], stop_tokens: Sequence[int])
         stop_tokens: ids that end a sequence in any case.
 
     Returns:
-        `stop_tokens`, `stop_strings` and `to_text` of `DecodeOptions`. Special tokens are not part of a
-        decoded text: one among the strings ends a sequence as a token.
+        `stop_tokens`, `stop_strings` and `to_text` of `DecodeOptions`. Decoded text has no special tokens, so a special
+        token among the strings becomes a stop token.
     """
     vocabulary = tokenizer.get_added_vocab()
     special = [vocabulary[string] for string in strings if string in vocabulary]
@@ -37,10 +37,10 @@ def stopping(tokenizer: Any, strings: Sequence[str], stop_tokens: Sequence[int])
 class StopStrings:
     """Finds the token that completes a stop string in the text of a sequence.
 
-    Decoding the whole text for each token would take quadratic time. Only the last tokens are kept, whose text is
-    longer than any stop string, behind a few tokens of context: tokenizers treat the beginning of a text differently,
-    and a character, or a run of byte tokens, may not be split. So older tokens are dropped only where the text was
-    complete, and only if the kept ones then decode to the same text as before.
+    Decoding the whole text for each token would take quadratic time. Only the last tokens are kept: enough for the
+    longest stop string, and a few tokens of context before them, since tokenizers treat the beginning of a text
+    differently. A character, or a run of byte tokens, must not be split: older tokens are dropped only where the text
+    was complete, and only if the kept ones then decode to the same text as before.
 
     Args:
         strings: texts, none empty.
@@ -50,12 +50,12 @@ class StopStrings:
     def __init__(self, strings: Sequence[str], to_text: ToText) -> None:
         self._strings, self._to_text = tuple(strings), to_text
         self._reach = max(map(len, self._strings)) + _CHANGING
-        # One bad byte makes these signs of a whole run of byte tokens, however long.
+        # One invalid byte turns a whole run of byte tokens, however long, into replacement characters.
         self._needs_all = any(_INCOMPLETE in string for string in self._strings)
         self._tokens: list[int] = []
         # Characters at the beginning of the kept tokens' text that are context.
         self._context = 0
-        # Where the text was complete: numbers of kept tokens and of their text's characters.
+        # Points at which the text was complete: number of kept tokens and of characters of their text.
         self._complete: list[tuple[int, int]] = []
 
     def completed_by(self, token: int) -> bool:
@@ -68,7 +68,7 @@ class StopStrings:
         # Not where the text has become shorter or is unchanged: special tokens, and removed spaces.
         if len(text) > before and not text.endswith(_INCOMPLETE):
             self._complete.append((len(self._tokens), len(text)))
-            # Not before: the signs of incomplete characters are more than the characters that they become.
+            # Only here: an incomplete text may have more replacement characters than the complete text has characters.
             if len(text) - self._context > 2 * self._reach and not self._needs_all:
                 self._drop_old(text)
         return False
@@ -83,7 +83,7 @@ class StopStrings:
         context = len(self._to_text(self._tokens[start:border]))
         if not context or self._to_text(kept)[context:] != text[length:]:
             return
-        # A character at the beginning may be gone now.
+        # The kept text may have lost a character at its beginning.
         shift = length - context
         self._complete = [(count - start, end - shift) for count, end in self._complete if count >= border]
         self._tokens, self._context = kept, context

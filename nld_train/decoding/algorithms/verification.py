@@ -18,7 +18,7 @@ class Drafts:
     Attributes:
         tokens: int64 `[a, T]` on the CPU; column 0 comes from the AR head and needs no verification.
         sizes: int64 `[a]` on the CPU, real tokens of each sequence, at least 1.
-        logits: float32 `[a, T, V]`, what each token was sampled from; column 0 is unused. None with T = 1.
+        logits: float32 `[a, T, V]`, from which each token was sampled; column 0 is unused. None if T = 1.
     """
 
     tokens: Tensor
@@ -31,7 +31,7 @@ class Ensemble:
     """AR and diffusion predictions mixed in the bonus token (quadratic self-speculation with w < 1).
 
     Attributes:
-        ar_weight: w, the share of the AR prediction.
+        ar_weight: w, the weight of the AR prediction.
         logits: from int64 `[a]`, the accepted drafts of each sequence, to float32 `[a, V]`, the diffusion prediction
             after them.
     """
@@ -51,8 +51,8 @@ def verify(
 
     Args:
         sampling: for these sequences.
-        drafts: `[a, T]` of them.
-        target_logits: float32 `[a, T, V]`, of the target model (AR mode) after draft j given the drafts up to it.
+        drafts: `[a, T]`.
+        target_logits: float32 `[a, T, V]`, of the target model (AR mode); row j is conditioned on drafts 0..j.
         ensemble: mixes another prediction into the bonus token.
 
     Returns:
@@ -90,13 +90,13 @@ def _residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:
     """`max(p - q, 0)`, normalised, in the rows where a draft from q was rejected; p in the others: `[a, V]`."""
     rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)
-    # Where p equals q up to rounding, a rejection is all but impossible and p is as good an answer.
+    # If p equals q up to rounding, a rejection is all but impossible, and p is used.
     usable = rejected.to(p.device).unsqueeze(-1) & (total > 0)
     return torch.where(usable, rest / total.clamp(min=torch.finfo(p.dtype).tiny), p)
 
 
 def _mixed(sampling: TokenSampling, target: Tensor, bonus: Tensor, other: Tensor, ar_weight: float) -> Tensor:
-    """`w * AR + (1 - w) * diffusion` in probabilities; the whole softmax where greedy, so that certainty counts.
+    """`w * AR + (1 - w) * diffusion` in probabilities; in greedy decoding of the whole softmax, not of one-hot vectors.
 
     Source: arXiv 2607.05722, Appendix C.
     """

@@ -1,4 +1,4 @@
-"""The work of `nld-decode`: read prompts, open a checkpoint, decode, show the results."""
+"""`nld-decode`: reads prompts, opens a checkpoint, decodes, and shows the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from nld_train.decoding.command_line.variants import DecodeVariant, refuse_unrea
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import only_rank_zero_prints
 
-# More of a text than any terminal has room for.
+# Longer than the line of any terminal.
 _START_CHARACTERS = 200
 _WARMING_TOKENS = 8
 
@@ -35,8 +35,8 @@ class Decoded:
 
     Attributes:
         result: their tokens.
-        sequences: each as it ended.
-        seconds: wall time with the prefills, without the time of showing.
+        sequences: the final state of each.
+        seconds: wall time with the prefills, without the time for showing them.
     """
 
     result: DecodeResult
@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> None:
     """Runs a command line that `nld_train.commands.decode` has parsed.
 
     Raises:
-        UserError: a request that cannot be answered, found before any weight is read.
+        UserError: a request that cannot be fulfilled, found before any weight is read.
     """
     refuse_unread(arguments)
     request = read_request(arguments)
@@ -72,7 +72,7 @@ class Job(Request):
     """A request and how its results are shown."""
 
     def show(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
-        """Decodes in one variant; sequences are shown while they grow, and printed or given as JSON when finished."""
+        """Decodes in one variant; shows sequences while they grow, and prints them, or their JSON, when finished."""
         variant, console = variants[0], Console(highlight=False, soft_wrap=True)
         if as_json:
             self._decode(engine, variant, InOrder(lambda ended: _print_json(self._record(variant, ended))))
@@ -113,7 +113,7 @@ class Job(Request):
             report_console().print(table)
 
     def _warm_up(self, engine: Engine, variant: DecodeVariant) -> None:
-        """Decodes a few tokens without counting them: one-time costs of the first forwards are no part of the speed."""
+        """Decodes a few tokens first, so that one-time costs of the first forwards do not count in the speed."""
         few = min(variant.options.max_new_tokens, _WARMING_TOKENS)
         first = replace(self, prompts=self.prompts[: self.batch_size])
         first._decode(engine, replace(variant, options=replace(variant.options, max_new_tokens=few)))
@@ -127,7 +127,7 @@ class Job(Request):
         return Decoded(result, sequences, time.perf_counter() - begin - observer.seconds)
 
     def _record(self, variant: DecodeVariant, ended: Progress) -> dict[str, Any]:
-        """One prompt as JSON with its own figures; `seconds` are beside the other active sequences."""
+        """One prompt as JSON with its own figures; `seconds` include the work on the other active sequences."""
         new = len(ended.tokens)
         return {
             "mode": variant.name,

@@ -12,7 +12,7 @@ class Observers:
     """Several observers as one.
 
     Attributes:
-        seconds: their own time, which is none of the decoder's.
+        seconds: time spent in the observers, which does not count as decoding.
     """
 
     def __init__(self, *observers: Observer | None) -> None:
@@ -31,7 +31,7 @@ class InOrder:
     """Passes on each finished sequence once, as soon as all sequences before it have been.
 
     Args:
-        take: called with the sequence as it ended.
+        take: called with the final state of the sequence.
     """
 
     def __init__(self, take: Callable[[Progress], None]) -> None:

@@ -28,13 +28,13 @@ def value_errors_as_user_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts and the checkpoint that continues them.
+    """Prompts and the checkpoint to decode them with.
 
     Attributes:
         source: the checkpoint.
         texts: the prompts.
         prompts: ids of each.
-        batch_size: most active sequences.
+        batch_size: maximum number of active sequences.
     """
 
     source: Source
@@ -47,7 +47,7 @@ def read_request(arguments: Namespace) -> Request:
     """Finds prompts and checkpoint of a command line; reads no weights.
 
     Raises:
-        UserError: one of them is not there, or the batch size is below 1.
+        UserError: one of them does not exist, or the batch size is below 1.
     """
     texts = _read_prompts(arguments)
     check_batch_size(arguments)
@@ -132,8 +132,7 @@ def policy_of(arguments: Namespace, source: Source) -> PolicyOf:
     """The commit policy of a command line with the options of `commands.arguments.add_policy`.
 
     Raises:
-        UserError: a value out of its range, an argument that the policy does not read, or a trained sampler that is
-            not there.
+        UserError: a value out of its range, an argument that the policy does not read, or a missing trained sampler.
     """
     with value_errors_as_user_errors():
         settings = PolicySettings.of(vars(arguments))

@@ -1,4 +1,4 @@
-"""Decoded text on a terminal, coloured by what committed each token, also while it grows."""
+"""Decoded text on a terminal, finished or growing, coloured by the pass that committed each token."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Decode = Callable[[list[int]], str]
 
 
 def report_console() -> Console:
-    """For tables: as wide as the terminal, or as COLUMNS says; 120 wide into a file or a pipe."""
+    """A console for tables: as wide as the terminal or COLUMNS; 120 wide for a file or a pipe."""
     return Console(highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns)
 
 
 def numeric(name: str) -> Column:
-    """A column of figures, which are never broken over lines; its name may be."""
+    """A column of figures, which are never wrapped; its name may be."""
     return Column(name, justify="right", min_width=max(map(len, name.split())))
 
 
 def print_sequence(console: Console, tokenizer: Any, mode: Mode, prompt: str, ended: Progress) -> None:
-    """Prints a prompt and its finished continuation, in the colours of what committed it."""
+    """Prints a prompt and its finished continuation, coloured by the pass that committed each token."""
     styles = styles_of(mode, ended.committed_by, ended.drafted)
     console.print(_prompt(prompt) + coloured(_decode_of(tokenizer), ended.tokens, styles))
 
@@ -174,7 +174,7 @@ class Watcher:
 
 
 class Screen:
-    """Texts that grow, one below the other; where they are longer than the screen, their ends.
+    """Growing texts, one below the other; only their ends if they are longer than the screen.
 
     Args:
         texts: of the sequences.
@@ -190,8 +190,8 @@ class Screen:
         shown = [console.render_lines(text, folded, pad=False) for text in self._texts]
         if sum(map(len, shown)) > console.height:
             shown = shown[: console.height]
-            share = console.height // max(1, len(shown))
-            shown = [lines[-share:] for lines in shown]
+            height = console.height // max(1, len(shown))
+            shown = [lines[-height:] for lines in shown]
         for lines in shown:
             for line in lines:
                 yield from line

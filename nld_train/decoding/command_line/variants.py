@@ -20,11 +20,11 @@ class DecodeVariant:
     """A decode mode with its options and commit policy.
 
     Attributes:
-        name: the mode, with a remark where it drafts with the adapter, commits by another policy than the threshold, or
-            mixes both heads.
+        name: the mode, with a suffix if it drafts with the adapter, has another policy than the default, or an AR
+            weight below 1.
         mode: of the decoder.
         options: of the decoder.
-        policy: what a denoising pass of diffusion commits.
+        policy: commit policy of diffusion; None in other modes.
     """
 
     name: str
@@ -34,7 +34,7 @@ class DecodeVariant:
 
 
 def refuse_unread(arguments: Namespace) -> None:
-    """Refuses options that the mode does not read, and impossible ones; a comparison reads all options.
+    """Refuses options that the mode does not read, and invalid ones; a comparison reads all options.
 
     Raises:
         UserError: no mode; an option of another mode; an empty `--stop`.
@@ -44,7 +44,7 @@ def refuse_unread(arguments: Namespace) -> None:
     if arguments.compare:
         return
     if arguments.mode is None:
-        raise UserError("--mode: say how to decode (ar, diffusion, linear, quadratic), or --compare all of them")
+        raise UserError("--mode: choose one of ar, diffusion, linear, quadratic, or --compare all of them")
     with value_errors_as_user_errors():
         PolicySettings.of(vars(arguments)).check_mode(arguments.mode)
     if arguments.mode != "quadratic" and arguments.ar_weight != 1:
@@ -52,7 +52,7 @@ def refuse_unread(arguments: Namespace) -> None:
 
 
 def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[DecodeVariant]:
-    """A comparison has every mode, AR first, and linear with the adapter where `--adapter` is given.
+    """The variants to decode: one, or with `--compare` every mode, AR first, and with `--adapter` linear with it.
 
     Raises:
         ValueError: a setting out of its range.

@@ -18,13 +18,13 @@ from torch import Tensor
 class Step:
     """One forward over `a` sequences of T tokens each. All tensors are on the CPU.
 
-    Every query sees entries `0 .. cached-1` of its slot, and of this step's tokens those that `visible_inside` allows.
+    Every query sees entries `0 .. cached-1` of its slot, and the tokens of this step that `visible_inside` allows.
     Afterwards entry `cached + i` of a slot holds the keys and values of token i (for i < counts); whether they become
     part of the text is decided by `cached` of the next step. Entries below `cached` never change.
 
     Attributes:
         tokens: int64 `[a, T]`.
-        positions: int64 `[a, T]`, for the rotary embedding and the query scale. They may pass the context length by a
+        positions: int64 `[a, T]`, for the rotary embedding and the query scale. They may exceed the context length by a
             block in the last cycles of quadratic self-speculation.
         counts: int64 `[a]`, real tokens of each sequence, 1..T; the rest is padding at the end with unused logits.
         cached: int64 `[a]`, entries of the cache that are visible.
@@ -33,7 +33,7 @@ class Step:
             None.
         outputs: int64 `[a, R]`, the tokens whose logits are returned; None for all T.
         slots: int64 `[a]`, the slot of each sequence, each at most once; None for all slots in order.
-        adapter: run with the drafter adapter. Entries that such a step writes are never committed.
+        adapter: whether the drafter adapter is on. Entries that such a step writes are never committed.
     """
 
     tokens: Tensor
@@ -49,7 +49,7 @@ class Step:
     def visible_inside(self) -> Tensor:
         """Which tokens of the step see each other: bool `[a, T, T]` (query, key).
 
-        Padding sees itself and is hidden from all others, so that no query has an empty row in its mask.
+        Padding sees itself and is invisible to all other tokens, so that no row of the mask is empty.
         """
         index = torch.arange(self.tokens.shape[1])
         if self.pattern is None:
@@ -60,7 +60,7 @@ class Step:
         return (allowed & real[:, None, :]) | torch.eye(len(index), dtype=torch.bool)
 
     def visible(self, entries: int) -> Tensor:
-        """The whole rule over entries `0 .. entries-1`, this step's tokens included: bool `[a, T, entries]`."""
+        """The whole mask over entries `0 .. entries-1`, this step's tokens included: bool `[a, T, entries]`."""
         offset = torch.arange(entries) - self.cached[:, None]
         columns = offset.clamp(0, self.tokens.shape[1] - 1)[:, None, :].expand(-1, self.tokens.shape[1], -1)
         inside = (offset >= 0) & (offset < self.tokens.shape[1])
@@ -68,12 +68,12 @@ class Step:
 
 
 class Limits(Protocol):
-    """What a request is checked against, before or after the weights are read.
+    """The properties of a model against which a request is checked, before or after the weights are read.
 
     Attributes:
         vocabulary_size: V, without padding of a parallel head.
         mask_token_id: the id of masked tokens.
-        context_length: most tokens of a sequence.
+        context_length: maximum number of tokens of a sequence.
         has_adapter: whether steps with `adapter=True` can run.
     """
 
@@ -87,7 +87,7 @@ class Engine(Limits, Protocol):
     """A model with a static KV cache. Under model parallelism every rank runs the decoder and gets the same logits."""
 
     def allocate(self, slots: int, capacity: int) -> None:
-        """Makes an empty KV cache of so many slots with `capacity` entries each, in place of any earlier one."""
+        """Allocates an empty KV cache with `capacity` entries per slot, in place of any earlier one."""
 
     def forward(self, step: Step) -> Tensor:
         """Runs a step over slots of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
@@ -96,11 +96,11 @@ class Engine(Limits, Protocol):
         """
 
     def logits_at(self, outputs: Tensor) -> Tensor:
-        """Logits of other tokens of the last step, whose indices int64 `[a, R]` are given: float `[a, R, V]`.
+        """Logits of other tokens of the last step, at indices int64 `[a, R]`: float `[a, R, V]`.
 
-        Only the head runs: which logits are needed often depends on others of the same forward. Must follow the
-        forward directly, with no `allocate` or `keep_slots` in between.
+        Only the head runs: which logits are needed can depend on other logits of the same forward. Must follow the
+        forward directly, without `allocate` or `keep_slots` in between.
         """
 
     def keep_slots(self, slots: Tensor) -> None:
-        """Frees all slots but these (int64, in this order): their sequences have finished and no prompt waits."""
+        """Keeps only these slots (int64, in this order) and frees the others, whose sequences have finished."""

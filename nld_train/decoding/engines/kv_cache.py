@@ -12,7 +12,7 @@ from nld_train.decoding.engines.engine import Step
 
 @dataclass(frozen=True)
 class Destinations:
-    """Where a step's keys and values are written, one member per real token. All int64 `[n]`.
+    """Where a step's keys and values are written, one element per real token. All int64 `[n]`.
 
     Attributes:
         rows: rows of the step.
@@ -28,7 +28,7 @@ class Destinations:
 
     @classmethod
     def of(cls, step: Step, device: torch.device) -> Destinations:
-        """The destinations of any step."""
+        """The destinations of a step."""
         real = torch.arange(step.tokens.shape[1]) < step.counts[:, None]
         rows, tokens = real.nonzero(as_tuple=True)
         slots = rows if step.slots is None else step.slots[rows]
@@ -40,14 +40,14 @@ class KeyValueCache:
     """Per layer two tensors `[slots, groups, capacity, head_dim]`, allocated at the layer's first step.
 
     Args:
-        slots: active sequences.
+        slots: number of slots.
         capacity: entries of each slot.
     """
 
     def __init__(self, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        # Of the current step: the first entry where it is the same for all slots, else the destinations.
+        # Of the current step: the first entry if it is the same for all slots, else the destinations.
         self._start: int | None = None
         self._destinations: Destinations | None = None
         self._read: Tensor | None = None
@@ -79,7 +79,7 @@ class KeyValueCache:
         return self._written(keys, key), self._written(values, value)
 
     def keep_slots(self, slots: Tensor) -> None:
-        """Keeps these slots only, int64 `[n]`, in this order."""
+        """Keeps only these slots, int64 `[n]`, in this order."""
         self.slots = len(slots)
         self._layers = {
             layer: (keys[slots.to(keys.device)], values[slots.to(values.device)])

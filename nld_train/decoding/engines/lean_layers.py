@@ -1,8 +1,8 @@
-"""Megatron's layers without what they keep for training: the same modules and weights, fewer calls per forward.
+"""Megatron's layers without their training overhead: the same modules and weights, fewer calls per forward.
 
-A forward over one token consists of small products, beside which Megatron's autograd functions, recomputation branches
-and profiler ranges take most of the time. Inside `lean` the layers of a model without tensor parallelism do the
-arithmetic only. It repeats what each module computes; a test compares it with Megatron's.
+A forward over one token consists of small products; Megatron's autograd functions, recomputation branches and profiler
+ranges take most of its time. Inside `lean` the layers of a model without tensor parallelism do only the arithmetic. The
+replacements compute the same as the modules; a test compares them.
 """
 
 from __future__ import annotations

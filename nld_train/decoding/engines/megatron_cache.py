@@ -23,9 +23,9 @@ class CachedContext:
         sine: `[T, a, 1, head_dim]`.
         query_scale: `[T, a, 1, 1]` or None.
         cache: of this rank.
-        visible: bool `[a, 1, T, entries]`, the entries of its slot that each token sees; None where it is all of them.
-        adapted: `[1, 1, 1]`, 1, where the step drafts with the adapter, else None.
-        masks: `visible` in the shape of the layers' product, made by the first of them.
+        visible: bool `[a, 1, T, entries]`, the entries of its slot that each token sees; None if it sees all.
+        adapted: 1 of shape `[1, 1, 1]` if the step drafts with the adapter, else None.
+        masks: `visible` in the shape of the attention product, computed by the first layer; by its repeats.
     """
 
     cosine: Tensor
@@ -38,7 +38,7 @@ class CachedContext:
 
     @classmethod
     def of(cls, step: Step, cache: KeyValueCache, rotary: RotaryEmbedding, dtype: torch.dtype) -> CachedContext:
-        """The context of a step, on the rotary embedding's device; the cache is ready for its keys and values."""
+        """The context of a step, on the rotary embedding's device; prepares the cache for its keys and values."""
         device = rotary.frequencies.device
         positions = step.positions.T
         cosine, sine = rotary.cosine_and_sine(positions, dtype)
@@ -59,7 +59,7 @@ class CachedContext:
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Writes this step's keys and values and attends to what is visible. See `model.streams.LayerContext`.
 
-        Query heads of a group share their keys, so they become further rows of one product.
+        Query heads of a group share their keys, so they are folded into the rows of one product.
         """
         del attend
         keys, values = self.cache.update(layer, key, value)
@@ -83,7 +83,7 @@ def _all_seen(step: Step) -> bool:
 
 
 def _visible(step: Step, entries: int) -> Tensor:
-    """`step.visible(entries)`; of single tokens, and of causal steps without padding, in few operations."""
+    """`step.visible(entries)`, in fewer operations for single tokens and for causal steps without padding."""
     length = step.tokens.shape[1]
     if length > 1 and (step.pattern is not None or not bool((step.causal & (step.counts == length)).all())):
         return step.visible(entries)

@@ -1,8 +1,8 @@
 """The engine over a model in training: same weights, no copy, any tensor and pipeline layout.
 
 Every rank of a model runs the decoder and gets the same logits. Pipeline stages run one after another; the last one's
-logits are broadcast. The state of training is unchanged: a step's streams have a context of their own, and the model's
-mode is restored at the end.
+logits are broadcast. The training state is unchanged: a step has its own stream context, and the model's mode is
+restored at the end.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class MegatronEngine:
 
     def logits_at(self, outputs: Tensor) -> Tensor:
         """See `engine.Engine.logits_at`."""
-        assert len(outputs) == self._rows, "nothing was run, or a slot was freed since"
+        assert len(outputs) == self._rows, "no forward has run since the slots last changed"
         index, logits = self._index(outputs), torch.empty(0)
         if self._hidden is not None:
             logits = self.chunks[-1].logits(self._hidden.index_select(0, index))
@@ -164,7 +164,7 @@ def _rank_of_stage(stage: int) -> int:
 
 
 def _pad(step: Step, multiple: int) -> Step:
-    """The step with so much padding that sequence parallelism can divide it into equal parts."""
+    """The step, padded so that sequence parallelism can divide it into equal shards."""
     missing = -step.tokens.shape[1] % multiple
     if missing == 0:
         return step

@@ -1,4 +1,4 @@
-"""What a commit policy is: from the blocks after a denoising pass to the masked positions that it commits."""
+"""The interface of commit policies: from the blocks after a denoising pass to the masked positions that it commits."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class BlockView:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """float32 `[d, T]`: of the prediction, in nats."""
+        """float32 `[d, T]`: entropy of the prediction, in nats."""
         probabilities = self.logits.softmax(-1)
         return torch.special.entr(probabilities).sum(-1).cpu()
 
     def best(self, score: Tensor, number: Tensor | int) -> Tensor:
         """The masked positions of the highest score `[d, T]`, `number` (or int64 `[d]`) per block: bool `[d, T]`."""
-        # Stable: among equals the first position comes first, on every machine.
+        # Stable, so that among equal scores the first position is chosen on every machine.
         order = score.masked_fill(~self.masked, float("-inf")).argsort(stable=True, dim=1, descending=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         return (rank < (number if isinstance(number, int) else number[:, None])) & self.masked

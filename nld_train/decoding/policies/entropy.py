@@ -1,4 +1,4 @@
-"""By the entropy of the prediction."""
+"""Commit policy: bounds the entropy of the prediction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUND = Argument(
 
 @dataclass(frozen=True)
 class Entropy:
-    """Commits where the prediction's entropy is at most this many nats, and always the lowest.
+    """Commits positions whose prediction has at most this entropy in nats, and always the one with the lowest.
 
     Raises:
         ValueError: a negative bound.

@@ -1,4 +1,4 @@
-"""A fixed number of denoising passes per block."""
+"""Commit policy: a fixed number of denoising passes per block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = Argument(
 
 @dataclass(frozen=True)
 class EvenSteps:
-    """Spreads a block's masks evenly over so many passes, the most confident first.
+    """Spreads a block's masks evenly over `passes` passes, the most confident first.
 
     Raises:
         ValueError: fewer than one pass.
@@ -42,14 +42,14 @@ class EvenSteps:
 
 
 def even_share(view: BlockView, passes: Tensor | int) -> Tensor:
-    """The most confident positions of each block, so many that it is complete after `passes` (int64 `[d]`) passes."""
+    """The most confident positions of each block, as many as complete it evenly in `passes` (int64 `[d]`) passes."""
     left = (passes - view.passes).clamp(min=1)
     return view.best(view.confidence, (view.masked.sum(1) + left - 1) // left)
 
 
 DECLARATION = PolicyDeclaration(
     name="steps",
-    summary="an even share of the block's masks per pass, so that a block takes so many passes",
+    summary="an even share of the block's masks per pass, so that a block takes N passes",
     arguments=(STEPS,),
     build=from_arguments(EvenSteps),
 )

@@ -1,4 +1,4 @@
-"""A fixed number of positions per pass."""
+"""Commit policy: a fixed number of positions per pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUMBER = Argument(
 
 @dataclass(frozen=True)
 class FixedNumber:
-    """Commits the most confident positions, so many per pass; 1 is one-token-per-pass decoding.
+    """Commits the `number` most confident positions per pass; 1 is one-token-per-pass decoding.
 
     Raises:
         ValueError: fewer than one.
@@ -43,7 +43,7 @@ class FixedNumber:
 
 DECLARATION = PolicyDeclaration(
     name="number",
-    summary="the most confident positions, so many per pass (1 is one token per pass)",
+    summary="the N most confident positions per pass (1 is one token per pass)",
     arguments=(NUMBER,),
     build=from_arguments(FixedNumber),
 )

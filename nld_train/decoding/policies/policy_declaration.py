@@ -1,6 +1,6 @@
-"""How a commit policy describes itself: name, arguments with their ranges, and how it is built. Imports no torch.
+"""Declarations of commit policies: name, arguments with their ranges, and how to build one. Imports no torch.
 
-Command lines, the evaluation harness and the table in `docs/decoding.md` are made from these declarations.
+Command lines, the evaluation harness and the table in `docs/decoding.md` are made from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nld_train.decoding.engines.engine import Engine
     from nld_train.decoding.policies.commit import CommitPolicy
 
-# Some policies read weights of the model, so that they can only be made once it is loaded.
+# Some policies read weights of the model, so a policy is built after the model is loaded.
 PolicyOf = Callable[["Engine"], "CommitPolicy"]
 Build = Callable[[Mapping[str, Any], Path], PolicyOf]
 
@@ -24,16 +24,15 @@ class Argument:
     """An argument of a commit policy.
 
     Attributes:
-        name: the keyword; `--its-name` on the command line.
-        type: makes a value of the text on a command line.
-        default: the value where none is given.
+        name: the keyword; with dashes for underscores, the option on the command line.
+        type: converts the text of a command line to a value.
+        default: the value if none is given.
         help: its line in `--help`, without the default.
         metavar: the value's name in `--help`.
-        lowest: least value; None for values without an order.
-        highest: greatest value; None for no limit.
+        lowest: smallest value; None for values without an order.
+        highest: largest value; None for no limit.
         phrase: how an error message names a value, which replaces the `{}`.
-        ignorable: whether the argument, given with a policy or mode that does not use it, is ignored. Others are
-            refused.
+        ignorable: whether the argument is ignored, instead of refused, with a policy or mode that does not use it.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Argument:
 
     @property
     def option(self) -> str:
-        """On a command line."""
+        """The option on a command line."""
         return "--" + self.name.replace("_", "-")
 
     def check(self, value: Any) -> None:
@@ -65,16 +64,16 @@ class Argument:
 
 @dataclass(frozen=True)
 class PolicyDeclaration:
-    """A commit policy as users choose it.
+    """The declaration of a commit policy.
 
     Attributes:
-        name: of `--policy`.
+        name: value of `--policy`.
         summary: what a denoising pass commits, for `--help` and docs.
         arguments: in the order in which the policy takes them.
-        build: from the values of the arguments by name and the directory of the checkpoint to the policy of an engine;
-            called before any weight is read. Raises UserError where the policy lacks something.
+        build: from the arguments' values by name and the checkpoint's directory to a function that makes the policy for
+            an engine; called before any weight is read. Raises UserError if the policy lacks a file that it needs.
         modes: decode modes with denoising passes.
-        one_process: why it needs the whole model in one process; empty where it does not.
+        one_process: why it needs the whole model in one process; empty if it does not.
     """
 
     name: str
@@ -86,7 +85,7 @@ class PolicyDeclaration:
 
 
 def from_arguments(policy: Callable[..., CommitPolicy]) -> Build:
-    """The `build` of a policy that is made from its arguments alone, in their order."""
+    """The `build` of a policy that is constructed from its arguments alone, in their order."""
 
     def build(values: Mapping[str, Any], checkpoint: Path) -> PolicyOf:
         del checkpoint

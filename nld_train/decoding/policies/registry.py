@@ -38,11 +38,11 @@ def policy_arguments() -> dict[str, Argument]:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """The choice of a commit policy, before any weight is read.
+    """A commit policy and its arguments as chosen by the user.
 
     Attributes:
-        name: of `POLICIES`.
-        values: of the arguments of all policies, by name.
+        name: key of `POLICIES`.
+        values: values of the arguments of all policies, by name.
 
     Raises:
         ValueError: an unknown policy, or a value out of its range.
@@ -62,12 +62,12 @@ class PolicySettings:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PolicySettings:
-        """From parsed arguments or keywords: `policy` and arguments by name among others; defaults elsewhere."""
+        """From parsed arguments or keywords: `policy` and the policies' arguments; other keys are ignored."""
         return cls(settings.get("policy", DEFAULT), settings)
 
     @property
     def declaration(self) -> PolicyDeclaration:
-        """Of the chosen policy."""
+        """The declaration of the chosen policy."""
         return POLICIES[self.name]
 
     def record(self) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class PolicySettings:
         return {"policy": self.name, **self.values}
 
     def check_mode(self, mode: str) -> None:
-        """Refuses a commit policy for a mode that has no denoising passes.
+        """Refuses a policy or an argument of one in a mode that has no denoising passes.
 
         Raises:
-            UserError: there is one.
+            UserError: one of them differs from its default.
         """
         modes = self.declaration.modes
         if mode in modes:
@@ -89,15 +89,15 @@ class PolicySettings:
             raise UserError(f"{_option(name)}: mode {mode!r} has no denoising passes; only {reader} reads it")
 
     def build(self, checkpoint: Path, processes: int) -> PolicyOf:
-        """The policy of the engine that will decode.
+        """A function that makes the policy for an engine.
 
         Args:
-            checkpoint: its directory.
-            processes: that share the model.
+            checkpoint: directory of the checkpoint.
+            processes: number of processes that share the model.
 
         Raises:
-            UserError: an argument of another policy, more processes than the policy can work with, or what its own
-                `build` refuses.
+            UserError: an argument of another policy, several processes for a policy that needs the whole model, or what
+                the policy's `build` refuses.
         """
         for name in self._given():
             if name not in {argument.name for argument in self.declaration.arguments}:
@@ -107,7 +107,7 @@ class PolicySettings:
                 )
         if processes > 1 and self.declaration.one_process:
             reason = self.declaration.one_process
-            raise UserError(f"--policy {self.name}: {reason}; take --tensor 1 and --pipeline 1")
+            raise UserError(f"--policy {self.name}: {reason}; use --tensor 1 and --pipeline 1")
         values = {argument.name: self.values[argument.name] for argument in self.declaration.arguments}
         return self.declaration.build(values, checkpoint)
 

@@ -1,4 +1,4 @@
-"""The trained sampler on disk, and whether it was trained for the model that decodes."""
+"""The files of the trained sampler, and the check that it was trained for the model that decodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nld_train.files import write_atomically
 
 DIRECTORY = "trained_sampler"
 _WEIGHTS, _DESCRIPTION = "sampler.safetensors", "sampler.json"
-# Rows of the embedding that identify a model; more of them would not identify it better.
+# Number of rows of the embedding that identify a model.
 _FINGERPRINT_ROWS = 1024
 
 
@@ -30,9 +30,9 @@ def sampler_directory(given: str | None, checkpoint: Path) -> Path:
 
 
 def embedding_of(engine: Engine) -> Tensor:
-    """The token embedding `[V, h]` of an engine whose process holds all of it, without padding of the vocabulary."""
+    """The token embedding `[V, h]` of an engine without model parallelism, without padding of the vocabulary."""
     module: Any = engine
-    # Of the export's engine, or of Megatron's.
+    # The export's engine has an `encoder`, Megatron's has chunks.
     weight = module.encoder.embed_tokens if hasattr(module, "encoder") else module.chunks[0].embedding.word_embeddings
     embedding: Tensor = weight.weight.detach()[: engine.vocabulary_size]
     assert len(embedding) == engine.vocabulary_size, "the embedding is divided among processes"
@@ -40,7 +40,7 @@ def embedding_of(engine: Engine) -> Tensor:
 
 
 def fingerprint(engine: Engine) -> str:
-    """Identifies a model; from bf16 values, because an export may keep no more of a checkpoint's weights."""
+    """Identifies a model; from bf16 values, because an export may store a checkpoint's weights in bf16."""
     embedding = embedding_of(engine)
     rows = torch.linspace(0, len(embedding) - 1, min(len(embedding), _FINGERPRINT_ROWS)).long()
     values = embedding[rows.to(embedding.device)].bfloat16().cpu().contiguous()
@@ -51,7 +51,7 @@ def check_directory(directory: Path) -> None:
     """Refuses to save a sampler in a directory with other files: its content is replaced.
 
     Raises:
-        UserError: it is no directory, or contains files that are not of a sampler.
+        UserError: it is not a directory, or contains files that do not belong to a sampler.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is no directory; a sampler is saved in one of its own")
@@ -67,7 +67,7 @@ def save_sampler(directory: Path, sampler: TrainedSampler, engine: Engine, notes
         directory: `trained_sampler/` of the model.
         sampler: to save.
         engine: the model that it was trained for.
-        notes: how it was trained and its quality; for people, no code reads them.
+        notes: how it was trained and its quality; for information only.
     """
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The network of the trained sampler: a small Transformer over a block that predicts which predictions are final.
 
-Plain torch. Its inputs are the model's predictions and a projection of the model's embeddings, which is stored among
-its own tensors: it needs no weights of the model and works with every engine.
+Plain torch. Its inputs are the model's predictions and a projection of the model's embeddings. The projection is stored
+with the sampler, so that it needs no weights of the model and works with every engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nld_train.decoding.policies.commit import BlockView
 
-# The most likely predictions whose embeddings are an input (docs/method.md, "Trained sampler").
+# Number of likeliest tokens whose embeddings are an input (docs/method.md, "Trained sampler").
 PREDICTIONS = 3
 # Top-1 probability, top1-top2 margin, mass of the top 3, entropy.
 STATISTICS = 4
@@ -31,7 +31,7 @@ class SamplerShape:
         components: principal components of the embeddings that are kept.
 
     Raises:
-        ValueError: a size below 1, or a width that its heads do not divide into even parts.
+        ValueError: a size below 1, or a width that is not a multiple of twice the heads.
     """
 
     width: int = 384

@@ -1,4 +1,4 @@
-"""By the model's confidence."""
+"""Commit policy: a threshold on the model's confidence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THRESHOLD = Argument(
 
 @dataclass(frozen=True)
 class Threshold:
-    """Commits what is at least this confident, and always the best position.
+    """Commits positions with at least this confidence, and always the most confident one.
 
     From the same state a lower threshold commits a superset; 0 commits the whole block in one pass.
 

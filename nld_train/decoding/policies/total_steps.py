@@ -1,6 +1,6 @@
-"""A fixed number of denoising passes per text, as the exported package's `generate(steps=..)` has it.
+"""Commit policy: a fixed number of denoising passes per text, for `generate(steps=..)` of the exported package.
 
-It needs the lengths of the prompts, so that it is not among the policies of command lines.
+It needs the lengths of the prompts, so command lines do not offer it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TotalSteps:
-    """Spreads a text's masks evenly over so many passes: blocks get equal shares, the first ones the remainder.
+    """Spreads a text's masks evenly over `steps` passes: blocks get equal numbers, the first ones the remainder.
 
     Attributes:
         steps: passes for a whole text, at least one for each block.
-        blocks: how many of a text's blocks have masks.
+        blocks: number of a text's blocks that have masks.
         block_length: tokens of a block; only the last of a text may be shorter.
         prompt_lengths: tokens of each prompt of the batch.
 

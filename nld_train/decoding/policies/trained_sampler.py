@@ -1,4 +1,7 @@
-"""By the trained sampler's probability that a prediction is final (`docs/method.md`, "Trained sampler")."""
+"""Commit policy: a threshold on the trained sampler's probability that a prediction is final.
+
+See `docs/method.md`, "Trained sampler".
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ SAMPLER = Argument(
 
 
 class SamplerPolicy:
-    """Commits where the sampler's probability that a prediction is final reaches a threshold, and the best position.
+    """Commits positions at which the sampler's probability that the prediction is final reaches a threshold.
 
-    The best position is the one of the model's highest confidence, which one-token-per-pass decoding would commit. From
-    the same state a lower threshold commits a superset; 0 commits the whole block in one pass.
+    Always commits the position with the model's highest confidence too, which one-token-per-pass decoding would commit.
+    From the same state a lower threshold commits a superset; 0 commits the whole block in one pass.
 
     Args:
         sampler: trained for the model that decodes.
-        threshold: least probability.
+        threshold: smallest probability.
 
     Raises:
         ValueError: a threshold outside [0, 1].
