@@ -139,16 +139,16 @@ def _converse(
     policy: CommitPolicy | None,
     batch_size: int,
 ) -> Iterator[tuple[str, DecodeResult | None]]:
-    """Turn after turn of all conversations together: category and result of each, None where it did not fit."""
+    """Decodes turn after turn of all conversations; yields category and result of each, None if it did not fit."""
     for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
         active = [conversation for conversation in conversations if turn < len(conversation.question.turns)]
         prompts = [conversation.prompt(turn) for conversation in active]
         fits = [len(prompt) < engine.context_length for prompt in prompts]
-        for conversation, room in zip(active, fits, strict=True):
-            if not room:
+        for conversation, fit in zip(active, fits, strict=True):
+            if not fit:
                 yield conversation.question.category, None
-        active = [conversation for conversation, room in zip(active, fits, strict=True) if room]
-        prompts = [prompt for prompt, room in zip(prompts, fits, strict=True) if room]
+        active = [conversation for conversation, fit in zip(active, fits, strict=True) if fit]
+        prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
         if not prompts:
             continue
         result = decode(engine, prompts, variant.mode, variant.options, policy, batch_size=batch_size)
@@ -170,7 +170,7 @@ def _figures(results: list[DecodeResult], skipped: int) -> Figures:
 
 
 def print_acceptance(console: Console, report: Figures) -> None:
-    """A table per mode, a row per category: accepted length and tokens per forward at each block length."""
+    """Prints a table per mode, a row per category: accepted length and tokens per forward at each block length."""
     for name, group in groupby(report["variants"], key=_name):
         variants = list(group)
         lengths = [f"B = {variant['block_length']}" for variant in variants]

@@ -1,4 +1,4 @@
-"""Prompts by category from a JSONL file of the shape of SPEED-Bench, and conversations of several turns.
+"""Prompts by category from a JSONL file in SPEED-Bench's format, and conversations of several turns.
 
 SPEED-Bench (arXiv 2604.09557) has one object per line with `question_id`, `category`, `sub_category`, `turns` (a list
 of the user's texts), `source`, `src_id`, `difficulty` and `multiturn`; prepared by its tools it has
@@ -16,7 +16,7 @@ from typing import Any
 from nld_train.decoding.command_line.request import lines_of
 from nld_train.errors import UserError
 
-# The published files have this in place of texts that their licence keeps out; its own tools fill it in.
+# The published files have this in place of texts that may not be redistributed; SPEED-Bench's tools fill them in.
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
 
 
@@ -39,7 +39,7 @@ def read_questions(path: Path) -> list[Question]:
     """All lines of a file.
 
     Raises:
-        UserError: a line is no such object, or holds no text.
+        UserError: a line is not such an object, or has no text.
     """
     return [_question(f"--prompts {path}:{number}", line) for number, line in enumerate(lines_of(path), start=1)]
 

@@ -27,7 +27,7 @@ from nld_train.training.loop.optimizer import unwrap
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.records import StepRecord
 
-# Prompts whose texts are kept.
+# Number of prompts whose texts are recorded.
 _SAMPLES = 2
 _SPECULATIVE = ("linear", "quadratic")
 
@@ -37,7 +37,7 @@ class DecodeVariant:
     """A decode mode with its options.
 
     Attributes:
-        name: the mode, with a remark where it drafts with the adapter.
+        name: the mode, with a suffix if it drafts with the adapter.
         mode: the decode mode.
         options: of the decoder.
     """
@@ -48,13 +48,13 @@ class DecodeVariant:
 
 
 class DecodingHook(Hook):
-    """Records `decoding`: how many tokens a forward brings in each mode, and how far the modes agree.
+    """Records `decoding`: tokens per forward of each mode, and how far the modes agree.
 
-    Every data-parallel rank decodes all prompts: the result is the same under every layout, and ranks stay in step.
+    Every data-parallel rank decodes all prompts: the result is the same under every layout, and no rank waits.
 
     Args:
         config: the run; the keys under `evaluation` are its settings.
-        rotary: gives the angles, and the device.
+        rotary: of the model; its device is the engine's.
     """
 
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
@@ -82,7 +82,7 @@ class DecodingHook(Hook):
         record.add("decoding", {**measured, **self._time.since(begin)})
 
     def variants(self, plan: StagePlan) -> list[DecodeVariant]:
-        """What a stage decodes, AR first, since the others are measured against it."""
+        """The variants that a stage decodes; AR is first, since the others are compared with it."""
         return [
             DecodeVariant(each.name, each.mode, self._options(each.block_length, each.adapter))
             for each in plan.kind.decode_variants(self.config, plan.stage)
@@ -104,13 +104,13 @@ class DecodingHook(Hook):
         return [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
 
     def _decode(self, engine: MegatronEngine, variant: DecodeVariant) -> DecodeResult:
-        """Decodes as many sequences at once as have logits that fit beside the state of training."""
+        """Decodes the prompts in batches whose logits fit into memory beside the training state."""
         policy = Threshold(self.config.evaluation.threshold) if variant.mode == "diffusion" else None
         rows = rows_at_once(variant.mode, variant.options.block_length, engine.vocabulary_size)
         return decode(engine, self.prompts, variant.mode, variant.options, policy, batch_size=rows)
 
     def _figures(self, variant: DecodeVariant, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
-        """The figures of a variant that took so many seconds, beside AR's result."""
+        """The figures of a variant that took `seconds`; `reference` is AR's result."""
         figures: Record = {
             **decoding_figures(result, reference),
             "tokens_per_second": sum(result.new_tokens) / seconds,
@@ -143,7 +143,7 @@ class DecodingHook(Hook):
 
 
 def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
-    """Of every two modes, under both names: the share of positions with the same token."""
+    """For every two modes, under both names: the fraction of indices with the same token."""
     return {
         f"{one}/{other}": agreement(results[one].token_ids, results[other].token_ids)
         for one, other in combinations(results, 2)
@@ -153,7 +153,7 @@ def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
 def prompt_of(sample: Sample, length: int) -> list[int]:
     """The first tokens, `length` or fewer, of the longest document in a sample.
 
-    Without its last token where it has others: a document that has ended cannot be continued.
+    The document's last token is left out unless it is the only one, since a finished document cannot be continued.
     """
     sizes = sample["documents"].unique_consecutive(return_counts=True)[1]
     longest = int(sizes.argmax())

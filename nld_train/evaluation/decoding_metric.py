@@ -1,4 +1,4 @@
-"""How the decoding of held-out prompts during training is shown."""
+"""The metric `decoding`: how decoding of held-out prompts during training is printed, plotted and summarised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STATUS = ("tokens_per_forward", "agreement")
 
 
 class DecodingMetric(Metric):
-    """Figures by decode mode, how far the modes agree with each other, and texts of the first prompts."""
+    """Figures by decode mode, agreement between the modes, and texts of the first prompts."""
 
     def lines(self, value: Record) -> list[str]:
         """See `Metric.lines`: one per mode, one of the agreements, and the beginning of each different text.
@@ -100,7 +100,7 @@ class DecodingMetric(Metric):
 
 
 def _figures_text(figures: Record) -> str:
-    """The figures of a mode; how often its drafts were accepted is given for a few positions only."""
+    """The figures of a mode; its acceptance rate for a few positions only."""
     parts = [
         f"{figures['tokens_per_forward']:.2f} tokens/forward",
         f"{human(figures['tokens_per_second'])} tok/s",
@@ -148,7 +148,7 @@ def _change(ends: Record, name: str, form: str) -> str:
 
 
 def _acceptance_rates(modes: dict[str, Record]) -> dict[str, dict[str, float]]:
-    """By mode that drafts, the acceptance rate by position in the block, from 1."""
+    """For each mode that drafts, the acceptance rate by position in the block, from 1."""
     return {mode: figures["acceptance"] for mode, figures in modes.items() if figures.get("acceptance")}
 
 

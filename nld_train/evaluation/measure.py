@@ -1,4 +1,4 @@
-"""How many logits a step may have, and how a figure is shown."""
+"""The limit on logits per decode step, and the format of figures in tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from nld_train.decoding import Mode
 
 Figures = dict[str, Any]
-# Most logits that a step may return: 1 GiB of float32.
+# Maximum number of logits that a step may return: 1 GiB of float32.
 LOGITS_AT_ONCE = 2**28
 
 

@@ -1,4 +1,4 @@
-"""The oracle bound: in how few passes the text of one-token-per-pass decoding could have been committed."""
+"""The oracle bound: how few passes could have committed the text of one-token-per-pass decoding."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class OracleBlock:
     Attributes:
         target: int64 `[T]`, the block by one-token-per-pass decoding.
         masks: positions that it had to commit.
-        passes: denoising passes that the oracle has made.
-        forwards: uncounted forwards that it has spent.
+        passes: denoising passes of the oracle so far.
+        forwards: uncounted forwards used so far.
         complete: whether every position is committed (a stop can end a sequence before).
         exhausted: whether a search ran out of forwards.
-        fewest: least number of passes to the target, where it was searched for.
+        fewest: smallest number of passes to the target; None if it was not searched for.
         policies: name of a compared policy -> its passes, and whether it ends at the target.
     """
 
@@ -51,13 +51,14 @@ class Oracle:
     possible, so it needs at most as many passes as one-token-per-pass decoding, and its text is the same.
 
     Args:
-        budget: most uncounted forwards per block, those for the target included; when they are spent it commits the
-            largest number that was verified.
+        budget: maximum number of uncounted forwards per block, those for the target included; when they are used up it
+            commits the largest number that was verified.
         policies: policies to compare with, each from the same start of every block.
-        exhaustive: in blocks of at most so many masks, also search for the least number of passes, outside the budget.
+        exhaustive: in blocks of at most this many masks, also search for the smallest number of passes, outside the
+            budget.
 
     Attributes:
-        blocks: the results, in the order in which blocks were begun.
+        blocks: the results, in the order in which the blocks were started.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Oracle:
         """See `CommitPolicy`.
 
         Raises:
-            ValueError: the sampled tokens are no argmax, as with a temperature.
+            ValueError: the sampled tokens are not the argmax, as with a temperature.
         """
         if bool(((view.sampled != view.logits.argmax(-1).cpu()) & view.masked).any()):
             raise ValueError("oracle: one-token-per-pass decoding is greedy; take a temperature of 0")
@@ -92,7 +93,7 @@ class Oracle:
         return [self._current[sequence] for sequence in view.sequences]
 
     def _begin(self, view: BlockView) -> None:
-        """For blocks before their first pass: targets, compared policies and least numbers of passes."""
+        """For blocks before their first pass: targets, compared policies and smallest numbers of passes."""
         new = view.passes == 0
         if not bool(new.any()):
             return
@@ -119,7 +120,7 @@ class Oracle:
             self._current[view.sequences[row]].policies[name] = (int(end.passes[row]), bool(same[row]))
 
     def _targets(self, view: BlockView) -> Tensor:
-        """int64 `[d, T]`; a target from a view of another width is cut or padded to this one."""
+        """int64 `[d, T]`: the targets; one from a view of another width is cut or padded to this one."""
         targets = view.tokens.clone()
         for row, sequence in enumerate(view.sequences):
             if sequence in self._current:
@@ -128,17 +129,17 @@ class Oracle:
         return targets
 
     def _search(self, view: BlockView) -> Tensor:
-        """The largest choice of each row that still leads to its target: bool `[d, T]`."""
+        """The largest set of positions of each row that still leads to its target: bool `[d, T]`."""
         blocks, targets = self._blocks(view), self._targets(view)
         certain = chosen_positions(ONE_PER_PASS, view)
         matching = view.masked & (view.sampled == targets)
         score = view.confidence.masked_fill(~matching, float("-inf"))
-        # Where rounding has turned a near tie, one-token-per-pass decoding no longer ends at the target: the row then
+        # Rounding can flip a near tie, so that one-token-per-pass decoding no longer ends at the target: the row then
         # commits one position per pass.
         diverged = (certain & ~matching).any(1)
         least = torch.ones_like(view.passes)
         most = torch.where(diverged, least, matching.sum(1))
-        # All at once is tried first: it often succeeds, and it is the cheapest to check.
+        # The largest set is tried first: it often succeeds, and it is the cheapest to check.
         middle = most
         while bool((least < most).any()):
             chosen = view.best(score, middle)
@@ -151,7 +152,7 @@ class Oracle:
         return torch.where(diverged[:, None], certain, view.best(score, least))
 
     def _affordable(self, view: BlockView, blocks: list[OracleBlock], chosen: Tensor, needed: Tensor) -> Tensor:
-        """bool `[d]`: whether the budget covers the check of a row's choice; True where no check is needed."""
+        """bool `[d]`: whether the budget covers the check of a row's set; True if no check is needed."""
         cost = (view.masked & ~chosen).sum(1)
         spent = torch.tensor([block.forwards for block in blocks])
         affordable = (spent + cost <= self.budget) | ~needed
@@ -175,12 +176,12 @@ class Oracle:
 
 
 def fewest_passes(view: BlockView, targets: Tensor) -> Tensor:
-    """The least number of passes to the targets, by trying every set of positions in every pass.
+    """The smallest number of passes to the targets, by trying every set of positions in every pass.
 
     A pass may commit any masked positions whose prediction is the target's. Takes 2 ** masks - 1 uncounted forwards.
 
     Args:
-        view: blocks at their start.
+        view: blocks after their first denoising forward.
         targets: int64 `[d, T]`.
 
     Returns:
@@ -202,7 +203,7 @@ def fewest_passes(view: BlockView, targets: Tensor) -> Tensor:
 
 
 def _shortest(matches: list[int], masks: int) -> int:
-    """Passes from nothing to everything committed, where each state allows any of its matching positions."""
+    """Passes from no to all positions committed; in each state any of its matching positions may be committed."""
     full = 2**masks - 1
     passes: list[float] = [float("inf")] * full + [0]
     for state in range(full - 1, -1, -1):
@@ -211,5 +212,5 @@ def _shortest(matches: list[int], masks: int) -> int:
         while choice:
             passes[state] = min(passes[state], 1 + passes[state | choice])
             choice = (choice - 1) & allowed
-    # One token per pass always ends, even where rounding has turned a near tie since the target was found.
+    # One token per pass always ends, even if rounding has flipped a near tie since the target was found.
     return int(min(passes[0], masks))

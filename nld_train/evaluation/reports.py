@@ -1,4 +1,4 @@
-"""What `nld-curve`, `nld-bound`, `nld-sampler` and `nld-acceptance` share: their request, and their report as files."""
+"""Shared by `nld-curve`, `nld-bound`, `nld-sampler` and `nld-acceptance`: reading a request, and writing the report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_outputs(arguments: Namespace, *names: str) -> None:
 
 
 def write_json(path: str | None, content: Figures, default: Callable[[Any], Any] | None = None) -> None:
-    """Writes figures where a path is given; `default` converts what JSON does not know."""
+    """Writes figures if a path is given; `default` converts values that JSON does not support."""
     if path is not None:
         write_atomically(Path(path), json.dumps(content, indent=1, default=default) + "\n")
 
@@ -54,11 +54,11 @@ def write_report(arguments: Namespace, content: Figures, draw: Callable[[str], N
 def read_report_request(
     arguments: Namespace, block_lengths: Sequence[int], thresholds: Iterable[float]
 ) -> tuple[Request, list[DecodeOptions]]:
-    """Checks what these commands have in common; reads no weights.
+    """Reads and checks the options that these commands have in common; reads no weights.
 
     Args:
         arguments: a command line with `--json` and `--plot`.
-        block_lengths: that are decoded with.
+        block_lengths: block lengths to decode with.
         thresholds: of the policy `threshold`.
 
     Returns:

@@ -62,7 +62,7 @@ def _sampler_settings(arguments: Namespace) -> tuple[SamplerShape, SamplerTraini
 
 
 def _held_out(arguments: Namespace, prompts: int) -> int:
-    """How many prompts, the last ones, are kept for the evaluation."""
+    """The number of prompts, the last ones, that are held out for the evaluation."""
     if not 0 < arguments.held_out < 1:
         raise UserError(f"--held-out: {arguments.held_out} is not between 0 and 1")
     if prompts < 2:

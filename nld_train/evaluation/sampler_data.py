@@ -21,10 +21,10 @@ class Examples:
     """States of partly denoised blocks, and which of their predictions were right.
 
     Attributes:
-        seen: n states of blocks of T positions.
+        seen: the sampler's inputs of n states of blocks of T positions.
         supervised: bool `[n, T]`, masked positions whose final token is known.
         labels: bool `[n, T]`, whether the most likely token of this state is the one that was finally committed.
-        blocks: int64 `[n]`, the number of each state's block.
+        blocks: int64 `[n]`, the index of each state's block.
     """
 
     seen: Observation
@@ -36,7 +36,7 @@ class Examples:
         return len(self.blocks)
 
     def pick(self, index: Tensor) -> Examples:
-        """Some of the states, int64 `[m]`."""
+        """The states at int64 `[m]` `index`."""
         seen = Observation(self.seen.top[index], self.seen.statistics[index], self.seen.real[index])
         return Examples(seen, self.supervised[index], self.labels[index], self.blocks[index])
 
@@ -72,7 +72,7 @@ class Collector:
         return chosen
 
     def examples(self, length: int) -> Examples:
-        """All states, in blocks of `length` positions."""
+        """All states, padded to blocks of `length` positions."""
         seen, supervised, labels, blocks = [], [], [], []
         for number, block in enumerate(self._blocks):
             for state, masked in zip(block.states, block.masked, strict=True):
@@ -109,13 +109,13 @@ def _padded(seen: Observation, length: int) -> Observation:
 
 
 def collect(engine: Engine, prompts: Sequence[Sequence[int]], options: DecodeOptions, batch_size: int) -> Examples:
-    """Decodes prompts one token per pass and keeps every state.
+    """Decodes prompts one token per pass and collects every state.
 
     Args:
         engine: the model.
         prompts: ids of each.
         options: greedy.
-        batch_size: most sequences that are decoded together.
+        batch_size: maximum number of sequences that are decoded together.
 
     Raises:
         ValueError: no block had a mask whose token is known, as with a block length of 1.

@@ -24,7 +24,7 @@ class SamplerTraining:
         steps: of the optimizer.
         batch_size: states per step.
         learning_rate: at its peak; a cosine brings it to zero.
-        seed: of the first weights and the order of the states.
+        seed: of the initial weights and the order of the states.
 
     Raises:
         ValueError: a number that is not positive.

@@ -73,7 +73,7 @@ def measure_bound(
         prompts: ids of each.
         options: greedy, with the block length.
         policies: of diffusion decoding, by name, which are compared with the oracle.
-        batch_size: most sequences that are decoded together.
+        batch_size: maximum number of sequences that are decoded together.
         budget: of the oracle, uncounted forwards per block.
 
     Returns:
@@ -104,10 +104,10 @@ def block_figures(blocks: Sequence[OracleBlock]) -> Figures:
     """Figures of the oracle's blocks. Only blocks that were completed and had a mask count.
 
     Returns:
-        `blocks`; `passes` and `masks` per block; `exhausted`, blocks whose search ran out of forwards; `forwards` that
-        the oracle spent per block; `searched`, blocks small enough for an exhaustive search, and
-        `longer_than_shortest`, those of them in which the oracle took more passes than needed; `policies`, per policy
-        in how many blocks it ended at the oracle's target (`same`), and in fewer passes (`fewer`).
+        `blocks`; `passes` and `masks` per block; `exhausted`, number of blocks whose search ran out of forwards;
+        `forwards` of the search per block; `searched`, number of blocks small enough for an exhaustive search, and
+        `longer_than_shortest`, the number of them in which the oracle took more passes than needed; `policies`: per
+        policy the number of blocks in which it ended at the oracle's target (`same`), and in fewer passes (`fewer`).
     """
     whole = [block for block in blocks if block.complete and block.masks]
     searched = [block for block in whole if block.fewest is not None]
@@ -133,7 +133,7 @@ def _policy_figures(name: str, blocks: Sequence[OracleBlock]) -> Figures:
 
 
 def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
-    """Tables with a column per block length: tokens per forward, accepted per pass, and the oracle's blocks."""
+    """Prints tables with a column per block length: tokens per forward, accepted per pass, the oracle's blocks."""
     variants = list(bounds[0]["variants"])
     denoising = [name for name in variants if name == ORACLE or name.startswith(DIFFUSION)]
     for title, names, key in (

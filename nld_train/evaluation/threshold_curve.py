@@ -50,11 +50,11 @@ def measure_curves(
         prompts: ids of each.
         options: greedy.
         thresholds: each in [0, 1].
-        sampler: its curve is measured beside that of the model's confidence; None for no such curve.
-        batch_size: most sequences that are decoded together.
+        sampler: its curve is measured too, beside that of the model's confidence; None for no such curve.
+        batch_size: maximum number of sequences that are decoded together.
 
     Returns:
-        `block_length`, `ar` and `one_per_pass`, which bound the curves, and `curves`: for `confidence` (and `sampler`)
+        `block_length`; `ar` and `one_per_pass`, the references; `curves`: for `confidence` (and `sampler`)
         one object per threshold, lowest first: `threshold`, what `statistics.decoding_figures` returns, and
         `agreement_with_one_per_pass`.
     """
@@ -78,7 +78,7 @@ def measure_curves(
 
 
 def print_curves(console: Console, measured: Figures) -> None:
-    """One table, a row per curve and threshold."""
+    """Prints one table, a row per curve and threshold."""
     columns = ("threshold", "tokens per forward", "accepted per pass", "same as AR", "same as one per pass")
     table = Table(Column("commits by", no_wrap=True), *map(numeric, columns))
     for name, points in measured["curves"].items():

@@ -1,4 +1,4 @@
-"""Denoises blocks to their end under a policy, by forwards that no figure counts."""
+"""Denoises blocks until no mask is left, under a policy, by forwards that do not count in any figure."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ONE_PER_PASS = FixedNumber(1)
 def next_view(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
     """The view after a denoising pass over other tokens.
 
-    Takes one uncounted forward. The sampled tokens are the argmax, without a temperature.
+    Runs one uncounted forward. The sampled tokens are the argmax, without a temperature.
 
     Args:
-        view: the same blocks before.
+        view: the same blocks before the pass.
         tokens: int64 `[d, T]`.
         masked: bool `[d, T]`.
     """
@@ -35,17 +35,17 @@ def committed(view: BlockView, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restrict(view: BlockView, rows: Tensor) -> BlockView:
-    """The view without masks in the rows outside bool `[d]` `rows`."""
+    """The view in which only the rows of bool `[d]` `rows` have masks."""
     return replace(view, masked=view.masked & rows[:, None])
 
 
 @dataclass(frozen=True)
 class DenoisedBlocks:
-    """Blocks without masks.
+    """Blocks that have been denoised completely.
 
     Attributes:
         tokens: int64 `[d, T]`.
-        passes: int64 `[d]`, denoising passes from a view on, the one that made the view included.
+        passes: int64 `[d]`, denoising passes, including the one whose result the first view was.
     """
 
     tokens: Tensor
@@ -53,7 +53,7 @@ class DenoisedBlocks:
 
 
 def denoise(view: BlockView, policy: CommitPolicy) -> DenoisedBlocks:
-    """Denoises the blocks of a view to their end under a policy, by uncounted forwards."""
+    """Denoises the blocks of a view until no mask is left, by uncounted forwards."""
     passes = torch.zeros_like(view.passes)
     while bool(view.masked.any()):
         chosen = chosen_positions(policy, view)

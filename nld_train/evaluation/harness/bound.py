@@ -18,7 +18,7 @@ from nld_train.evaluation.measure import LOGITS_AT_ONCE
 from nld_train.masking.visibility import Coordinates, visible
 from nld_train.progress import Advance
 
-# Tokens of a sequence in one step, without its context: the visibility mask has the square of them.
+# Tokens of a sequence in one step, without its context: the attention mask grows with their square.
 TOKENS_AT_ONCE = 2048
 
 
@@ -28,10 +28,11 @@ class BoundSettings:
 
     Attributes:
         block_length: B; blocks begin with the continuation.
-        samples: most copies of a block.
+        samples: maximum number of copies of a block.
         seed: of the noise.
-        tokens_at_once: most tokens of a sequence in one forward, without its context; a single copy may be longer.
-        logits_at_once: most logits that one forward returns.
+        tokens_at_once: maximum number of tokens of a sequence in one forward, without its context; a single copy may be
+            longer.
+        logits_at_once: maximum number of logits that one forward returns.
     """
 
     block_length: int
@@ -46,7 +47,7 @@ def score_by_bound(
 ) -> list[tuple[float, float]]:
     """The bound and its standard error for each request, in nats; `completed` is called after each forward.
 
-    The cache is filled once with a context for all its continuations. Copies of a continuation follow each other in one
+    A context is prefilled once for all its continuations. Noisy copies of a continuation follow each other in one
     sequence; each sees the context, the clean tokens of its earlier blocks, and its own masked block.
     """
     found = [(0.0, 0.0)] * len(requests)
@@ -55,7 +56,7 @@ def score_by_bound(
     for index, request in enumerate(requests):
         if request.continuation:
             by_context[request.context].append(index)
-    # Contexts with the most continuations first: the slots of the others are freed when their continuations are done.
+    # Contexts with the most continuations first, so that the slots of the others can be freed before.
     contexts = sorted(by_context, key=lambda context: (len(by_context[context]), len(context)), reverse=True)
     for batch in batches(contexts, batch_size):
         longest = max(len(requests[i].continuation) for context in batch for i in by_context[context])
@@ -72,7 +73,7 @@ def score_by_bound(
 
 
 def _prefill_contexts(engine: Engine, contexts: Sequence[Sequence[int]], longest: int, settings: BoundSettings) -> None:
-    """Fills the cache with the contexts, with room for the copies of a continuation of `longest` tokens."""
+    """Prefills the contexts; the cache has room for the copies of a continuation of `longest` tokens."""
     sizes = torch.tensor([len(context) for context in contexts])
     tokens = torch.full((len(contexts), int(sizes.max())), engine.mask_token_id)
     for slot, context in enumerate(contexts):
@@ -111,7 +112,7 @@ def _masks(request: Scoring, settings: BoundSettings) -> Masks:
 
 
 def _pieces(engine: Engine, masks: Sequence[Masks], settings: BoundSettings) -> Iterator[tuple[int, int]]:
-    """First copy and number of copies of each forward, within both limits."""
+    """Index of the first copy and number of copies of each forward, within both limits."""
     longest = max(mask.masked.shape[1] for mask in masks)
     by_tokens = settings.tokens_at_once // longest - 1
     by_logits = settings.logits_at_once // (len(masks) * engine.vocabulary_size * longest)
@@ -159,11 +160,11 @@ class _CopySequence:
 
 
 def copies_pattern(positions: Tensor, copy: Tensor, block_length: int) -> Tensor:
-    """Training's rule of visibility, with several noisy copies that do not see each other: bool `[T, T]`.
+    """The visibility of training, with several noisy copies that do not see each other: bool `[T, T]`.
 
     Args:
         positions: int64 `[T]`, counted from the continuation's start.
-        copy: int64 `[T]`, number of the noisy copy, -1 for the clean stream.
+        copy: int64 `[T]`, index of the noisy copy, -1 for the clean stream.
         block_length: B.
     """
     tokens = Coordinates(copy >= 0, positions, positions // block_length, torch.zeros_like(positions))

@@ -76,7 +76,9 @@ def _load(arguments: Namespace, task_list: TaskList) -> tuple[list[Any], Any]:
             raise UserError(f"--include-path: there is no folder {path}")
     if task_list.unsafe_code or arguments.unsafe_code:
         if not arguments.unsafe_code:
-            raise UserError("--tasks: some run code that the model wrote; allow it with --unsafe-code, in a sandbox")
+            raise UserError(
+                "--tasks: some tasks run code that the model wrote; allow it with --unsafe-code, in a sandbox"
+            )
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     manager = _task_manager(arguments.include_path, task_list)
     tasks = load_tasks(task_list.tasks, manager)
@@ -85,7 +87,7 @@ def _load(arguments: Namespace, task_list: TaskList) -> tuple[list[Any], Any]:
 
 
 def _task_manager(folders: list[str], task_list: TaskList) -> Any:
-    """lm_eval's task manager; its thousands of own tasks are read only where the given folders lack a task."""
+    """lm_eval's task manager; its thousands of built-in tasks are read only if the given folders lack a task."""
     from lm_eval.tasks import TaskManager
 
     if folders:
@@ -169,5 +171,5 @@ def _show(results: dict[str, Any], settings: EvaluationSettings) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON does not know, as a number or text."""
+    """A value that JSON does not support, as a number or text."""
     return value.item() if hasattr(value, "item") else str(value)

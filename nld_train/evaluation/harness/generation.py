@@ -1,4 +1,4 @@
-"""Generated texts in any mode, cut at their stop strings."""
+"""Generates texts in any mode, cut at their stop strings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def generate(
     to_text: Callable[[Sequence[int]], str],
     completed: Advance,
 ) -> list[Generated]:
-    """Continues prompts; those with the same settings together, the longest first.
+    """Continues prompts; those with the same settings are decoded together, the longest first.
 
     Args:
         engine: the model.
         requests: prompts and settings.
-        batch_size: most sequences that are decoded together.
+        batch_size: maximum number of sequences that are decoded together.
         mode: of the decoder.
         options: the decoder's options from the texts' settings and their seeds.
         policy: commit policy of diffusion decoding.
@@ -77,7 +77,7 @@ def greedy_continuations(
     policy: CommitPolicy,
     completed: Advance,
 ) -> list[bool]:
-    """Whether greedy diffusion decoding of as many tokens gives the continuation, for each request."""
+    """For each request, whether greedy diffusion decoding gives the continuation."""
     found = [True] * len(requests)
     completed(sum(not request.continuation for request in requests))
     groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))

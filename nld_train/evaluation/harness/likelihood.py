@@ -22,7 +22,7 @@ def score_exactly(
     completed: Advance,
     logits_at_once: int = LOGITS_AT_ONCE,
 ) -> list[Score]:
-    """Sums of log-probabilities of the continuations' tokens, each given all before it.
+    """Sums of log-probabilities of the continuations' tokens, each given all tokens before it.
 
     Requests with the same inputs, such as choices of one token after one context, share a sequence.
 
@@ -31,7 +31,7 @@ def score_exactly(
         requests: contexts and continuations, together at most the context length plus one token.
         batch_size: sequences that run together.
         completed: called after each batch.
-        logits_at_once: most logits that one forward returns; longer continuations are split.
+        logits_at_once: maximum number of logits that one forward returns; longer continuations are split.
     """
     by_inputs: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
@@ -91,7 +91,7 @@ def log_probabilities(engine: Engine, step: Step) -> Tensor:
 
 
 def _within(request: Scoring, begin: int, values: Tensor) -> tuple[float, bool]:
-    """The part of a continuation that log-probabilities `[R, V]` at positions from `begin` on predict.
+    """Scores the part of a continuation that log-probabilities `[R, V]` at positions from `begin` on predict.
 
     Returns:
         The sum of its tokens' log-probabilities, and whether each is the most likely one.

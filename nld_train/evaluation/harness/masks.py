@@ -1,8 +1,8 @@
 """Which tokens of a continuation are masked for the bound, and the weight of each masked token.
 
-The bound is the objective of training with its sign turned, in the limit of a linear noise schedule without a smallest
-masking probability (docs/harness.md, "The bound"). Levels are uniform, so every number of masked tokens is equally
-likely, and its weight is the schedule's at the masked fraction.
+The bound is the negative of the training objective, with a linear noise schedule whose smallest masking probability is
+0 (docs/harness.md, "The bound"). Levels are uniform, so every number of masked tokens is equally likely, and its weight
+is the schedule's at the masked fraction.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class Masks:
 def draw_masks(size: int, block_length: int, samples: int, seed: int, name: str) -> Masks:
     """Masks tokens of every block of a continuation.
 
-    A block of b tokens with 2^b - 1 non-empty subsets or fewer than `samples` is enumerated. Of a longer one `samples`
-    copies are drawn: the level t of copy s lies in the s-th of so many equal slices of [0, 1), l = floor(p(t) b) + 1
-    tokens are masked, which of them is uniform, and each has the schedule's loss weight at l / b.
+    The subsets of a block of b tokens are enumerated if the 2^b - 1 non-empty ones are no more than `samples`. Of a
+    longer block `samples` copies are drawn: the level t of copy s is uniform in the s-th of `samples` equal slices of
+    [0, 1), l = floor(p(t) b) + 1 uniformly chosen tokens are masked, and each has the schedule's loss weight at l / b.
 
     Args:
         size: m, tokens of the continuation, at least 1.
         block_length: B; the first block begins with the continuation.
-        samples: most copies of a block.
+        samples: maximum number of copies of a block.
         seed: of the noise.
         name: key of the noise; continuations of one context share it, so that their differences have less noise.
     """

@@ -35,10 +35,10 @@ class NldModel(TemplateLM):
 
     Args:
         checkpoint: a run, a checkpoint of it, an imported checkpoint, or an export.
-        tokenizer: directory of a tokenizer that is taken instead of the checkpoint's.
+        tokenizer: directory of a tokenizer that is used instead of the checkpoint's.
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
-        chat: whether prompts will go through the tokenizer's chat template.
+        chat: whether prompts will be formatted with the tokenizer's chat template.
         **settings: of `EvaluationSettings.of`.
 
     Raises:
@@ -74,7 +74,7 @@ class NldModel(TemplateLM):
         self.errors: list[float] = []
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._texts = 0
-        # A causal model needs no position for the last id, a block does.
+        # A causal model needs no position for the last id; a denoised block does.
         self._most_ids = self.max_length if self.settings.bounds else self.max_length + 1
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class NldModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """Stands for an empty context: the BOS token, or where there is none, the token that ends a text."""
+        """The context in place of an empty one: the BOS token, or if there is none, the token that ends a text."""
         bos: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else bos
 
@@ -100,7 +100,7 @@ class NldModel(TemplateLM):
         return str(self.source.directory).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation by the tokenizer's own template."""
+        """The text of a conversation by the tokenizer's template."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -159,7 +159,7 @@ class NldModel(TemplateLM):
         return scores
 
     def _truncated(self, context: Sequence[int], continuation: Sequence[int]) -> Scoring:
-        """The pair, with its context cut from the left to the context length."""
+        """The pair, its context truncated from the left to fit the context length."""
         self._refuse_masks(context, continuation)
         continuation = tuple(continuation)[-(self._most_ids - 1) :]
         context = tuple(context or [self.prefix_token_id])[-(self._most_ids - len(continuation)) :]
@@ -183,7 +183,7 @@ class NldModel(TemplateLM):
             )
 
     def figures(self) -> dict[str, Any]:
-        """Figures that the harness does not compute: errors of the bounds, and tokens per forward of each task."""
+        """Figures that lm_eval does not compute: errors of the bounds, and tokens per forward of each task."""
         figures: dict[str, Any] = {
             task: dict(count) | {"tokens_per_forward": per_forward(count["new_tokens"], count["forwards"])}
             for task, count in self.counts.items()

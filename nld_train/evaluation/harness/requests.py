@@ -1,4 +1,4 @@
-"""Requests of the harness as token ids, and their results: plain values that are sent between processes."""
+"""Requests of the harness as token ids, and their results: plain values that can be sent between processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Scoring:
-    """The log-likelihood of a continuation after a context is requested.
+    """A request for the log-likelihood of a continuation after a context.
 
     Attributes:
         context: at least one id.
@@ -47,7 +47,7 @@ class GenerationSettings:
     """Settings of generated texts; texts with the same settings are decoded together.
 
     Attributes:
-        max_new_tokens: most new tokens of a text.
+        max_new_tokens: maximum number of new tokens of a text.
         stop_strings: texts that end it.
         temperature: 0 is greedy.
         top_k: 0 is all.
@@ -63,7 +63,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Generation:
-    """The continuation of a prompt is requested.
+    """A request for the continuation of a prompt.
 
     Attributes:
         prompt: at least one id.
@@ -83,7 +83,7 @@ class Generated:
     Attributes:
         text: new text up to the first stop string, without it.
         new_tokens: number of new ids, those of the stop included.
-        forwards: decode forwards that this text would take alone, without the prefill.
+        forwards: decode forwards that this text would need alone, without the prefill.
     """
 
     text: str

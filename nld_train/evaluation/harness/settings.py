@@ -1,4 +1,4 @@
-"""Settings of an evaluation that hold for all its tasks."""
+"""Settings of an evaluation that apply to all its tasks."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class EvaluationSettings:
     """The decode mode with its options, and the size of batches.
 
     Attributes:
-        mode: texts are decoded in it; likelihoods are exact in `ar`, `linear` and `quadratic`, which share a
-            distribution, and bounds in `diffusion`.
+        mode: the decode mode of texts. Likelihoods are exact in `ar`, `linear` and `quadratic`, which have the same
+            distribution, and lower bounds in `diffusion`.
         batch_size: sequences that run together.
         block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; the
             `block_size` of a training configuration.
         policy: commit policy of diffusion decoding.
-        samples: most noise samples per block of the bound.
-        max_new_tokens: most new tokens of a text, in place of the task's own number.
+        samples: maximum number of noise samples per block of the bound.
+        max_new_tokens: maximum number of new tokens of a text, in place of each task's.
         adapter: draft with the drafter adapter (linear).
-        adapter_directory: of another adapter than the checkpoint's own.
+        adapter_directory: directory of an adapter to use instead of the checkpoint's.
         seed: of the bound's noise and of sampled texts.
-        tensor: processes that share every layer.
-        pipeline: processes that share the stack of layers.
+        tensor: tensor-parallel ranks.
+        pipeline: pipeline stages.
 
     Raises:
         ValueError: a value out of its range.
@@ -77,5 +77,5 @@ class EvaluationSettings:
         return self.mode == "diffusion"
 
     def most_new_tokens(self, settings: GenerationSettings) -> int:
-        """Most new tokens of a text with some settings of its own."""
+        """Maximum number of new tokens of a text: that of the evaluation, else the task's."""
         return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens

@@ -1,4 +1,4 @@
-"""Names of tasks and lists of them, and the tasks behind the names."""
+"""Names of tasks, lists of them, and loading tasks by name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TaskList:
 
     Attributes:
         tasks: their names in lm_eval.
-        chat_template: whether prompts go through the tokenizer's chat template.
+        chat_template: whether prompts are formatted with the tokenizer's chat template.
         unsafe_code: whether a task runs code that the model wrote.
-        max_new_tokens: most new tokens of a text; None for each task's own.
+        max_new_tokens: maximum number of new tokens of a text; None for each task's.
     """
 
     tasks: tuple[str, ...]
@@ -61,7 +61,7 @@ def resolve(words: Sequence[str]) -> TaskList:
 
 
 def load_tasks(names: Sequence[str], manager: Any) -> list[Any]:
-    """The tasks behind names, with their data.
+    """Loads tasks by name, with their data.
 
     Args:
         names: of tasks, groups or tags.

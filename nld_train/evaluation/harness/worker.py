@@ -1,4 +1,4 @@
-"""Answers requests on one rank, with its replica of the model, and shows the progress on a terminal."""
+"""Answers requests on one rank with its replica of the model, and shows the progress on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of one evaluation: rank 0 runs the harness and broadcasts requests, every replica answers its part."""
+"""The processes of one evaluation: rank 0 runs lm_eval and broadcasts requests; every replica answers some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from nld_train.training.loop.parallel import world_size
 
-# Rank 0 can take long to compute metrics. Where it fails, torchrun ends the other processes.
+# Rank 0 can take long to compute metrics. If it fails, torchrun ends the other processes.
 _TIMEOUT = timedelta(days=7)
 
 Answer = Callable[[str, Sequence[Any]], list[Any]]
