@@ -1,4 +1,4 @@
-"""Opens the weights at a path, and reads what is recorded of a Megatron checkpoint and its origin."""
+"""Opens the weights at a path, and reads the records of a Megatron checkpoint and its origin."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from nld_train.training.checkpoint.paths import (
     is_hugging_face,
 )
 
-# Runs that start from runs: a longer chain is taken to be circular.
-_MOST_LINKS = 16
+# Maximum length of a chain of runs that start from each other; a longer one is taken to be circular.
+_MAX_RUNS = 16
 
 
 def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:
     """Weights of a Hugging Face directory, a Megatron checkpoint, or a run's newest checkpoint.
 
     Raises:
-        UserError: the path is none of them, or damaged.
+        UserError: the path is none of these, or is damaged.
     """
     if is_hugging_face(path):
         return HuggingFaceWeights(path, mask_token_id)
@@ -60,11 +60,11 @@ class Record:
         directory: the checkpoint.
         config: the configuration of the run that wrote it; None for an imported checkpoint.
         progress: `progress.json` of that run; empty for an imported checkpoint.
-        origin: the first model: the Hugging Face model that the weights were first loaded from, possibly several runs
-            ago; None for random weights, or where it was not found.
-        lost: a checkpoint in that chain of runs that does not exist any more; None where all do.
-        tokenizers: directories where its tokenizer may be, in the order of preference.
-        imported: what the import recorded; empty for a run's checkpoint.
+        origin: the original model: the Hugging Face model that the weights were first loaded from, possibly several
+            runs before; None for random weights, or if it was not found.
+        lost: a checkpoint in that chain of runs that no longer exists; None if all do.
+        tokenizers: directories that may contain its tokenizer, in the order of preference.
+        imported: the record of the import; empty for a run's checkpoint.
     """
 
     directory: Path
@@ -77,7 +77,7 @@ class Record:
 
 
 def read_record(directory: Path) -> Record:
-    """Reads the record of a Megatron checkpoint, following the chain of runs that it started from.
+    """Reads the record of a Megatron checkpoint, following the chain of runs that its weights come from.
 
     Raises:
         UserError: a file there is damaged.
@@ -107,8 +107,8 @@ def _run_config(directory: Path) -> Config | None:
 
 
 def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
-    """The first model of a chain of runs, or the checkpoint of the chain that does not exist any more."""
-    for _ in range(_MOST_LINKS):
+    """The original model of a chain of runs, or the checkpoint of the chain that no longer exists."""
+    for _ in range(_MAX_RUNS):
         for candidate in (directory / SOURCE, directory):
             if is_hugging_face(candidate):
                 return read_source_config(candidate), None

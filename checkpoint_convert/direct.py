@@ -28,19 +28,19 @@ def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[s
         mask_token_id: of the run, for a model whose config has none.
 
     Raises:
-        UserError: the config cannot be read, or describes a model that a run cannot have.
+        UserError: the config cannot be read, or describes an unsupported model.
     """
     return asdict(model_config(read_source_config(directory), mask_token_id))
 
 
 @torch.no_grad()
 def load_hugging_face(directory: Path, chunks: list[Ministral3Model], model: ModelConfig) -> None:
-    """Fills this process's part of the model, under any layout; rows that only pad the vocabulary become 0.
+    """Fills this rank's part of the model, under any layout; rows that pad the vocabulary become 0.
 
     Args:
         directory: with `config.json` and safetensors files.
         chunks: this rank's chunks, not wrapped.
-        model: of the run; its mask token is used where the directory's config has none.
+        model: of the run; its mask token is used if the directory's config has none.
 
     Raises:
         UserError: the directory cannot be read, or its model has other shapes.
@@ -57,7 +57,7 @@ def load_hugging_face(directory: Path, chunks: list[Ministral3Model], model: Mod
 
 
 def _fill(shard: ShardedTensor, weights: HuggingFaceWeights) -> None:
-    """Fills one shard: a box of a Megatron tensor, in one layer where its first axis is that of the layers."""
+    """Fills one shard: a box of a Megatron tensor, in one layer if the tensor's first axis is the layer."""
     entry, axes = ENTRY_OF_KEY[shard.key], shard.prepend_axis_num
     layer = shard.global_offset[0] if axes else None
     start, data = shard.global_offset[axes], shard.data

@@ -22,7 +22,7 @@ def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None
 
     Args:
         model: the model.
-        origin_rope: `rope_parameters` of the first model in their original form; None where the model's differ.
+        origin_rope: `rope_parameters` of the original model in their original form; None if the model's differ.
     """
     values = asdict(model)
     for key in ("name", "mask_token_id", "rope_parameters"):
@@ -49,15 +49,15 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
     """`config.json` of an export.
 
     Args:
-        record: what is recorded of the checkpoint.
+        record: the records of the checkpoint.
         model: its model.
         output_format: `nld` or `ministral3`.
         dtype: name of the type of the weights.
-        tied: whether the head is left out because it equals the embedding.
+        tied: whether the head is omitted because it equals the embedding.
     """
     config = decoder_config(model, _origin_rope(record, model))
     if record.origin is not None:
-        # A `ModelConfig` has one stop token; the first model may have a list.
+        # A `ModelConfig` has one stop token; the original model may have a list.
         ids = record.origin.text
         config |= {key: ids[key] for key in _TOKEN_IDS if _begins_with(ids.get(key), config[key])}
     shared = {"dtype": dtype, "tie_word_embeddings": tied, "transformers_version": _transformers_version()}
@@ -76,7 +76,7 @@ def export_config(record: Record, model: ModelConfig, output_format: str, dtype:
 
 
 def _for_servers(rope: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` and the keys in which vLLM and SGLang expect the same; `transformers` reads none of these.
+    """`rope_parameters`, and the keys from which vLLM and SGLang read them; `transformers` does not read these keys.
 
     vLLM takes the query scale from `llama_4_scaling` and multiplies cosines and sines unless `apply_yarn_scaling` is
     false. SGLang takes the length of the query scale from the top level, 16384 without it.
@@ -95,7 +95,7 @@ def _begins_with(ids: Any, first: int) -> bool:
 
 
 def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
-    """`rope_parameters` of the first model, if the model was trained with them and `transformers` can use them."""
+    """`rope_parameters` of the original model, if the model was trained with them and `transformers` can use them."""
     if record.origin is None:
         return None
     same = rope_parameters(record.origin.directory / "config.json", record.origin.text) == model.rope_parameters
@@ -106,7 +106,7 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
 
 
 def _diffusion(record: Record) -> dict[str, Any]:
-    """Settings of the objective: those of the run's last joint stage, else of the first model, else the paper's."""
+    """Settings of the objective: of the run's last joint stage, else of the original model, else the paper's."""
     origin = record.origin.outer if record.origin is not None else {}
     alpha, block_size = origin.get("dlm_loss_weight", ALPHA), origin.get("block_size", BLOCK_SIZE)
     if record.config is not None:
@@ -131,7 +131,7 @@ def stages_begun(record: Record) -> tuple[str, ...]:
 
 
 def generation_config(record: Record, model: ModelConfig) -> dict[str, Any]:
-    """`generation_config.json`: that of the first model, with its stop tokens, else the model's ids."""
+    """`generation_config.json`: that of the original model, with its stop tokens, else one with the model's ids."""
     if record.origin is not None and record.origin.generation:
         return record.origin.generation
     return {key: getattr(model, key) for key in _TOKEN_IDS} | {"transformers_version": _transformers_version()}

@@ -39,10 +39,10 @@ def export_checkpoint(
     """Converts a Megatron checkpoint.
 
     Args:
-        source: a checkpoint, or a run directory, whose latest checkpoint is taken.
-        destination: must not exist; it appears complete or not at all.
+        source: a checkpoint, or a run directory, whose latest checkpoint is used.
+        destination: must not exist; it is created complete or not at all.
         output_format: `nld` or `ministral3`.
-        dtype: key of `DTYPES`; None keeps each tensor's.
+        dtype: key of `DTYPES`; None keeps the type of each tensor.
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
         shard_bytes: maximum size of a shard.
@@ -58,7 +58,7 @@ def export_checkpoint(
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory), read_record(directory)
     adapter = _adapter(weights, output_format, adapter)
-    # An import of a tied model that was not trained is exported tied, where the format has tied heads.
+    # An import of a tied model without training since is exported tied, if the format supports tied heads.
     tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
     outputs = list(_outputs(weights, output_format, DTYPES[dtype] if dtype else None, tied))
     total = sum(output.bytes for output in outputs)
@@ -79,8 +79,8 @@ def export_checkpoint(
         report("no tokenizer is known for this checkpoint: name one with --tokenizer to include it in the export")
     if record.lost is not None:
         report(
-            f"{record.lost}, which the weights came from, is not there: the stop token is that of the model's settings "
-            f"({weights.model.eos_token_id}), and its generation config, if it had one, is not exported"
+            f"{record.lost}, from which the weights came, no longer exists: the stop token is that of the model's "
+            f"settings ({weights.model.eos_token_id}), and its generation config, if it had one, is not exported"
         )
     report(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
 
@@ -104,7 +104,7 @@ class _Blocks:
     def __call__(self) -> Iterator[Tensor]:
         model, name = self.weights.model, self.tensor.name
         row_bytes = 4 * torch.Size(part_shape(self.tensor.part, model)[1:]).numel()
-        # Along the segments: the rows of a block are contiguous in the checkpoint and need no copy.
+        # By segments, so that the rows of a block are contiguous in the checkpoint and need no copy.
         for segment in segments(self.tensor.entry, model):
             if segment.part is not self.tensor.part:
                 continue
@@ -119,7 +119,7 @@ class _Blocks:
 
 
 def _adapter(weights: MegatronWeights, output_format: str, given: Path | None) -> Path | None:
-    """The adapter of the export, checked; the format for stock tools has none."""
+    """The adapter of the export, after checking it; the format for stock tools has none."""
     if output_format != "nld":
         if given is not None:
             raise UserError(f"--adapter {given}: only --format nld has a drafter adapter")

@@ -1,7 +1,7 @@
 """Files whose checksums are computed while they are written, so that they need not be read again.
 
 torch's writer ignores errors of its second thread and would finish without that thread's tensors. Here the first error
-of any file is kept and stops the writing of the others.
+of any file is stored, and the writing of the others stops.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nld_train.training.checkpoint.manifest import Checksums, Crc32
 
 
 class HashedFiles(FileSystem):
-    """The file system of torch's distributed checkpoint, with the checksums of what it wrote.
+    """The file system of torch's distributed checkpoint, with the checksums of the files that it wrote.
 
     Attributes:
         checksums: size and checksum of every file that was written and closed, by name.
@@ -46,7 +46,7 @@ class HashedFiles(FileSystem):
             self.fail(error)
 
     def fail(self, error: BaseException) -> None:
-        """Keeps the root cause of the first error; torch raises others while it closes a file."""
+        """Stores the root cause of the first error; torch raises others while it closes a file."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KeyboardInterrupt | OSError):
             cause = cause.__cause__ or cause.__context__

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face directory: its safetensors files, checked against the table before anything is read."""
+"""Weights of a Hugging Face directory: its safetensors files, checked against `mapping` before any tensor is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from nld_train.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Number of tensors that an error message names.
 _NAMED = 3
-# FP8 weights are dequantised in blocks of so many bytes in float32. The C library does not return larger blocks to the
-# system when a thread frees them: hundreds of megabytes.
+# Size in float32 of the blocks in which FP8 weights are dequantised. The C library does not return larger blocks to the
+# system when a thread frees them, which can add up to hundreds of megabytes.
 _DEQUANTISED_BYTES = 1 << 20
 
 
@@ -26,15 +27,15 @@ class HuggingFaceWeights:
     """Weights of the text decoder in a Hugging Face directory (see `Weights`).
 
     FP8 weights are `e4m3 x weight_scale_inv`, multiplied in float32 and rounded to the model's type, as `transformers`
-    does it. A missing head is a copy of the embedding, whatever `tie_word_embeddings` says.
+    does. A missing head is a copy of the embedding, whatever the value of `tie_word_embeddings`.
 
     Args:
         directory: with `config.json` and safetensors files.
         mask_token_id: for a model whose config has none.
 
     Raises:
-        UserError: the directory has no config or weights, pickled weights alone, a damaged shard, or missing, extra,
-            misshapen or duplicated tensors; names them.
+        UserError: the directory has no config or weights, only pickled weights, a damaged shard, or missing, extra,
+            misshapen or duplicated tensors; the message names them.
     """
 
     def __init__(self, directory: Path, mask_token_id: int | None = None) -> None:
@@ -53,7 +54,7 @@ class HuggingFaceWeights:
 
     @property
     def activation_scales(self) -> list[str]:
-        """Names of the activation scales of FP8 weights, which dequantised weights do not need."""
+        """Names of the activation scales of FP8 weights, which are not used after dequantisation."""
         return [name for name in self._shard_of if self._is_activation_scale(name)]
 
     def dtype(self, name: str) -> torch.dtype:
@@ -65,7 +66,7 @@ class HuggingFaceWeights:
         return DTYPES[self._stored(full).dtype]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a tensor; a view of the file where it is not FP8."""
+        """Rows of a tensor; a view of the file unless it is FP8."""
         full = self._full(name)
         rows = self._files[self._shard_of[full]].rows(full, start, stop)
         if full not in self._fp8:
@@ -82,13 +83,13 @@ class HuggingFaceWeights:
         return self._files[self._shard_of[full]].tensors[full]
 
     def _find_naming(self) -> Naming:
-        """The naming of this architecture under which the embedding is found."""
+        """The naming of this architecture under which the embedding exists."""
         candidates = [naming for naming in NAMINGS if naming.architecture == self.source.architecture]
         found = [naming for naming in candidates if naming.full(EMBEDDING) in self._shard_of]
         return found[0] if found else candidates[0]
 
     def _check_tensors(self) -> dict[str, float]:
-        """Compares names, shapes and types with the table; returns the scales of FP8 weights by full name."""
+        """Compares names, shapes and types with `mapping`; returns the scales of FP8 weights by full name."""
         expected = {self.naming.full(t.name): part_shape(t.part, self.model) for t in tensors(self.model)}
         if self.head_is_copy and self._may_copy_head():
             del expected[self.naming.head]
@@ -104,7 +105,7 @@ class HuggingFaceWeights:
         return {name.removesuffix("_scale_inv"): self._scale(name) for name in scales}
 
     def _may_copy_head(self) -> bool:
-        """Our own architecture is untied: a missing head is an error there, unless the config says that it is tied."""
+        """This project's architecture is untied: there a missing head is an error, unless the config has it tied."""
         own = self.source.architecture == "NemotronLabsDiffusionModel"
         return not own or bool(self.source.outer.get("tie_word_embeddings"))
 
@@ -135,7 +136,7 @@ class HuggingFaceWeights:
 
 
 def _safetensors_name(source: SourceConfig) -> str:
-    """Type that FP8 weights are dequantised to, in the terms of safetensors."""
+    """Type to which FP8 weights are dequantised, as safetensors names it."""
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     if source.dtype not in names:
         raise UserError(f"{source.directory}/config.json: dtype {source.dtype!r} must be one of {', '.join(names)}")
@@ -171,7 +172,7 @@ def _open_shards(directory: Path) -> tuple[dict[str, SafetensorsFile], dict[str,
 
 
 def _refuse_two_models(directory: Path, listed: dict[str, str]) -> None:
-    """`transformers` would read the single file, other tools the shards: it is ambiguous which is the model."""
+    """`transformers` would read the single file, other tools the shards: which of them is the model is ambiguous."""
     others = sorted(set(listed.values()) - {SINGLE})
     if others and (directory / SINGLE).is_file():
         raise UserError(f"{directory}: has {SINGLE} and, listed in {INDEX}, {others[0]}; remove the wrong ones")

@@ -34,8 +34,8 @@ def import_checkpoint(
 
     Args:
         source: the directory.
-        destination: must not exist; it appears complete or not at all.
-        mask_token_id: for a model whose config has none; otherwise it must be the same.
+        destination: must not exist; it is created complete or not at all.
+        mask_token_id: for a model whose config has none; if the config has one, it must be the same.
         report: called with lines for the user.
 
     Raises:
@@ -84,7 +84,7 @@ def _notes(weights: HuggingFaceWeights, given: int | None) -> list[str]:
     lines = []
     if aside := weights.aside:
         prefixes = ", ".join(f"{prefix}*" for prefix in weights.naming.aside)
-        lines.append(f"skipped: {len(aside)} tensors of the vision part ({prefixes})")
+        lines.append(f"skipped: {len(aside)} tensors of the vision model ({prefixes})")
     if scales := weights.activation_scales:
         lines.append(f"skipped: {len(scales)} activation scales of FP8 weights, which are dequantised")
     if weights.source.text.get("mask_token_id") is None and given is None:

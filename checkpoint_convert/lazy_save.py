@@ -1,7 +1,8 @@
 """Writes a Megatron checkpoint piece by piece, with torch's distributed checkpoint and tensors filled on demand.
 
-Megatron's own save needs every tensor in memory. Its format is torch's: the same writer, given a plan whose tensors are
-filled one at a time into one buffer, writes what `megatron.core.dist_checkpointing.load` reads under any layout.
+Megatron's save function needs every tensor in memory. Its format is that of torch's distributed checkpoint. Here the
+writer of the latter gets a plan that fills one tensor at a time into one buffer. `megatron.core.dist_checkpointing.load`
+reads the files under any layout.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Piece:
 
     Attributes:
         entry: the tensor.
-        layer: None where it is not per layer.
+        layer: None if the tensor is not per layer.
         start: first row.
         rows: number of rows.
-        dtype: type that it is stored in.
+        dtype: type in which it is stored.
         whole: shape of the whole tensor, layers stacked.
     """
 
@@ -54,7 +55,7 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the box, with the layers' axis where there is one."""
+        """Shape of the box, with the layer axis if there is one."""
         lead = () if self.layer is None else (1,)
         return (*lead, self.rows, *self.whole[len(lead) + 1 :])
 
@@ -83,7 +84,7 @@ def pieces(weights: Weights) -> Iterator[Piece]:
 
 
 def _units(entry: Entry, weights: Weights) -> Iterator[tuple[int, int]]:
-    """Row ranges that no tensor-parallel size cuts apart."""
+    """Row ranges that no tensor-parallel size divides."""
     found = segments(entry, weights.model)
     step = len(entry.parts) if entry.by_group else 1
     for index in range(0, len(found), step):
@@ -141,7 +142,7 @@ class _LazyPlanner(DefaultSavePlanner):
         self.buffer_bytes = max(piece.bytes for piece in planned)
         self.written = written
         # The writer keeps a reference to the last tensor of every name until a file is complete, but has written it
-        # when it resolves the next one: all tensors of a thread share one buffer.
+        # before it resolves the next one. So all tensors of a thread can share one buffer.
         self.buffers = threading.local()
 
     def create_local_plan(self) -> SavePlan:

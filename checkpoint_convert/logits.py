@@ -24,7 +24,7 @@ def logit_blocks(
         weights: of either kind.
         tokens: int64 `[1, L]`.
         positions: int64 `[1, L]`, for the rotary embedding and the query scale.
-        rounding: name of a tensor to the type that it is rounded to; computation is in float32.
+        rounding: from the name of a tensor to the type to which it is rounded; computation is in float32.
 
     Yields:
         float32 `[L, n]` for the next `n` ids.
@@ -47,7 +47,7 @@ class _Reader:
         return self._weights.rows(name, start, stop).to(self._rounding(name)).float()
 
     def layer(self, layer: int) -> dict[str, Tensor]:
-        """The state of a layer as `transformers` names it."""
+        """The state dict of a layer, with the names of `transformers`."""
         parts = [part for entry in ENTRIES if entry.per_layer for part in entry.parts]
         names = [(part_name(part, layer), part_shape(part, self.model)[0]) for part in parts]
         return {name.removeprefix(f"layers.{layer}."): self.rows(name, 0, rows) for name, rows in names}

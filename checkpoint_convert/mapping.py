@@ -1,8 +1,8 @@
 """The table of tensors of a Ministral3 decoder, with their Hugging Face and their Megatron names.
 
 Both formats have the same rows in a different order: a Megatron tensor is the concatenation of its Hugging Face parts,
-for attention interleaved by key-value group. Layers of Megatron's are stacked along a first axis. Import, export,
-verification and direct loading all use this table.
+for attention interleaved by key-value group. In Megatron checkpoints layers are stacked along a first axis. Import,
+export, verification and direct loading all use this table.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Part:
 
     Attributes:
         name: without the prefix of its architecture; `{layer}` is replaced by the layer's number.
-        shape: names of its sizes, see `sizes`.
+        shape: names of its dimensions, see `sizes`.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Entry:
     Attributes:
         key: its name there.
         parts: the Hugging Face tensors that it consists of.
-        by_group: rows are laid out per key-value group (the group's queries, its key, its value), not part after part.
+        by_group: rows are ordered by key-value group (the group's queries, its key, its value), not part after part.
     """
 
     key: str
@@ -115,11 +115,11 @@ ENTRY_OF_KEY = {entry.key: entry for entry in ENTRIES}
 
 @dataclass(frozen=True)
 class Naming:
-    """How an architecture names the tensors of the table.
+    """The names of an architecture for the tensors of the table.
 
     Attributes:
         architecture: as in `config.json`.
-        prefix: of everything but the head.
+        prefix: of all names but the head's.
         head: name of the head.
         aside: prefixes of tensors that do not belong to the text decoder.
     """
@@ -141,7 +141,7 @@ NAMINGS = (
         "language_model.lm_head.weight",
         ("vision_tower.", "multi_modal_projector."),
     ),
-    # The names of transformers 5 in memory; some tools save them.
+    # The names that transformers 5 uses in memory; some tools save them.
     Naming(
         "Mistral3ForConditionalGeneration",
         "model.language_model.",
@@ -171,7 +171,7 @@ def part_shape(part: Part, model: ModelConfig) -> tuple[int, ...]:
 
 
 def entry_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
-    """Shape of a Megatron tensor, of one layer where it is per layer, without vocabulary padding."""
+    """Shape of a Megatron tensor (of one layer if it is per layer), without vocabulary padding."""
     shapes = [part_shape(part, model) for part in entry.parts]
     return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
@@ -183,7 +183,7 @@ def global_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
 
 
 def entry_layers(entry: Entry, model: ModelConfig) -> list[int | None]:
-    """The layers in which there is such a tensor; `[None]` where it is not per layer."""
+    """The layers that have such a tensor; `[None]` if it is not per layer."""
     return list(range(model.num_hidden_layers)) if entry.per_layer else [None]
 
 

@@ -1,8 +1,8 @@
-"""Weights of a Megatron checkpoint, memory-mapped, whatever layout wrote it.
+"""Weights of a Megatron checkpoint of any layout, memory-mapped.
 
-`.metadata` is a pickle: such a checkpoint is trusted input. The weights themselves are mapped from the files without
-unpickling anything; each stored piece is an uncompressed zip, whose CRC-32 is compared when the piece is first used.
-All other files are compared with the manifest before.
+`.metadata` is a pickle, so such a checkpoint is trusted input. The weights are mapped from the files and not unpickled:
+each stored piece is an uncompressed zip, whose CRC-32 is compared when the piece is first used. All other files are
+compared with the manifest first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nld_train.errors import UserError
 from nld_train.training.checkpoint.manifest import MANIFEST, find_damage, read_manifest
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
-_MOST_CHECKS = 8
+_MAX_PENDING_CHECKS = 8
 # The shards, whose pieces have their own CRC-32: comparing the manifest's checksums would read them twice.
 _SHARD = ".distcp"
 _PICKLES = (".metadata", "common.pt")
@@ -41,7 +41,7 @@ class MegatronWeights:
         directory: a checkpoint of a run, or what `nld-convert import` wrote.
 
     Raises:
-        UserError: it is incomplete or damaged, or its tensors are not those of its `model.json`.
+        UserError: it is incomplete or damaged, or its tensors do not match its `model.json`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -57,11 +57,11 @@ class MegatronWeights:
         self._checks: deque[Future[None]] = deque()
 
     def dtype(self, name: str) -> torch.dtype:
-        """Type that a tensor is stored in."""
+        """Type in which a tensor is stored."""
         return self._dtypes[self._named[name].entry.key]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a Hugging Face tensor: a view where they are contiguous in the Megatron tensor, else a copy."""
+        """Rows of a Hugging Face tensor: a view if they are contiguous in the Megatron tensor, else a copy."""
         tensor = self._named[name]
         found = []
         for segment in segments(tensor.entry, self.model):
@@ -72,7 +72,7 @@ class MegatronWeights:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def finish(self) -> None:
-        """Waits for the checks of checksums that still run.
+        """Waits for the checksum comparisons that still run.
 
         Raises:
             UserError: a piece that was read is damaged.
@@ -108,8 +108,8 @@ class MegatronWeights:
         piece = self._pieces.get((entry.key, offsets))
         if piece is None:
             piece = self._pieces[entry.key, offsets] = self._locate(entry.key, offsets)
-            # Checks stay close to the reading, so that the pages are still cached.
-            if len(self._checks) == _MOST_CHECKS:
+            # Comparisons follow soon after the reading, while the pages are still cached.
+            if len(self._checks) == _MAX_PENDING_CHECKS:
                 self._checks.popleft().result()
             self._checks.append(self._checker.submit(piece.check))
         return piece.tensor(self._dtypes[entry.key], sizes)
@@ -154,7 +154,7 @@ class MegatronWeights:
     def _check_shapes(self) -> None:
         for entry in ENTRIES:
             expected, found = global_shape(entry, self.model), self._sizes[entry.key]
-            # The vocabulary may be padded, to a multiple of the tensor-parallel size that wrote it.
+            # The vocabulary may be padded to a multiple of the tensor-parallel size of the run that wrote it.
             padded = entry.parts[0].shape[0] == "vocabulary" and found[:1] >= expected[:1] and found[1:] == expected[1:]
             if found != expected and not padded:
                 raise UserError(
@@ -170,7 +170,7 @@ def read_model(directory: Path) -> ModelConfig:
     """The model of a checkpoint, from its `model.json`.
 
     Raises:
-        UserError: it cannot be read, or another version wrote a key that may change what the weights mean.
+        UserError: it cannot be read, or has a key of another version that may change what the model computes.
     """
     path = directory / MODEL_FILE
     settings = read_json(path)
@@ -184,7 +184,7 @@ def _refuse_damage(directory: Path) -> None:
     """Compares the sizes of all files, and the content of all but the shards, with the manifest.
 
     Raises:
-        UserError: there is no manifest, a file is not what was written, or a pickle is not in the manifest.
+        UserError: there is no manifest, a file differs from it, or a pickle is not in it.
     """
     if damage := find_damage(directory, size_only=_SHARD):
         raise UserError(f"{directory} is damaged: {damage}")

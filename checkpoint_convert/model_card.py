@@ -35,7 +35,7 @@ def model_card(record: Record, model: ModelConfig, name: str, output_format: str
     """The model card as Markdown.
 
     Args:
-        record: what is recorded of the checkpoint.
+        record: the records of the checkpoint.
         model: its model.
         name: of the export.
         output_format: `nld` or `ministral3`.
@@ -102,7 +102,7 @@ def _stage_table(record: Record, config: Config) -> list[str]:
 
 
 def _code(record: Record) -> list[str]:
-    """Versions of the code that trained, as recorded in the checkpoint, and of the code that exports."""
+    """Versions of the code that trained the model, as recorded in the checkpoint, and of the exporting code."""
     noted = record.directory / SOFTWARE
     trained = read_json(noted) if noted.is_file() else {}
     return [f"- Trained by {PACKAGE}, {_version(trained)}", f"- Exported by {PACKAGE}, {_version(software())}"]

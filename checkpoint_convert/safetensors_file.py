@@ -21,8 +21,8 @@ from nld_train.errors import UserError
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 FP8 = "F8_E4M3"
-# The library's own limit.
-_MOST_HEADER_BYTES = 100_000_000
+# The limit of the safetensors library.
+_MAX_HEADER_BYTES = 100_000_000
 _TORCH = {**DTYPES, FP8: torch.float8_e4m3fn}
 
 
@@ -31,7 +31,7 @@ class Stored:
     """A tensor in a file.
 
     Attributes:
-        dtype: in the terms of safetensors.
+        dtype: as safetensors names it.
         shape: of the tensor.
         start: offset of its first byte in the file.
     """
@@ -42,7 +42,7 @@ class Stored:
 
 
 class SafetensorsFile:
-    """An open file.
+    """An open safetensors file.
 
     Attributes:
         tensors: its tensors by name.
@@ -55,7 +55,7 @@ class SafetensorsFile:
         try:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, _MOST_HEADER_BYTES)), object_pairs_hook=_without_duplicates)
+                header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)), object_pairs_hook=_without_duplicates)
                 with safe_open(path, framework="np"):  # refuses a header that is damaged, or whose tensors overlap
                     self._mapping = map_file(file)
         except FileNotFoundError as error:
@@ -79,14 +79,14 @@ class SafetensorsFile:
         return tensor_view(self._mapping, dtype, (stop - start, *stored.shape[1:]), offset)
 
     def number(self, name: str) -> float:
-        """The value of a tensor that has one."""
+        """The value of a tensor with one element."""
         stored = self.tensors[name]
         data = self._mapping[stored.start : stored.start + _TORCH[stored.dtype].itemsize]
         return float(torch.frombuffer(bytearray(data), dtype=_TORCH[stored.dtype]).float().item())
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; where a name is repeated, the library would take the last one without an error."""
+    """A JSON object without repeated names, of which the library would use the last without an error."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -1,4 +1,4 @@
-"""Writes safetensors shards row by row. The library's own writer needs every tensor of a file in memory."""
+"""Writes safetensors shards row by row; the library's writer needs every tensor of a file in memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_shards(
     """Writes tensors into as many files as needed, and the index.
 
     Args:
-        directory: where.
+        directory: where the files are written.
         outputs: in the order of the files.
         written: called with the bytes of each block.
         shard_bytes: maximum size of a file, unless a single tensor is larger.

@@ -1,6 +1,6 @@
 """Reads a Hugging Face directory's `config.json` into a `ModelConfig`; no code of the directory is executed.
 
-Every value is taken from the directory. A setting that a `ModelConfig` cannot express is an error, not ignored.
+Every value comes from the directory. A setting that a `ModelConfig` cannot express is an error; it is not ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nld_train.config.schema import SIZE_KEYS, ModelConfig
 from nld_train.errors import UserError
 
 ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
-# The reserved id of the Ministral3 tokenizer that is the mask token (docs/method.md, "Objective").
+# The mask token: a reserved id of the Ministral3 tokenizer (docs/method.md, "Objective").
 MINISTRAL3_MASK_TOKEN = 100
 
 # Settings of the decoder with one supported value, which is also the default.
@@ -36,8 +36,8 @@ class SourceConfig:
         directory: of the model.
         architecture: one of `ARCHITECTURES`.
         outer: the whole `config.json`.
-        text: the part that describes the text decoder; the same as `outer` where there is no wrapper.
-        generation: `generation_config.json`, empty where there is none.
+        text: the part that describes the text decoder; the same as `outer` if there is no wrapper.
+        generation: `generation_config.json`; empty if there is none.
     """
 
     directory: Path
@@ -53,7 +53,7 @@ class SourceConfig:
 
     @property
     def dtype(self) -> str:
-        """Name of the type that the model computes in, which quantised weights are dequantised to."""
+        """Name of the type in which the model computes, and to which quantised weights are dequantised."""
         for config in (self.text, self.outer):
             if name := config.get("dtype") or config.get("torch_dtype"):
                 return str(name).removeprefix("torch.")
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, or is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -114,11 +114,11 @@ def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_config(source: SourceConfig, mask_token_id: int | None = None) -> ModelConfig:
-    """The model in the terms of a run's configuration.
+    """The `ModelConfig` of a directory's model.
 
     Args:
         source: the directory's configuration.
-        mask_token_id: for a model whose config has none; None is that of the Ministral3 tokenizer, or the last id of a
+        mask_token_id: for a model whose config has none; None for that of the Ministral3 tokenizer, or the last id of a
             smaller vocabulary.
 
     Raises:
@@ -168,9 +168,9 @@ def _mask_token(source: SourceConfig, vocabulary: int, given: int | None) -> int
 
 
 def _token_ids(source: SourceConfig, vocabulary: int) -> dict[str, int]:
-    """First, last and padding token: of `config.json`, else of the generation config, else Ministral3's.
+    """BOS, EOS and padding token: of `config.json`, else of the generation config, else Ministral3's.
 
-    Of a list of stop tokens the first one ends documents; the generation config keeps the list.
+    Of a list of stop tokens the first one ends documents; the list stays in the generation config.
     """
     found: dict[str, int] = {}
     for key, default in (("eos_token_id", 2), ("bos_token_id", 1), ("pad_token_id", 11)):

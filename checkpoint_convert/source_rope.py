@@ -1,4 +1,4 @@
-"""The rotary embedding of a Hugging Face `config.json`, in today's form or the older one."""
+"""The rotary embedding of a Hugging Face `config.json`, in the current or the older form."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import RopeParameters
 from nld_train.errors import UserError
 
-# Keys beside those of `RopeParameters`, with the values under which they change nothing. `type` is the older name of
-# `rope_type`; `max_position_embeddings` is a copy of the model's, read by nothing.
+# Keys that `RopeParameters` does not have, with the values that have no effect.
 _ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (None, 1, 1.0),
     "attention_factor": (None,),
     "truncate": (None, True),
 }
-# The same where `keeps_lengths`, with the keys of other programs.
+# Such values if `keeps_lengths`; among them keys of other programs.
 _UNSCALED: dict[str, tuple[Any, ...]] = {"attention_factor": (None, 1), "apply_yarn_scaling": (None, False)}
+# `type` is the older name of `rope_type`; `max_position_embeddings` is a copy of the model's, which is not used.
 _ROPE_ALIASES = ("type", "max_position_embeddings")
-# Numbers that may be missing; `transformers` reads a multiplier of 0 as none.
+# Numbers that may be missing; for `transformers` a multiplier of 0 is the same as none.
 _ROPE_ABOVE_ZERO = ("factor", "beta_fast", "beta_slow")
 _ROPE_FROM_ZERO = ("mscale", "mscale_all_dim", "llama_4_scaling_beta")
 
 
 def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
-    """The rotary embedding of a text config, in today's form (`rope_parameters`) or the older one (`rope_scaling`).
+    """The rotary embedding of a text config, in the current (`rope_parameters`) or the older form (`rope_scaling`).
 
     Raises:
         UserError: a rope_type other than `ROPE_TYPES`, a missing value, or a setting that changes the result and has no
@@ -69,15 +69,15 @@ def _rope_type(rope: dict[str, Any]) -> str:
 
 
 def keeps_lengths(rope: dict[str, Any]) -> bool:
-    """Whether cosines and sines are multiplied by nothing but 1, by `transformers`' rule for yarn."""
+    """Whether the factor on cosines and sines (`transformers`' rule for yarn) is 1."""
     mscale = rope.get("mscale")
     return _rope_type(rope) != "yarn" or rope["factor"] <= 1 or bool(mscale and mscale == rope.get("mscale_all_dim"))
 
 
 def _normalised(values: dict[str, Any]) -> RopeParameters:
-    """One form for equal embeddings: a plain rotary embedding without a query scale has no original length.
+    """Makes equal embeddings equal objects: a default embedding without a query scale has no original length.
 
-    An export has a scale of 0 there, because `transformers` always computes with these values.
+    An export has a scale of 0 in this case, because `transformers` always computes with these values.
     """
     if values["rope_type"] == "default" and not values["llama_4_scaling_beta"]:
         values = {"rope_type": "default", "rope_theta": values["rope_theta"]}

@@ -1,7 +1,7 @@
 """Checks type and range of values in a Hugging Face directory's JSON files.
 
-Each function takes the file for its message, the object that has the value, and the key; it raises a `UserError` that
-names file, key and value and the valid range.
+Each function takes the path of the file (for messages), the JSON object with the value, and the key. It raises a
+`UserError` that names file, key, value and the valid range.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def number(path: Path, config: dict[str, Any], key: str, from_zero: bool = False
 
 
 def shown(config: dict[str, Any], key: str) -> str:
-    """A value as it is written in the file, for a message."""
+    """A value as JSON, for a message."""
     return json.dumps(config[key]) if key in config else "missing"
 
 
@@ -44,7 +44,7 @@ def is_token(value: Any, vocabulary: int) -> bool:
 
 
 def named_tokens(path: Path, config: dict[str, Any], key: str, vocabulary: int) -> list[int]:
-    """The ids under a key that holds one, a list of them, or nothing."""
+    """The ids under a key that has one, a list of them, or none."""
     value = config.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(is_token(token, vocabulary) for token in ids):

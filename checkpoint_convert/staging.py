@@ -14,7 +14,7 @@ from pathlib import Path
 from nld_train.errors import UserError
 from nld_train.files import synchronise, synchronise_all
 
-# Beside the weights: configuration, tokenizer, metadata and what the file system itself needs.
+# Space for everything but the weights: configuration, tokenizer, metadata and overhead of the file system.
 _SLACK_BYTES = 64 << 20
 _FLUSH_SECONDS = 0.1
 # Errors of file systems without locks: some over a network, some in user space.
@@ -29,7 +29,7 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
 
     Args:
         destination: must not exist.
-        needed_bytes: that will be written.
+        needed_bytes: bytes that will be written.
 
     Raises:
         UserError: the destination exists, cannot be written or has too little space, or another conversion writes it.
@@ -44,7 +44,7 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
                 temporary.mkdir(exist_ok=True)
                 _empty(temporary)
                 _check_space(destination, needed_bytes)
-                with _written_behind(temporary):
+                with _background_sync(temporary):
                     yield temporary
                 _finish(temporary, destination)
             except BaseException:
@@ -77,7 +77,7 @@ def _locked(destination: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Whether this process may write: no other has the lock, as far as the file system can tell."""
+    """Whether this process may write: no other process has the lock, or the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -85,7 +85,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-    # The process that had the lock removes the file at the end: a lock on a removed file excludes nobody.
+    # The process that had the lock removes the file at the end; a lock on a removed file does not exclude others.
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
@@ -110,8 +110,8 @@ def _check_space(destination: Path, needed_bytes: int) -> None:
 
 
 @contextmanager
-def _written_behind(directory: Path) -> Iterator[None]:
-    """Synchronises files in the background while more is written, so that the last synchronisation is short."""
+def _background_sync(directory: Path) -> Iterator[None]:
+    """Calls fsync on the files in the background while others are written, so that the last fsync is short."""
     done = threading.Event()
 
     def work() -> None:
@@ -120,7 +120,7 @@ def _written_behind(directory: Path) -> Iterator[None]:
                 with suppress(OSError):  # renamed meanwhile; `_finish` reports errors
                     synchronise(path)
 
-    thread = threading.Thread(target=work, name="write-behind", daemon=True)
+    thread = threading.Thread(target=work, name="background-sync", daemon=True)
     thread.start()
     try:
         yield
@@ -130,9 +130,9 @@ def _written_behind(directory: Path) -> Iterator[None]:
 
 
 def _finish(temporary: Path, destination: Path) -> None:
-    """Renames the directory once everything in it is on disk."""
+    """Renames the directory after everything in it is on disk."""
     synchronise_all(temporary)
     if destination.exists():
-        raise UserError(f"{destination}: has appeared meanwhile; remove it and convert again")
+        raise UserError(f"{destination}: was created by another process meanwhile; remove it and convert again")
     os.rename(temporary, destination)
     synchronise(destination.parent)

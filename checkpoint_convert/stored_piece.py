@@ -25,11 +25,11 @@ class StoredPiece:
         path: the file, for messages.
         key: of the tensor, for messages.
         mapping: the file.
-        offset: first byte of the archive in it.
-        length: of the archive.
+        offset: offset of the archive's first byte in the file.
+        length: bytes of the archive.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is missing or truncated.
+        ValueError, zipfile.BadZipFile: the archive is missing or truncated.
     """
 
     def __init__(self, path: Path, key: str, mapping: mmap.mmap, offset: int, length: int) -> None:
@@ -56,7 +56,7 @@ class StoredPiece:
         """Compares the checksum.
 
         Raises:
-            UserError: the content is not what was written.
+            UserError: the content has changed since it was written.
         """
         if zlib.crc32(self.data) != self.crc:
             raise UserError(f"{self.path}: {self.key} does not have the content that was written (CRC-32)")

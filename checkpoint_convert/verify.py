@@ -31,11 +31,11 @@ _NOT_COMPARED = ("name", "initializer_range", "mask_token_id", "bos_token_id", "
 
 @dataclass(frozen=True)
 class Difference:
-    """How two tensors of one name, or their logits, differ.
+    """The difference between two tensors of one name, or between the logits of two checkpoints.
 
     Attributes:
-        name: of the tensor, or of the tokens that logits were computed for.
-        largest: largest absolute difference; nan where only one of them is not finite.
+        name: of the tensor, or of the tokens for which logits were computed.
+        largest: largest absolute difference; nan if only one of them is not finite.
         scale: largest absolute value of the first.
         unequal: number of values that differ.
         count: number of values.
@@ -68,8 +68,8 @@ def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
     """Compares two checkpoints: settings that change what is computed, every tensor, and logits.
 
     Tensors agree when they are equal, after both are rounded to the less precise of their two types. Logits are
-    computed in float32 from the same values, and agree within 1e-5 of their largest; random tokens are at the first
-    positions and again where the query scale of long contexts changes.
+    computed in float32 from the rounded values, and agree within 1e-5 of the largest logit. Random tokens are used at
+    the first positions, and at positions where the query scale of long contexts changes.
 
     Args:
         first: a checkpoint of either kind, or a run directory.
@@ -109,7 +109,7 @@ def _other_settings(one: ModelConfig, two: ModelConfig) -> list[str]:
 
 
 def _common(one: Weights, two: Weights, name: str) -> torch.dtype:
-    """The less precise of the types of a tensor; of bf16 and fp16, which round differently, the first's own."""
+    """The less precise of a tensor's two types; for bf16 and fp16, which round differently, the first's type."""
     types = (one.dtype(name), two.dtype(name))
     return types[0] if widest({*types}) not in types else min(types, key=lambda dtype: dtype.itemsize)
 
@@ -132,7 +132,7 @@ def _maximum(so_far: float, values: Tensor) -> float:
 def _compare_logits(one: Weights, two: Weights, name: str, tokens: Tensor, positions: Tensor) -> Difference:
     largest = scale = 0.0
     unequal = count = 0
-    # Weights are rounded alike on both sides, so that only differences of settings and tensors show.
+    # Both models' weights are rounded to the same type, so that only other differences are found.
     rounding = partial(_common, one, two)
     blocks = (logit_blocks(weights, tokens, positions, rounding) for weights in (one, two))
     for a, b in zip(*blocks, strict=True):

@@ -30,7 +30,7 @@ class Weights(Protocol):
 
 
 def row_blocks(start: int, stop: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-    """Cuts rows `start` to `stop` into blocks of about `block_bytes`, at least one row each."""
+    """Splits rows `start` to `stop` into blocks of about `block_bytes`, at least one row each."""
     step = max(1, block_bytes // max(1, row_bytes))
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
@@ -42,12 +42,12 @@ def fill_rows(
     """Fills `target` with rows of a Megatron tensor from Hugging Face parts, converting to its type.
 
     Args:
-        weights: where the parts are.
+        weights: of the Hugging Face parts.
         entry: the Megatron tensor.
-        layer: of a tensor that each layer has; else None.
-        start: row of the Megatron tensor (of this layer) that becomes `target[0]`.
+        layer: layer of the tensor; None if it is not per layer.
+        start: row of the Megatron tensor (of this layer) that is copied to `target[0]`.
         target: `[rows]` or `[rows, columns]`.
-        columns: which columns of the parts; all of a tensor without columns.
+        columns: columns of the parts; ignored for tensors of one dimension.
     """
     stop = start + target.shape[0]
     for segment in segments(entry, weights.model):
@@ -61,7 +61,7 @@ def fill_rows(
 
 
 def entry_dtype(weights: Weights, entry: Entry) -> torch.dtype:
-    """The type that holds all parts of a Megatron tensor in all layers without loss."""
+    """The type that represents all parts of a Megatron tensor in all layers without loss."""
     found = {
         weights.dtype(part_name(part, layer))
         for part in entry.parts
@@ -71,7 +71,7 @@ def entry_dtype(weights: Weights, entry: Entry) -> torch.dtype:
 
 
 def widest(dtypes: set[torch.dtype]) -> torch.dtype:
-    """The smallest type that holds values of all given ones without loss."""
+    """The smallest type that represents the values of all given types without loss."""
     result = next(iter(dtypes))
     for dtype in dtypes:
         result = torch.promote_types(result, dtype)

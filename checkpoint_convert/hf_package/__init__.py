@@ -1,8 +1,8 @@
 """The Python files of an exported model, which runs with `transformers` alone.
 
-An export is one flat directory and must not import this project. Its files are copies of those here and of those of
-`nld_train` that they import: decoding, visibility, objective and noise schedule. Only import statements differ, `from
-nld_train.decoding.engines.engine import Step` here and `from .engine import Step` in an export.
+An export is one flat directory and must not import this project. Its files are copies of the files here and of the
+modules of `nld_train` that they import: decoding, visibility, objective and noise schedule. Only import statements
+differ: `from nld_train.decoding.engines.engine import Step` here, `from .engine import Step` in an export.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rule of visibility as a mask for each of `transformers`' attention implementations."""
+"""Converts a visibility rule to a mask for each of `transformers`' attention implementations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-# Whether a query may attend to a key: three int tensors (row, query, key) that broadcast together -> bool. Called with
-# whole index grids and, by FlexAttention, with scalars under vmap: a rule may only index and compare.
+# Whether a query may attend to a key: three int tensors (row, query, key) that broadcast together -> bool. It is called
+# with whole index grids and, by FlexAttention, with scalars under vmap, so it may only index and compare.
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -20,8 +20,8 @@ class AttentionMask:
     """Visibility of one forward in the form that an attention implementation takes.
 
     Attributes:
-        mask: argument of the attention function; None for everything that `causal` allows.
-        causal: the function's causal flag; counts only without `mask`.
+        mask: argument of the attention function; None if `causal` describes the visibility.
+        causal: the function's causal flag; used only without `mask`.
         flash: alignment of rows for the flash kernels, which take no masks.
     """
 
@@ -37,8 +37,8 @@ def prepare(
 
     Args:
         implementation: `eager`, `sdpa` or `flex_attention`.
-        rule: the rule.
-        shape: rows, queries, keys.
+        rule: visibility.
+        shape: numbers of rows, queries and keys.
         device: where attention runs.
         dtype: of queries and keys.
 
@@ -71,10 +71,10 @@ def _mask_mod(rule: Rule) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class FlashRows:
-    """Rows aligned to the right: the flash kernels assume that a row's last query belongs to its last key.
+    """Rows aligned to the right: the flash kernels assume that a row's last query is at the position of its last key.
 
     Attributes:
-        groups: for the causal and for the bidirectional rows: their indices int64 `[g]` and the causal flag.
+        groups: the causal and the bidirectional rows: their indices int64 `[g]` and the causal flag.
         query_at: int64 `[a, T]`, index of the query at each aligned column.
         key_at: int64 `[a, W]`, index of the key at each aligned column.
         real_keys: int64 `[a, W]`, 1 where an aligned column has a key.

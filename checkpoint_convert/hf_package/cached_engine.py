@@ -1,4 +1,4 @@
-"""The decoder's engine over this model: a static KV cache, and each step as one forward of encoder and head."""
+"""The engine of this model for the decoder: a static KV cache, and each step as one forward of encoder and head."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from checkpoint_convert.hf_package.encoder import Encoder
 from nld_train.decoding.engines.engine import Step
 from nld_train.decoding.engines.kv_cache import KeyValueCache
 
-# FlexAttention is compiled for a number of keys: cache lengths are rounded up, so that there are few of them.
+# FlexAttention is compiled for each number of keys: cache lengths are rounded up to multiples of this, so that there
+# are few of them.
 FLEX_KEYS = 128
 
 
 class CachedEngine:
-    """`engine.Engine` for one model. See there for the meaning of a step.
+    """An `engine.Engine` for one model; `engine.Step` describes a step.
 
     Args:
         encoder: embedding, layers and norm; the attention implementation of its config is used.
@@ -71,7 +72,7 @@ class CachedEngine:
     def logits_at(self, outputs: Tensor) -> Tensor:
         """See `engine.Engine.logits_at`."""
         hidden = self._hidden
-        assert hidden is not None, "there was no forward since slots were allocated or freed"
+        assert hidden is not None, "no forward has run since the slots last changed"
         logits: Tensor = self.head(
             hidden.gather(1, outputs.to(hidden.device).unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         )
@@ -103,7 +104,7 @@ def step_mask(implementation: str, step: Step, entries: int, device: torch.devic
         whole = not bool(step.causal.any()) and bool((step.counts == length).all())
         if aligned and (length == 1 or whole):
             return AttentionMask(None)
-        # Padding is behind all real tokens, so that a causal mask hides it from them.
+        # Padding comes after all real tokens, so that a causal mask hides it from them.
         if implementation == "sdpa" and not bool(step.cached.any()) and bool(step.causal.all()):
             return AttentionMask(None, causal=True)
     allowed = step.visible(entries).to(device)

@@ -1,4 +1,4 @@
-"""Arguments of the generate methods as prompts and options of the decoder, and its result as a tensor."""
+"""Converts arguments of the generate methods to prompts and options of the decoder, and its result to a tensor."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CallSettings:
     token_type_ids: Tensor | None = None
 
     def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
-        """The decoder's options. `stop_tokens` are those that apply where `eos_token_id` is None.
+        """The decoder's options. `stop_tokens` apply if `eos_token_id` is None.
 
         Raises:
             ValueError: a value out of its range.
@@ -64,7 +64,7 @@ class CallSettings:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """None, one value or several, as a tuple."""
+    """A tuple of no values for None, of one value, or of several."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -108,7 +108,7 @@ def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tens
 def diffusion_policy(
     threshold: float | None, steps: int | None, max_new_tokens: int, block_length: int, prompts: list[list[int]]
 ) -> CommitPolicy:
-    """Threshold, or `steps` denoising passes for all blocks; the default threshold without either.
+    """A threshold, or `steps` denoising passes for all blocks; without either, the default threshold.
 
     Raises:
         ValueError: both are given, one is out of its range, or there are fewer steps than blocks.
@@ -119,6 +119,6 @@ def diffusion_policy(
         raise ValueError("steps: give either a threshold or a number of steps, not both")
     if steps < 1:
         raise ValueError(f"steps: {steps} is not 1 or more")
-    # A block of one token has nothing to denoise: its token comes from the causal forward before it.
+    # A block of one token has no masks: its token comes from the causal forward before it.
     blocks = sum(min(block_length, max_new_tokens - start) > 1 for start in range(0, max_new_tokens, block_length))
     return TotalSteps(steps, blocks, block_length, tuple(map(len, prompts)))

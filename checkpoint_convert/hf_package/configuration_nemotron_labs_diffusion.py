@@ -6,10 +6,10 @@ from transformers.models.ministral3.configuration_ministral3 import Ministral3Co
 
 
 class NemotronLabsDiffusionConfig(Ministral3Config):
-    """Ministral3's configuration and what diffusion adds to it.
+    """Ministral3's configuration with the settings of diffusion.
 
     Attributes:
-        mask_token_id: the token of the vocabulary that is put at masked positions.
+        mask_token_id: the token of the vocabulary that replaces masked tokens.
         block_size: tokens per block in training, and the default of `block_length` in decoding.
         dlm_paradigm: attention inside a block that is denoised; only "bidirectional" is supported.
         dlm_loss_weight: alpha, the weight of the diffusion loss.

@@ -17,7 +17,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class Drafter:
-    """PEFT's LoRA layers around a model's own `o_proj` modules.
+    """PEFT's LoRA layers around a model's `o_proj` modules.
 
     Outside of `installed` the model has its plain projections: state dict, training and saving do not include the
     adapter.
@@ -42,7 +42,7 @@ class Drafter:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The model runs with the adapter inside this context."""
+        """Inside this context the model runs with the adapter."""
         self._match_device_and_type()
         self._set_projections(self._adapted)
         try:
@@ -51,7 +51,7 @@ class Drafter:
             self._set_projections(self._plain)
 
     def _match_device_and_type(self) -> None:
-        """Moves the adapter to the model's device and type: `model.to` does not reach it."""
+        """Moves the adapter to the model's device and type, since `model.to` does not move it."""
         for plain, adapted in zip(self._plain, self._adapted, strict=True):
             weight, trained = plain.weight, next(adapted.lora_A.parameters())
             if (trained.device, trained.dtype) != (weight.device, weight.dtype):
@@ -63,7 +63,7 @@ class Drafter:
 
 
 def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
-    """PEFT's layers around the plain ones. PEFT wraps a skeleton of the model that has only these."""
+    """PEFT's layers around the plain ones, which PEFT finds in a skeleton of the model that has only these."""
     try:
         from peft import PeftConfig, PeftModel
     except ImportError as error:
@@ -72,7 +72,7 @@ def _adapted_projections(plain: list[Any], directory: str) -> list[Any]:
     config = PeftConfig.from_pretrained(directory)
     if config.peft_type != "LORA" or set(config.target_modules) != {"o_proj"}:
         raise ValueError(f"{directory}: not a LoRA on o_proj alone, as a drafter adapter must be")
-    # With a task type PEFT expects the methods of a whole language model.
+    # With a task type PEFT requires methods of a whole language model.
     config.task_type = None
     trained = [projection.weight.requires_grad for projection in plain]
     try:

@@ -1,5 +1,7 @@
-"""Ministral3's decoder layers with attention over an `AttentionMask`; norms, MLP and rotary embedding are
-`transformers`' own."""
+"""Ministral3's decoder layers with attention under an `AttentionMask`.
+
+Norms, MLP and rotary embedding are those of `transformers`.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ class Attention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: object, causal: bool) -> Tensor:
         dropout = self.config.attention_dropout if self.training else 0.0
         if isinstance(mask, BlockMask) and query.device.type == "cpu" and not dropout:
-            # The fused kernel would be compiled for every shape, by a C++ compiler; the plain one is exact.
+            # The fused kernel would be compiled for every shape, by a C++ compiler; the unfused one needs none.
             output = flex_attention(query, key, value, block_mask=mask, scale=self.scaling, enable_gqa=True)
             return output.transpose(1, 2)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -119,7 +121,7 @@ class Encoder(nn.Module):
             embeddings: `[a, T, h]`.
             positions: int64 `[a, T]`.
             mask: visibility.
-            cache: stores keys and values; None for a forward without a KV cache.
+            cache: the KV cache; None for a forward without one.
         """
         rotary = Rotary(self.rotary_emb, embeddings, positions, self.config.rope_parameters)
         hidden = embeddings

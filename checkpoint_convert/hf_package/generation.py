@@ -1,4 +1,4 @@
-"""The methods that continue prompts: thin calls of the decoder, which has the algorithms."""
+"""The generate methods: thin wrappers of the decoder, which has the algorithms."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class GenerationMethods:
                 0.9 if neither this nor `steps` is given.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
             steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. They are
-                divided evenly, the remainder goes to the first blocks; no block takes more passes than it has masks.
+                divided evenly, with the remainder in the first blocks; no block takes more passes than it has masks.
             **settings: as in `ar_generate`.
 
         Returns:
@@ -103,7 +103,7 @@ class GenerationMethods:
             max_new_tokens: maximum of new tokens per sequence.
             block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
-            adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it where there is one.
+            adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it if there is one.
             **settings: as in `ar_generate`.
 
         Returns:
@@ -130,7 +130,7 @@ class GenerationMethods:
             max_new_tokens: maximum of new tokens per sequence.
             block_length: drafts per cycle; None for `config.block_size`.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
-            ar_weight: weight of the AR prediction in the ensemble that the bonus token is taken from; only 1 is
+            ar_weight: weight of the AR prediction in the ensemble that the bonus token is drawn from; only 1 is
                 lossless.
             **settings: as in `ar_generate`.
 
@@ -156,7 +156,7 @@ class GenerationMethods:
         """Decodes in any mode with any commit policy, and returns all statistics.
 
         Raises:
-            ValueError: a value out of its range, or a combination that cannot be decoded; in one line.
+            ValueError: a value out of its range, or a combination that cannot be decoded; the message has one line.
         """
         call = CallSettings(**settings)
         options = call.options(
@@ -178,7 +178,7 @@ class GenerationMethods:
         return self._drafter
 
     def load_drafter(self, directory: str | Path) -> None:
-        """Loads the drafter adapter from a directory in PEFT layout and replaces any other."""
+        """Loads the drafter adapter from a directory in PEFT's format, in place of any other."""
         self._drafter = Drafter(self.encoder, directory)
 
     def save_drafter(self, save_directory: str | Path) -> None:
@@ -201,7 +201,7 @@ class GenerationMethods:
         return Path(found[0]).parent
 
     def stop_tokens(self) -> tuple[int, ...]:
-        """Stop tokens of the generation config, or of the config where that has none."""
+        """Stop tokens of the generation config, or if that has none, of the config."""
         if self._stop_tokens is None:
             generation = self._generation_config()
             named = () if generation is None else as_tuple(generation.eos_token_id)
@@ -226,7 +226,7 @@ class GenerationMethods:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode while decoding: no dropout, no recomputation. The mode from before is restored."""
+        """Evaluation mode while decoding: no dropout, no recomputation. The previous mode is restored."""
         training = self.training
         self.eval()
         try:

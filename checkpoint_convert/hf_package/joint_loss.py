@@ -1,5 +1,8 @@
-"""The joint loss in the conventions of `transformers`' Trainer: labels of -100, a torch generator for the noise, and
-the number of labels of the whole optimizer step. Objective and noise schedule are training's own."""
+"""The joint loss in the conventions of `transformers`' Trainer.
+
+Labels of -100, a torch generator for the noise, and the number of labels of the whole optimizer step. Objective and
+noise schedule are those of training.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,16 @@ def draw_noise(maskable: Tensor, generator: torch.Generator | None) -> Noise:
 
     Args:
         maskable: bool `[b, L]`.
-        generator: a CPU generator. None seeds one from torch's global generator and the rank: trainers seed the ranks
-            of a process group alike, and their noise must differ.
+        generator: a CPU generator. None seeds one from torch's global generator and the rank, because trainers seed all
+            ranks alike and their noise must differ.
     """
     if generator is None:
         grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if grouped else 0
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))) + rank)
     probability = SCHEDULE.probability(torch.rand(len(maskable), 1, generator=generator))
-    hit = torch.rand(maskable.shape, generator=generator) < probability
-    return Noise(maskable & hit.to(maskable.device), probability.to(maskable.device))
+    drawn = torch.rand(maskable.shape, generator=generator) < probability
+    return Noise(maskable & drawn.to(maskable.device), probability.to(maskable.device))
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,15 @@ def joint_loss(
 
     Args:
         head: hidden states to logits.
-        hidden: `[b, S, h]`; its first L positions are the noisy stream where there is noise.
+        hidden: `[b, S, h]`; with noise the first L positions are the noisy stream.
         clean_logits: `[b, L, V]`.
         labels: int64 `[b, L]`, the tokens themselves; -100 is neither predicted nor masked.
         text: of the clean stream.
         noise: None without the diffusion term.
         weights: of the two terms.
-        step_tokens: labels other than -100 in the whole optimizer step, where it has more micro-batches or ranks than
-            this one (`num_items_in_batch` of `Trainer`). The next-token rows of the step are taken to be in the same
-            proportion to its labels as here.
+        step_tokens: number of labels other than -100 in the whole optimizer step, if it has other micro-batches or
+            ranks (`num_items_in_batch` of `Trainer`). The ratio of next-token rows to labels is assumed to be the same
+            in the whole step as here.
     """
     maskable = (labels != IGNORED) & text.real
     documents = text.layout.documents

@@ -82,16 +82,16 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         Args:
             input_ids: int64 `[b, L]`. In mode `block` masked positions are `config.mask_token_id`.
             attention_mask: `[b, L]`, 0 at padding; None for none.
-            position_ids: int64 `[b, L]` or `[1, L]`; where they do not grow by one, a new document begins, which sees
-                nothing of the one before it. None counts real tokens.
+            position_ids: int64 `[b, L]` or `[1, L]`; where they do not grow by one, a new document begins, which does
+                not see the previous one. None counts real tokens.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
                 `input_ids`, and a second, noisy stream with fresh noise in the same forward. Mode `causal` only.
             mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
                 token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
-                clean text before it, as in training. Without, the last `block_length` tokens of each row see
-                everything and the tokens before them causally, as in a denoising pass of decoding; only the logits
-                of that block are meaningful.
+                clean text before it, as in training. Without `clean_input_ids` the last `block_length` tokens of each
+                row see all tokens, and the tokens before them are causal, as in a denoising pass of decoding; only the
+                logits of that block are meaningful.
             clean_input_ids: int64 `[b, L]`, the clean stream of mode `block`.
             block_length: tokens per block in mode `block`, called `block_size` in training; None for
                 `config.block_size`.
@@ -100,8 +100,8 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
             token_type_ids: ignored; some tokenizers return them.
 
         Returns:
-            `logits` `[b, L, V]` and, with labels, `loss`. There is no `past_key_values`: the generate
-            methods have a KV cache of their own.
+            `logits` `[b, L, V]` and, with labels, `loss`. There is no `past_key_values`: the generate methods have
+            their own KV cache.
 
         Raises:
             ValueError: arguments that contradict each other, or a mask that the attention implementation cannot take.

@@ -1,6 +1,6 @@
 """Streams and visibility of a batch in the conventions of `transformers`: padding masks and position ids.
 
-The rule of visibility is training's own, `visible`; only padding is added to it here.
+The visibility rule is `visible`, as in training; only padding is added here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PaddedText:
         return PaddedText(torch.cat([self.real, self.real], 1), replace(self.layout, two_streams=True))
 
     def rule(self) -> Rule:
-        """Visibility in training: causal in one stream; the noisy and the clean stream's in two."""
+        """Visibility in training: of a causal stream, or of the noisy and the clean stream."""
         return self._rule(coordinates(self.layout))
 
     def last_block_rule(self, block_length: int) -> Rule:
@@ -71,7 +71,7 @@ class PaddedText:
         return self._rule(coordinates(self.layout)._replace(noisy=in_block, block=in_block.long()))
 
     def _rule(self, tokens: Coordinates) -> Rule:
-        """`visible`, but nothing sees padding except itself, which keeps its softmax finite."""
+        """`visible`, with padding that is visible only to itself, which keeps its softmax finite."""
         real = self.real
 
         def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def test_what_transformers_itself_saves_of_the_wrapper_is_imported(tmp_path: Pat
     wrapper.save_pretrained(tmp_path / "source")
     reported: list[str] = []
     import_checkpoint(tmp_path / "source", tmp_path / "imported", report=reported.append)
-    assert any("skipped: 15 tensors of the vision part" in line for line in reported)
+    assert any("skipped: 15 tensors of the vision model" in line for line in reported)
     run = config_of(tmp_path / "imported")
     (model,) = load_model(run, tmp_path / "imported")
     with torch.no_grad():

@@ -45,4 +45,4 @@ def test_stop_tokens_come_from_the_first_model(
     assert "is not there" not in capsys.readouterr().out
     shutil.rmtree(first)
     assert main(["export", str(twice), str(tmp_path / "again"), "--format", "nld"]) == 0
-    assert f"{first}, which the weights came from, is not there" in capsys.readouterr().out
+    assert f"{first}, from which the weights came, no longer exists" in capsys.readouterr().out
