@@ -1,8 +1,8 @@
 """Writes a Megatron checkpoint piece by piece, with torch's distributed checkpoint and tensors filled on demand.
 
-Megatron's save function needs every tensor in memory. Its format is that of torch's distributed checkpoint. Here the
-writer of the latter gets a plan that fills one tensor at a time into one buffer. `megatron.core.dist_checkpointing.load`
-reads the files under any layout.
+Megatron's save function needs every tensor in memory. Its format is that of torch's distributed checkpoint. So torch's
+writer is used here, with a plan that fills one tensor at a time into one buffer. The files can be read by
+`megatron.core.dist_checkpointing.load` under any layout.
 """
 
 from __future__ import annotations
