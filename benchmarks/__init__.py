@@ -1,1 +1,1 @@
-"""Measurements: one command per question, each printing figure, limit and ratio, and keeping them as JSON."""
+"""Measurements: one command per question; each prints a figure, its limit and their ratio, and writes them as JSON."""

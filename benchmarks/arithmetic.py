@@ -23,6 +23,6 @@ def arithmetic(config: Config, micro_batches: list[dict[str, Tensor]], kind: Sta
 
 
 def visible_pairs(documents: Tensor, block_size: int, kind: StageKind) -> int:
-    """Pairs of query and key in one sample, whose documents are int `[L]`; each is a sample of its own."""
+    """Visible pairs of query and key in one sample, whose documents are int `[L]`; summed over the documents."""
     lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
     return sum(kind.visible_pairs(each, block_size) for each in lengths)

@@ -3,10 +3,10 @@
     python -m benchmarks.attention                                 heads of the 8B model at length 4096 on a GPU
     python -m benchmarks.attention --length 256 --backends chunked dense
 
-For every backend: seconds of a forward and backward pass, their ratio to those of the fastest causal kernel, the limit,
-which is the ratio of visible pairs, and the first over the second. Once for samples of one document and once for packed
-ones, each written as soon as it is measured. Making a block mask, once per micro-batch where documents are isolated,
-has a row of its own.
+For every backend: seconds of a forward and backward pass, their ratio to those of the fastest causal kernel, the limit
+of that ratio, which is the ratio of visible pairs, and the ratio over its limit. Measured for samples of one document
+and for packed ones; each result is written as soon as it is measured. The time to make a block mask, which is needed
+once per micro-batch if documents are isolated, is a separate row.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import NAMES, candidates
-from benchmarks.record import RESULTS, keep, on_device
-from benchmarks.timing import Surroundings, Work, extra_memory, seconds_in_turn
+from benchmarks.record import RESULTS, result_name, write_result
+from benchmarks.timing import ContextFactory, Work, extra_memory, interleaved_seconds
 from nld_train.config.compose import compose_config
 from nld_train.errors import exit_status
 from nld_train.masking.layout import StreamLayout
@@ -49,13 +49,17 @@ _WARMUP = 2
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="where (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cuda", "cpu"], help="device to measure on (default: auto)"
+    )
     parser.add_argument("--length", type=int, help="tokens of a sample (default: 4096, on a CPU 1024)")
-    parser.add_argument("--batch", type=int, help="samples together (default: 2, on a CPU 1)")
+    parser.add_argument("--batch", type=int, help="samples of a batch (default: 2, on a CPU 1)")
     parser.add_argument("--heads", type=int, nargs=3, help="query heads, key heads, width (32 8 128; on a CPU 8 2 64)")
     parser.add_argument("--block-size", type=int, default=64, help="tokens per block (default: 64)")
-    parser.add_argument("--document-tokens", type=int, help="of a packed document (default: a fifth of a sample)")
-    parser.add_argument("--backends", nargs="+", help="which (default: those of the device)")
+    parser.add_argument(
+        "--document-tokens", type=int, help="tokens of a packed document (default: a fifth of a sample)"
+    )
+    parser.add_argument("--backends", nargs="+", help="attention backends (default: those of the device)")
     parser.add_argument("--repeats", type=int, default=10, help="timed passes (default: 10)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
@@ -66,13 +70,13 @@ def main(arguments: list[str] | None = None) -> None:
     options.heads = options.heads or ([8, 2, 64] if on_cpu else [32, 8, 128])
     options.backends = options.backends or BACKENDS[device.type]
     for figures in measure(options, device):
-        path = keep(on_device("attention", device), figures, options.results)
+        path = write_result(result_name("attention", device), figures, options.results)
     show(figures)
     print(path)
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Both cases, whole and packed: all figures so far, after each."""
+    """Measures whole and packed samples; yields all figures so far after each."""
     piece = options.document_tokens or -(-options.length // 5)
     indices = torch.arange(options.length)
     shape = {name: getattr(options, name) for name in ("length", "batch", "heads", "block_size")}
@@ -83,21 +87,21 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
 
 
 def _case(documents: Tensor, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds of every causal kernel and backend; ratios are to the fastest causal kernel."""
+    """Seconds of every causal kernel and backend, and their ratios to the fastest causal kernel."""
     kernels, missing = candidates(device, packed=bool(documents.any()))
-    surroundings: dict[str, Surroundings] = {name: kernel.chosen for name, kernel in kernels.items()}
+    contexts: dict[str, ContextFactory] = {name: kernel.chosen for name, kernel in kernels.items()}
     causal_pass = _pass(None, documents, options, device)
     works = dict.fromkeys(kernels, causal_pass)
     works |= {name: _pass(name, documents, options, device) for name in options.backends}
     memory: dict[str, int] = {}
     for name, work in works.items():
         try:
-            with surroundings.get(name, nullcontext)():
+            with contexts.get(name, nullcontext)():
                 memory[name] = _first_pass(work, device)
         except (RuntimeError, ImportError) as error:
             missing[name] = f"failed: {str(error).strip().splitlines()[0][:120]}"
-    able = {name: works[name] for name in memory}
-    seconds = seconds_in_turn(able, device, options.repeats, _WARMUP, surroundings)
+    supported = {name: works[name] for name in memory}
+    seconds = interleaved_seconds(supported, device, options.repeats, _WARMUP, contexts)
     limit = visible_pairs(documents, options.block_size, JOINT) / visible_pairs(documents, options.block_size, AR)
     return {
         "limit": limit,
@@ -108,7 +112,7 @@ def _case(documents: Tensor, options: argparse.Namespace, device: torch.device) 
 
 
 def _first_pass(work: Work, device: torch.device) -> int:
-    """The pass that compiles, then its bytes; on a CPU there is nothing to compile."""
+    """Compiles (on CUDA only), and returns the extra bytes of a pass."""
     if device.type == "cuda":
         work()
     return extra_memory(work, device)
@@ -126,11 +130,11 @@ def _ratios(seconds: dict[str, list[float]], memory: dict[str, int], limit: floa
 
 
 def _mask_seconds(documents: Tensor, options: argparse.Namespace, device: torch.device) -> float:
-    """Of the block mask of a micro-batch, whose rows have borders of their own where there are some."""
+    """Seconds to make the block mask of a micro-batch whose rows have different document borders, if any."""
     rows = torch.stack([documents.roll(row) for row in range(options.batch)])
     layout = StreamLayout.of(rows, options.block_size, two_streams=True)
     works = {"mask": lambda: flex.make_mask(layout, device)}
-    return median(seconds_in_turn(works, device, options.repeats)["mask"])
+    return median(interleaved_seconds(works, device, options.repeats)["mask"])
 
 
 def _pass(name: str | None, documents: Tensor, options: argparse.Namespace, device: torch.device) -> Work:

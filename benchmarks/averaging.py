@@ -1,12 +1,13 @@
-"""How noisy is the gradient of the diffusion loss under each averaging?
+"""The variance of the diffusion loss's gradient under each averaging.
 
     python -m benchmarks.averaging
 
 One batch of real text, fixed weights, many noise draws. For every averaging the gradient of the diffusion term over all
-parameters is taken at each draw. Printed, and written as JSON, is its total variance over the draws divided by the
-squared norm of its mean. A constant factor on the loss does not change that ratio, so averagings of any scale compare.
+parameters is computed at each draw. Its total variance over the draws, divided by the squared norm of its mean, is
+printed and written as JSON. A constant factor on the loss does not change that ratio, so averagings of different scales
+can be compared.
 
-Text is the source of the running interpreter's standard library, as bytes. Explained in docs/averaging.md.
+The text is the source of the running interpreter's standard library, as bytes. See docs/averaging.md.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Averaging, Config, DiffusionConfig
 from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
@@ -49,7 +50,7 @@ _FIRST_BYTE, _END = 4, 2  # ids of the byte tokenizer: four special ones, then t
 
 
 def text_batches(sequences: int, length: int, seed: int) -> Iterator[Samples]:
-    """Batches `tokens`, `documents` `[b, L+1]`, `supervised` `[b, L]` of source files, end to end in random order."""
+    """Batches `tokens`, `documents` `[b, L+1]`, `supervised` `[b, L]` of source files packed in random order."""
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     order = np.random.default_rng(seed).permutation(len(files))
     pieces = [
@@ -65,7 +66,7 @@ def text_batches(sequences: int, length: int, seed: int) -> Iterator[Samples]:
 
 
 def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int) -> Samples:
-    """The batch with the noise of its `draw`-th visit in training: `masked`, `probability`, `maskable` `[b, L]`."""
+    """The batch with the noise of its `draw`-th epoch: `masked`, `probability`, `maskable` `[b, L]`."""
     count, length = batch["supervised"].shape
     maskable = np.ones(length, dtype=bool)
     rows = []
@@ -82,7 +83,7 @@ def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int)
 
 @dataclass
 class Experiment:
-    """A model and what turns samples into its inputs."""
+    """A model, and the settings with which samples are converted to its inputs."""
 
     config: Config
     model: Ministral3Model
@@ -91,7 +92,7 @@ class Experiment:
 
     @classmethod
     def of(cls, config: Config) -> Experiment:
-        """With the starting weights of the run's seed; Megatron's groups exist."""
+        """With the initial weights of the run's seed; Megatron's groups must exist."""
         (model,) = build_model(config, transformer_config(config, CPU), CPU)
         initialize([model], config.model, config.run.seed)
         mask = config.model.mask_token_id
@@ -100,7 +101,7 @@ class Experiment:
         return cls(config, model, RotaryEmbedding(config.model, CPU), settings)
 
     def train(self, batches: Iterator[Samples], steps: int, alpha: float) -> list[float]:
-        """A few joint steps under `global`, so that gradients are not those of random weights."""
+        """Runs joint steps under `global`, so that gradients are not those of random weights; returns AR losses."""
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
         losses = []
         for step, samples in enumerate(islice(batches, steps)):
@@ -123,11 +124,11 @@ class Experiment:
     def diffusion_gradients(self, samples: Samples) -> dict[Averaging, tuple[float, Tensor]]:
         """Value and gradient `[parameters]` of the diffusion term under every averaging.
 
-        All but `sequence` divide the same sum by another count, so that they share one backward pass.
+        All but `sequence` divide the same sum by different counts, so one backward pass is enough for them.
         """
         batch, counts = self._prepare(samples)
         masked = slice(batch.rows.ar_count, None)
-        # Whole logits and torch's cross-entropy: Megatron's kernel can go backward only once.
+        # All logits and torch's cross-entropy, because Megatron's kernel supports only one backward pass.
         logits = self.model(batch.tokens, batch.handle, batch.rows.index[masked])
         nll = F.cross_entropy(logits, batch.rows.targets[masked], reduction="none")
         value, gradient = self._gradient("global", samples, nll, counts)
@@ -156,15 +157,15 @@ class Spread:
     squares: float = 0.0
 
     def add(self, value: float, gradient: Tensor) -> None:
-        """One draw."""
+        """Adds one draw."""
         self.values.append(value)
         self.total = self.total + gradient.double()
         self.squares += float(gradient.double().square().sum())
 
     def summary(self) -> dict[str, float]:
-        """Variance of the gradient over the squared norm of its mean, from the draws available.
+        """Variance of the gradient over the squared norm of its mean, estimated from the draws.
 
-        The mean of n draws contains 1/n of the variance, so a large ratio is estimated too small, and never above n.
+        The mean of n draws contains 1/n of the variance, so a large ratio is underestimated, and never above n.
         """
         count = len(self.values)
         mean_square = float(torch.as_tensor(self.total).square().sum()) / count**2
@@ -201,7 +202,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ]
     )
     batches = text_batches(options.sequences, options.length, config.run.seed)
-    batch = next(batches)  # of files that training does not see
+    batch = next(batches)  # not used for training
     rows: list[dict[str, Any]] = []
     losses: list[float] = []
     with parallel_groups(config):
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     figures = run(options)
     show(figures)
-    print(keep("averaging", figures, options.results))
+    print(write_result("averaging", figures, options.results))
 
 
 if __name__ == "__main__":

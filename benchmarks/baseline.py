@@ -1,12 +1,12 @@
-"""Our joint step compared with a straightforward design, on the same weights and samples.
+"""This project's joint step compared with a straightforward design, on the same weights and samples.
 
     python -m benchmarks.baseline                                  layers of the 8B model, as many as fit a GPU
     python -m benchmarks.baseline --shape none --steps 2           the quickstart's shapes
 
 The straightforward design (`benchmarks.naive_step`) repeats keys for every query head, makes a FlexAttention mask in
 each layer, and has logits and cross-entropy of all 2L positions at once. On a CPU, where FlexAttention has no backward
-pass, its masks are dense and our attention is the chunked one. Both compute the same loss; prints tokens per second,
-the peak memory of step and of head and loss, and their ratios.
+pass, its masks are dense and this project's attention backend is `chunked`. Both compute the same loss. Prints tokens
+per second, the peak memory of the step and of head and loss, and their ratios.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, keep, on_device
+from benchmarks.record import RESULTS, result_name, write_result
 from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
 from nld_train.config.schema import Config
@@ -37,9 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for nld-train")
-    parser.add_argument("--shape", choices=[*SHAPES, "none"], default="8b", help="whose layers (default: 8b)")
-    parser.add_argument("--layers", type=int, help="how many (default: half of what fits the GPU, 1 on a CPU)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default: 5)")
+    parser.add_argument("--shape", choices=[*SHAPES, "none"], default="8b", help="shape of the layers (default: 8b)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: half of those that fit; 1 on a CPU)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each design (default: 5)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     shape = None if options.shape == "none" else options.shape
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures, too_many = as_many_as_fit(layers, attempt, fewest)
         figures["layers_beyond_memory"] = too_many
     show(figures)
-    print(keep(on_device("baseline", device), figures, options.results))
+    print(write_result(result_name("baseline", device), figures, options.results))
 
 
 def _layers(config: Config, device: torch.device) -> int:
@@ -64,7 +64,7 @@ def _layers(config: Config, device: torch.device) -> int:
 
 
 def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
-    """Joint steps of both designs in turn."""
+    """Times alternating joint steps of both designs."""
     from benchmarks.naive_step import head_memory, straightforward
     from benchmarks.stepper import Stepper
 
@@ -73,7 +73,7 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {OURS: [], NAIVE: []}
     memory, losses = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0.0)
     for round_number in range(1 + steps):
-        # One update moves the weights a little, so that the losses differ from round to round, not by design.
+        # Every update changes the weights a little, so losses of later rounds differ between the designs.
         for name in (OURS, NAIVE):
             with straightforward(stepper, on=name == NAIVE):
                 reset_peak_memory(device)

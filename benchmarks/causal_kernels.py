@@ -12,11 +12,11 @@ import torch
 from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# As in a run: torch's own choice for whole samples, `varlen_attn` for packed ones on CUDA.
+# The kernel of a run: torch's choice for whole samples, `varlen_attn` for packed ones on CUDA.
 CAUSAL = "causal"
 FLASH, CUDNN, FLASH_3 = "causal, flash", "causal, cuDNN", "causal, FlashAttention-3"
 NAMES = (CAUSAL, FLASH, CUDNN, FLASH_3)
-# By the name that `torch.nn.attention` has for the third version.
+# The name of FlashAttention-3 in `torch.nn.attention`.
 _THIRD = "FA3"
 
 
@@ -25,8 +25,8 @@ class Kernel:
     """The setting under which `causal.attend` uses one kernel.
 
     Attributes:
-        backend: of SDPA; None for torch's choice.
-        third: whether FlashAttention means its third version.
+        backend: backend of SDPA; None for torch's choice.
+        third: whether the FlashAttention backend is FlashAttention-3.
     """
 
     backend: SDPBackend | None = None
@@ -34,16 +34,16 @@ class Kernel:
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Forward and backward passes inside use this kernel, or raise RuntimeError where it does not support them."""
+        """Forward and backward passes inside use this kernel, or raise RuntimeError if it does not support them."""
         only = nullcontext() if self.backend is None else sdpa_kernel(self.backend)
         with _third_version() if self.third else nullcontext(), only:
             yield
 
 
 def candidates(device: torch.device, packed: bool) -> tuple[dict[str, Kernel], dict[str, str]]:
-    """The kernels that can be tried, by name, and why the others cannot."""
+    """The kernels that can be measured, by name, and for each of the others the reason why not."""
     found, missing = {CAUSAL: Kernel()}, {}
-    # Packed samples go through `varlen_attn`, which has FlashAttention only; on a CPU document by document.
+    # Packed samples use `varlen_attn`, which has FlashAttention only; on a CPU they are computed by document.
     if not packed:
         found[FLASH] = Kernel(SDPBackend.FLASH_ATTENTION)
     if device.type != "cuda":
@@ -58,7 +58,7 @@ def candidates(device: torch.device, packed: bool) -> tuple[dict[str, Kernel], d
 
 
 def _third_is_missing() -> str | None:
-    """Why FlashAttention-3 cannot be tried, or None."""
+    """Why FlashAttention-3 cannot be measured, or None."""
     listed: Any = getattr(attention, "list_flash_attention_impls", list)
     if _THIRD not in listed():
         return "this version of torch cannot switch to it"
@@ -67,7 +67,7 @@ def _third_is_missing() -> str | None:
 
 @contextmanager
 def _third_version() -> Iterator[None]:
-    """FlashAttention is its third version inside, for SDPA and for `varlen_attn`."""
+    """Inside, FlashAttention is FlashAttention-3, for SDPA and for `varlen_attn`."""
     attention.activate_flash_attention_impl(_THIRD)
     try:
         yield

@@ -2,11 +2,11 @@
 
     python -m benchmarks.convert [--gigabytes 2] [--pairs 4] [--directory DIR]
 
-Makes a Ministral3 of about that size in bf16, imports it and exports the import, each paired with a copy of the same
-bytes (read, write, fsync). The speed of a shared disk changes from minute to minute: so every conversion has a copy of
-its own, in alternating order, all with a cold page cache, and the ratio is the median over the pairs. Starting the
-command (Python, torch) costs the same for every model; it is measured apart, by converting a model of a few kilobytes.
-Printed, and written as JSON with the processor time of each.
+Creates a Ministral3 of about that size in bf16, imports it and exports the import, each paired with a copy of the same
+bytes (read, write, fsync). The speed of a shared disk changes from minute to minute. So every conversion is paired with
+a copy, in alternating order, all with a cold page cache, and the ratio is the median over the pairs. The start of the
+command (Python, torch) takes the same time for every model; it is measured separately, by converting a model of a few
+kilobytes. Everything is printed, and written as JSON with the processor time of each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from checkpoint_convert.export_config import decoder_config
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
@@ -52,7 +52,7 @@ class Time:
 
 
 def model_of(gigabytes: float) -> ModelConfig:
-    """The 3B's proportions with as many layers as fill the size, and a quarter of its vocabulary."""
+    """The 3B shape with a quarter of its vocabulary, and as many layers as give about this size."""
     one = replace(compose_config(["experiment=paper_3b"]).model, vocab_size=32768, num_hidden_layers=1)
     two = replace(one, num_hidden_layers=2)
     layer = parameter_count(two) - parameter_count(one)
@@ -61,7 +61,7 @@ def model_of(gigabytes: float) -> ModelConfig:
 
 
 def _filled(block: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """`count` arbitrary values, in one piece."""
+    """`count` arbitrary values, in one tensor."""
     return [block.repeat(count // len(block) + 1)[:count]]
 
 
@@ -90,14 +90,14 @@ def copy(source: Path, destination: Path) -> None:
             os.fsync(writing.fileno())
 
 
-def timed(act: Callable[[Path, Path], object], source: Path, destination: Path) -> Time:
+def timed(operation: Callable[[Path, Path], object], source: Path, destination: Path) -> Time:
     """The time of one conversion or copy, with a cold page cache; its output is removed."""
     os.sync()
     for path in filter(Path.is_file, source.iterdir()):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     clock, processor = time.perf_counter(), time.process_time()
-    act(source, destination)
+    operation(source, destination)
     taken = Time(time.perf_counter() - clock, time.process_time() - processor)
     shutil.rmtree(destination)
     return taken
@@ -105,11 +105,11 @@ def timed(act: Callable[[Path, Path], object], source: Path, destination: Path) 
 
 def measure(convert: Callable[[Path, Path], object], source: Path, folder: Path, pairs: int) -> dict[str, Any]:
     """Times of pairs of a conversion and a copy of its source, and the conversion's speed divided by the copy's."""
-    acts: dict[str, Callable[[Path, Path], object]] = {"convert": convert, "copy": copy}
-    times: dict[str, list[Time]] = {name: [] for name in acts}
+    operations: dict[str, Callable[[Path, Path], object]] = {"convert": convert, "copy": copy}
+    times: dict[str, list[Time]] = {name: [] for name in operations}
     for pair in range(pairs):
-        for name in sorted(acts, reverse=bool(pair % 2)):
-            times[name].append(timed(acts[name], source, folder / name))
+        for name in sorted(operations, reverse=bool(pair % 2)):
+            times[name].append(timed(operations[name], source, folder / name))
     ratios = [copied.clock / made.clock for copied, made in zip(times["copy"], times["convert"], strict=True)]
     return {
         "seconds": {name: [taken.clock for taken in found] for name, found in times.items()},
@@ -120,7 +120,7 @@ def measure(convert: Callable[[Path, Path], object], source: Path, folder: Path,
 
 
 def seconds_to_start(folder: Path) -> float:
-    """Of the command with a model of a few kilobytes: the constant part of every conversion."""
+    """Seconds of the command with a model of a few kilobytes: the constant part of every conversion."""
     base = replace(model_of(0), num_attention_heads=8, head_dim=8)
     small = replace(base, vocab_size=128, hidden_size=16, intermediate_size=16)
     write_source(folder / "small", small)
@@ -142,7 +142,7 @@ def _export(source: Path, destination: Path) -> None:
 
 
 def run(folder: Path, gigabytes: float, pairs: int) -> dict[str, Any]:
-    """All figures."""
+    """Measures both directions and the start of the command."""
     source, imported = folder / "source", folder / "imported"
     size = write_source(source, model_of(gigabytes))
     figures: dict[str, Any] = {"bytes": size, "target_ratio": TARGET, "seconds_to_start": seconds_to_start(folder)}
@@ -154,29 +154,29 @@ def run(folder: Path, gigabytes: float, pairs: int) -> dict[str, Any]:
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Prints what was measured."""
+    """Prints the figures."""
     for name in ("import", "export"):
         found = figures[name]
-        for act, clock in found["seconds"].items():
-            speed, processor = figures["bytes"] / median(clock) / 1e6, median(found["processor_seconds"][act])
-            print(f"{name} {act:8} {speed:6.0f} MB/s, {processor:5.2f} s of processors")
-        shares = " ".join(f"{ratio:.2f}" for ratio in found["ratios"])
-        print(f"{name}: {found['ratio']:.2f} of the copy's speed (target {TARGET}; pairs: {shares})")
+        for operation, clock in found["seconds"].items():
+            speed, processor = figures["bytes"] / median(clock) / 1e6, median(found["processor_seconds"][operation])
+            print(f"{name} {operation:8} {speed:6.0f} MB/s, {processor:5.2f} s of processor time")
+        ratios = " ".join(f"{ratio:.2f}" for ratio in found["ratios"])
+        print(f"{name}: {found['ratio']:.2f} of the copy's speed (target {TARGET}; pairs: {ratios})")
     print(f"starting the command: {figures['seconds_to_start']:.1f} s")
 
 
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="of the model, in bf16 (default: 2)")
-    parser.add_argument("--pairs", type=int, default=4, help="conversions beside copies (default: 4)")
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the model in bf16 (default: 2)")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of a conversion and a copy (default: 4)")
     parser.add_argument("--directory", type=Path, help="directory on the disk to measure (default: the temporary one)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="nld-convert-") as name:
         figures = run(Path(name), options.gigabytes, options.pairs)
     report(figures)
-    print(keep("convert", figures, options.results))
+    print(write_result("convert", figures, options.results))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from nld_train.errors import UserError
 
 @contextmanager
 def with_corpus(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The settings of a run; where they read the default corpus and it is missing, with one that is prepared for it.
+    """The settings of a run. If they use the default corpus and it is missing, it is prepared in a temporary folder.
 
-    It is in a temporary folder until the end: the clone is not changed.
+    The folder is removed at the end; the working tree is not changed.
     """
     sources = compose_config(overrides).data.train
     missing = [source.prefix for source in sources if not Path(f"{source.prefix}.idx").is_file()]
@@ -25,14 +25,14 @@ def with_corpus(overrides: Sequence[str]) -> Iterator[list[str]]:
         yield list(overrides)
         return
     with TemporaryDirectory(prefix="nld-corpus-") as folder:
-        print(f"{missing[0]}: not prepared yet; preparing it in {folder}, for this time only", flush=True)
+        print(f"{missing[0]}: not prepared yet; preparing it in {folder}, for this run only", flush=True)
         prepare(Path(folder))
         parts = [f"data.{part}=[{{prefix: {folder}/stdlib-{part}, weight: 1}}]" for part in ("train", "validation")]
         yield [*parts, f"data.tokenizer={folder}/tokenizer", *overrides]
 
 
 def prepare(folder: Path) -> None:
-    """`nld-data prepare stdlib`."""
+    """Runs `nld-data prepare stdlib`."""
     command = [sys.executable, "-m", "nld_train.commands.data", "prepare", "stdlib", "--out", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     if done.returncode != 0:

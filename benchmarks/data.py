@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from benchmarks.shapes import random_run
 from nld_train.config.schema import Config
 from nld_train.training.loop.parallel import parallel_groups
@@ -38,15 +38,15 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the run whose step is timed, as for nld-train")
-    parser.add_argument("--megabytes", type=float, default=16.0, help="of text (default: 16)")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="of the tokenizer (default: 4096)")
+    parser.add_argument("--megabytes", type=float, default=16.0, help="megabytes of text (default: 16)")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="vocabulary of the tokenizer (default: 4096)")
     parser.add_argument("--repeats", type=int, default=3, help="timed preparations of each (default: 3)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps and loads (default: 3)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     figures = {"preparation": preparation(options), "loader": loader(options.overrides, options.steps)}
     show(figures)
-    print(keep("data", figures, options.results))
+    print(write_result("data", figures, options.results))
 
 
 def standard_library(megabytes: float) -> Iterator[str]:
@@ -62,7 +62,7 @@ def standard_library(megabytes: float) -> Iterator[str]:
 
 
 def preparation(options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of both, in processes that time themselves."""
+    """Tokens per second of both implementations, timed inside their processes."""
     with tempfile.TemporaryDirectory(prefix="nld-data-") as scratch:
         folder = Path(scratch)
         with (folder / "text.jsonl").open("w") as lines:
@@ -101,7 +101,7 @@ def _train_tokenizer(folder: Path, vocabulary: int) -> Path:
 
 
 def _run(name: str, folder: Path, tokenizer: Path, repeat: int) -> dict[str, float]:
-    """Seconds and tokens of one preparation, start of the interpreter and imports included in neither."""
+    """Seconds and tokens of one preparation, without the start of the interpreter and imports."""
     out = folder / f"{name.replace(' ', '-')}-{repeat}"
     words = ("-m", "benchmarks.preparing", name, str(folder / "text.jsonl"), str(tokenizer), str(out))
     found: dict[str, float] = json.loads(_python(*words).splitlines()[-1])
@@ -143,7 +143,7 @@ def loader(overrides: list[str], steps: int) -> dict[str, Any]:
 
 
 def _load_seconds(config: Config, steps: int) -> list[float]:
-    """Of each of some steps, after a first one that opens the files."""
+    """Seconds to load the samples of each step, after a first one that opens the files."""
     from nld_train.config.plan import stage_plans
     from nld_train.data.order import stage_orders
     from nld_train.data.samples import batches, training_samples

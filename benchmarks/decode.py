@@ -2,15 +2,15 @@
 
     python -m benchmarks.decode [CHECKPOINT] [--batch-sizes 1 4 16] [--prompts-per-slot 4] [--repeats 3]
 
-Greedy decoding of the same prompts with the same weights by Megatron's model in tree, by the exported package, and by
-the stock Ministral3 of `transformers` with its static cache. All of them run in turn in every repeat, so that a
-drifting machine slows all alike; figures are medians, ratios are medians of the ratios inside a repeat. Processor time
-is measured as well as wall clock: on a shared machine it varies less. There are several prompts for each slot of a
-batch: ours are batched continuously (a waiting prompt is admitted when a slot is freed), `generate` runs batch after
-batch.
+Greedy decoding of the same prompts with the same weights by the Megatron model in tree, by the exported package, and by
+the stock Ministral3 of `transformers` with its static cache. Every repeat runs all of them, so that a change in the
+machine's speed affects all alike. Figures are medians; ratios are medians of the ratios inside a repeat. Processor time
+is measured as well as wall clock, since it varies less on a shared machine. There are several prompts for each slot of
+a batch. This project's engines use continuous batching (a waiting prompt is admitted when a slot is freed); `generate`
+runs batch after batch.
 
-Printed, and written as JSON, are the figures and three ratios with their targets: AR in tree over `generate`; linear
-over AR, as a fraction of the speed-up that its accepted tokens allow; a batch over a single sequence.
+The figures and three ratios with their targets are printed and written as JSON: AR in tree over `generate`; linear over
+AR, as a fraction of the speed-up that its accepted tokens allow; a batch over a single sequence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decoders import IN_TREE, STOCK, EngineMode, Workload, engine_modes, stdlib_prompts
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from nld_train.decoding import DecodeResult, Mode
 from nld_train.decoding.algorithms.statistics import accepted_length, agreement, tokens_per_forward
 from nld_train.decoding.load import find_source
@@ -50,12 +50,12 @@ class Timing:
     result: DecodeResult | None = None
 
     def seconds(self, clock: str) -> list[float]:
-        """By one of `CLOCKS`."""
+        """Seconds of each repeat by one of `CLOCKS`."""
         return self.wall if clock == "wall" else self.processor
 
 
 def measure(found: list[EngineMode], batch_sizes: list[int], repeats: int) -> dict[Key, Timing]:
-    """Times every engine and mode at every batch size in turn, after one warm-up round."""
+    """Times every engine and mode at every batch size, round by round, after one warm-up round."""
     timings: dict[Key, Timing] = {(each.engine, each.mode, rows): Timing() for each in found for rows in batch_sizes}
     for repeat in range(repeats + 1):
         for rows in batch_sizes:
@@ -95,7 +95,7 @@ def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any
 
 
 def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
-    """The three ratios with their limits, wherever both sides were measured."""
+    """The three ratios with their limits, as far as both sides were measured."""
     targets = []
     for engine, mode, batch in timings:
         key = (engine, mode, batch)
@@ -115,7 +115,7 @@ def targets_of(timings: dict[Key, Timing]) -> list[dict[str, Any]]:
 
 
 def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other: Key) -> dict[str, Any]:
-    """Tokens per second of `key` over those of `other`, both with their number of tokens."""
+    """Tokens per second of `key` over those of `other`; the batch sizes count in the numbers of tokens."""
     target: dict[str, Any] = {"name": name, "limit": limit}
     for clock in CLOCKS:
         pairs = zip(timings[key].seconds(clock), timings[other].seconds(clock), strict=True)
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     figures = run(options)
     show(figures)
-    print(keep("decode", figures, options.results))
+    print(write_result("decode", figures, options.results))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ class Workload:
 
     Attributes:
         prompts: ids, all of one length, enough for the largest batch.
-        per_slot: prompts for each slot of a batch; they wait until a slot is freed.
-        new_tokens: of each prompt.
-        block_length: of the block modes.
-        threshold: of diffusion.
+        per_slot: prompts per slot of a batch; they wait until a slot is freed.
+        new_tokens: new tokens per prompt.
+        block_length: of all modes but AR.
+        threshold: commit policy of diffusion.
     """
 
     prompts: list[list[int]]
@@ -50,7 +50,7 @@ class EngineMode:
     Attributes:
         engine: `transformers`, `in tree` or `export`.
         mode: of decoding.
-        run: from a batch size to the new ids of all its prompts, and the decoder's result where it is ours.
+        run: from a batch size to the new ids of all its prompts, and the decoder's result (None for `transformers`).
     """
 
     engine: str
@@ -62,7 +62,7 @@ def stdlib_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
     """Pieces of the running interpreter's standard library, which is also the quickstart's corpus."""
     files = sorted(path for path in Path(os.__file__).parent.glob("*.py") if path.stat().st_size > 40 * length)
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
-    # From the middle of each file; of more prompts than files, from several offsets in each.
+    # From the middle of each file; for more prompts than files, from several offsets in each.
     rounds = -(-count // len(texts))
     offsets = [(text, len(text) * (each + 1) // (rounds + 1)) for each in range(rounds) for text in texts][:count]
     prompts = [tokenizer.encode(text[offset:][: 8 * length])[:length] for text, offset in offsets]
@@ -99,7 +99,7 @@ def _decoder(engine: Engine, mode: Mode, work: Workload) -> Callable[[int], tupl
 
 
 def _stock(directory: Path, work: Workload) -> Callable[[int], tuple[list[list[int]], None]]:
-    """`generate` of `transformers` on its own Ministral3, with its static cache, batch after batch."""
+    """`generate` of `transformers` on its Ministral3, with its static cache, batch after batch."""
     from transformers import AutoModelForCausalLM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,10 +4,10 @@
     python -m benchmarks.gpu --minutes 5 --only attention head     some rows, in less time
     python -m benchmarks.gpu --small --results /tmp/results        the same commands on small shapes, on a CPU too
 
-The most important figures come first. Every row is a process group of its own with a time limit, and writes each part
-of its result at once, so that a run that is cut off, or a row that fails, loses nothing else. The outcome of each row
-is in `gpu.json`, written before the first row and before and after each; SIGTERM, SIGINT and SIGHUP end the running row
-and leave the GPU free.
+The most important figures come first. Every row runs in its own process group with a time limit, and writes each part
+of its result at once, so that results before an interruption or a failed row are not lost. The outcome of each row is
+in `gpu.json`, written before the first row and before and after each. SIGTERM, SIGINT and SIGHUP end the running row
+and free the GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from benchmarks.row_process import GRACE, Stop, run_row, stoppable
 
 _TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
-# With --small nothing is measured: on a busy machine the limits are so many times longer.
+# With --small speed does not matter: the limits are multiplied by this, for busy machines.
 _SMALL_PATIENCE = 3
 _GPU_TESTS = ("tests/model/test_attention_backends.py", "tests/benchmarks/test_memory_on_gpu.py")
 
@@ -38,7 +38,7 @@ class Row:
         name: of the row.
         words: arguments of `python -m`.
         small: the same on small shapes.
-        seconds: its time limit.
+        seconds: time limit.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def rows(checkpoint: Path | None) -> list[Row]:
-    """All rows, the most important first: time may run out. The limits and grace periods sum to ten minutes."""
+    """All rows, the most important first, since time may run out. Limits and grace periods sum to ten minutes."""
     small = ("--device", "cpu", "--length", "32", "--repeats", "1")
     mfu_small = ("benchmarks.mfu", "--peak-tflops", "1", "--steps", "1", *_TINY)
     tests = ("pytest", "-m", "gpu", "-q", *_GPU_TESTS)
@@ -63,7 +63,7 @@ def rows(checkpoint: Path | None) -> list[Row]:
         Row("tests", tests, (*tests, "--collect-only"), 45),
     ]
     if checkpoint is not None:
-        # Beyond the limits above: it runs in the time that the others leave.
+        # Not counted in the ten minutes: it runs in the time that is left.
         decode = ("benchmarks.decode", str(checkpoint))
         short = ("--repeats", "1", "--batch-sizes", "1", "--new-tokens", "8", "--prompt-tokens", "8")
         found.append(Row("decode", (*decode, "--repeats", "3", "--prompts-per-slot", "2"), (*decode, *short), 90))
@@ -76,12 +76,12 @@ def _step(shape: str, seconds: float) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns 1 where a row failed, and 128 and the signal's number where one ended the run."""
+    """The command line; returns 1 if a row failed, and 128 plus the signal's number if a signal ended the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for everything (default: 10)")
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows (default: all)")
-    parser.add_argument("--checkpoint", type=Path, help="a run or checkpoint to decode with (default: row left out)")
-    parser.add_argument("--small", action="store_true", help="on a CPU, to see that the commands work")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time limit of all rows (default: 10)")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run (default: all)")
+    parser.add_argument("--checkpoint", type=Path, help="a run or checkpoint to decode with (default: no decoding)")
+    parser.add_argument("--small", action="store_true", help="small shapes on a CPU, to check that the commands work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     known = rows(options.checkpoint)
@@ -97,13 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(known: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, dict[str, Any]]:
-    """Runs row after row until the time is over or a signal arrives; returns and writes the outcome of each."""
+    """Runs the rows until the time is over or a signal arrives; returns and writes the outcome of each."""
     console, end = Console(highlight=False, width=140), time.monotonic() + 60 * options.minutes
     selected = [row for row in known if not options.only or row.name in options.only]
     outcomes: dict[str, dict[str, Any]] = {
         row.name: {"outcome": "not reached" if row in selected else "not selected"} for row in known
     }
-    keep("gpu", outcomes, options.results)
+    write_result("gpu", outcomes, options.results)
     for row in selected:
         left = end - time.monotonic()
         if stop.number is not None or left <= GRACE:
@@ -111,10 +111,10 @@ def run(known: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, 
         limit = min(row.seconds * (_SMALL_PATIENCE if options.small else 1), left - GRACE)
         console.print(f"{row.name}: at most {limit:.0f} s of {left:.0f} s left")
         outcomes[row.name] = {"outcome": "running"}
-        keep("gpu", outcomes, options.results)
+        write_result("gpu", outcomes, options.results)
         outcomes[row.name] = _run(row, limit, options, stop)
         console.print(f"{row.name}: {outcomes[row.name]['outcome']} after {outcomes[row.name]['seconds']:.0f} s")
-        keep("gpu", outcomes, options.results)
+        write_result("gpu", outcomes, options.results)
     return outcomes
 
 

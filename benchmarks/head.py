@@ -1,4 +1,4 @@
-"""Seconds, peak memory and exactness of head and loss, for variants that compute all logits, chunks of them, or none.
+"""Seconds, peak memory and errors of head and loss, for variants that store all logits, chunks of them, or none.
 
     python -m benchmarks.head                                      vocabulary 131072 and width 4096 on a GPU
     python -m benchmarks.head --vocabulary 8192 --length 256       on small shapes
@@ -9,7 +9,8 @@ Variants: all 2L rows of logits at once; the supervised rows at once; the same i
 installed (the extra `benchmark`), on CUDA. Every variant computes the mean over the supervised rows; loss and gradients
 are compared with float64. Each result is written as soon as it is measured.
 
-The limit of time is that of the three products alone, timed in turn; the limit of memory is the gradients' own size.
+The limit of time is that of the three matrix products alone, timed alternately; the limit of memory is the size of the
+gradients.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.head_variants import FOREIGN, Inputs, Variant, gradient_bytes, in_float64, products_alone, variants
-from benchmarks.record import RESULTS, keep, on_device
-from benchmarks.timing import extra_memory, seconds_in_turn
+from benchmarks.record import RESULTS, result_name, write_result
+from benchmarks.timing import extra_memory, interleaved_seconds
 from nld_train.config.compose import compose_config
 from nld_train.errors import exit_status
 from nld_train.training.loop.parallel import parallel_groups
@@ -39,10 +40,12 @@ _LIMIT = "the three products alone"
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"], help="where (default: auto)")
-    parser.add_argument("--vocabulary", type=int, default=131072, help="ids (default: 131072)")
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cuda", "cpu"], help="device to measure on (default: auto)"
+    )
+    parser.add_argument("--vocabulary", type=int, default=131072, help="vocabulary size (default: 131072)")
     parser.add_argument("--length", type=int, help="tokens of the sample (default: 4096, on a CPU 128)")
-    parser.add_argument("--width", type=int, help="of the hidden states (default: 4096, on a CPU 256)")
+    parser.add_argument("--width", type=int, help="hidden size (default: 4096, on a CPU 256)")
     parser.add_argument("--chunk-rows", type=int, help="rows per chunk (default: a run's 2048, on a CPU 64)")
     parser.add_argument("--repeats", type=int, default=5, help="timed passes (default: 5)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
@@ -53,13 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
         options.width = options.width or (256 if on_cpu else 4096)
         options.chunk_rows = options.chunk_rows or (64 if on_cpu else 2048)
         for figures in measure(options, device):
-            path = keep(on_device("head", device), figures, options.results)
+            path = write_result(result_name("head", device), figures, options.results)
     show(figures)
     print(path)
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Seconds, bytes and errors of every variant and their limits: all figures so far, after each."""
+    """Measures seconds, bytes and errors of every variant; yields all figures so far after each."""
     inputs = Inputs(options, device)
     found, missing = variants(device)
     shape = {name: getattr(options, name) for name in ("vocabulary", "length", "width", "chunk_rows")}
@@ -70,7 +73,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
         try:
             figures["rows"][name] = _row(variant, inputs, expected, options.repeats, device)
         except Exception as error:
-            # Another package's kernel does not support this torch or device, or all logits do not fit into memory.
+            # Kernels of other packages may not support this torch or device; all logits may not fit into memory.
             if name not in FOREIGN and not isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             missing[name] = f"failed: {(str(error).strip().splitlines() or [type(error).__name__])[0][:120]}"
@@ -80,13 +83,13 @@ def measure(options: argparse.Namespace, device: torch.device) -> Iterator[dict[
 def _row(
     variant: Variant, inputs: Inputs, expected: tuple[Tensor, ...], repeats: int, device: torch.device
 ) -> dict[str, float | dict[str, float]]:
-    """A variant and the products alone, in turn."""
+    """Figures of a variant, timed alternately with the products alone."""
     errors = _errors(_gradients(variant(inputs), inputs), expected)
     both: dict[str, Callable[[], Any]] = {
         "variant": lambda: _gradients(variant(inputs), inputs),
         _LIMIT: lambda: products_alone(inputs),
     }
-    seconds = seconds_in_turn(both, device, repeats)
+    seconds = interleaved_seconds(both, device, repeats)
     extra = extra_memory(both["variant"], device)
     return {
         "seconds": median(seconds["variant"]),
@@ -99,7 +102,7 @@ def _row(
 
 
 def _gradients(loss: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The loss, and its gradients by hidden states and head."""
+    """The loss, and its gradients with respect to hidden states and head."""
     return (loss.detach(), *torch.autograd.grad(loss, [inputs.hidden, inputs.weight]))
 
 

@@ -19,7 +19,7 @@ class Inputs:
 
     Args:
         options: the command line.
-        device: where.
+        device: of the tensors.
     """
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
@@ -31,9 +31,9 @@ class Inputs:
             return torch.randn(*shape, generator=generator, device=device)
 
         self.hidden = drawn(2 * length, width).to(dtype).requires_grad_()
-        # Logits of a spread as in a trained model.
+        # So that the logits have about the standard deviation of a trained model's.
         self.weight = (drawn(vocabulary, width) * 2 * width**-0.5).to(dtype).requires_grad_()
-        # All clean rows, which come behind the noisy ones, and every second noisy one.
+        # All clean rows, which come after the noisy ones, and every second noisy row.
         self.index = torch.cat([torch.arange(length, 2 * length), torch.arange(0, length, 2)]).to(device)
         targets = torch.randint(0, vocabulary, (len(self.index),), generator=torch.Generator().manual_seed(1))
         self.targets, self.chunk_rows, self.vocabulary = targets.to(device), options.chunk_rows, vocabulary
@@ -48,7 +48,7 @@ Variant = Callable[[Inputs], Tensor]
 
 
 def everything(inputs: Inputs) -> Tensor:
-    """Logits of both streams, as public implementations have them, in float32 for the loss."""
+    """Logits of both streams at once, as in public implementations, in float32 for the loss."""
     logits = (inputs.hidden @ inputs.weight.T).float()
     targets = torch.full(logits.shape[:1], -100, device=logits.device)
     return F.cross_entropy(logits, targets.index_copy(0, inputs.index, inputs.targets))
@@ -68,13 +68,13 @@ def chunked(inputs: Inputs) -> Tensor:
 
 
 def in_float64(inputs: Inputs) -> Tensor:
-    """The reference in float64; its gradients are those of the inputs' own tensors."""
+    """The reference in float64."""
     return F.cross_entropy(inputs.rows.double() @ inputs.weight.double().T, inputs.targets)
 
 
 @torch.no_grad()
 def products_alone(inputs: Inputs) -> None:
-    """The lower limit of time: the three products of head and gradients over the supervised rows, and nothing else."""
+    """The limit of time: only the three matrix products of head and gradients over the supervised rows."""
     gradient = torch.zeros_like(inputs.weight)
     for rows in inputs.rows.split(inputs.chunk_rows or len(inputs.index)):
         logits = rows @ inputs.weight.T
@@ -83,12 +83,12 @@ def products_alone(inputs: Inputs) -> None:
 
 
 def gradient_bytes(inputs: Inputs) -> int:
-    """The limit of memory beyond the inputs: the gradients by hidden states and head, which every variant returns."""
+    """The limit of memory beyond the inputs: the gradients of hidden states and head, which every variant returns."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (inputs.hidden, inputs.weight))
 
 
 def _liger(reduction: str) -> Variant:
-    """Liger's kernel. For a mean it computes the gradient in its forward pass; for single rows it recomputes."""
+    """Liger's kernel. With a mean it computes the gradient in its forward pass; for single rows it recomputes."""
 
     def variant(inputs: Inputs) -> Tensor:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
@@ -113,7 +113,7 @@ def _cut(exact: bool) -> Variant:
 
 
 def _without_filter() -> dict[str, Any]:
-    """The argument with which this version of cut-cross-entropy is exact: newer ones have a name for it."""
+    """The argument with which this version of cut-cross-entropy is exact."""
     from cut_cross_entropy import LinearCrossEntropyImpl
 
     return {"impl": "cce_exact"} if hasattr(LinearCrossEntropyImpl, "CCE_EXACT") else {"filter_eps": None}
@@ -129,7 +129,7 @@ FOREIGN: dict[str, tuple[str, Variant]] = {
 
 
 def variants(device: torch.device) -> tuple[dict[str, Variant], dict[str, str]]:
-    """The variants that can run here, and why the others cannot."""
+    """The variants that can run here, and for each of the others the reason why not."""
     found: dict[str, Variant] = {CHUNKED: chunked, WHOLE: whole, EVERYTHING: everything}
     missing = {}
     for name, (package, variant) in FOREIGN.items():

@@ -3,10 +3,10 @@
     python -m benchmarks.mfu                                       with Megatron's layers and with Transformer Engine's
     python -m benchmarks.mfu --kinds local --peak-tflops 1979 execution.head_chunk_rows=4096
 
-FLOPs count as in docs/method.md, "Stages": visible pairs, the body for 2L positions, the head for supervised rows,
-forward plus backward, over the chip's dense bf16 peak from its data sheet. Each kind of layers runs in a process of its
-own through `benchmarks.step`, and is kept as soon as it is measured. Prints utilisation, target and the first over the
-second; the limit of a utilisation is 1.
+FLOPs are counted as in docs/method.md, "Stages": attention by visible pairs, the layers for 2L positions, the head for
+supervised rows, forward plus backward. Utilisation is relative to the chip's dense bf16 peak from its data sheet. Each
+kind of layers runs in its own process through `benchmarks.step`, and is written as soon as it is measured. Prints
+utilisation, target and their ratio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, keep, on_device
+from benchmarks.record import RESULTS, result_name, write_result
 from benchmarks.shapes import SHAPES
 from nld_train.config.compose import compose_config
 from nld_train.errors import UserError, exit_status
@@ -32,7 +32,7 @@ from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.parallel import resolve_device
 
 KINDS = ("local", "transformer_engine")
-# The best that is published for AR pretraining of an 8B model on H100s.
+# The best published figure for AR pretraining of an 8B model on H100s.
 TARGET = 0.52
 
 
@@ -44,11 +44,13 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for nld-train")
-    parser.add_argument("--shape", choices=SHAPES, default="8b", help="whose layers (default: 8b)")
-    parser.add_argument("--layers", type=int, help="how many (default: as many as fit)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of layers (default: both)")
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each (default: 7)")
-    parser.add_argument("--peak-tflops", type=float, help="of the chip (default: from the table of data sheets)")
+    parser.add_argument("--shape", choices=SHAPES, default="8b", help="shape of the layers (default: 8b)")
+    parser.add_argument("--layers", type=int, help="number of layers (default: as many as fit)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of layers (default: both)"
+    )
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of each kind (default: 7)")
+    parser.add_argument("--peak-tflops", type=float, help="peak of the chip (default: from the table of data sheets)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
     options = parser.parse_args(arguments)
     device = resolve_device(compose_config(options.overrides).execution.device)
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures: dict[str, Any] = {"device": str(device), "peak_tflops": peak / 1e12, "target": TARGET, "kinds": {}}
     for kind in options.kinds:
         figures["kinds"][kind] = _missing(kind, device) or _utilisation(_step(kind, options), peak)
-        path = keep(on_device("mfu", device), figures, options.results)
+        path = write_result(result_name("mfu", device), figures, options.results)
     show(figures)
     print(path)
     if not any("utilisation" in found for found in figures["kinds"].values()):

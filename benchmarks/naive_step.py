@@ -1,7 +1,7 @@
 """The straightforward joint step, as in public implementations.
 
-It differs from ours in three points only: keys and values are repeated for every query head, each layer
-makes its own mask, and head and cross-entropy run over all 2L positions at once, unsupervised ones included.
+It differs from this project's step in three points only: keys and values are repeated for every query head, each layer
+makes its own mask, and head and cross-entropy run over all 2L positions at once, including unsupervised ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def straightforward(stepper: Stepper, on: bool) -> Iterator[None]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
-    """Attention with repeated keys and a mask of this layer's own; arguments and result as of `dense.attend`."""
+    """Attention with repeated keys and a mask per layer; arguments and result as of `dense.attend`."""
     repeats = query.shape[1] // key.shape[1]
     key, value = (heads.repeat_interleave(repeats, dim=1) for heads in (key, value))
     if not query.is_cuda:
@@ -80,7 +80,7 @@ def head_memory(stepper: Stepper, straightforward: bool) -> int:
     rows, targets = found.index.to(stepper.device), found.targets.to(stepper.device)
     positions = 2 * samples["supervised"].numel()
     hidden = torch.randn(positions, model.config.hidden_size, device=stepper.device).to(stepper.dtype).requires_grad_()
-    # Not the parameter itself, whose gradient goes to Megatron's buffers.
+    # A detached copy, since the parameter's gradient goes to Megatron's buffers.
     weight = model.output_layer.weight.detach().requires_grad_()
 
     def head(some: Tensor) -> Tensor:

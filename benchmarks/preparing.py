@@ -1,4 +1,4 @@
-"""One preparation of text, timed in a process of its own for `benchmarks.data`: prints seconds and tokens as JSON."""
+"""One preparation of text, run by `benchmarks.data` in its own process: prints seconds and tokens as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
-    """`nld-data prepare`, in one process beside this one: its tokens are written as `.bin` and `.idx`."""
+    """`nld-data prepare` with one worker process: tokens are written as `.bin` and `.idx`."""
     from rich.console import Console
 
     from nld_train.data.packed import indexed_dataset_module
@@ -42,7 +42,7 @@ def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
 
 
 def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
-    """`datasets.map` over batches, as in the usual recipes: its tokens are written as Arrow."""
+    """`datasets.map` over batches, as in the usual recipes: tokens are written as Arrow."""
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _processor_time() -> float:
-    """Of this process and those that it started."""
+    """Processor time of this process and its children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 

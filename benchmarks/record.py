@@ -28,13 +28,13 @@ _PACKAGES = (
 )
 
 
-def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
+def write_result(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     """Writes `<directory>/<name>.json` and returns its path.
 
     Args:
         name: of the benchmark.
-        figures: whatever was measured; JSON values.
-        directory: of results.
+        figures: the measured figures, as JSON values.
+        directory: folder of the results.
     """
     result = {
         "benchmark": name,
@@ -50,10 +50,10 @@ def keep(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
     return path
 
 
-def on_device(name: str, device: Any) -> str:
-    """The name of a result that is measured on a CPU and on a GPU, so that one does not replace the other.
+def result_name(name: str, device: Any) -> str:
+    """The name of a result, with the suffix `_gpu` on a GPU, so that results of CPU and GPU do not replace each other.
 
-    `device` is torch's, or its name as in results.
+    `device` is a torch device or its name.
     """
     return f"{name}_gpu" if str(device).startswith("cuda") else name
 

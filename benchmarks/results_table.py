@@ -1,4 +1,4 @@
-"""Reads results, and writes rows of them as Markdown."""
+"""Reads results, and formats them as Markdown tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 NOT_MEASURED = "not measured"
-# A result, as `record.keep` wrote it.
+# A result, as `record.write_result` wrote it.
 Result = dict[str, Any]
 Cells = tuple[str, ...]
 
 
 def load(results: Path, name: str, on_gpu: bool = False) -> Result | None:
-    """A result, or None where there is none; that of a GPU by `record.on_device`, and only if it is one."""
+    """A result, or None if there is none. With `on_gpu` the one named by `record.result_name`, if a GPU made it."""
     try:
         result: Result = json.loads((results / f"{name}{'_gpu' if on_gpu else ''}.json").read_text())
     except FileNotFoundError:
@@ -23,24 +23,24 @@ def load(results: Path, name: str, on_gpu: bool = False) -> Result | None:
 
 
 def markdown(head: Cells, rows: Iterable[Cells]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def where(result: Result) -> str:
-    """The device: a CPU's figures may come from a machine that has a GPU too."""
+def device_of(result: Result) -> str:
+    """The device of a result; a result of a CPU may come from a machine with a GPU."""
     machine = result["machine"]
     cores = f"{machine['cores']} CPU cores"
     return cores if result["figures"].get("device") == "cpu" else str(machine.get("gpu", cores))
 
 
 def blank(first: str, columns: int) -> Cells:
-    """A row without a result."""
+    """The row of a missing result."""
     return (first, NOT_MEASURED, *[""] * (columns - 2))
 
 
-def both(results: Path, name: str, rows_of: Callable[[Result], Iterable[Cells]], head: Cells) -> str:
+def gpu_and_cpu(results: Path, name: str, rows_of: Callable[[Result], Iterable[Cells]], head: Cells) -> str:
     """A table of a benchmark with a result on a GPU and one of small shapes on a CPU."""
     rows: list[Cells] = []
     for title, result in (("GPU", load(results, name, on_gpu=True)), ("CPU", load(results, name))):

@@ -1,4 +1,4 @@
-"""One row of `benchmarks.gpu`: a command in a process group of its own, which leaves no process on the GPU."""
+"""One row of `benchmarks.gpu`: a command in its own process group, which is ended completely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRACE = 5.0
 _POLL = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# pytest counts skipped tests as a success; a row of tests is one only if a test passed, or in small was found.
+# pytest exits with 0 if all tests are skipped; a row of tests succeeds only if a test passed (--small: was collected).
 _SOME_TESTS = re.compile(r"\b[1-9]\d*(/\d+)? (passed|tests? collected)")
 
 
@@ -37,7 +37,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Inside, signals that would end the process are only stored."""
+    """Inside, signals that would end the process are only stored in `Stop`."""
     stop = Stop()
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
@@ -100,7 +100,7 @@ def _wait(process: subprocess.Popen[bytes], end: float, stop: Stop) -> str:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, then SIGKILL, also to processes that the row has started and left running in its group."""
+    """Sends SIGTERM, then SIGKILL, to all processes of the row's group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):

@@ -3,9 +3,9 @@
     python -m benchmarks.scaling                               1, 2 and 4 data-parallel processes, quickstart shapes
     python -m benchmarks.scaling --processes 2,4 parallel.tensor=2
 
-Every world makes the same joint steps on the same samples, one thread per process. Prints the median time of a step,
-the limit (that of the smallest world, scaled to the cores that the larger one can use), and the first over the second.
-A corpus that is missing is prepared in a temporary folder.
+Every number of processes runs the same joint steps on the same samples, one thread per process. Prints the median time
+of a step, its limit (the time with the fewest processes, divided by the additional cores that are used), and their
+ratio. A missing corpus is prepared in a temporary folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpus import with_corpus
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 from nld_train.errors import UserError, exit_status
 
 # The first steps of a process fill caches and buffers.
@@ -43,11 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
     with with_corpus(options.overrides) as overrides:
         figures = measure(worlds, options.steps, overrides)
     show(figures)
-    print(keep("scaling", figures, options.results))
+    print(write_result("scaling", figures, options.results))
 
 
 def measure(worlds: list[int], steps: int, overrides: list[str]) -> dict[str, Any]:
-    """Seconds per step by number of processes, each world a run of its own of the real command."""
+    """Seconds per step by number of processes, each from a separate run of `nld-train`."""
     cores = len(os.sched_getaffinity(0))
     seconds = {world: _run(world, steps, overrides) for world in worlds}
     first = worlds[0]
@@ -64,13 +64,13 @@ def measure(worlds: list[int], steps: int, overrides: list[str]) -> dict[str, An
 
 
 def _run(world: int, steps: int, overrides: list[str]) -> list[float]:
-    """Seconds of each timed step, from the run's own metrics."""
+    """Seconds of each timed step, from the run's metrics."""
     with tempfile.TemporaryDirectory(prefix="nld-scaling-") as scratch:
         settings = [
             "run.stages=[joint]",
             f"run.max_steps={steps + _WARMUP}",
             "execution.device=cpu",
-            # The largest with which four processes still have one micro-batch each.
+            # The largest size with which four processes still have one micro-batch each.
             "batch.micro_size=2",
             "validation.every=0",
             "evaluation.every=0",

@@ -1,4 +1,4 @@
-"""Runs with released shapes on one device, over tokens drawn at random: no corpus is needed."""
+"""Runs with released shapes on one device, on random tokens, so that no corpus is needed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from nld_train.errors import UserError
 from nld_train.planner.memory import largest_memory
 
 SHAPES = ("3b", "8b", "14b")
-# Of the device's free memory; the rest is for workspaces, gaps and what the planner does not count.
+# Fraction of the device's free memory; the rest is for workspaces, fragmentation and memory that the planner does not
+# count.
 _USABLE = 0.88
-# Ids of a token file of two bytes each.
+# Vocabulary size up to which a token file has two bytes per id.
 _SHORT_IDS = 2**16
-# If the layers need more memory than was counted, one in so many is removed.
+# If the layers need more memory than was counted, one of this many is removed.
 _STEP_BACK = 8
 Found = TypeVar("Found")
 _FIRST_ID = 200  # beyond the special ids of a tokenizer, the mask among them
 
 
 def write_tokens(prefix: Path, vocabulary: int, tokens: int, document_tokens: int) -> None:
-    """A token set of uniform ids in documents of about `document_tokens`, geometrically distributed."""
+    """Writes a token set of uniform ids; document lengths are geometric with mean `document_tokens`."""
     from nld_train.data.packed import indexed_dataset_module
 
     generator = np.random.default_rng(1)
@@ -47,10 +48,10 @@ def write_tokens(prefix: Path, vocabulary: int, tokens: int, document_tokens: in
 
 @contextmanager
 def random_run(shape: str | None, overrides: Sequence[str], document_tokens: int = 1024) -> Iterator[Config]:
-    """The settings of a run over random tokens, which are in a temporary folder until the end.
+    """The settings of a run over random tokens, which are in a temporary folder inside the context.
 
     Args:
-        shape: a name of `SHAPES`, with the batch and blocks of its pretraining, or None for the quickstart's.
+        shape: a name of `SHAPES`, with the batch and blocks of pretraining; None for the quickstart's settings.
         overrides: more settings.
         document_tokens: mean length of a document.
     """
@@ -81,10 +82,10 @@ def with_layers(config: Config, layers: int) -> Config:
 
 
 def layers_that_fit(config: Config, free_bytes: int) -> int:
-    """As many layers of a shape as one device can train, by the planner's count of memory.
+    """The number of layers of a shape that one device can train, by the planner's count of memory.
 
     Raises:
-        UserError: not even one.
+        UserError: not even one layer fits.
     """
     on_cuda = replace(config, execution=replace(config.execution, device="cuda"))
     for layers in range(config.model.num_hidden_layers, 0, -1):
@@ -94,20 +95,20 @@ def layers_that_fit(config: Config, free_bytes: int) -> int:
 
 
 def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1) -> tuple[Found, list[int]]:
-    """Tries with fewer and fewer layers until they fit into the device's memory.
+    """Retries with fewer layers until they fit into the device's memory.
 
-    The planner's count may be less than a device needs; then there is still a result of fewer layers.
+    The planner's count may be less than a device needs; then there is still a result with fewer layers.
 
     Args:
-        layers: of the first attempt.
-        attempt: makes the result, from a number of layers.
-        fewest: layers that are still tried.
+        layers: number of layers of the first attempt.
+        attempt: from a number of layers to the result.
+        fewest: smallest number of layers to try.
 
     Returns:
         The result, and the numbers of layers that did not fit.
 
     Raises:
-        UserError: not even with the fewest.
+        UserError: even the fewest do not fit.
     """
     from nld_train.model import streams
 
@@ -117,9 +118,9 @@ def as_many_as_fit(layers: int, attempt: Callable[[int], Found], fewest: int = 1
             return attempt(layers), too_many
         except torch.cuda.OutOfMemoryError:
             too_many.append(layers)
-        # Not in the handler: the error refers to the frames of the attempt, and so to its tensors.
+        # After the handler, because the exception refers to the frames of the attempt, and so to its tensors.
         layers -= max(1, layers // _STEP_BACK)
         streams.clear()
         gc.collect()
         torch.cuda.empty_cache()
-    raise UserError(f"--layers: the device has no memory for {too_many[-1]}; take fewer, or a shorter batch")
+    raise UserError(f"--layers: {too_many[-1]} do not fit into the device's memory; use fewer, or a smaller batch")

@@ -1,4 +1,4 @@
-"""The start-up time of commands that should respond at once.
+"""The start-up time of commands that should respond quickly.
 
     python -m benchmarks.start                 medians of five starts, against their limits
 
@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.record import RESULTS, keep
+from benchmarks.record import RESULTS, write_result
 
-# Arguments of Python, limit in seconds, and the expected exit status.
+# By command: arguments of Python, limit in seconds, and expected exit status.
 COMMANDS: dict[str, tuple[tuple[str, ...], float, int]] = {
     "nld-train --help": (("-m", "nld_train.train", "--help"), 1.5, 0),
     "nld-train experiment=paper_8b run.dry=true": (
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     figures = measure(options.starts)
     show(figures)
-    print(keep("start", figures, options.results))
+    print(write_result("start", figures, options.results))
 
 
 def measure(starts: int) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""The cost of a joint step relative to an AR step on the same data tokens, and to their arithmetic.
+"""The cost of a joint step relative to an AR step on the same data tokens, compared with the ratio of operations.
 
     python -m benchmarks.step                              the quickstart's shapes and corpus
     python -m benchmarks.step --shape 8b                   layers of the 8B model, as many as fit, over random tokens
     python -m benchmarks.step model=8b model.num_hidden_layers=2 batch.sequence_length=4096 ...
 
-Prints time and peak memory of both steps, their ratio, the ratio of their arithmetic counted for these shapes and this
-data (body twice, attention by visible pairs, head for supervised rows), and the first over the second; on a GPU also
-the planner's count of memory, and its ratio to the peak. A corpus that is missing is prepared in a temporary folder.
+Prints time and peak memory of both steps, the ratio of the times, its limit (the ratio of operations, counted for these
+shapes and samples: layers for 2L positions, attention by visible pairs, head for supervised rows), and the ratio over
+its limit; on a GPU also the planner's count of memory, and its ratio to the peak. A missing corpus is prepared in a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.arithmetic import arithmetic
 from benchmarks.corpus import with_corpus
-from benchmarks.record import RESULTS, keep, on_device
+from benchmarks.record import RESULTS, result_name, write_result
 from benchmarks.shapes import SHAPES, as_many_as_fit, layers_that_fit, random_run, with_layers
 from benchmarks.timing import peak_memory, reset_peak_memory
 from nld_train.config.compose import compose_config
@@ -38,7 +39,7 @@ from nld_train.planner.memory import rank_memory
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.parallel import parallel_groups
 
-# A joint step should stay within this multiple of its arithmetic, by type of device.
+# The ratio of the times should stay within this multiple of its limit, by type of device.
 TARGETS = {"cuda": 1.10, "cpu": 1.25}
 KINDS = ("ar", "joint")
 
@@ -48,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for nld-train")
     parser.add_argument("--shape", choices=SHAPES, help="a released shape, over random tokens (default: none)")
-    parser.add_argument("--layers", type=int, help="of a shape (default: as many as fit the GPU; 1 on a CPU)")
-    parser.add_argument("--random-tokens", action="store_true", help="without a corpus; always so with --shape")
+    parser.add_argument("--layers", type=int, help="layers of --shape (default: as many as fit the GPU; 1 on a CPU)")
+    parser.add_argument("--random-tokens", action="store_true", help="random tokens, no corpus; implied by --shape")
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each kind (default: 7)")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each kind before (default: 2)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         figures["layers_beyond_memory"] = too_many
     show(figures)
     name = f"step_{options.shape}" if options.shape else "step"
-    print(keep(on_device(name, device), figures, options.results))
+    print(write_result(result_name(name, device), figures, options.results))
 
 
 @contextmanager
@@ -79,12 +80,12 @@ def _settings(options: argparse.Namespace) -> Iterator[Config]:
 
 
 def _layers(config: Config, device: torch.device) -> int:
-    """As many as fit the GPU by the planner's count; on a CPU one."""
+    """The number of layers that fit the GPU by the planner's count; on a CPU one."""
     return layers_that_fit(config, torch.cuda.mem_get_info()[0]) if device.type == "cuda" else 1
 
 
 def measure(config: Config, device: torch.device, steps: int, warmup: int) -> dict[str, Any]:
-    """Times AR and joint steps in turn, so that a drifting machine slows both alike.
+    """Times alternating AR and joint steps, so that a change in the machine's speed affects both alike.
 
     Returns:
         Seconds, bytes and operations per kind, and the ratios.
@@ -138,7 +139,7 @@ def _ratios(config: Config, stepper: Any, seconds: dict[str, list[float]]) -> di
 
 
 def _memory(config: Config, device: torch.device, memory: dict[str, int]) -> dict[str, Any]:
-    """Peaks and the planner's counts. On a CPU a peak is that of the whole process, interpreter included: no ratio."""
+    """Peaks and the planner's counts, and on a GPU their ratio; on a CPU the peak is that of the whole process."""
     kind_of_device: Literal["cuda", "cpu"] = "cuda" if device.type == "cuda" else "cpu"
     on = replace(config, execution=replace(config.execution, device=kind_of_device))
     planned = {kind: rank_memory(on, 1, 0, stage_kind(kind)).total for kind in KINDS}

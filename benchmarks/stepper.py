@@ -26,7 +26,7 @@ from nld_train.training.stages.objective_trainer import stream_settings
 
 
 class Stepper:
-    """Makes AR and joint steps on the same tokens with the same weights and optimizer.
+    """Runs AR and joint steps on the same tokens with the same weights and optimizer.
 
     Args:
         config: the run; its stages must be called `ar` and `joint`.
@@ -48,7 +48,7 @@ class Stepper:
         self.samples: dict[str, list[Samples]] = {}
 
     def prepare(self, stage: str) -> list[Samples]:
-        """Reads the micro-batches of a stage's step: the first samples of the data, for either stage."""
+        """Reads the micro-batches of a stage's step: for both stages the first samples of the data."""
         config = self.config
         order = stage_orders(config, stage_plans(config))[config.run.stages[0]]
         step = batches(
@@ -62,10 +62,10 @@ class Stepper:
         return self.samples[stage]
 
     def step(self, stage: str, update: bool = True) -> float:
-        """One optimizer step, to its end on the device; without `update` the learning rate is 0. Returns the loss.
+        """Runs one optimizer step and synchronizes; without `update` the learning rate is 0. Returns the loss.
 
-        Every step has the same samples, whose mask would be cached; where documents are isolated, no two steps of a run
-        have the same borders and each makes its own mask, so that the cache is cleared.
+        All steps have the same samples, so their masks would be cached. In a run with isolated documents every
+        micro-batch has other borders and makes a new mask, so the cache is cleared here.
         """
         if self.config.data.documents == "isolate":
             flex.clear_masks()
@@ -79,7 +79,7 @@ class Stepper:
         return result.loss
 
     def update_seconds(self, repeats: int = 3) -> float:
-        """Seconds of zeroing, norm, clipping and update in a step, here with gradients of zero."""
+        """Seconds of zeroing gradients, norm, clipping and update, measured with zero gradients."""
         seconds = []
         for _ in range(1 + repeats):
             synchronize(self.device)
@@ -95,7 +95,7 @@ class Stepper:
 
 @torch.no_grad()
 def _fill(chunks: list[Ministral3Model], config: Config, device: torch.device) -> None:
-    """Initial weights. On CUDA they are drawn there: drawing a run's own on the CPU takes minutes."""
+    """Fills the weights, on CUDA on the device: drawing them on the CPU, as a run does, takes minutes."""
     if device.type != "cuda":
         initialize(chunks, config.model, config.run.seed)
         return

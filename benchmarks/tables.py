@@ -1,4 +1,4 @@
-"""Writes the tables of `docs/performance.md` from the results: figures are never copied by hand.
+"""Writes the tables of `docs/performance.md` from the results, so that no figure is copied by hand.
 
     python -m benchmarks.tables            write them
     python -m benchmarks.tables --check    only compare them with the results
@@ -24,7 +24,7 @@ _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; with --check returns 1 where the page differs."""
+    """The command line; with --check returns 1 if the page differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     before = options.page.read_text()
     after = with_tables(before, options.results)
     if options.check:
-        print("as the results say" if before == after else f"{options.page}: differs; run python -m benchmarks.tables")
+        print("up to date" if before == after else f"{options.page}: differs; run python -m benchmarks.tables")
         return int(before != after)
     write_atomically(options.page, after)
     return 0

@@ -1,4 +1,4 @@
-"""Tables of `docs/performance.md` about processes, data, commands, conversion and decoding, and that of all results."""
+"""Tables of `docs/performance.md`: processes, data, commands, conversion, decoding, and the list of all results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.results_table import Cells, Result, blank, load, markdown, outcome, where
+from benchmarks.results_table import Cells, Result, blank, device_of, load, markdown, outcome
 
 _SHORT_REVISION = 12
 _DIRTY = "-dirty"
@@ -16,7 +16,7 @@ _ENGINES = ("in tree", "export", "transformers")
 
 
 def scaling(results: Path) -> str:
-    """Question 5."""
+    """Strong scaling over processes on a CPU."""
     columns = ("processes", "seconds per step", "limit", "of limit")
     result = load(results, "scaling")
     rows = [blank("1, 2, 4", len(columns))]
@@ -27,7 +27,7 @@ def scaling(results: Path) -> str:
 
 
 def data(results: Path) -> str:
-    """Question 6."""
+    """Data preparation and loading."""
     columns = ("figure", "measured", "beside", "ratio", "target")
     result = load(results, "data")
     if result is None:
@@ -46,7 +46,7 @@ def data(results: Path) -> str:
 
 
 def start(results: Path) -> str:
-    """Question 7."""
+    """Start-up times."""
     columns = ("command", "seconds", "limit", "of limit")
     result = load(results, "start")
     rows = [blank("all", len(columns))]
@@ -89,7 +89,7 @@ def decode(results: Path) -> str:
 
 
 def _active_sequences(row: dict[str, Any]) -> float:
-    """The mean fraction of active slots, which results of earlier revisions have under another key."""
+    """The mean fraction of active slots; results of earlier revisions have it under another key."""
     return float(row["active_sequences"] if "active_sequences" in row else row["rows_at_work"])
 
 
@@ -112,7 +112,7 @@ def runs(results: Path) -> str:
     rows = []
     for path in sorted(results.glob("*.json")):
         result: Result = json.loads(path.read_text())
-        rows.append((f"`{path.name}`", where(result), _revision(result), f"`{result['command']}`"))
+        rows.append((f"`{path.name}`", device_of(result), _revision(result), f"`{result['command']}`"))
     return markdown(columns, rows)
 
 

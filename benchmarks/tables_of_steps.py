@@ -1,4 +1,4 @@
-"""Tables of `docs/performance.md` about steps and their parts, each named as its benchmark."""
+"""Tables of `docs/performance.md`: steps and their parts. Each function has the name of its table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results_table import NOT_MEASURED, Cells, Result, blank, both, load, markdown, where
+from benchmarks.results_table import NOT_MEASURED, Cells, Result, blank, device_of, gpu_and_cpu, load, markdown
 
 _SHAPES = ("3b", "8b", "14b")
 _KINDS = ("ar", "joint")
 
 
 def step(results: Path) -> str:
-    """Question 1: joint over AR, per shape."""
+    """Time of a joint step over an AR step, per shape."""
     head = ("shape", "on", "layers", "AR, tokens/s", "joint, tokens/s", "joint over AR", "limit", "of limit", "target")
     rows = []
     for title, name, on_gpu in (("quickstart", "step", False), *((s, f"step_{s}", True) for s in _SHAPES)):
@@ -24,12 +24,12 @@ def step(results: Path) -> str:
         found = result["figures"]
         speeds = (f"{found['tokens'] / found['seconds'][kind]:,.0f}" for kind in _KINDS)
         ratios = (f"{found[key]:.2f}" for key in ("time_ratio", "limit", "of_limit", "target"))
-        rows.append((title, where(result), str(found["layers"]), *speeds, *ratios))
+        rows.append((title, device_of(result), str(found["layers"]), *speeds, *ratios))
     return markdown(head, rows)
 
 
 def memory(results: Path) -> str:
-    """Question 1: peak memory of both steps, and the planner's count for them."""
+    """Peak memory of both steps, and the planner's count."""
     head = ("shape", "AR, GiB", "planned over AR", "joint, GiB", "planned over joint", "joint over AR", "target")
     rows = []
     for shape in _SHAPES:
@@ -44,24 +44,24 @@ def memory(results: Path) -> str:
 
 
 def baseline(results: Path) -> str:
-    """Question 2: ours over the straightforward design."""
+    """This project's step over the straightforward design."""
     head = ("on", "model", "tokens/s", "target", "head and loss, memory", "target")
 
     def rows_of(result: Result) -> Iterable[Cells]:
         found = result["figures"]
         model = f"{found['model']}, {found['layers']} layers"
         speed, share = f"{found['speed_ratio']:.2f} times", f"{found['head_memory_ratio']:.2f}"
-        yield where(result), model, speed, f"{found['speed_target']}", share, f"{found['head_memory_target']}"
+        yield device_of(result), model, speed, f"{found['speed_target']}", share, f"{found['head_memory_target']}"
 
-    return both(results, "baseline", rows_of, head)
+    return gpu_and_cpu(results, "baseline", rows_of, head)
 
 
 def attention(results: Path) -> str:
-    """Question 3: joint over the fastest causal attention."""
+    """Joint attention over the fastest causal attention."""
     head = ("on", "samples", "kernel", "milliseconds", "over fastest causal", "limit", "of limit", "target")
 
     def rows_of(result: Result) -> Iterable[Cells]:
-        figures, on = result["figures"], where(result)
+        figures, on = result["figures"], device_of(result)
         for case, found in figures["cases"].items():
             samples = f"{case}, {figures['length']} tokens"
             for name, row in found["rows"].items():
@@ -73,7 +73,7 @@ def attention(results: Path) -> str:
                 yield on, samples, name, reason, "", "", "", ""
             yield on, samples, "making the block mask", f"{1e3 * found['mask_seconds']:.1f}", "", "", "", ""
 
-    return both(results, "attention", rows_of, head)
+    return gpu_and_cpu(results, "attention", rows_of, head)
 
 
 def head(results: Path) -> str:
@@ -89,15 +89,15 @@ def head(results: Path) -> str:
             gradients = max(errors["hidden_gradient"], errors["weight_gradient"])
             times = (f"{1e3 * row['seconds']:.1f}", f"{row['of_limit']:.2f}")
             memory = (f"{row['extra_bytes'] / 2**30:.2f}", f"{row['bytes_of_limit']:.2f}")
-            yield where(result), size, name, *times, *memory, f"{errors['loss']:.0e}", f"{gradients:.0e}"
+            yield device_of(result), size, name, *times, *memory, f"{errors['loss']:.0e}", f"{gradients:.0e}"
         for name, reason in found["missing"].items():
-            yield where(result), size, name, reason, *[""] * 5
+            yield device_of(result), size, name, reason, *[""] * 5
 
-    return both(results, "head", rows_of, columns)
+    return gpu_and_cpu(results, "head", rows_of, columns)
 
 
 def mfu(results: Path) -> str:
-    """Question 4."""
+    """FLOP utilisation."""
     columns = ("layers", "step", "utilisation", "target", "of target")
     result = load(results, "mfu", on_gpu=True)
     rows: list[Cells] = []

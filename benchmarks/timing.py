@@ -1,4 +1,4 @@
-"""Seconds and bytes of functions that run repeatedly on one device."""
+"""Time and memory of functions that run repeatedly on one device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 Work = Callable[[], Any]
-# Makes the context in which a work runs.
-Surroundings = Callable[[], AbstractContextManager[Any]]
+# Creates the context in which a function runs.
+ContextFactory = Callable[[], AbstractContextManager[Any]]
 
 
 def synchronize(device: torch.device) -> None:
@@ -22,26 +22,26 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_in_turn(
+def interleaved_seconds(
     works: Mapping[str, Work],
     device: torch.device,
     repeats: int,
     warmup: int = 1,
-    surroundings: Mapping[str, Surroundings] | None = None,
+    contexts: Mapping[str, ContextFactory] | None = None,
 ) -> dict[str, list[float]]:
-    """Times several works in turn, so that a drifting machine slows all alike; the first rounds do not count.
+    """Times several functions round by round, so that a change in the machine's speed affects all alike.
 
     Args:
-        works: by name.
-        device: that they run on.
-        repeats: rounds that count.
-        warmup: rounds before.
-        surroundings: contexts in which some of them run; entering and leaving is not timed.
+        works: the functions by name.
+        device: device on which they run.
+        repeats: number of timed rounds.
+        warmup: number of rounds before, which are not timed.
+        contexts: contexts in which some of them run; entering and leaving is not timed.
     """
     found: dict[str, list[float]] = {name: [] for name in works}
     for round_number in range(warmup + repeats):
         for name, work in works.items():
-            with (surroundings or {}).get(name, nullcontext)():
+            with (contexts or {}).get(name, nullcontext)():
                 synchronize(device)
                 begin = time.perf_counter()
                 work()
@@ -52,7 +52,7 @@ def seconds_in_turn(
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new measurement of the peak: of the device, or of this process's resident memory."""
+    """Resets the peak: of the device's memory, or on a CPU of this process's resident memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -60,7 +60,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, since the last reset."""
+    """The peak in bytes since the last reset."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -68,10 +68,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def extra_memory(work: Work, device: torch.device) -> int:
-    """Peak bytes of a work beyond those allocated before it.
+    """Peak bytes of a function beyond those allocated before it.
 
-    On a CPU those of tensors alone, which do not depend on the rest of the process; memory that kernels allocate
-    internally is not counted there.
+    On a CPU only tensors are counted, so that the rest of the process does not matter; memory that kernels allocate
+    internally is not counted.
     """
     if device.type == "cpu":
         with (tracker := MemTracker()):

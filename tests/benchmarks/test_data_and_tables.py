@@ -26,7 +26,7 @@ def test_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def keep(folder: Path, name: str, figures: dict[str, Any], machine: dict[str, Any], revision: str = "0" * 40) -> None:
-    """A result as `record.keep` writes it."""
+    """A result as `record.write_result` writes it."""
     result = {"figures": figures, "machine": machine, "git_revision": revision, "command": f"python -m {name}"}
     (folder / f"{name}.json").write_text(json.dumps(result))
 

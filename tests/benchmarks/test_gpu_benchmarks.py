@@ -15,7 +15,7 @@ from benchmarks import attention, baseline, head, mfu, step, stepper, tables
 from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import CAUSAL, CUDNN, FLASH, FLASH_3
 from benchmarks.head_variants import CHUNKED, EVERYTHING, FOREIGN, WHOLE
-from benchmarks.record import on_device
+from benchmarks.record import result_name
 from benchmarks.shapes import as_many_as_fit, layers_that_fit, random_run
 from nld_train.config.compose import compose_config
 from nld_train.errors import UserError
@@ -129,7 +129,12 @@ def test_a_released_shape_in_the_step(tmp_path: Path) -> None:
 
 
 def test_a_step_on_a_gpu_has_a_name_of_its_own() -> None:
-    assert [on_device("mfu", each) for each in ("cpu", "cuda:0", torch.device("cuda"))] == ["mfu", "mfu_gpu", "mfu_gpu"]
+    names = [result_name("mfu", each) for each in ("cpu", "cuda:0", torch.device("cuda"))]
+    assert names == [
+        "mfu",
+        "mfu_gpu",
+        "mfu_gpu",
+    ]
 
 
 def test_every_timed_step_makes_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
