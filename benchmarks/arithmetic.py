@@ -1,4 +1,4 @@
-"""Operations of a step, counted from its own samples."""
+"""Operations of a step, counted from its samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nld_train.training.stages.kind import StageKind
 
 
 def arithmetic(config: Config, micro_batches: list[dict[str, Tensor]], kind: StageKind) -> float:
-    """Operations of a step, counted from the rows and the visible pairs of its own samples."""
+    """Operations of a step, counted from the rows and the visible pairs of its samples."""
     total = 0.0
     for batch in micro_batches:
         for row in range(len(batch["tokens"])):

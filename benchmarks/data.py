@@ -172,7 +172,8 @@ def show(figures: dict[str, Any]) -> None:
         table.add_row(name, f"{row['tokens']:,.0f}", *speeds)
     console, ratios, found = Console(width=110, highlight=False), figures["preparation"]["ratios"], figures["loader"]
     console.print(table)
-    console.print(f"ours over theirs: {ratios['wall']:.2f} by the clock, {ratios['processor']:.2f} by processor time")
+    ratios_text = f"{ratios['wall']:.2f} by wall clock, {ratios['processor']:.2f} by processor time"
+    console.print(f"{OURS} over {THEIRS}: {ratios_text}")
     console.print(
         f"loader: {1e3 * found['load_seconds']:.2f} ms of a step of {found['step_seconds']:.3f} s, "
         f"{found['share']:.2%} (target: below {LOADER_TARGET:.0%})"

@@ -119,7 +119,7 @@ def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other
     target: dict[str, Any] = {"name": name, "limit": limit}
     for clock in CLOCKS:
         pairs = zip(timings[key].seconds(clock), timings[other].seconds(clock), strict=True)
-        target[clock] = median(key[2] / mine * theirs / other[2] for mine, theirs in pairs)
+        target[clock] = median(key[2] / seconds * other_seconds / other[2] for seconds, other_seconds in pairs)
     return target
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+def nld_data(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     """`nld-data prepare` with one worker process: tokens are written as `.bin` and `.idx`."""
     from rich.console import Console
 
@@ -41,7 +41,7 @@ def ours(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     return run
 
 
-def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+def datasets_map(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     """`datasets.map` over batches, as in the usual recipes: tokens are written as Arrow."""
     from datasets import Dataset, load_dataset
     from transformers import AutoTokenizer
@@ -64,7 +64,7 @@ def theirs(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
 def main() -> None:
     """Arguments: the implementation, the text, the tokenizer and a folder for the result."""
     implementation, text, tokenizer, out = sys.argv[1], *map(Path, sys.argv[2:5])
-    run = (ours if implementation == "nld-data prepare" else theirs)(text, tokenizer, out)
+    run = (nld_data if implementation == "nld-data prepare" else datasets_map)(text, tokenizer, out)
     wall, processor = time.perf_counter(), _processor_time()
     tokens = run()
     print(

@@ -82,9 +82,9 @@ def decode(results: Path) -> str:
     for mode, batch in dict.fromkeys(key[:2] for key in sorted(found, key=lambda key: key[1]) if key[2] != _ENGINES[2]):
         of_engines = [found.get((mode, batch, engine)) for engine in _ENGINES]
         speeds = ("" if row is None else f"{row['tokens_per_second_wall']:,.0f}" for row in of_engines)
-        ours = next((row for row in of_engines if row and "tokens_per_forward" in row), None)
-        account = (f"{ours['tokens_per_forward']:.2f}", f"{_active_sequences(ours):.0%}") if ours else ("", "")
-        rows.append((mode, str(batch), *speeds, *account))
+        counted = next((row for row in of_engines if row and "tokens_per_forward" in row), None)
+        counts = (f"{counted['tokens_per_forward']:.2f}", f"{_active_sequences(counted):.0%}") if counted else ("", "")
+        rows.append((mode, str(batch), *speeds, *counts))
     return markdown(columns, sorted(rows, key=lambda row: row[0]))
 
 

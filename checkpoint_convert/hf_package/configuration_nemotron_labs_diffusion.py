@@ -43,7 +43,7 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
         if self.sliding_window is not None:
             raise ValueError("sliding_window: this model has full attention only; use null")
         if self.tie_word_embeddings:
-            raise ValueError("tie_word_embeddings: the head of this model is always a tensor of its own; use false")
+            raise ValueError("tie_word_embeddings: the head of this model is always a separate tensor; use false")
 
 
 __all__ = ["NemotronLabsDiffusionConfig"]

@@ -44,7 +44,7 @@ class Source:
 
     Attributes:
         directory: of the checkpoint or export.
-        description: what a request is checked against.
+        description: properties against which a request is checked.
         tokenizer: of `transformers`.
         stop_tokens: ids that end a text.
         open: reads the weights; a context that yields the engine.
@@ -63,7 +63,7 @@ def find_source(
     """Finds and describes the checkpoint or export of a path.
 
     Args:
-        path: a run directory (its newest checkpoint is taken), a checkpoint, an imported checkpoint, or an export.
+        path: a run directory (its newest checkpoint is used), a checkpoint, an imported checkpoint, or an export.
         tokenizer: directory of a tokenizer that is used instead of the checkpoint's.
         adapter: directory of a drafter adapter that is used instead of the checkpoint's.
         layout: of the processes that share the model of a Megatron checkpoint.

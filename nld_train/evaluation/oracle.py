@@ -13,7 +13,7 @@ from nld_train.evaluation.trajectories import ONE_PER_PASS, committed, denoise, 
 
 # docs/method.md, "Oracle bound".
 FORWARDS_PER_BLOCK = 5000
-# 2 ** 6 - 1 forwards try every subset of so many masks.
+# 2 ** 6 - 1 forwards are enough to try every subset of this many masks.
 EXHAUSTIVE_MASKS = 6
 
 

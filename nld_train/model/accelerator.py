@@ -80,7 +80,7 @@ def destroy_overlap_buffers() -> None:
 
 
 def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:
-    """Compiles norms and MLPs in place, for the key `execution.compile`; attention has kernels of its own.
+    """Compiles norms and MLPs in place, for the key `execution.compile`; attention has its own kernels.
 
     Raises:
         UserError: the layers are Transformer Engine's.

@@ -36,7 +36,7 @@ def decode(
         prompts: ids of each sequence, without padding.
         mode: `ar`, `diffusion`, `linear` or `quadratic`.
         options: settings of the call.
-        policy: what a denoising pass commits; needed for diffusion, refused elsewhere.
+        policy: commit policy; required for diffusion, refused in other modes.
         observer: notified of every sequence after each forward that changed it.
         batch_size: maximum number of active sequences; None for all.
 

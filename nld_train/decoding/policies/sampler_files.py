@@ -104,7 +104,7 @@ def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
         trained_for = description["model"]
         sampler = TrainedSampler(shape, int(description["vocabulary_size"]))
         sampler.load_state_dict(load_file(directory / _WEIGHTS))
-    except Exception as error:  # safetensors has errors of its own that share no base with torch's
+    except Exception as error:  # the errors of safetensors and torch have no common base class
         raise UserError(f"{directory}: cannot be read ({str(error).splitlines()[0]})") from error
     if trained_for != fingerprint(engine):
         raise UserError(
