@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from balance import ByFile, Recorder, arrange
-from forked import owner_of_run
+from forked import owner_of_run, remove_folder, start_server_early
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
@@ -26,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
         config.pluginmanager.register(Recorder())
+    if getattr(config.option, "dist", "no") != "no" and "PYTEST_XDIST_WORKER" not in os.environ:
+        start_server_early()
+
+
+def pytest_unconfigure() -> None:
+    remove_folder()
 
 
 @pytest.hookimpl(trylast=True)

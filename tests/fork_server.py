@@ -17,6 +17,7 @@ import os
 import pkgutil
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -58,10 +59,20 @@ def preload() -> None:
     for name in names:
         with suppress(ImportError):  # of a library that this machine lacks
             importlib.import_module(name)
+    _compose_once()
     assert threading.active_count() == 1, "threads do not survive a fork"
     # Collecting in a child would otherwise copy the pages of every object here.
     gc.collect()
     gc.freeze()
+
+
+def _compose_once() -> None:
+    """Hydra's parser builds tables at its first words, which takes longer than all else that a child composes."""
+    from tiny_runs import TINY_MODEL, data_overrides, two_stages
+
+    from nld_train.config.compose import compose_config
+
+    compose_config([*TINY_MODEL, *data_overrides("/nothing"), *two_stages(1, 1), "run.dir=/nothing", "run.max_steps=1"])
 
 
 class Server:
@@ -283,7 +294,10 @@ def main(path: str, owner: str) -> int:
         listener.listen(128)
         os.rename(f"{path}.new", path)
         request = Server(listener, int(owner)).serve()
-    return 0 if request is None else run(request)
+    if request is not None:
+        return run(request)
+    shutil.rmtree(Path(path).parent, ignore_errors=True)  # of a test run that was killed: it removes it else
+    return 0
 
 
 if __name__ == "__main__":

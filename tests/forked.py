@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
@@ -38,6 +40,17 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"nld-tests-{os.getuid()}-{owner_of_run()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
+
+
+def remove_folder() -> None:
+    """At the end of the test run, when no worker is left; commands that a worker's tests start may share the folder."""
+    if owner_of_run() == os.getpid():
+        shutil.rmtree(_folder(), ignore_errors=True)
+
+
+def start_server_early() -> None:
+    """Has the server import the libraries while the workers collect; those that need it sooner wait for it."""
+    threading.Thread(target=lambda: server_socket(), daemon=True).start()
 
 
 def server_socket() -> Path:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
-from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
+from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
 
-from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 
 STEPS = 2
-MODEL = compose_config(list(TINY_MODEL)).model
+MODEL = composed(*TINY_MODEL).model
 Kind = Literal["train", "naive", "validation", "gradients", "nan weight", "infinite gradient"]
 AVERAGINGS = ("global", "contributing", "masked", "sequence")
 
@@ -100,21 +99,19 @@ class Case:
     def config(self, prefix: str) -> Config:
         """The settings, over the token set at `prefix`."""
         stage = f"stages.{self.stage}"
-        return compose_config(
-            [
-                *TINY_MODEL,
-                *data_overrides(prefix),
-                f"model.num_key_value_heads={self.key_value_heads}",
-                f"run.stages=[{self.stage}]",
-                f"data.documents={self.documents}",
-                f"{stage}.tokens={STEPS * STEP_TOKENS}",
-                f"{stage}.averaging={self.averaging}",
-                f"{stage}.schedule.warmup_fraction=0",
-                f"batch.micro_size={self.micro_size}",
-                f"execution.attention={'dense' if self.kind == 'naive' else 'auto'}",
-                *self.layout.overrides,
-                *self.extra,
-            ]
+        return composed(
+            *TINY_MODEL,
+            *data_overrides(prefix),
+            f"model.num_key_value_heads={self.key_value_heads}",
+            f"run.stages=[{self.stage}]",
+            f"data.documents={self.documents}",
+            f"{stage}.tokens={STEPS * STEP_TOKENS}",
+            f"{stage}.averaging={self.averaging}",
+            f"{stage}.schedule.warmup_fraction=0",
+            f"batch.micro_size={self.micro_size}",
+            f"execution.attention={'dense' if self.kind == 'naive' else 'auto'}",
+            *self.layout.overrides,
+            *self.extra,
         )
 
 

@@ -15,6 +15,7 @@ from parity_cases import (
     CP2_DP2,
     DP2,
     MODEL,
+    PP2,
     PP2_VIRTUAL,
     SINGLE,
     STEPS,
@@ -72,9 +73,46 @@ MATRIX = [
 REST = [case for case in [*SINGLES, *pairwise(MATRIX, SHORT)] if case not in SHORT]
 
 
+# FlexAttention has no backward pass on a CPU: forward passes alone compare it with the others. Each of its calls takes
+# a quarter of a second there, for however many samples.
+VALIDATIONS = [
+    *(replace(case, kind="validation") for case in layout_cases(["global"], [2])),
+    *(Case(SINGLE, stage, extra=("execution.attention=dense",), kind="validation") for stage in ("ar", "joint")),
+    *(
+        Case(layout, stage, micro_size=8, extra=("execution.attention=flex",), kind="validation")
+        for layout in (SINGLE, CP2)
+        for stage in ("ar", "joint")
+    ),
+]
+GRADIENTS = [
+    Case(layout, stage, documents=documents, kind="gradients")
+    for layout in CONTEXT
+    for stage in ("ar", "joint")
+    for documents in ("isolate", "ignore")
+]
+DAILY_VALIDATIONS = [
+    *(Case(layout, "joint", kind="validation") for layout in (PP2_VIRTUAL, DP2, TP2_SEQUENCE, CP2)),
+    Case(TP2, "ar", kind="validation"),
+    *(case for case in VALIDATIONS if case.layout is CP2 and case.extra),
+]
+# Of two processes: every layout, both stages, both kinds of documents, and all averagings where each process counts
+# its own samples.
+DAILY = [
+    *(Case(layout, "joint") for layout in (PP2, TP2_SEQUENCE)),
+    *(Case(layout, "ar") for layout in (TP2, PP2_VIRTUAL, DP2, CP2)),
+    Case(PP2_VIRTUAL, "joint", micro_size=4),
+    *(Case(DP2, "joint", averaging) for averaging in AVERAGINGS),
+    *(Case(CP2, "joint", averaging) for averaging in ("global", "sequence")),
+    Case(CP2, "joint", documents="ignore"),
+]
+DAILY_GRADIENTS = [case for case in GRADIENTS if case.layout is CP2 and case.stage == "joint"]
+
+
 def is_long(case: Case) -> bool:
-    """Four processes, which two cores run at a crawl, and ways to execute a step in parallel are not for every day."""
-    return case in REST or case.layout.world > 2 or (case.layout.world > 1 and case in EXECUTIONS)
+    """Four processes on two cores are slow, and two take a second for each case."""
+    if case.layout.world == 1:
+        return case in REST
+    return case not in (*DAILY, *DAILY_VALIDATIONS, *DAILY_GRADIENTS)
 
 
 def parameters(cases: Iterable[Case]) -> list[Any]:
@@ -85,30 +123,14 @@ CASES = parameters([*SHORT, *REST])
 
 
 def test_every_two_choices_meet() -> None:
+    assert set(DAILY) <= set(SHORT)
+    assert set(DAILY_VALIDATIONS) <= set(VALIDATIONS)
     met = set().union(*map(pairs_of, [*SHORT, *REST]))
     assert set().union(*map(pairs_of, MATRIX)) <= met
 
 
 # A group of processes runs all its selected cases at the first question, whichever test asks it.
 pytestmark = pytest.mark.timeout(3000)
-
-
-# FlexAttention has no backward pass on a CPU: forward passes alone compare it with the others.
-VALIDATIONS = [
-    *(replace(case, kind="validation") for case in layout_cases(["global"], [2])),
-    *(
-        Case(SINGLE, stage, extra=(f"execution.attention={attention}",), kind="validation")
-        for attention in ("dense", "flex")
-        for stage in ("ar", "joint")
-    ),
-    *(Case(CP2, stage, extra=("execution.attention=flex",), kind="validation") for stage in ("ar", "joint")),
-]
-GRADIENTS = [
-    Case(layout, stage, documents=documents, kind="gradients")
-    for layout in CONTEXT
-    for stage in ("ar", "joint")
-    for documents in ("isolate", "ignore")
-]
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any], names: Iterable[str] = MEASURES) -> None:
