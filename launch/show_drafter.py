@@ -52,13 +52,13 @@ def main() -> None:
 
 
 def block_length(checkpoint: Path) -> int:
-    """That of the stage that wrote a checkpoint."""
-    import yaml
+    """The block size of the stage that wrote a checkpoint (`adapter.block_size`)."""
+    from nld_train.config.compose import compose_config
+    from nld_train.training.checkpoint.contents import read_progress, saved_config
 
-    settings = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    length: int = settings["stages"][progress["stage"]]["adapter"]["block_length"]
-    return length
+    adapter = saved_config(checkpoint, compose_config()).stages[read_progress(checkpoint).stage].adapter
+    assert adapter is not None, "the newest checkpoint is of a drafter stage"
+    return adapter.block_size
 
 
 if __name__ == "__main__":
