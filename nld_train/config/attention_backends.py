@@ -17,13 +17,13 @@ class AttentionBackend:
     """One implementation of attention over two streams.
 
     Attributes:
-        attend: where it is, as `module:function`; imported when a model is built.
+        attend: the function, as `module:name`; imported when a model is built.
         context_parallel: whether its queries may be one context-parallel shard of the streams.
         causal_blocks: whether it masks causally inside blocks (`StreamLayout.causal_blocks`) and takes blocks with an
             offset per sample, as the passes of a drafter stage need.
         runs_on: device types of its forward pass.
         trains_on: device types of its backward pass.
-        default_on: device types where `execution.attention=auto` means this one.
+        default_on: device types for which `execution.attention=auto` selects it.
     """
 
     attend: str
@@ -48,7 +48,7 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
 
 
 def default_backend(device_type: str) -> str:
-    """Name of the backend that `auto` means on a device of this type; that of the CPU on any other than CUDA."""
+    """Name of the backend that `auto` selects on a device type; that of the CPU for any type other than CUDA."""
     known = "cuda" if device_type == "cuda" else "cpu"
     return next(name for name, backend in ATTENTION_BACKENDS.items() if known in backend.default_on)
 

@@ -1,4 +1,4 @@
-"""Checks that the validation is made of: each refuses with one line naming a key, its value and what would be valid."""
+"""Checks that validation uses. Each raises a one-line `UserError` with a key, its value and what would be valid."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def divisors(number: int, smallest: int = 1, most: int = 12) -> list[int]:
 
 
 def divides(divisor_key: str, divisor: int, key: str, value: int, valid: list[int] | None = None) -> None:
-    """Refuse a divisor that leaves a rest of `value`; `valid` are the ones to name instead."""
+    """Refuse a number that does not divide `value`; the message lists `valid` (default: the divisors of `value`)."""
     choices = ", ".join(str(number) for number in (divisors(value) if valid is None else valid))
     refuse_unless(value % divisor == 0, divisor_key, divisor, f"must divide {key}={value}; valid: {choices or 'none'}")

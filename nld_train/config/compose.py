@@ -25,8 +25,8 @@ def config_directory() -> Path:
 def compose_config(overrides: Sequence[str] = ()) -> Config:
     """Compose a `Config` as `nld-train` does from its command line, without running anything.
 
-    `overrides` are command-line words such as `experiment=paper_8b` or `batch.micro_size=2`. Raises `UserError` for
-    what cannot be composed or converted; `validate` is the caller's to call.
+    `overrides` are command-line arguments such as `experiment=paper_8b` or `batch.micro_size=2`. Raises `UserError` if
+    they cannot be composed or converted. The result is not validated: callers call `validate`.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -56,7 +56,7 @@ def composition_message(error: Exception) -> str:
 
 
 def _override_message(key: str, error: Exception, message: str) -> str:
-    """OmegaConf remembers the node under which a key was not found: its keys are the valid ones."""
+    """Lists the valid keys: those of the node in which OmegaConf did not find the key."""
     cause = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if parent is None or not hasattr(parent, "keys"):

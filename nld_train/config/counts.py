@@ -27,16 +27,16 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def padded_vocabulary(config: Config) -> int:
-    """The vocabulary rounded up to a multiple of `parallel.tensor`, since each process has an equal part of it."""
+    """The vocabulary rounded up to a multiple of `parallel.tensor`, so that all ranks have equal shards."""
     tensor = config.parallel.tensor
     return -(-config.model.vocab_size // tensor) * tensor
 
 
 def rank_parameter_counts(config: Config) -> tuple[int, ...]:
-    """Parameters of one process, for each pipeline rank; its tensor-parallel peers have as many.
+    """Parameters of one process, by pipeline rank; the same on each of its tensor-parallel ranks.
 
     The first pipeline rank has the embedding, the last the final norm and the head, each with the padded vocabulary.
-    Matrices are cut over tensor-parallel processes, norms are in each of them.
+    Matrices are split over tensor-parallel ranks, norms are replicated.
     """
     model, parallel = config.model, config.parallel
     layers = model.num_hidden_layers // parallel.pipeline
@@ -71,8 +71,8 @@ def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_
 
     Args:
         model: its shapes.
-        positions: that pass through the layers, in all streams.
-        visible_pairs: of query and key.
+        positions: number that passes through the layers, in all streams.
+        visible_pairs: pairs of query and key that are not masked.
         head_rows: supervised rows of logits.
     """
     return float(
@@ -81,7 +81,7 @@ def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_
 
 
 def forward_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
-    """Floating-point operations of a forward pass alone; arguments as of `training_flops`."""
+    """Floating-point operations of a forward pass alone; the arguments are those of `training_flops`."""
     return float(_OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows))
 
 

@@ -36,7 +36,7 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[Key]:
 
     Args:
         kind: the dataclass.
-        prefix: of the names, with its dot.
+        prefix: of the names, including the dot at its end.
     """
     plain, full = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     for field in fields(kind):

@@ -1,8 +1,8 @@
-"""The hooks that there are: the names in `run.hooks`.
+"""The registry of hooks: the names that `run.hooks` accepts.
 
-A hook (`training.hooks.base.Hook`) runs between two optimizer steps. It is imported when a run lists it, so that
-reading settings imports no torch, and training no package that is built on it. A new hook is a new file and an entry
-here; one without an entry is named as `module:Class`.
+A hook (`training.hooks.base.Hook`) runs between two optimizer steps. Its module is imported when a
+run lists it: reading settings then imports no torch, and training does not import evaluation. A new hook is a new file
+and an entry here; a hook without an entry is given as `module:Class`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From composed YAML to the frozen dataclasses of `schema`, and back.
 
-The conversion follows the type hints, so that a key is added in `schema` and nowhere else. It takes nothing that is
-not declared there: an unknown or missing key and a value of another type are refused with the key's full dotted name.
+The conversion follows the type hints, so that a key is added in `schema` and nowhere else. Only what is
+declared there is accepted: an unknown or missing key and a value of another type are refused with the key's full
+dotted name.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _SIMPLE_TYPES = {bool: "true or false", int: "an integer", float: "a number", st
 def load_config(composed: DictConfig) -> Config:
     """Turn what Hydra composed into a `Config`.
 
-    Raises `UserError` for an unknown or missing key, a value of a wrong type, and an interpolation that leads nowhere.
+    Raises `UserError` for an unknown or missing key, a value of a wrong type, and an interpolation that cannot be
+    resolved.
     """
     try:
         settings = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -41,9 +43,9 @@ def config_from_dict(settings: Any) -> Config:
 
 
 def model_from_dict(settings: Any) -> ModelConfig:
-    """The model beside a checkpoint, from nested dictionaries as `dataclasses.asdict` makes them.
+    """The model shapes saved in a checkpoint, from nested dictionaries as `dataclasses.asdict` makes them.
 
-    An optional key that is not there is null: what came later is off in what came before.
+    A missing optional key is null: a feature that was added later is off in older files.
 
     Raises:
         UserError: names the first key that is unknown, missing, or of another type.
@@ -60,7 +62,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 
 def config_to_yaml(config: Config) -> str:
-    """The resolved settings as YAML text, in the order of `schema`, as they lie beside a checkpoint."""
+    """The resolved settings as YAML text, in the order of `schema`, as saved in a checkpoint."""
     return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
@@ -108,7 +110,7 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_union(value: Any, hint: Any, key: str) -> Any:
-    """Take the first alternative that fits; an error inside a nested one tells more than a list of types."""
+    """Convert to the first alternative that accepts the value. An error inside a nested type names the key there."""
     alternatives = get_args(hint)
     if value is None and types.NoneType in alternatives:
         return None
@@ -135,7 +137,7 @@ def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
             raise UserError(unknown_key_message(f"{prefix}{name}", names))
     for field in fields(hint):
         if field.name not in value and field.default is MISSING:
-            raise UserError(f"{prefix}{field.name}: missing; wanted: {describe_type(hints[field.name])}")
+            raise UserError(f"{prefix}{field.name}: missing; must be {describe_type(hints[field.name])}")
     given = [name for name in names if name in value]
     return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in given})
 
@@ -156,7 +158,7 @@ def _convert_simple(value: Any, hint: Any, key: str) -> Any:
 def _wrong_type(value: Any, hint: Any, key: str) -> UserError:
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     quote = " (put it in quotes)" if hint is str and isinstance(value, int | float) else ""
-    return UserError(f"{key or 'configuration'}={shown}: wanted: {describe_type(hint)}{quote}")
+    return UserError(f"{key or 'configuration'}={shown}: must be {describe_type(hint)}{quote}")
 
 
 def describe_type(hint: Any) -> str:
@@ -170,7 +172,7 @@ def describe_type(hint: Any) -> str:
     if origin is tuple:
         return f"a list, each item {describe_type(arguments[0])}"
     if origin is dict:
-        return f"names, under each of them {describe_type(arguments[1])}"
+        return f"a mapping of names to {describe_type(arguments[1])}"
     if is_dataclass(hint):
         return f"{{{', '.join(field.name for field in fields(hint))}}}"
     return _SIMPLE_TYPES[hint]

@@ -1,4 +1,4 @@
-"""What follows from the settings: steps, tokens and samples of every stage, and the sizes of process groups."""
+"""Derived from the settings: steps, tokens and samples of every stage, and the sizes of process groups."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class StagePlan:
         stage: its settings.
         first_step: from 0, over the whole run.
         steps: optimizer steps of the stage.
-        samples: that are trained on.
-        tokens: that are trained on: at least those of the settings, since a step is never cut.
+        samples: number of training samples.
+        tokens: number of training tokens: that of the settings, rounded up to whole steps.
     """
 
     name: str
@@ -34,7 +34,7 @@ class StagePlan:
 
     @property
     def kind(self) -> StageKind:
-        """What kind of stage it is."""
+        """The object of the stage's kind."""
         return stage_kind(self.stage.kind)
 
 
@@ -58,7 +58,7 @@ def stage_plans(config: Config) -> tuple[StagePlan, ...]:
 
 
 def total_steps(config: Config) -> int:
-    """Optimizer steps of the whole run, `run.max_steps` aside."""
+    """Optimizer steps of the whole run, regardless of `run.max_steps`."""
     return sum(plan.steps for plan in stage_plans(config))
 
 

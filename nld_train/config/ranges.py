@@ -20,7 +20,7 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
 
     Args:
         settings: an instance of a dataclass of `schema`.
-        prefix: of its keys in messages, with its dot.
+        prefix: of its keys in messages, including the dot at its end.
     """
     kind: Any = type(settings)
     for name, hint in _hints(kind).items():
@@ -29,7 +29,7 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Types of the fields of a dataclass, kept: evaluating them is slow, and the planner checks thousands of runs."""
+    """Types of the fields of a dataclass, cached: evaluating them is slow, and the planner checks thousands of runs."""
     return get_type_hints(kind, include_extras=True)
 
 
@@ -112,7 +112,7 @@ def words(bound: Any) -> str:
 
 
 def _demand(bound: Any, value: float) -> str:
-    """What follows "must" where a value does not satisfy a constraint."""
+    """A constraint in the words that follow "must" in a message."""
     number = "a number " if isinstance(bound, Gt) and isinstance(value, float) else ""
     return f"{'lie' if isinstance(bound, Interval) else 'be'} {number}{words(bound)}"
 

@@ -27,7 +27,7 @@ def print_plan(config: Config, world_size: int) -> None:
 
 
 def plan_facts(config: Config, world_size: int) -> Iterable[tuple[str, str]]:
-    """Names and values of what concerns the whole run."""
+    """Names and values of the figures that concern the whole run."""
     model, batch = config.model, config.batch
     parameters = parameter_count(model)
     yield "run.dir", config.run.dir

@@ -1,4 +1,4 @@
-"""Settings beside a checkpoint, whichever version of this project wrote them."""
+"""Reads the settings saved in a checkpoint, by this or an earlier version of the project."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nld_train.errors import UserError
 
 
 def _kind(stage: Mapping[str, Any]) -> str:
-    """The kind of a stage that was written before stages named theirs."""
+    """The kind of a stage in a file from before `stages.NAME.kind` existed."""
     if stage.get("adapter") is not None:
         return "drafter"
     alpha = stage.get("alpha")
@@ -33,18 +33,18 @@ DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def read_saved_config(text: str, base: Config) -> Config:
-    """The settings in a checkpoint's `config.yaml`, in the terms of this version.
+    """The settings in a checkpoint's `config.yaml`, under the keys of this version.
 
     Args:
         text: of the file.
-        base: gives the values of keys that the writer did not know yet. A stage that is not in it takes them from its
-            first stage.
+        base: gives the values of keys that the file does not have. For a stage that `base` does not have they are
+            those of the first stage of `base`.
 
     Returns:
         The settings; keys that this version does not know any more are left out.
 
     Raises:
-        UserError: this is no settings file, or a value is of a type that its key cannot have.
+        UserError: the text contains no settings, or a value is of a type that its key cannot have.
     """
     try:
         settings = yaml.safe_load(text)
@@ -52,37 +52,37 @@ def read_saved_config(text: str, base: Config) -> Config:
         raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise UserError("holds no settings")
-    settings = with_keys_of_now(settings)
+    settings = with_current_keys(settings)
     defaults = config_to_dict(base)
     stages = settings.get("stages")
     if isinstance(stages, Mapping):
         first = next(iter(defaults["stages"].values()))
         defaults["stages"] = {name: defaults["stages"].get(name, first) for name in stages}
-    return config_from_dict(_in_terms_of(defaults, settings))
+    return config_from_dict(_with_keys_of(defaults, settings))
 
 
-def with_keys_of_now(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with the keys of `RENAMED` under their names of now, and those of `DERIVED` added.
+def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with the keys of `RENAMED` under their current names, and those of `DERIVED` added.
 
-    A key that is there already under its name of now stays as it is.
+    A key that already exists under its current name is not changed.
     """
     found = deepcopy(dict(settings))
     for old, new in RENAMED.items():
         *parents, name = old.split(".")
-        for holder, names in list(_holders(found, parents)):
-            if name in holder:
-                *new_parents, new_name = _filled(new, names)
-                _holder(found, new_parents).setdefault(new_name, holder.pop(name))
+        for mapping, names in list(_mappings(found, parents)):
+            if name in mapping:
+                *new_parents, new_name = _fill_wildcards(new, names)
+                _mapping(found, new_parents).setdefault(new_name, mapping.pop(name))
     for key, derive in DERIVED.items():
         *parents, name = key.split(".")
-        for holder, _ in _holders(found, parents):
-            if name not in holder:
-                holder[name] = derive(holder)
+        for mapping, _ in _mappings(found, parents):
+            if name not in mapping:
+                mapping[name] = derive(mapping)
     return found
 
 
-def _holders(node: Any, parents: list[str], names: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Every mapping under a path with wildcards, and what the wildcards stand for there."""
+def _mappings(node: Any, parents: list[str], names: tuple[str, ...] = ()) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Every mapping under a path with wildcards, and the names that match the wildcards."""
     if not isinstance(node, dict):
         return
     if not parents:
@@ -90,26 +90,26 @@ def _holders(node: Any, parents: list[str], names: tuple[str, ...] = ()) -> Iter
         return
     first, *rest = parents
     for name in list(node) if first == "*" else [first]:
-        yield from _holders(node.get(name), rest, (*names, name) if first == "*" else names)
+        yield from _mappings(node.get(name), rest, (*names, name) if first == "*" else names)
 
 
-def _filled(key: str, names: tuple[str, ...]) -> list[str]:
+def _fill_wildcards(key: str, names: tuple[str, ...]) -> list[str]:
     """The parts of a key, its wildcards replaced by names, in order."""
-    waiting = iter(names)
-    return [next(waiting) if part == "*" else part for part in key.split(".")]
+    remaining = iter(names)
+    return [next(remaining) if part == "*" else part for part in key.split(".")]
 
 
-def _holder(node: dict[str, Any], parents: list[str]) -> dict[str, Any]:
-    """The mapping under a path, made where there is none."""
+def _mapping(node: dict[str, Any], parents: list[str]) -> dict[str, Any]:
+    """The mapping under a path, created if it is missing."""
     for name in parents:
         node = node.setdefault(name, {})
     return node
 
 
-def _in_terms_of(defaults: Any, saved: Any) -> Any:
+def _with_keys_of(defaults: Any, saved: Any) -> Any:
     """`saved` with exactly the keys of `defaults`, at every depth; all items of a list are like the first default."""
     if isinstance(defaults, list) and isinstance(saved, list) and defaults:
-        return [_in_terms_of(defaults[0], item) for item in saved]
+        return [_with_keys_of(defaults[0], item) for item in saved]
     if not isinstance(defaults, Mapping) or not isinstance(saved, Mapping):
         return saved
-    return {name: _in_terms_of(value, saved[name]) if name in saved else value for name, value in defaults.items()}
+    return {name: _with_keys_of(value, saved[name]) if name in saved else value for name, value in defaults.items()}

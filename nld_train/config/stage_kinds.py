@@ -1,6 +1,6 @@
-"""The stage kinds that there are: the values of `stages.NAME.kind`.
+"""The registry of stage kinds: the values of `stages.NAME.kind`.
 
-A kind is an object with everything in which stages differ (`training.stages.kind.StageKind`). It is defined beside the
+A kind is an object that defines everything in which stages differ (`training.stages.kind.StageKind`). It is beside the
 code that trains it and imported when it is used; its module imports no torch.
 """
 
@@ -45,6 +45,6 @@ def running_kinds(config: Config) -> dict[str, StageKind]:
 
 
 def longest_kind(config: Config) -> StageKind:
-    """Of the kinds that run, the first of those whose streams are longest: it needs the most memory."""
+    """The kind with the longest streams among those that run (the first of several): it needs the most memory."""
     length = config.batch.sequence_length
     return max(running_kinds(config).values(), key=lambda kind: max(kind.stream_lengths(length)))

@@ -1,4 +1,4 @@
-"""Refusing what cannot be, before anything heavy starts.
+"""Refuses invalid settings before anything expensive starts.
 
 `load` refuses wrong types and unknown keys, `ranges` what `schema` declares out of range; here are divisibility and
 settings that contradict each other or a stage's kind. Every refusal is one line that names the key, its value and what
@@ -69,14 +69,16 @@ def _check_run(config: Config) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    refuse_unless(model.head_dim % 2 == 0, "model.head_dim", model.head_dim, "must be even: rotary turns pairs")
+    refuse_unless(
+        model.head_dim % 2 == 0, "model.head_dim", model.head_dim, "must be even: rotary embedding rotates pairs"
+    )
     heads = model.num_attention_heads
     divides("model.num_key_value_heads", model.num_key_value_heads, "model.num_attention_heads", heads)
     for name in ("mask_token_id", "bos_token_id", "eos_token_id", "pad_token_id"):
         valid = f"must lie in [0, {model.vocab_size}), below model.vocab_size"
         refuse_unless(0 <= getattr(model, name) < model.vocab_size, f"model.{name}", getattr(model, name), valid)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        valid = f"must differ from model.{name}: the mask must not stand for anything else"
+        valid = f"must differ from model.{name}: the mask token must have no other meaning"
         mask = model.mask_token_id
         refuse_unless(getattr(model, name) != mask, "model.mask_token_id", mask, valid)
 
@@ -90,7 +92,7 @@ def _check_rope(config: Config) -> None:
         if name in ROPE_TYPES[rope.rope_type]:
             positive(f"{key}.{name}", getattr(rope, name))
         else:
-            valid = f"means nothing with rope_type={rope.rope_type}; set null, or rope_type={other}"
+            valid = f"has no effect with rope_type={rope.rope_type}; set null, or rope_type={other}"
             refuse_unless(getattr(rope, name) is None, f"{key}.{name}", getattr(rope, name), valid)
     if rope.rope_type == "yarn" or rope.llama_4_scaling_beta is not None:
         positive(f"{key}.original_max_position_embeddings", rope.original_max_position_embeddings)
@@ -103,7 +105,7 @@ def _check_data(config: Config) -> None:
     if config.run.dry:  # A plan needs no data.
         return
     example = "name a prepared token set, e.g. '[{prefix: /corpus/web, weight: 1}]'"
-    # Stages that bring their own data do not need the common set.
+    # Stages with data of their own do not need the common set.
     if any(config.stages[name].train is None for name in config.run.stages):
         refuse_unless(len(data.train) > 0, "data.train", "[]", example)
     for group in ("validation", "evaluation"):

@@ -1,6 +1,6 @@
-"""Refusing kernels, precisions and optimizer states that cannot be together or not on this device.
+"""Refuses kernels, precisions and optimizer states that contradict each other or the device.
 
-What depends on the packages that are installed is refused where the model and the optimizer are built.
+Settings that depend on installed packages are checked where the model and the optimizer are built.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from nld_train.config.checks import refuse_unless
 from nld_train.config.schema import Config, ExecutionConfig
 from nld_train.config.stage_kinds import running_kinds
 
-# Positions of a process come in multiples of this, by recipe. Tensor cores take 16; where scales belong to blocks, 32
-# or 128 positions share one, and Transformer Engine quantises whole blocks only.
+# The number of positions per process is a multiple of this, by recipe. Tensor cores need 16; where
+# scales belong to blocks, 32 or 128 positions share one, and Transformer Engine quantises whole blocks only.
 _FP8_MULTIPLES = {"tensorwise": 16, "delayed": 16, "mxfp8": 32, "blockwise": 128}
 
 
@@ -24,7 +24,7 @@ def validate_execution(config: Config) -> None:
     _check_attention(config)
     _check_recomputation(execution)
     _check_fp8(config)
-    valid = "means nothing with execution.layers=transformer_engine, whose layers are fused already; set none"
+    valid = "has no effect with execution.layers=transformer_engine, whose layers are fused already; set none"
     compiled = execution.compile != "none" and execution.layers == "transformer_engine"
     refuse_unless(not compiled, "execution.compile", execution.compile, valid)
     _check_tensor_overlap(config)
@@ -46,7 +46,7 @@ def _check_cpu(config: Config) -> None:
 
 
 def _check_attention(config: Config) -> None:
-    """Whether the backend can do what device, layout and stages need; `auto` is resolved to one that can."""
+    """Refuses a backend that does not support device, layout or stages; `auto` is resolved to one that does."""
     key, name, context = "execution.attention", config.execution.attention, config.parallel.context
     if name == AUTO:
         return
@@ -60,11 +60,11 @@ def _check_attention(config: Config) -> None:
             f"{name} has no backward pass"
         )
         refuse_unless("cpu" in backend.trains_on, key, name, valid)
-    valid = f"is not made for parallel.context={context}; use {names_of(lambda other: other.context_parallel)}"
+    valid = f"does not support parallel.context={context}; use {names_of(lambda other: other.context_parallel)}"
     refuse_unless(context == 1 or backend.context_parallel, key, name, valid)
     drafter = next((stage for stage, kind in running_kinds(config).items() if kind.trains_adapter), None)
     valid = (
-        f"is not made for the blocks of drafter stage {drafter!r}; use {names_of(lambda other: other.causal_blocks)}"
+        f"does not support the blocks of drafter stage {drafter!r}; use {names_of(lambda other: other.causal_blocks)}"
     )
     refuse_unless(drafter is None or backend.causal_blocks, key, name, valid)
 
@@ -85,7 +85,7 @@ def _check_fp8(config: Config) -> None:
     refuse_unless(execution.layers != "local", "execution.fp8", execution.fp8, valid)
     valid = "must be bf16 or auto with execution.fp8: what is not in 8 bits is in bf16"
     refuse_unless(execution.precision != "fp32", "execution.precision", execution.precision, valid)
-    valid = "must be 0 with execution.fp8: a few rows that decode are too few for FP8 products; decode with nld-decode"
+    valid = "must be 0 with execution.fp8: decoding has too few rows for FP8 products; decode with nld-decode"
     refuse_unless(config.evaluation.every == 0, "evaluation.every", config.evaluation.every, valid)
     parts = parallel.context * (parallel.tensor if parallel.sequence else 1)
     positions = batch.micro_size * batch.sequence_length // parts
@@ -109,7 +109,7 @@ def _check_tensor_overlap(config: Config) -> None:
 
 
 def _check_one_length(config: Config, key: str) -> None:
-    """The buffers of overlapped communication have one length, so nothing of another may pass through the layers."""
+    """Buffers of overlapped communication have one length: all forward passes must have it."""
     every = config.evaluation.every
     valid = f"must be 0 with {key}: its buffers are for whole batches, and decoding sends less; decode with nld-decode"
     refuse_unless(every == 0, "evaluation.every", every, valid)

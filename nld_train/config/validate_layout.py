@@ -1,4 +1,4 @@
-"""Refusing layouts that do not fit the model, the batch or the number of processes."""
+"""Refuses layouts that do not fit the model, the batch or the number of processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from nld_train.config.stage_kinds import running_kinds
 def validate_layout(config: Config, world_size: int) -> None:
     """Raise `UserError` for a layout that is impossible for `world_size` processes."""
     _check_context_parallel(config)
-    validate_cut(config)
+    validate_model_parallel(config)
     _check_world(config, world_size)
 
 
-def validate_cut(config: Config) -> None:
-    """Raise `UserError` where the model cannot be cut so over tensor- and pipeline-parallel processes."""
+def validate_model_parallel(config: Config) -> None:
+    """Raise `UserError` if the model cannot be split over tensor- and pipeline-parallel processes like this."""
     check_ranges(config.parallel, "parallel.")
     _check_tensor_parallel(config)
     _check_pipeline_parallel(config)
@@ -29,7 +29,9 @@ def _check_context_parallel(config: Config) -> None:
     context, length = config.parallel.context, config.batch.sequence_length
     if context == 1:
         return
-    valid = f"parallel.context={context} cuts a sample into {2 * context} equal parts; take a multiple of {2 * context}"
+    valid = (
+        f"parallel.context={context} splits a sample into {2 * context} equal parts; take a multiple of {2 * context}"
+    )
     refuse_unless(length % (2 * context) == 0, "batch.sequence_length", length, valid)
 
 
@@ -49,13 +51,13 @@ def _check_tensor_parallel(config: Config) -> None:
 
 def _check_sequence_parallel_lengths(config: Config) -> None:
     length, parts = config.batch.sequence_length, config.parallel.tensor * config.parallel.context
-    cutting = f"parallel.sequence cuts into parallel.tensor={config.parallel.tensor} equal parts"
+    splitting = f"parallel.sequence splits into parallel.tensor={config.parallel.tensor} equal parts"
     if config.parallel.context > 1:
-        cutting = f"parallel.context x parallel.sequence cuts into {parts} equal parts"
+        splitting = f"parallel.context x parallel.sequence splits into {parts} equal parts"
     for name, kind in running_kinds(config).items():
         for stream_length in kind.stream_lengths(length):
             sent = f"{stream_length} positions{' (two streams)' if stream_length > length else ''}"
-            valid = f"stage {name!r} sends {sent} through the model, which {cutting}; take a multiple of {parts}"
+            valid = f"stage {name!r} sends {sent} through the model, which {splitting}; take a multiple of {parts}"
             refuse_unless(stream_length % parts == 0, "batch.sequence_length", length, valid)
 
 
@@ -73,16 +75,16 @@ def _check_pipeline_parallel(config: Config) -> None:
 
 def _check_world(config: Config, world_size: int) -> None:
     parallel, batch = config.parallel, config.batch
-    copy_size = parallel.tensor * parallel.pipeline * parallel.context
+    model_size = parallel.tensor * parallel.pipeline * parallel.context
     sizes = f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}"
     if parallel.context > 1:
         sizes += f" x parallel.context={parallel.context}"
-    valid = f"must be a multiple of {copy_size}, {sizes}"
+    valid = f"must be a multiple of {model_size}, {sizes}"
     key = "run.plan_world_size" if config.run.dry and world_size == config.run.plan_world_size else "world size"
-    refuse_unless(world_size >= 1 and world_size % copy_size == 0, key, world_size, valid)
-    copies = data_parallel_size(config, world_size)
-    pass_size = batch.micro_size * copies
-    valid = f"must be a multiple of {pass_size}, batch.micro_size={batch.micro_size} x data-parallel size {copies}"
+    refuse_unless(world_size >= 1 and world_size % model_size == 0, key, world_size, valid)
+    data_size = data_parallel_size(config, world_size)
+    pass_size = batch.micro_size * data_size
+    valid = f"must be a multiple of {pass_size}, batch.micro_size={batch.micro_size} x data-parallel size {data_size}"
     refuse_unless(batch.global_size % pass_size == 0, "batch.global_size", batch.global_size, valid)
     if config.validation.every > 0:
         _check_validation_samples(config, pass_size)
@@ -98,5 +100,5 @@ def _check_world(config: Config, world_size: int) -> None:
 def _check_validation_samples(config: Config, pass_size: int) -> None:
     """Held-out samples go through the same schedule as a training step."""
     multiple = pass_size * (config.parallel.pipeline if config.parallel.virtual_pipeline is not None else 1)
-    valid = f"must be a multiple of {multiple}, what batch.micro_size and the layout need"
+    valid = f"must be a multiple of {multiple}, as batch.micro_size and the layout require"
     refuse_unless(config.validation.samples % multiple == 0, "validation.samples", config.validation.samples, valid)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 
 from nld_train.config.schema import Config, ParallelConfig
-from nld_train.config.validate_layout import validate_cut
+from nld_train.config.validate_layout import validate_model_parallel
 from nld_train.errors import UserError
 from nld_train.processes import rank
 from nld_train.training.loop.parallel import world_size
@@ -56,7 +56,7 @@ class Layout:
         )
         divided = replace(config, parallel=parallel)
         try:
-            validate_cut(divided)
+            validate_model_parallel(divided)
         except UserError as error:
             raise UserError(str(error).replace("parallel.", "--")) from error
         return divided

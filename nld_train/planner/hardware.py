@@ -81,7 +81,7 @@ def _checked(name: str, value: Any) -> float:
     if name not in names:
         raise UserError(f"hardware.{name}: unknown key; valid under hardware: {', '.join(names)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"hardware.{name}={value}: wanted: a number")
+        raise UserError(f"hardware.{name}={value}: must be a number")
     if name in ("memory_reserve", "tensor_overlap"):
         if value < 0:
             raise UserError(f"hardware.{name}={value}: must be at least 0")
@@ -124,9 +124,9 @@ def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
         gpu = result["machine"]["gpu"]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    waiting = [(path.name, result.get("figures"))]
-    while waiting:
-        name, figures = waiting.pop()
+    pending = [(path.name, result.get("figures"))]
+    while pending:
+        name, figures = pending.pop()
         if not isinstance(figures, dict) or figures.get("device") == "cpu":
             continue
         tables = [figures.get("seconds"), figures.get("operations")]
@@ -135,4 +135,4 @@ def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
         ):
             yield name, figures, gpu
         else:
-            waiting += [(f"{name}: {key}", value) for key, value in figures.items()]
+            pending += [(f"{name}: {key}", value) for key, value in figures.items()]

@@ -100,7 +100,7 @@ def _number(key: str, value: str) -> int | float:
     except (yaml.YAMLError, ValueError):
         number = None
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise UserError(f"{key}={value}: wanted: a number")
+        raise UserError(f"{key}={value}: must be a number")
     return int(number) if number == int(number) else number
 
 
@@ -109,7 +109,7 @@ def _check(own: dict[str, Any]) -> None:
         raise UserError("gpus: missing; say for how many devices to plan, e.g. gpus=256")
     for key in ("gpus", "node_size", "rows"):
         if not isinstance(own[key], int):
-            raise UserError(f"{key}={own[key]}: wanted: an integer")
+            raise UserError(f"{key}={own[key]}: must be an integer")
         at_least(key, own[key], 1)
     positive("memory", own["memory"])
 

@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown below": (lambda model: model["rope_parameters"].update(later=1), "rope_parameters.later: unknown key"),
     "missing": (lambda model: model.pop("head_dim"), "head_dim: missing"),
     "missing below": (lambda model: model["rope_parameters"].pop("rope_theta"), "rope_parameters.rope_theta: missing"),
-    "another type": (lambda model: model.update(head_dim="20"), "head_dim='20': wanted: an integer"),
+    "another type": (lambda model: model.update(head_dim="20"), "head_dim='20': must be an integer"),
     "no table": (lambda model: model.update(rope_parameters=3), "rope_parameters=3: wanted"),
 }
 
@@ -110,5 +110,5 @@ def test_settings_that_are_none_are_named(trained: Path, tmp_path: Path, capsys:
     rewrite(checkpoint, "config.yaml", lambda settings: settings["batch"].update(global_size="many"))
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--format", "nld"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {checkpoint}/config.yaml: batch.global_size='many': wanted: an integer")
+    assert message.startswith(f"error: {checkpoint}/config.yaml: batch.global_size='many': must be an integer")
     assert message.count("\n") == 1

@@ -76,7 +76,7 @@ def test_unknown_key_in_a_list_names_its_place(change: Any) -> None:
 def test_missing_key_is_refused(tiny: Config) -> None:
     settings = config_to_dict(tiny)
     del settings["model"]["rope_parameters"]["rope_theta"]
-    with pytest.raises(UserError, match=r"^model.rope_parameters.rope_theta: missing; wanted: a number"):
+    with pytest.raises(UserError, match=r"^model.rope_parameters.rope_theta: missing; must be a number"):
         config_from_dict(settings)
 
 

@@ -10,7 +10,7 @@ import yaml
 from nld_train.config import saved
 from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict, config_to_yaml
-from nld_train.config.saved import read_saved_config, with_keys_of_now
+from nld_train.config.saved import read_saved_config, with_current_keys
 from nld_train.config.schema import Config
 
 THREE_STAGES = ("stages=[quickstart,drafter]", "run.stages=[ar,joint,drafter]")
@@ -198,7 +198,7 @@ def test_settings_of_an_earlier_version_are_those_of_now(now: Config) -> None:
 
 
 def test_kinds_and_renamed_keys_need_no_help_from_the_settings_of_now() -> None:
-    """Settings of now without these stages, whose first one is of another kind and has an adapter."""
+    """Current settings without these stages, whose first one is of another kind and has an adapter."""
     stages = read_saved_config(EARLIER, compose_config(["stages=drafter"])).stages
     assert {name: stage.kind for name, stage in stages.items()} == {"ar": "ar", "joint": "joint", "drafter": "drafter"}
     adapter = stages["drafter"].adapter
@@ -209,23 +209,23 @@ def test_kinds_and_renamed_keys_need_no_help_from_the_settings_of_now() -> None:
 
 def test_settings_of_now_are_left_as_they_are(now: Config) -> None:
     settings = config_to_dict(now)
-    assert with_keys_of_now(settings) == settings
+    assert with_current_keys(settings) == settings
     assert read_saved_config(config_to_yaml(now), compose_config()) == now
 
 
 def test_a_kind_that_was_saved_is_not_derived_again(now: Config) -> None:
     settings = config_to_dict(now)
     settings["stages"]["joint"]["kind"] = "drafter"
-    assert with_keys_of_now(settings) == settings
+    assert with_current_keys(settings) == settings
 
 
 def test_a_key_may_move_to_another_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also into one that is not there yet; a value under the name of now is kept, and nothing given is changed."""
+    """Also into one that is not there yet; a value under the current name is kept, and nothing given is changed."""
     monkeypatch.setattr(saved, "RENAMED", {"old.*.a": "new.*.deep.b", "plain": "other.plain"})
     monkeypatch.setattr(saved, "DERIVED", {"new.*.c": lambda beside: beside["deep"]["b"] + 1})
     settings: dict[str, Any] = {"old": {"x": {"a": 1}, "y": {"a": 2}, "z": 3}, "plain": 5, "other": {"plain": 6}}
     before = yaml.safe_dump(settings)
-    found = with_keys_of_now(settings)
+    found = with_current_keys(settings)
     assert found["new"] == {"x": {"deep": {"b": 1}, "c": 2}, "y": {"deep": {"b": 2}, "c": 3}}
     assert found["old"] == {"x": {}, "y": {}, "z": 3}
     assert found["other"] == {"plain": 6}
@@ -235,4 +235,4 @@ def test_a_key_may_move_to_another_group(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("stages", [None, [], {"ar": None}, {"ar": {"alpha": "many"}}, {"ar": {"adapter": 3}}])
 def test_settings_that_are_none_are_left_to_the_types_check(stages: Any) -> None:
     """`config_from_dict` refuses them by name."""
-    with_keys_of_now({"stages": stages})
+    with_current_keys({"stages": stages})

@@ -69,7 +69,7 @@ def test_what_it_can_do_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_it_cannot_do_is_refused_and_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("parallel.context=2", world_size=2) == (
-        "execution.attention=plain: is not made for parallel.context=2; use flex, chunked or dense"
+        "execution.attention=plain: does not support parallel.context=2; use flex, chunked or dense"
     )
     register(monkeypatch, trains_on=("cuda",))
     assert refused("execution.device=cpu") == (
@@ -84,7 +84,7 @@ def test_what_it_cannot_do_is_refused_and_others_are_named(monkeypatch: pytest.M
         resolve_attention("plain", CPU)
     register(monkeypatch, causal_blocks=False)
     assert refused(*DRAFTER) == (
-        "execution.attention=plain: is not made for the blocks of drafter stage 'drafter'; "
+        "execution.attention=plain: does not support the blocks of drafter stage 'drafter'; "
         "use flex, split, decomposed, chunked or dense"
     )
 

@@ -201,7 +201,7 @@ def test_json_holds_every_layout(capfd: pytest.CaptureFixture[str]) -> None:
     [
         (["model=8b"], ["gpus: missing"]),
         (["gpus"], ["gpus: is no key=value"]),
-        (["gpus=many"], ["gpus=many: wanted: a number"]),
+        (["gpus=many"], ["gpus=many: must be a number"]),
         (["gpus=0"], ["gpus=0: must be at least 1"]),
         (["model=8b", "gpus=7"], ["batch.global_size=512: must be a multiple of 7"]),
         (["model=9b", "gpus=8"], ["model=9b: no such file", "8b"]),

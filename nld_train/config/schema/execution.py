@@ -55,7 +55,7 @@ class ParallelConfig:
 class ExecutionConfig:
     """Which implementation computes what; nothing here changes the mathematics."""
 
-    device: Annotated[Literal["auto", "cuda", "cpu"], "auto: cuda where there is one."]
+    device: Annotated[Literal["auto", "cuda", "cpu"], "auto: cuda where it is available."]
     precision: Annotated[
         Literal["auto", "bf16", "fp32"],
         "Number format of forward and backward passes. auto: bf16 on cuda, fp32 on the CPU, which has no other.",
@@ -77,7 +77,7 @@ class ExecutionConfig:
     fp8: Annotated[
         Literal["none", "hybrid", "e4m3"],
         "Matrix products of the layers in 8 bits. hybrid: e4m3, and e5m2 for gradients. Needs Transformer Engine's "
-        "layers, evaluation.every=0, and as many positions per process as fp8_recipe says. Not measured.",
+        "layers, evaluation.every=0, and a number of positions per process that fp8_recipe allows. Not measured.",
     ]
     fp8_recipe: Annotated[
         Literal["tensorwise", "delayed", "blockwise", "mxfp8"],
@@ -101,4 +101,4 @@ class ExecutionConfig:
         "Parts of a layer that recompute=selective computes again: core_attn (attention), mlp. At least one.",
     ]
     recompute_layers: Annotated[Count, "Layers per stored activation with recompute=full."]
-    timeout_minutes: Annotated[Positive, "Minutes after which a process that waits for the others gives up."]
+    timeout_minutes: Annotated[Positive, "Minutes after which a collective operation times out."]

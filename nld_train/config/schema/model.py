@@ -67,7 +67,7 @@ class ModelConfig:
     ]
     head_dim: Annotated[
         Count,
-        "Width of one head. Even, since rotary embedding turns pairs. Need not be hidden_size / num_attention_heads.",
+        "Width of one head. Even, since rotary embedding rotates pairs. Need not be hidden_size / num_attention_heads.",
     ]
     vocab_size: Annotated[
         Count,
@@ -78,8 +78,8 @@ class ModelConfig:
     initializer_range: Annotated[Positive, "Standard deviation of random starting weights."]
     mask_token_id: Annotated[
         int,
-        "The mask token: an existing reserved id of the tokenizer, below vocab_size, which the data must not hold and "
-        "which is none of the next three.",
+        "The mask token: an existing reserved id of the tokenizer, below vocab_size, which must not occur in the "
+        "data and is none of the next three.",
     ]
     bos_token_id: Annotated[int, "The token at the beginning of a document. Below vocab_size."]
     eos_token_id: Annotated[int, "The token at the end of a document. Below vocab_size."]

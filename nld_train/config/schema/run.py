@@ -33,12 +33,12 @@ class RunConfig:
     hooks: Annotated[
         tuple[str, ...],
         "What runs between two optimizer steps, in this order: validation (held-out losses), decoding (of held-out "
-        "prompts), or another hook as MODULE:CLASS. None twice. When each is due is among its own settings.",
+        "prompts), or another hook as MODULE:CLASS. None twice. Each has its own settings for when it runs.",
     ]
     max_steps: Annotated[
         Count | None,
-        "Stop, and save, after so many optimizer steps counted over the whole run; null: run to the end. Changes no "
-        "schedule: a stopped run can continue with a larger value as if it had never stopped.",
+        "Number of optimizer steps, over the whole run, after which it saves and stops; null: run to the end. "
+        "Changes no schedule: a stopped run can continue with a larger value as if it had never stopped.",
     ]
     dry: Annotated[
         bool | Literal["build"],

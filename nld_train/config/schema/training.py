@@ -26,7 +26,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how documents are packed into samples."""
+    """The data sets, and how documents are packed into samples."""
 
     train: Annotated[
         tuple[SourceConfig, ...],
@@ -72,7 +72,7 @@ class DiffusionConfig:
     ]
     level_scope: Annotated[
         Literal["sequence", "block"],
-        "What has one noise level: a whole sequence, as in the paper, or each block, which needs levels=independent.",
+        "The unit that has one noise level: a sequence, as in the paper, or a block, which needs levels=independent.",
     ]
     schedule: Annotated[
         str,
@@ -106,7 +106,9 @@ class AdapterConfig:
         int, Ge(2), "Tokens of a block, the seed included. The block_length with which decoding drafts is the same."
     ]
     temperature: Annotated[Positive, "Softmax temperature at which the draft distribution approaches the target's."]
-    top_k: Annotated[Count, "The loss is restricted to so many of the likeliest tokens of draft and target each."]
+    top_k: Annotated[
+        Count, "Number of most likely tokens, of draft and of target each, to which the loss is restricted."
+    ]
     greedy_share: Annotated[Fraction, "Fraction of blocks that are drafted greedily; the others are sampled."]
 
 
@@ -152,8 +154,8 @@ class BatchConfig:
     ]
     sequence_length: Annotated[
         Count,
-        "Tokens of a sample, which holds one more as the last label. At most model.max_position_embeddings; a joint "
-        "stage's forward pass has twice as many positions.",
+        "Tokens of a sample, without the additional last token, which is only a label. At most "
+        "model.max_position_embeddings; a joint stage's forward pass has twice as many positions.",
     ]
 
 
