@@ -20,7 +20,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint of it, an imported checkpoint, or an export"
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="take this tokenizer (default: the checkpoint's)")
+    parser.add_argument("--tokenizer", metavar="DIR", help="use this tokenizer (default: the checkpoint's)")
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=1,
             metavar="N",
-            help=f"split {cut} of a Megatron checkpoint over so many processes of torchrun (default: 1)",
+            help=f"split {cut} of a Megatron checkpoint over N processes of torchrun (default: 1)",
         )
 
 
@@ -132,9 +132,9 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 def add_outputs(parser: argparse.ArgumentParser, plot: bool = True) -> None:
     """--json and --plot."""
-    parser.add_argument("--json", metavar="FILE", help="write every figure here too")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     if plot:
-        parser.add_argument("--plot", metavar="FILE", help="draw the figures here, as PNG")
+        parser.add_argument("--plot", metavar="FILE", help="plot the figures to this file, as PNG")
 
 
 def numbers(kind: Callable[[str], float]) -> Callable[[str], tuple[float, ...]]:

@@ -27,8 +27,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 main = Command(
     "nld-curve",
-    "Decodes prompts by diffusion at many thresholds, of the model's confidence and, where there is one, of the "
-    "trained sampler: tokens per forward, and the share of tokens equal to those of AR and of one token per pass.",
+    "Decodes prompts by diffusion at many thresholds of the model's confidence and, if there is one, of the trained "
+    "sampler: tokens per forward, and the fraction of tokens equal to those of AR and of one token per pass.",
     _add_arguments,
     Imported("nld_train.evaluation.threshold_curve:run"),
 )

@@ -1,4 +1,4 @@
-"""`nld-data`: prepares token sets, shows what they hold, and takes prompts out of them."""
+"""`nld-data`: prepares token sets, shows their content, and takes prompts out of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         type=float,
-        help="share of documents to hold out into NAME-validation, beside NAME-train "
+        help="fraction of documents to hold out into NAME-validation, beside NAME-train "
         f"(default: 0, one set NAME; {_STDLIB_VALIDATION} for stdlib)",
     )
     parser.add_argument("--no-end-of-document", action="store_true", help="put no end token after documents")
@@ -91,7 +91,9 @@ def _prepare(options: argparse.Namespace) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
     parser.add_argument("--sample", type=int, metavar="N", help="show sample N, in file order")
-    parser.add_argument("--sequence-length", type=int, default=512, metavar="L", help="rows of a sample (default: 512)")
+    parser.add_argument(
+        "--sequence-length", type=int, default=512, metavar="L", help="tokens of a sample (default: 512)"
+    )
     parser.add_argument("--block-size", type=int, default=64, metavar="B", help="tokens per block (default: 64)")
     parser.add_argument("--level", type=float, metavar="T", help="noise level in [0, 1] (default: drawn)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: 0)")
@@ -131,7 +133,7 @@ def _prompts(options: argparse.Namespace) -> None:
 
 main = Command(
     "nld-data",
-    "Prepares token sets, and shows what they hold.",
+    "Prepares token sets, and shows their content.",
     subcommands=(
         Command(
             "prepare",
@@ -140,11 +142,11 @@ main = Command(
             _add_prepare,
             _prepare,
             summary="turn text into NAME.bin and NAME.idx",
-            interrupted="interrupted: the same command goes on where this one stopped",
+            interrupted="interrupted: the same command continues where this one stopped",
         ),
         Command(
             "inspect",
-            "Shows what a set holds; with --sample, one training sample with its document borders and masks.",
+            "Shows the content of a set; with --sample, one training sample with its document borders and masks.",
             _add_inspect,
             _inspect,
             summary="show a set, or one training sample of it",

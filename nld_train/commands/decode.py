@@ -33,11 +33,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0 is greedy (default: 0)"
+        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0: greedy (default: 0)"
     )
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among so many tokens; 0 among all")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest tokens of this probability"
+        "--top-k", type=int, default=0, metavar="K", help="sample among the K most likely tokens; 0: among all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample among the most likely tokens whose probabilities add up to P",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="prompt i draws with seed S + i (default: 0)")
     parser.add_argument(

@@ -67,7 +67,7 @@ def _add_harness(parser: argparse.ArgumentParser) -> None:
 main = Command(
     "nld-eval",
     "Runs tasks of lm-evaluation-harness on the weights of a checkpoint, in any decode mode. Started by torchrun, each "
-    "process, or each group of processes that shares a model, answers a part of the requests.",
+    "process, or each group of processes that shares a model, answers its shard of the requests.",
     _add_arguments,
     Imported("nld_train.evaluation.harness.command:run"),
 )

@@ -8,14 +8,14 @@ import sys
 
 from nld_train.commands.command import Command
 
-_DESCRIPTION = """Which layout a run should take on so many devices, counted without a GPU.
+_DESCRIPTION = """Memory, step time and days of every legal layout of a run, counted without a GPU.
 
   nld-plan model=8b gpus=256
   nld-plan model=14b gpus=64 memory=80 sequence_length=8192 parallel.tensor=8
   nld-plan experiment=ablation_8b gpus=32 hardware.network=25
 
-gpus, memory (GiB per device, 80), node_size (8), rows (8) and hardware.* (nld_train/planner/hardware.yaml) are the
-planner's. Every other key is the run's, as for nld-train; keys of the layout that are named stay as they are.
+gpus, memory (GiB per device, 80), node_size (8), rows (8) and hardware.* (nld_train/planner/hardware.yaml) are keys
+of the planner. Every other key is one of the run, as for nld-train; layout keys that are given are not changed.
 model=3b, 8b and 14b mean the paper's experiments.
 """
 

@@ -22,7 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lengths(parser)
     add_sampler(parser)
     parser.add_argument(
-        "--held-out", type=float, default=0.2, metavar="P", help="share of prompts to evaluate it on (default: 0.2)"
+        "--held-out", type=float, default=0.2, metavar="P", help="fraction of prompts to evaluate it on (default: 0.2)"
     )
     _add_sizes(parser)
     add_thresholds(parser)

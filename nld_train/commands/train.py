@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
         # Outside Hydra, so that a failure's traceback is the program's own.
         return _run_jobs(jobs)
     except UserError as error:
-        # Every process reads the same settings and finds the same mistake.
+        # Every process reads the same settings and finds the same error.
         return report_error(str(error), every_rank=False)
     except KeyboardInterrupt:
         return report_error("interrupted", INTERRUPT_STATUS, every_rank=False)
@@ -63,7 +63,7 @@ def _command_line(words: Sequence[str]) -> Iterator[None]:
 
 
 def _run_jobs(jobs: list[tuple[Config, int]]) -> int:
-    """Runs one after another. A failed job does not stop a sweep; a signal does, since it is meant for the process."""
+    """Runs one after another. A failed job does not stop a sweep; a signal, which is sent to the process, does."""
     highest = 0
     for config, world_size in jobs:
         status = _run_job(config, world_size)
@@ -78,11 +78,11 @@ def _run_jobs(jobs: list[tuple[Config, int]]) -> int:
 
 def _read_jobs() -> list[tuple[Config, int]]:
     """The settings of every job of the command line, all checked before the first one starts."""
-    # Hydra else prints a mistake over many lines and exits by itself.
+    # Otherwise Hydra prints errors over many lines and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if not _SWEEP_FLAGS & set(sys.argv):
         return _compose_jobs()
-    # Hydra insists on a folder for its record of a sweep.
+    # Hydra requires a folder for its record of a sweep.
     with (
         tempfile.TemporaryDirectory(prefix="nld-train-") as scratch,
         _command_line(_sweep_arguments(sys.argv[1:], f"hydra.sweep.dir={scratch}")),
@@ -107,21 +107,21 @@ def _compose_jobs() -> list[tuple[Config, int]]:
     from nld_train.config.compose import ROOT_NAME, composition_message, config_directory
 
     jobs: list[tuple[Config, int]] = []
-    mistakes: list[UserError] = []
+    errors: list[UserError] = []
 
     def read(composed: DictConfig) -> None:
         try:
             jobs.append(_read(composed))
         except UserError as error:  # Raised from here, Hydra would print a line of its own.
-            mistakes.append(error)
+            errors.append(error)
 
     try:
         with _parser_errors_as_user_errors():
             hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT_NAME)(read)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_message(error)) from error
-    if mistakes:
-        raise mistakes[0]
+    if errors:
+        raise errors[0]
     return jobs
 
 
@@ -167,7 +167,7 @@ def _read(composed: DictConfig) -> tuple[Config, int]:
 
 
 def _run_directory(config: Config) -> str:
-    """The job's own folder below `run.dir` in a sweep, named after what the sweep varies; else `run.dir`."""
+    """The job's own folder below `run.dir` in a sweep, named after the keys that the sweep varies; else `run.dir`."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 

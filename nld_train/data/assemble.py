@@ -1,4 +1,4 @@
-"""Joins finished shards, in order, into one Megatron `.bin/.idx`, and counts every id."""
+"""Concatenates finished shards, in order, into one Megatron `.bin/.idx`, and counts every id."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def assemble(prefix: str, name: str, shards: Sequence[Path], spec: EncoderSpec) 
         spec: the tokenizer.
 
     Raises:
-        UserError: no shard holds a document.
+        UserError: no shard contains a document.
     """
     builder = indexed_dataset_module().IndexedDatasetBuilder(f"{prefix}.bin", dtype=spec.dtype)
     counts = np.zeros(spec.vocabulary_size, dtype=np.int64)

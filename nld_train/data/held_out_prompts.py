@@ -73,7 +73,7 @@ def _pieces(request: PromptRequest) -> Iterator[list[int]]:
     if len(long) < request.count:
         raise UserError(
             f"{request.prefix} has {len(long)} documents of {2 * request.tokens} tokens or more, fewer than --count "
-            f"{request.count}: ask for fewer or shorter prompts"
+            f"{request.count}: take fewer or shorter prompts"
         )
     for document in long[np.arange(request.count) * len(long) // request.count]:
         middle = int(starts[document] + starts[document + 1]) // 2

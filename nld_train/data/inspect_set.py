@@ -31,7 +31,7 @@ class InspectRequest:
     Attributes:
         prefix: path of the set without suffix.
         sample: sample in file order, or None.
-        sequence_length: rows of a sample.
+        sequence_length: tokens of a sample.
         block_size: tokens per block.
         level: noise level in [0, 1], or None to draw one.
         seed: seed of the noise.
@@ -125,7 +125,7 @@ def _noise(
 
 
 def _render(tokens: NDArray[np.int64], masked: NDArray[np.bool_], decoder: _Decoder, plain: bool) -> Text:
-    """One document; masked runs on a red ground, or in brackets where there is no colour."""
+    """One document; masked runs on a red background, or in brackets without colours."""
     text = Text()
     borders = [0, *(np.flatnonzero(np.diff(masked)) + 1), len(tokens)]
     for begin, end in pairwise(borders):

@@ -81,7 +81,7 @@ class Blend:
 
     Weights are normalised and rounded to whole numbers that sum to a period of `BLEND_PERIOD` = 10,000 (largest
     remainder), so proportions are exact to 0.01 %; every positive weight gets at least 1. Inside the period each index
-    goes to the set that is furthest behind its proportion, so any stretch is mixed as evenly as can be.
+    goes to the set that is furthest behind its proportion, so every range of indices is mixed as evenly as possible.
 
     Args:
         weights: one per set, not normalised, all positive.
@@ -104,23 +104,23 @@ class Blend:
     def consumed(self, count: int) -> list[int]:
         """How many of the first `count` sample indices go to each set."""
         periods, within = divmod(count, self.period)
-        begun = self._sets[:within]
-        return [periods * count + begun.count(chosen) for chosen, count in enumerate(self.counts)]
+        partial = self._sets[:within]
+        return [periods * count + partial.count(chosen) for chosen, count in enumerate(self.counts)]
 
 
 def _quantise(weights: Sequence[float]) -> list[int]:
     """Samples of each set in one period, divided by their greatest common divisor."""
     if not weights or not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise UserError(f"a blend needs sets with positive weights, got {list(weights)}: leave out what has no weight")
+        raise UserError(f"a blend needs sets with positive weights, got {list(weights)}: leave out sets without weight")
     if len(weights) > BLEND_PERIOD // 2:
         raise UserError(f"a blend of {len(weights)} sets is too wide: at most {BLEND_PERIOD // 2} sets")
     total = math.fsum(weights)
     exact = [weight / total * BLEND_PERIOD for weight in weights]
     counts = [max(1, int(number)) for number in exact]
-    by_need = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
+    most_rounded_down = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
     while sum(counts) < BLEND_PERIOD:  # the rounded-down remainders
-        counts[by_need.pop(0)] += 1
-    while sum(counts) > BLEND_PERIOD:  # what tiny weights got too much comes from the largest
+        counts[most_rounded_down.pop(0)] += 1
+    while sum(counts) > BLEND_PERIOD:  # the minimum of 1 for tiny weights is taken from the largest
         counts[counts.index(max(counts))] -= 1
     divisor = math.gcd(*counts)
     return [count // divisor for count in counts]

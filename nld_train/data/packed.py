@@ -1,8 +1,8 @@
 """Samples of one length out of a prepared token set: slices of Megatron's `.bin`, with borders from its `.idx`.
 
 The documents of a set, in file order, form one long stream. Sample i of length L is the slice `[i*L, i*L + L + 1)`:
-L + 1 tokens, because every row needs its next token; neighbours share the border token, and a tail that is too short is
-dropped. Nothing is built or stored per sample, so a set of 1e12 tokens opens at once.
+L + 1 tokens, because every position needs its next token as a target; neighbours share the border token, and a tail
+that is too short is dropped. Nothing is built or stored per sample, so a set of 1e12 tokens opens at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from nld_train.errors import UserError
 
-# The head of an `.idx`: magic, version, dtype code, sequences, document borders.
+# The header of an `.idx`: magic, version, dtype code, sequences, document borders.
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _TOKEN_TYPES: dict[int, type[np.integer[Any]]] = {
@@ -37,7 +37,7 @@ _PIECES, _PIECE_BYTES = 64, 4096
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """The head of an `.idx`: Megatron's dtype code, sequences, and documents."""
+    """The header of an `.idx`: Megatron's dtype code, sequences, and documents."""
 
     dtype: type[np.integer[Any]]
     sequences: int
@@ -49,7 +49,7 @@ class PackedSamples:
 
     Args:
         prefix: path of the set without `.bin` and `.idx`.
-        sequence_length: L, rows of a sample.
+        sequence_length: L, supervised positions of a sample.
 
     Raises:
         UserError: a file is missing, truncated, not Megatron's, or the set is shorter than one sample.
@@ -99,7 +99,7 @@ class PackedSamples:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)} in {self.prefix}")
         start = index * self.sequence_length
-        # Megatron's reader goes on over the borders of its sequences, so this is the stream from its first token.
+        # Megatron's reader reads across the borders of its sequences, so this is a slice of the whole stream.
         tokens = self._indexed.get(0, offset=start, length=self.sequence_length + 1)
         return tokens.astype(np.int64), self._document_ordinals(start)
 
@@ -135,7 +135,7 @@ def indexed_dataset_module() -> ModuleType:
 
 
 def check_files(prefix: str) -> IndexHeader:
-    """Checks that `prefix` names a whole `.bin/.idx` pair, by their sizes and the head of the `.idx`.
+    """Checks that `prefix` names a whole `.bin/.idx` pair, by their sizes and the header of the `.idx`.
 
     Raises:
         UserError: a file is missing, truncated, or not Megatron's; or the two do not belong together.
@@ -150,12 +150,12 @@ def check_files(prefix: str) -> IndexHeader:
         raise UserError(f"{prefix}.bin/.idx cannot be read: {error.strerror}") from error
     if actual != expected:
         what = "is truncated" if actual < expected else "does not belong to its .idx"
-        raise UserError(f"{prefix}.bin {what}: it has {actual} bytes, and {prefix}.idx says {expected}")
+        raise UserError(f"{prefix}.bin {what}: it has {actual} bytes, and {prefix}.idx requires {expected}")
     return header
 
 
 def _read_index(path: str) -> tuple[IndexHeader, int]:
-    """Head of an `.idx`, and the bytes that its `.bin` must have."""
+    """Header of an `.idx`, and the bytes that its `.bin` must have."""
     with open(path, "rb") as stream:
         raw = stream.read(_HEADER.size)
         if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):

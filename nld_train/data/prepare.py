@@ -1,7 +1,7 @@
-"""From text to a token set: the work behind `nld-data prepare`.
+"""From text to a token set: implements `nld-data prepare`.
 
 The result depends on the request alone, not on the number of workers or on interruptions. Files get their final names
-when everything is written.
+only when everything is written.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     if not request.name or os.path.basename(request.name) != request.name:
         raise UserError(f"--name {request.name!r} must be a plain file name")
     if not 0 <= request.validation < 1:
-        raise UserError(f"--validation {request.validation} must be a share from 0 up to, but not including, 1")
+        raise UserError(f"--validation {request.validation} must be a fraction in [0, 1)")
     shards = plan_shards(request.sources, request.settings)
     identity = request_hash(request, shards)
     if (finished := finished_before(request, identity)) is not None:
@@ -70,7 +70,7 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     except UserError:  # a set without documents: continuing from these shards would fail again
         shutil.rmtree(work)
         raise
-    # Last, so that a request that failed leaves nothing behind that would stop a corrected one.
+    # Last, so that a failed request leaves no tokenizer that a corrected request would be refused for.
     if tokenizer is not None:
         save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite)
     manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}

@@ -29,7 +29,7 @@ class PrepareRequest:
         name: name of the set; with validation there are two, `NAME-train` and `NAME-validation`.
         tokenizer: a Hugging Face directory, `bytes`, or `train-bpe:VOCAB`.
         settings: how sources are read.
-        validation: share of documents that is held out, 0 for none.
+        validation: fraction of documents that is held out, 0 for none.
         append_end: whether each document ends with the tokenizer's end-of-sequence token.
         workers: processes; they do not change the result.
         overwrite: replace a set of the same name, and the tokenizer beside it.
@@ -78,7 +78,7 @@ def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> 
 
 
 def work_folder(request: PrepareRequest, identity: str) -> Path:
-    """Folder of a request's finished parts until everything is finished; a changed request has another one."""
+    """Folder of a request's finished shards, until all are finished; a changed request has another folder."""
     return Path(request.out, f".{request.name}.work-{identity[:16]}")
 
 
@@ -91,10 +91,10 @@ def finished_before(request: PrepareRequest, identity: str) -> dict[str, Manifes
     intact = {name: manifest for name, prefix in request.prefixes.items() if (manifest := _intact(request, prefix))}
     if len(intact) == len(request.prefixes) and all(manifest.request == identity for manifest in intact.values()):
         return intact
-    if request.overwrite or work_folder(request, identity).exists():  # the latter: interrupted while giving names
+    if request.overwrite or work_folder(request, identity).exists():  # the latter: interrupted while files were renamed
         return None
     for prefix in request.prefixes.values():
-        _refuse_foreign(prefix, identity)
+        _refuse_other_files(prefix, identity)
     return None
 
 
@@ -110,7 +110,7 @@ def _intact(request: PrepareRequest, prefix: str) -> Manifest | None:
         return None
 
 
-def _refuse_foreign(prefix: str, identity: str) -> None:
+def _refuse_other_files(prefix: str, identity: str) -> None:
     existing = [prefix + suffix for suffix in SUFFIXES if os.path.exists(prefix + suffix)]
     if not existing:
         return
@@ -120,6 +120,6 @@ def _refuse_foreign(prefix: str, identity: str) -> None:
         manifest = None
     if manifest is None or manifest.request != identity:
         raise UserError(
-            f"{existing[0]} exists and was not made by this very command from these very files: give another --name or "
+            f"{existing[0]} exists and was made by another command or from other files: give another --name or "
             "--out, or --overwrite"
         )

@@ -40,7 +40,7 @@ class SampleSettings:
         diffusion: blocks and noise.
         global_size: samples per optimizer step.
         vocab_size: ids of the model.
-        mask_token_id: the id that stands for "hidden" and so must not occur in the data.
+        mask_token_id: the id that marks hidden tokens and so must not occur in the data.
         level: a fixed noise level in [0, 1] instead of a drawn one.
     """
 
@@ -94,7 +94,9 @@ class TrainingSamples(Dataset[Sample]):
 
     def _noise(self, sample_index: int, documents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         settings = self.settings
-        maskable = np.ones(len(documents), dtype=bool)  # every real token; fine-tuning will spare its prompts
+        maskable = np.ones(
+            len(documents), dtype=bool
+        )  # all tokens: there is no fine-tuning, which would exclude prompts
         blocks = block_indices(documents, settings.diffusion.block_size)
         noise = draw_noise(
             settings.diffusion,
@@ -144,10 +146,10 @@ def validation_samples(config: Config, level: float | None) -> TrainingSamples:
 
 
 def refuse_repeated_samples(config: Config) -> None:
-    """Refuses more validation samples than are held out: the first ones would be counted twice.
+    """Refuses more validation samples than are held out: the first ones would be used twice.
 
     Raises:
-        UserError: names how many there are; or a set cannot be read.
+        UserError: names the number of samples; or a set cannot be read.
     """
     order, samples = _held_out(config), config.validation.samples
     if (most := order.samples_before_repetition(samples)) < samples:
@@ -187,7 +189,7 @@ def sample_indices(step: int, global_size: int, micro_size: int, rank: int, size
 
 
 class _MicroBatches(Dataset[Any]):
-    """Micro-batches by their sample indices. A `UserError` is an item, so that a worker process can send it."""
+    """Micro-batches by their sample indices. A `UserError` is returned as an item: a worker process can send that."""
 
     def __init__(self, samples: Dataset[Sample]) -> None:
         self.samples = samples
@@ -228,7 +230,7 @@ def batches(
     Args:
         samples: the samples by sample index, e.g. `TrainingSamples`.
         first_step: first optimizer step of the stage to yield, from 0.
-        last_step: where to stop (this step is not yielded).
+        last_step: the step at which to stop, not yielded itself.
         global_size: samples per optimizer step, a multiple of `micro_size * size`.
         micro_size: samples per micro-batch.
         rank: data-parallel rank.
@@ -258,12 +260,12 @@ def batches(
         multiprocessing_context=_worker_context() if workers else None,
         worker_init_fn=_ignore_first_sigterm if workers else None,
     )
-    micro_batches = _whole(loader)
+    micro_batches = _without_errors(loader)
     for _ in range(first_step, last_step):
         yield [next(micro_batches) for _ in range(per_step)]
 
 
-def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
+def _without_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's micro-batches; an error of a worker becomes a `UserError`."""
     try:
         for item in loader:
@@ -280,8 +282,8 @@ def _whole(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 def _ignore_first_sigterm(_worker: int) -> None:
-    """Makes a worker ignore its first SIGTERM, which torch would end it on: that one is sent to all processes of the
-    job (see `preload`). The second is sent by a training process whose worker does not end by itself."""
+    """Makes a worker ignore its first SIGTERM, on which torch would end it: launchers send one to all processes of a
+    job (see `preload`). The second ends it: the training process sends it to a worker that does not exit by itself."""
     signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL) and None)
 
 

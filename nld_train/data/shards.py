@@ -33,7 +33,7 @@ class ShardJob:
     Attributes:
         settings: how sources are read.
         spec: the tokenizer.
-        validation: share of documents that is held out, 0 for none.
+        validation: fraction of documents that is held out, 0 for none.
         folder: of the finished shards.
     """
 
@@ -68,7 +68,7 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) ->
         return
     yield from (number for number in range(len(shards)) if job.path(number).exists())
     missing = [number for number in range(len(shards)) if not job.path(number).exists()]
-    # Spawned, not forked: the parent may hold threads of tokenizers, datasets and the progress bar.
+    # Spawned, not forked: the parent may have threads of tokenizers, datasets and the progress bar.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _start_worker, (job,))
     try:

@@ -32,12 +32,12 @@ class SourceSettings:
 
     Attributes:
         format: of the sources; `auto` guesses it from their names.
-        text_key: key or column that holds the text (JSONL, Parquet, datasets).
+        text_key: key or column of the text (JSONL, Parquet, datasets).
         documents_per: the unit that is one document in a text file.
         glob: pattern of the files of a folder that are read.
         split: split of a `datasets` source.
         dataset_config: configuration name of a `datasets` source.
-        encoding_errors: how bytes that are no UTF-8 are decoded: Python's `strict`, `replace` or `ignore`.
+        encoding_errors: how bytes that are not UTF-8 are decoded: Python's `strict`, `replace` or `ignore`.
         shard_bytes: input of a unit of work, approximately.
     """
 
@@ -53,7 +53,7 @@ class SourceSettings:
 
 @dataclass(frozen=True)
 class Piece:
-    """Part of a source that is read in one go.
+    """Part of a source that one worker reads.
 
     Attributes:
         kind: how it is read.
@@ -80,7 +80,7 @@ def plan_shards(sources: Iterable[str], settings: SourceSettings) -> list[list[P
     """Cuts sources into shards of about `shard_bytes`, in a fixed order.
 
     Raises:
-        UserError: a source does not exist, cannot be read or holds nothing.
+        UserError: a source does not exist, cannot be read or is empty.
     """
     shards: list[list[Piece]] = []
     filled = settings.shard_bytes

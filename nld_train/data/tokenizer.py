@@ -122,7 +122,7 @@ def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
 
 
 def _without_lone_surrogates(text: str) -> str:
-    """JSON may contain half a surrogate pair, which is no character: such halves become `?`."""
+    """JSON may contain half a surrogate pair, which is not a character: such halves become `?`."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -16,7 +16,7 @@ VOCABULARY_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-# Everything that a tokenizer may consist of; code is not among it.
+# All files that a tokenizer may consist of, none of which is code.
 TOKENIZER_FILES = (
     "tokenizer.json",
     *VOCABULARY_FILES,

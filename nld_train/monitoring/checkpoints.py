@@ -31,7 +31,7 @@ class CheckpointState:
         stage: that made it; `?` where that cannot be read.
         ends_stage: whether that stage is complete with it.
         written: when it was finished, in seconds since the epoch.
-        damage: what is wrong with it, or None.
+        damage: its damage in a few words, or None.
     """
 
     path: Path
@@ -47,7 +47,7 @@ def checkpoint_states(directory: Path, read_all: bool) -> list[CheckpointState]:
 
     Args:
         directory: of the run.
-        read_all: compare the checksums of all files, which means to read them; otherwise names and sizes.
+        read_all: compare the checksums of all files, which reads them; otherwise only names and sizes.
     """
     states: list[CheckpointState] = []
     for path in written_checkpoints(checkpoints_directory(directory)):
@@ -86,7 +86,7 @@ def _progress(path: Path) -> Progress | None:
 
 
 def settings_of(states: list[CheckpointState]) -> Config | None:
-    """The settings beside the newest checkpoint that has readable ones, whichever version wrote them."""
+    """The settings of the newest checkpoint whose settings can be read; an earlier version may have written them."""
     for state in states:
         try:
             return read_saved_config((state.path / CONFIG_FILE).read_text(), compose_config())

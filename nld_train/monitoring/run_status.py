@@ -19,11 +19,11 @@ from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 
 Status = dict[str, Any]
-# Speed and last losses are taken over so many steps.
+# Steps over which the speed and the last losses are taken.
 _RECENT = 20
 _LAST_LOSSES = 10
-# A run that has written nothing for so many of its usual steps, and at least so long, may be dead. Validation, decoding
-# and the saving of a checkpoint take longer than a step.
+# A run that has written nothing for the time of this many usual steps, and at least this long, may be dead. Validation,
+# decoding and the saving of a checkpoint take longer than a step.
 _SILENT_STEPS, _SILENT_SECONDS = 20, 300.0
 
 
@@ -69,7 +69,7 @@ def _require_run(directory: Path, metrics: Path) -> None:
 
 
 def _last(last: Record, records: Sequence[Record], config: Config | None) -> Status:
-    """Of the last step and those just before it, in the same stage."""
+    """Figures of the last step and of the steps just before it, in the same stage."""
     same_stage = [record for record in records if record["stage"] == last["stage"]]
     seconds = median(record["seconds"] for record in same_stage[-_RECENT:])
     names = ("stage", "step", "stage_step", "tokens", "learning_rate", "grad_norm", "mfu")
@@ -101,7 +101,7 @@ def _newest(records: Sequence[Record]) -> Status:
 
 
 def _state(result: Status, records: Sequence[Record], directory: Path, now: float) -> str:
-    """`finished`, `stopped` (in good order), `running`, `silent` (perhaps dead) or `not started`."""
+    """`finished`, `stopped` (ended regularly), `running`, `silent` (perhaps dead) or `not started`."""
     last = result["last"]
     if last is None:
         return "not started"
@@ -110,7 +110,7 @@ def _state(result: Status, records: Sequence[Record], directory: Path, now: floa
     ):
         return "finished"
     summary = directory / "summary.json"
-    # A run that ends in good order writes it last; one that is continued first rewrites metrics.jsonl.
+    # A run that ends regularly writes the summary last; a resumed run first rewrites metrics.jsonl.
     if summary.exists() and summary.stat().st_mtime >= (directory / "metrics.jsonl").stat().st_mtime:
         return "stopped"
     usual = max(record["seconds"] for record in records[-_RECENT:])

@@ -16,11 +16,11 @@ _STATES = {
     "not started": "no step yet",
     "running": "running",
     "silent": "silent for longer than usual: perhaps dead",
-    "stopped": "stopped, saved; the same command goes on",
+    "stopped": "stopped, saved; the same command continues it",
     "finished": "finished",
 }
 _SPIKES_SHOWN = 5
-# Of the table, whether or not there is a terminal.
+# Width of the table, whether or not standard output is a terminal.
 _WIDTH = 120
 
 
@@ -78,7 +78,7 @@ def _checkpoints(status: Status) -> Iterator[tuple[str, str]]:
     if not status["checkpoints"]:
         yield "checkpoint", "none yet"
     for entry in status["checkpoints"]:
-        sound = "sound" if entry["damage"] is None else f"DAMAGED, will be passed over: {entry['damage']}"
+        sound = "sound" if entry["damage"] is None else f"DAMAGED, will be skipped: {entry['damage']}"
         ends = ", ends the stage" if entry["ends_stage"] else ""
         age = _duration(time.time() - entry["written"])
         yield "checkpoint", f"step {entry['step']:,} of the run ({entry['stage']}{ends}), {age} ago, {sound}"

@@ -9,10 +9,10 @@ from statistics import median
 
 from nld_train.monitoring.records import Record
 
-# A value is compared with so many before it, once there are enough of them.
+# A value is compared with this many values before it, once there are enough of them.
 _WINDOW, _ENOUGH = 64, 16
-# It stands out above the median by so many standard deviations, estimated robustly: 1.48 times the median distance
-# from the median is one of them under a normal distribution.
+# It stands out if it is this many standard deviations above their median. The deviation is estimated robustly: under a
+# normal distribution it is 1.48 times the median distance from the median.
 _DEVIATIONS = 8.0
 _PER_MEDIAN_DISTANCE = 1.4826
 # Values that hardly differ are no spikes.

@@ -66,9 +66,9 @@ def layer_bytes(config: Config, kind: StageKind, kernels: Kernels = FUSED) -> in
 
 
 def residual_width(config: Config) -> float:
-    """Numbers per token of the residual stream on one process: sequence parallelism cuts the tokens."""
-    cut = config.parallel.tensor if config.parallel.sequence else 1
-    return config.model.hidden_size / cut
+    """Numbers per token of the residual stream on one process: sequence parallelism splits the tokens."""
+    parts = config.parallel.tensor if config.parallel.sequence else 1
+    return config.model.hidden_size / parts
 
 
 def residual_bytes(config: Config, kind: StageKind) -> int:
@@ -86,7 +86,7 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
 
 
 def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int) -> int:
-    """Peak activation memory of the layers of a process, in bytes, including the layer that is computed."""
+    """Peak activation memory of the layers of a process, in bytes, including the layer that is being computed."""
     chunks = config.parallel.virtual_pipeline or 1
     layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
     in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)

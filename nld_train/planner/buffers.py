@@ -1,7 +1,7 @@
 """Weights, gradients and optimizer state of one process, to the byte, in the layout of Megatron's buffers.
 
 Megatron puts the weights of a model's chunk, the last ones first, into one buffer of weights and one of gradients, each
-weight at a multiple of 64 elements, cut into buckets whose ends are padded so that all replicas (data-parallel and
+weight at a multiple of 64 elements, divided into buckets whose ends are padded so that all replicas (data-parallel and
 context-parallel ranks) get equal shards. The distributed optimizer has the state of the weights in its shard of each
 bucket.
 """
@@ -20,7 +20,7 @@ from nld_train.config.schema import Config, ModelConfig, ParallelConfig
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
 _FLOAT32 = 4
-# If the reduction of gradients overlaps the backward pass, a bucket ends when it has so many elements.
+# Elements at which a bucket ends, if the reduction of gradients overlaps the backward pass.
 _BUCKET, _BUCKET_PER_PROCESS = 40_000_000, 1_000_000
 
 
@@ -34,7 +34,7 @@ class StateBytes:
 
 
 def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
-    """Bytes of one process; its tensor-parallel peers have as many.
+    """Bytes of one process; the same on each of its tensor-parallel ranks.
 
     Args:
         config: the run.
@@ -71,8 +71,8 @@ def _state_bytes(
         elements += buckets[-1].end
         shard += sum(_elements_in_shard(bucket, size, data_rank) for bucket in buckets)
     # The averages, and the float32 copy where the weights are not float32 themselves.
-    kept = 3 if weight_bytes < _FLOAT32 else 2
-    return StateBytes(weight_bytes * elements, _FLOAT32 * elements, kept * _FLOAT32 * shard)
+    stored = 3 if weight_bytes < _FLOAT32 else 2
+    return StateBytes(weight_bytes * elements, _FLOAT32 * elements, stored * _FLOAT32 * shard)
 
 
 def chunk_weights(
@@ -103,7 +103,7 @@ def _layer_weights(model: ModelConfig, tensor: int) -> Iterator[int]:
 
 
 def _bucket_size(parallel: ParallelConfig, size: int, pipeline_rank: int, chunk: int) -> int | None:
-    """None for one bucket: where nothing overlaps, behind the first pipeline stage, and in later chunks."""
+    """Elements at which a bucket ends; None (one bucket) without overlap and in all but the model's first chunk."""
     if not parallel.overlap_grad_reduce or pipeline_rank > 0 or chunk > 0:
         return None
     return max(_BUCKET, _BUCKET_PER_PROCESS * size // parallel.context)

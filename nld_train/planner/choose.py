@@ -19,9 +19,11 @@ def all_plans(request: Request, hardware: Hardware) -> list[LayoutPlan]:
     layouts = legal_layouts(request.config, request.choices)
     plans = recommended(plan_layout(config, request.choices, hardware, request.memory) for config in layouts)
     if not plans:
-        # The refusal of the simplest layout says why.
+        # Raises the error of the simplest layout, which gives a reason.
         validate(next(every_layout(request.config, request.choices)), request.choices.gpus)
-        raise UserError(f"gpus={request.choices.gpus}: no layout is legal; take another number, or free parallel.*")
+        raise UserError(
+            f"gpus={request.choices.gpus}: no layout is legal; use another number, or do not set keys of parallel"
+        )
     if not plans[0].fits:
         least = min(plans, key=lambda plan: plan.memory.total)
         need = least.memory.total / GIBIBYTE + hardware.memory_reserve

@@ -1,4 +1,4 @@
-"""The machines: assumed and measured figures."""
+"""Assumed and measured figures of the machines."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ class Memory:
     """Peak memory of one process in a step, in bytes.
 
     Attributes:
-        weights: of its part of the model.
+        weights: of its shard of the model.
         gradients: in float32.
         optimizer: its shard of the state.
-        activations: what the layers store for the backward pass, and the layer that is computed.
+        activations: what the layers store for the backward pass, and the layer that is being computed.
         head: head and loss; 0 where the process has no head.
     """
 

@@ -24,7 +24,7 @@ class LayoutPlan:
     Attributes:
         config: the settings with it.
         memory: of the process that needs the most.
-        fits: whether that fits the device.
+        fits: whether that is within a device's memory.
         steps: time of a step, by stage of the run.
         utilisation: FLOP utilisation by stage (`docs/method.md`, "Evaluation figures": recomputation does not count).
         tokens_per_second: per device, by stage.
@@ -57,14 +57,14 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
 
 
 def recommended(plans: Iterable[LayoutPlan]) -> list[LayoutPlan]:
-    """Layouts that fit come first; then the shortest run; then the least memory; then the fewest parts.
+    """Layouts that fit come first; then the shortest run; then the least memory; then the smallest product of sizes.
 
     Days are compared to three digits: the count is not more precise than that.
     """
 
     def key(plan: LayoutPlan) -> tuple[bool, float, int, int]:
         parallel = plan.config.parallel
-        cuts = parallel.tensor * parallel.context * parallel.pipeline * (parallel.virtual_pipeline or 1)
-        return not plan.fits, float(f"{plan.days:.3g}"), plan.memory.total, cuts
+        sizes = parallel.tensor * parallel.context * parallel.pipeline * (parallel.virtual_pipeline or 1)
+        return not plan.fits, float(f"{plan.days:.3g}"), plan.memory.total, sizes
 
     return sorted(plans, key=key)

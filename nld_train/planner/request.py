@@ -30,7 +30,7 @@ class Request:
         config: the settings; their layout is replaced.
         choices: devices, and the fixed keys of the layout.
         memory: of a device, in GiB.
-        rows: number of layouts that are shown.
+        rows: number of layouts that are printed.
         hardware: changes of the assumptions.
         words: overrides of the run, as `nld-train` takes them.
     """
@@ -85,7 +85,12 @@ def _refuse_uncounted(config: Config) -> None:
     execution, optimizer = config.execution, config.optimizer
     valid = "nld-plan counts float32 weights and moments on the device; plan with optimizer.precision_aware=false"
     refuse_unless(not optimizer.precision_aware, "optimizer.precision_aware", True, valid)
-    refuse_unless(execution.fp8 == "none", "execution.fp8", execution.fp8, "nld-plan knows no FP8; plan with none")
+    refuse_unless(
+        execution.fp8 == "none",
+        "execution.fp8",
+        execution.fp8,
+        "nld-plan does not count FP8; plan with execution.fp8=none",
+    )
     listed = f"[{','.join(execution.recompute_modules)}]"
     counted = execution.recompute_modules == ("core_attn",)
     valid = "nld-plan counts selective recomputation of attention alone; plan with [core_attn]"
@@ -106,7 +111,7 @@ def _number(key: str, value: str) -> int | float:
 
 def _check(own: dict[str, Any]) -> None:
     if "gpus" not in own:
-        raise UserError("gpus: missing; say for how many devices to plan, e.g. gpus=256")
+        raise UserError("gpus: missing; give the number of devices, e.g. gpus=256")
     for key in ("gpus", "node_size", "rows"):
         if not isinstance(own[key], int):
             raise UserError(f"{key}={own[key]}: must be an integer")

@@ -85,8 +85,8 @@ def assumption_lines(request: Request, assumed: Assumptions) -> list[str]:
     """The assumptions behind the figures, in words."""
     hardware = assumed.hardware
     return [
-        f"Memory: of the process that needs most, in the stage that needs most; {hardware.memory_reserve:g} GiB are "
-        "left for what is not counted. tok/s are per device, s per optimizer step.",
+        f"Memory: the largest of any process in any stage; {hardware.memory_reserve:g} GiB are "
+        "reserved for what is not counted. tok/s are per device, s per optimizer step.",
         f"AR utilisation {hardware.ar_utilisation:.0%}: {assumed.sources['ar']}.",
         f"Joint utilisation {hardware.joint_utilisation:.0%}: {assumed.sources['joint']}.",
         f"Not measured: NVLink {hardware.nvlink:g} and network {hardware.network:g} GB/s per device and direction, of "

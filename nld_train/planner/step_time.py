@@ -82,7 +82,7 @@ def step_time(config: Config, world_size: int, kind: StageKind, hardware: Hardwa
 
 
 def _arithmetic(config: Config, kind: StageKind, hardware: Hardware) -> float:
-    """One micro-batch on the slowest pipeline rank, which is the last one: it has the head."""
+    """Seconds of one micro-batch on the slowest pipeline rank: the last one, which has the head."""
     operations = _OPERATIONS_PER_PRODUCT * (_layer_products(config, kind) + _head_products(config, kind))
     return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(kind))
 
@@ -101,7 +101,7 @@ def _layer_products(config: Config, kind: StageKind) -> float:
 
 
 def _head_products(config: Config, kind: StageKind) -> float:
-    """The same of the head. With more rows than a chunk has, its forward pass is computed twice."""
+    """The same for the head, whose forward pass is computed twice if it has more rows than a chunk."""
     model, batch = config.model, config.batch
     samples = batch.micro_size / config.parallel.context
     rows = samples * kind.head_rows(batch.sequence_length, config.diffusion)
@@ -110,7 +110,7 @@ def _head_products(config: Config, kind: StageKind) -> float:
 
 
 def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> float:
-    """Of one micro-batch on one process, in seconds, without what overlaps.
+    """Seconds of exposed communication of one micro-batch on one process.
 
     Each layer all-reduces two tensors of the residual stream in its forward pass and two in its backward pass; an
     all-reduce moves 2 (t - 1) / t of the tensor. Sequence parallelism replaces each by a reduce-scatter and an
@@ -128,7 +128,7 @@ def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> flo
 
 
 def _context_parallel(config: Config, kind: StageKind, hardware: Hardware, node_size: int) -> float:
-    """Of one micro-batch on one process, in seconds: none of it overlaps.
+    """Seconds of one micro-batch on one process: none of it overlaps.
 
     Each layer all-gathers keys and values, and in its backward pass reduce-scatters their gradients, which is the same
     volume; recomputation of attention all-gathers once more.
@@ -144,14 +144,14 @@ def _context_parallel(config: Config, kind: StageKind, hardware: Hardware, node_
 
 
 def _pipeline_transfer(config: Config, kind: StageKind, hardware: Hardware, world_size: int, node_size: int) -> float:
-    """Of one micro-batch: its hidden states forward and their gradient back, once per virtual stage."""
+    """Seconds of one micro-batch: its hidden states forward and their gradient back, once per virtual stage."""
     parallel = config.parallel
     if parallel.pipeline == 1:
         return 0.0
     volume = positions(config, kind) * config.model.hidden_size * bytes_per_number(config)
     if parallel.sequence:
         volume //= parallel.tensor
-    # Neighbours in the pipeline are a whole block of data-parallel times tensor-parallel ranks apart.
+    # Consecutive pipeline ranks are a whole block of data-parallel times tensor-parallel ranks apart.
     inside = world_size <= node_size
     bandwidth = (hardware.nvlink if inside else hardware.network) * _GIGA * hardware.bandwidth_share
     return 2 * (parallel.virtual_pipeline or 1) * volume / bandwidth
@@ -162,8 +162,8 @@ def _data_parallel(
 ) -> float:
     """Reduce-scatter of float32 gradients and all-gather of weights, each (d - 1) / d of its buffer.
 
-    Among all d replicas. With the settings for it, gradients overlap the last micro-batch's backward pass and weights
-    the first one's forward pass; what overlaps is not counted.
+    Among all d replicas. With the overlap settings, gradients overlap the last micro-batch's backward pass and
+    weights the first one's forward pass; overlapped time is not counted.
     """
     size = replicas(config, world_size)
     if size == 1:

@@ -34,7 +34,7 @@ BAD_INPUTS: list[tuple[str, bytes, list[str], str]] = [
     ("a.txt", b"fine \xff\xfe", [], r"not UTF-8 at byte 5: give --encoding-errors"),
     ("a.txt", b"", [], r"the sources hold no text"),
     ("a.txt", b"x", ["--validation", "0.0001"], r"no document is left for validation"),
-    ("a.txt", b"x", ["--validation", "1.5"], r"--validation 1.5 must be a share"),
+    ("a.txt", b"x", ["--validation", "1.5"], r"--validation 1.5 must be a fraction in"),
     ("a.txt", b"x", ["--tokenizer", "nowhere"], r"no tokenizer directory nowhere"),
     ("a.txt", b"x", ["--tokenizer", "train-bpe:many"], r"VOCAB must be a whole number"),
     ("a.txt", b"x", ["--tokenizer", "train-bpe:20"], r"too small"),

@@ -290,5 +290,5 @@ def test_an_interrupt_is_one_line_and_status_130(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C: the workers get it too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines() == ["error: interrupted: the same command goes on where this one stopped"]
+    assert errors.strip().splitlines() == ["error: interrupted: the same command continues where this one stopped"]
     assert not list((tmp_path / "out").glob("in.*"))
