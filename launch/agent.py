@@ -1,8 +1,8 @@
-"""torchrun's agent of one node: `python launch/agent.py TORCHRUN-ARGUMENTS`, with what a long run on a cluster needs.
+"""torchrun's agent for a node: `python launch/agent.py TORCHRUN-ARGUMENTS`, with additions for long runs on a cluster.
 
 - SIGUSR1, SIGTERM and SIGINT are passed on to the training processes, which save and exit. torchrun alone is killed by
   the first, and kills its processes 30 seconds after the others, in the middle of a large checkpoint.
-- It exits as the training process that failed first: 75 where the run was saved, 128 + n after signal n.
+- Its exit code is that of the training process that failed first: 75 where the run was saved, 128 + n after signal n.
 - It prints which rank that was and why, followed by the end of its error log where it has one.
 - It exits when the agent of another node has exited. torchrun alone waits until communication times out.
 """
@@ -54,7 +54,7 @@ class PeerLostError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the node's share and returns its exit status."""
+    """Runs the training processes of this node; returns the exit status."""
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _forward)
     _watch_other_nodes()
@@ -108,10 +108,10 @@ def _report(rank: int, failure: ProcessFailure) -> int:
     host = socket.gethostname()
     # A process that has not begun to train has nothing to save, and is killed by the signal.
     if failure.exitcode == -signal.SIGUSR1 and _watch.save_requested:
-        print(f"{host}: ended by a signal before the first step; the same command goes on", flush=True)
+        print(f"{host}: ended by a signal before the first step; the same command continues it", flush=True)
         return SAVED_STATUS
     if failure.exitcode == SAVED_STATUS:
-        print(f"{host}: saved after a signal (exit code {SAVED_STATUS}); the same command goes on", flush=True)
+        print(f"{host}: saved after a signal (exit code {SAVED_STATUS}); the same command continues it", flush=True)
         return SAVED_STATUS
     reason = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"killed by {_name(-failure.exitcode)}"
     print(f"error: rank {rank} on {host} (process {failure.pid}) failed first here: {reason}", file=sys.stderr)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What quickstart.sh and drafter.sh share: sourced by them, and of no use by itself.
+# Functions of quickstart.sh and drafter.sh, which source this file.
 
 # Processes times threads is the number of cores to use. Any number of processes gives the same samples, noise and drafts.
 PROCESSES=${PROCESSES:-2}

@@ -1,4 +1,4 @@
-"""Prints what a run came to: `python launch/show_summary.py RUN_DIRECTORY`."""
+"""Prints the results of a run: `python launch/show_summary.py RUN_DIRECTORY`."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(two: Path, whole: Path
     path = two / "damaged" / "checkpoints" / "step_00000003"
     assert lines == [
         f"checkpoint {path} is damaged: __0_1.distcp does not have the content that was written (checksum); "
-        "it is passed over"
+        "it is skipped"
     ]
     assert_same_losses(two / "damaged", whole, 6)
 

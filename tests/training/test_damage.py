@@ -163,7 +163,7 @@ def test_a_run_whose_first_checkpoint_is_unfinished_begins(
     (half / SHARD).write_bytes(b"half")
     status, errors = command(*SETTINGS, f"run.dir={tmp_path / 'run'}")
     assert status == 0, errors
-    assert lines_about_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is passed over"]
+    assert lines_about_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is skipped"]
     assert_same_run(tmp_path / "run", never_stopped)
 
 

@@ -46,7 +46,7 @@ def assert_one_line(status: int, errors: str, *pieces: str) -> None:
     lines = [line for line in errors.splitlines() if line.strip()]
     assert len(lines) == 1, errors
     assert lines[0].startswith("error: checkpoint ")
-    for piece in ("could not be written by rank 0", "the checkpoint before it is untouched", *pieces):
+    for piece in ("could not be written by rank 0", "the previous checkpoint is unchanged", *pieces):
         assert piece in lines[0]
 
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_deleted_stays(
     message = capfd.readouterr().err
     checkpoints = tmp_path / "checkpoints"
     for path in (leftover, checkpoints / "step_00000001.tmp"):
-        assert f"warning: {path} cannot be deleted (Device or resource busy); the run goes on" in message
+        assert f"warning: {path} cannot be deleted (Device or resource busy); the run continues" in message
     assert "could not be written" not in message
     assert_same_run(tmp_path, whole)
     assert make_room(checkpoints / "step_00000009").name == "step_00000009.tmp"
@@ -115,7 +115,7 @@ def test_what_cannot_be_renamed_stays(
     newest.mkdir()
     monkeypatch.setattr(os, "replace", failing(PermissionError(errno.EACCES, "Permission denied")))
     apply_retention(newest, CheckpointConfig(every=1, asynchronous=True, keep_last=1, keep_every=None))
-    assert capsys.readouterr().err == f"warning: {older} cannot be deleted (Permission denied); the run goes on\n"
+    assert capsys.readouterr().err == f"warning: {older} cannot be deleted (Permission denied); the run continues\n"
     assert older.exists()
 
 

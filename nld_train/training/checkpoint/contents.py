@@ -15,12 +15,12 @@ from nld_train.training.checkpoint.paths import CONFIG_FILE, MODEL_FILE, PROGRES
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Position of a run: its step and stage.
 
     Attributes:
-        step: optimizer steps done over the whole run.
+        step: optimizer steps made over the whole run.
         stage: name of the stage that made the last one.
-        stage_step: steps done of that stage.
+        stage_step: steps made in that stage.
         stage_steps: steps that the stage has in all.
         data: per stage of the run, the fingerprint of its data and order.
     """
@@ -38,7 +38,7 @@ class Progress:
 
 
 def read_progress(directory: Path) -> Progress:
-    """How far the run was that wrote a checkpoint; keys that another version added are left out.
+    """The progress of the run when it wrote a checkpoint; keys that another version added are left out.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: the file is missing or damaged.
@@ -48,24 +48,24 @@ def read_progress(directory: Path) -> Progress:
 
 
 def saved_model(directory: Path) -> dict[str, Any]:
-    """The model's shapes beside a checkpoint, as in `config.ModelConfig`."""
+    """The model's shapes saved in a checkpoint, as in `config.ModelConfig`."""
     shapes: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())
     return shapes
 
 
-def saved_config(directory: Path, now: Config) -> Config:
-    """The settings beside a checkpoint, which another version may have written.
+def saved_config(directory: Path, current: Config) -> Config:
+    """The settings saved in a checkpoint, which another version may have written.
 
     Args:
         directory: of the checkpoint.
-        now: a key that the writer did not know has the value of now: nothing is known that would contradict it.
+        current: the settings of this run; they give the values of keys that the writer did not know.
 
     Raises:
         UserError: they cannot be read.
     """
     path = directory / CONFIG_FILE
     try:
-        return read_saved_config(path.read_text(), now)
+        return read_saved_config(path.read_text(), current)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from: the newest sound one. Each one passed over is named on standard error."""
+"""Finds the checkpoint from which a run continues: the newest sound one. Skipped ones are listed on standard error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def newest_sound_checkpoint(directory: Path) -> Path | None:
     for path in written:
         damage = damage_on_any_rank(path)
         if damage is None:
-            _print_on_first_rank([*_unfinished(directory), *map(_passed_over, damages), *_lost_latest(directory, path)])
+            _print_on_first_rank([*_unfinished(directory), *map(_skipped, damages), *_lost_latest(directory, path)])
             return path
         damages.append(f"{path} is damaged: {damage}")
     _refuse_lost_checkpoints(directory, damages)
@@ -49,14 +49,14 @@ def _refuse_lost_checkpoints(directory: Path, damages: list[str]) -> None:
 
 
 def _listed_by_first_rank(directory: Path) -> list[Path]:
-    """The written checkpoints as rank 0 lists them, the newest first: a network disk may show other ranks others."""
+    """The written checkpoints as rank 0 lists them, the newest first: on a network disk other ranks may see others."""
     listed = [written_checkpoints(directory)]
     dist.broadcast_object_list(listed, src=0)
     return listed[0]
 
 
 def damage_on_any_rank(directory: Path) -> str | None:
-    """What any rank found wrong with a checkpoint, or None; called by all ranks, each of which reads some files."""
+    """The damage that any rank finds in a checkpoint, or None; called by all ranks, each of which reads some files."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, find_damage(directory, dist.get_rank(), dist.get_world_size()))
     return next((damage for damage in found if damage is not None), None)
@@ -64,20 +64,20 @@ def damage_on_any_rank(directory: Path) -> str | None:
 
 def _unfinished(directory: Path) -> list[str]:
     return [
-        f"checkpoint {path} was not written to its end; it is passed over" for path in unfinished_checkpoints(directory)
+        f"checkpoint {path} was not written to its end; it is skipped" for path in unfinished_checkpoints(directory)
     ]
 
 
-def _passed_over(damage: str) -> str:
-    return f"checkpoint {damage}; it is passed over"
+def _skipped(damage: str) -> str:
+    return f"checkpoint {damage}; it is skipped"
 
 
 def _lost_latest(directory: Path, chosen: Path) -> list[str]:
-    """A line where `latest` names nothing: a run lists the checkpoints themselves, and need not stop for it."""
+    """A line if `latest` names no existing directory. The run continues: it does not depend on `latest`."""
     name = latest_name(directory)
     if name is None or (directory / name).is_dir():
         return []
-    return [f"checkpoint {directory / name}, named by {LATEST}, does not exist; {chosen.name} is taken"]
+    return [f"checkpoint {directory / name}, named by {LATEST}, does not exist; {chosen.name} is used"]
 
 
 def _print_on_first_rank(lines: list[str]) -> None:

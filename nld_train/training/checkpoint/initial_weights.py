@@ -21,7 +21,7 @@ _LOAD_HUGGING_FACE = "checkpoint_convert.direct:load_hugging_face"
 
 
 def find_initial_weights(config: Config) -> Path | None:
-    """The directory that `init.checkpoint` means, checked against the model; called by all ranks together.
+    """The directory that `init.checkpoint` refers to, checked against the model; called by all ranks together.
 
     It is only needed where there is no checkpoint to continue from: that has all weights, and what the run was started
     from may have been deleted since.
@@ -44,7 +44,7 @@ def find_initial_weights(config: Config) -> Path | None:
 
 
 def require_checkpoint(path: Path) -> Path:
-    """The checkpoint of this project that `init.checkpoint` means: one itself, or the newest of a run directory.
+    """The checkpoint that `init.checkpoint` refers to: that directory itself, or the newest checkpoint of a run.
 
     Raises:
         UserError: there is none.
@@ -62,7 +62,7 @@ def require_checkpoint(path: Path) -> Path:
 
 
 def load_initial_weights(directory: Path, config: Config, model: list[Any]) -> None:
-    """Loads the weights, and nothing else, into this rank's part of the model, under any layout.
+    """Loads the weights, and nothing else, into this rank's shard of the model, under any layout.
 
     Args:
         directory: from `find_initial_weights`.

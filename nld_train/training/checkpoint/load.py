@@ -24,9 +24,9 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     Args:
         directory: a sound checkpoint. Megatron's format has pickles in it: it is trusted input.
         model: this rank's chunks, wrapped.
-        optimizer: fresh, with the settings of now, which it keeps; None to take the weights alone.
+        optimizer: new; its settings stay the current ones. None to load the weights alone.
     """
-    # The replicas of one part of the model divide the reading. In a wider group every tensor would go to every process.
+    # The replicas of one shard of the model divide the reading. In a larger group every tensor would be sent to all.
     replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
     strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(directory)), replicas)
     state = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(directory), strategy)
@@ -48,6 +48,6 @@ def model_state(chunk: Ministral3Model) -> dict[str, Any]:
     """Sharded weights of a model's chunk, under names that every layout and both kinds of layers share.
 
     Megatron's `_extra_state` entries are left out: they are empty without FP8, and hold amax histories with it, which
-    fill again within some steps. So a checkpoint holds weights and nothing that depends on the layers that made them.
+    fill again within some steps. So a checkpoint does not depend on the implementation of the layers that wrote it.
     """
     return {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}

@@ -51,7 +51,7 @@ def plan_save(state: dict[str, Any], directory: Path) -> Plan:
     """Decides which rank writes which tensors, and copies those of this rank; called by all ranks together.
 
     A tensor that is replicated over data-parallel ranks is copied and written by one of them: each copies and writes a
-    part of what their group saves. Everything that is no tensor is written at once.
+    part of what their group saves. Everything else is written at once, by rank 0.
 
     Args:
         state: from `load.sharded_state`; the tensors may change when this returns.
@@ -68,19 +68,19 @@ def plan_save(state: dict[str, Any], directory: Path) -> Plan:
     replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
     _use_local_queue()
     FullyParallelSaveStrategyWrapper(strategy, replicas).apply_saving_parallelization(tensors)
-    # Megatron 0.19 has other strategies besides its own, and its default is one that needs another package.
+    # Megatron 0.19 has other strategies besides its own, and its default needs another package.
     own = {"async_strategy": "mcore"} if "async_strategy" in signature(strategy.async_save).parameters else {}
     plan: Plan = strategy.async_save(_snapshot(tensors), directory, **own)
     return plan
 
 
 def write_common(common: dict[str, Any], directory: Path) -> None:
-    """What is no tensor, where Megatron 0.16 puts it; 0.19 reads it there as well."""
+    """Writes everything but the tensors, to the file of Megatron 0.16, which 0.19 reads as well."""
     torch.save(common, directory / COMMON_STATE_FNAME)
 
 
 class _PlanOnly(TorchDistSaveShardedStrategy):
-    """Megatron's strategy, which hands out its plan instead of callbacks that carry it out."""
+    """Megatron's strategy, which returns its plan instead of callbacks that carry it out."""
 
     def _get_save_and_finalize_callbacks(self, writer: Any, planned: Any, *_: Any) -> Plan:
         return Plan(writer, planned[1])

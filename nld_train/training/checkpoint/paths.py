@@ -1,4 +1,4 @@
-"""Where the checkpoints of a run are, what their files are called, and which one a path means; imports no torch.
+"""Where the checkpoints of a run are, what their files are called, and which one a path refers to; imports no torch.
 
     <run.dir>/checkpoints/step_00000120/    weights and optimizer state, in Megatron's sharded format
                           step_00000120/config.yaml      the resolved settings that wrote it
@@ -30,7 +30,7 @@ _HUGGING_FACE_CONFIG = "config.json"
 
 
 class DanglingLatestError(UserError):
-    """A `latest` does not hold the name of a directory beside it.
+    """`latest` does not contain the name of an existing directory beside it.
 
     Attributes:
         pointer: the file.
@@ -49,7 +49,7 @@ def checkpoints_directory(run_directory: Path) -> Path:
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after so many steps of a run; names are sorted as their steps are."""
+    """Name of the checkpoint after a step of a run; names are sorted as their steps are."""
     return f"step_{step:08d}"
 
 
@@ -82,13 +82,13 @@ def is_hugging_face(directory: Path) -> bool:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """The checkpoint that a path means; None where there is none.
+    """The checkpoint that a path refers to; None if there is none.
 
     Args:
-        path: a checkpoint, a run's directory, whose newest one is meant, or its directory of checkpoints.
+        path: a checkpoint, a run's directory, for its newest one, or its directory of checkpoints.
 
     Raises:
-        DanglingLatestError: `latest` names nothing that is there.
+        DanglingLatestError: `latest` names no existing directory.
     """
     for directory in (path, checkpoints_directory(path)):
         if (directory / LATEST).is_file():

@@ -24,12 +24,12 @@ _FIXED = (
 # are not complete.
 _REPORTED = ("stages", "optimizer", "execution.precision", "execution.fp8", "execution.fp8_recipe")
 
-# Names, special ids of the text and the distribution of new weights do not matter to weights that are already there.
+# Existing weights do not depend on names, on special ids of the text or on the distribution of new weights.
 _INDEPENDENT_OF_WEIGHTS = ("name", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def refuse_other_model(directory: Path, saved: dict[str, Any], model: ModelConfig) -> None:
-    """Refuses a checkpoint whose weights are of another shape or another meaning than the run's model.
+    """Refuses a checkpoint whose weights differ in shape or meaning from those of the run's model.
 
     Args:
         directory: the checkpoint.
@@ -52,9 +52,9 @@ def refuse_other_run(
     Args:
         directory: the checkpoint.
         saved: the settings that wrote it.
-        progress: how far the run was.
-        config: the settings of now.
-        orders: the data of now, by stage.
+        progress: of the run when it wrote the checkpoint.
+        config: the current settings.
+        orders: the current order of the data, by stage.
 
     Raises:
         UserError: names the key, or the data, that differs.
@@ -89,12 +89,12 @@ def _require_same(directory: Path, key: str, saved: Any, given: Any) -> None:
 def changed_settings(saved: Config, progress: Progress, config: Config) -> list[str]:
     """Where the settings of the next steps differ from those that a checkpoint was written with.
 
-    All of these may change, and the settings of now are used. They are listed so that no change is made by mistake.
+    All of these may change, and the current settings are used. They are listed so that no change is made by mistake.
 
     Args:
         saved: the settings that wrote the checkpoint.
-        progress: how far the run was.
-        config: the settings of now.
+        progress: of the run when it wrote the checkpoint.
+        config: the current settings.
 
     Returns:
         `key: old -> new` for each changed key that a step's result depends on.

@@ -15,8 +15,8 @@ from nld_train.training.checkpoint.paths import UNFINISHED, unfinished_checkpoin
 def apply_retention(written: Path, rules: CheckpointConfig) -> None:
     """Deletes the checkpoints beside and before the one just written that no rule keeps; called by one process.
 
-    Those of later steps were passed over as damaged. They do not count, or they would displace sound ones, and are not
-    touched: the run writes over them when it reaches their step. What cannot be deleted is named and stays.
+    Those of later steps were skipped as damaged. They are not counted, since they would displace sound ones, and not
+    deleted: the run replaces them when it reaches their step. A checkpoint that cannot be deleted is reported.
     """
     if rules.keep_last is None:
         return
@@ -66,7 +66,7 @@ def delete(directory: Path) -> None:
 
 
 def _warn(path: Path, error: OSError) -> None:
-    print(f"warning: {path} cannot be deleted ({error.strerror or error}); the run goes on", file=sys.stderr)
+    print(f"warning: {path} cannot be deleted ({error.strerror or error}); the run continues", file=sys.stderr)
 
 
 def make_room(final: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Writing checkpoints behind the training steps: a snapshot at once, files in the background, a rename at the end.
+"""Writes checkpoints during training: a snapshot at once, files in the background, a rename at the end.
 
 `begin` copies the state and plans the write with Megatron; after it the next step may change every weight. A thread of
 each rank writes that rank's files and their checksums. `finish` is called by all ranks together when all have
@@ -76,7 +76,7 @@ class CheckpointWriter:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
-        # On rank 0; read at the start, because the files may change while the run goes on.
+        # On rank 0; read at the start, because the files may change during the run.
         self._software: dict[str, Any] = {}
         self._tokenizer: dict[str, bytes] = {}
         try:
@@ -90,7 +90,7 @@ class CheckpointWriter:
             self._tokenizer = read_tokenizer(Path(self.config.data.tokenizer))
 
     def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
-        """Takes a snapshot and starts to write it; the state may change when this returns. Waits for the one before.
+        """Takes a snapshot and starts to write it; the state may change when this returns. Waits for the previous one.
 
         Raises:
             UserError: on every rank, if the checkpoint cannot be written.
@@ -148,13 +148,13 @@ class CheckpointWriter:
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Gives a complete checkpoint its name, and `latest` that name.
+    """Renames a complete checkpoint to its final name, and writes that name to `latest`.
 
     Each change is on the disk before the next begins, so that a name never points at missing files. Older checkpoints
     are deleted only after that.
     """
     synchronise_all(temporary)
-    # One of this step is damaged: had it been sound, the run would have continued from it.
+    # An existing checkpoint of the same step is damaged: otherwise the run would have continued from it.
     damaged = move_aside(final) if final.exists() else None
     os.replace(temporary, final)
     synchronise(final.parent)
@@ -172,7 +172,7 @@ def _user_error(final: Path) -> Iterator[None]:
     except RankFailedError as error:
         raise UserError(
             f"checkpoint {final} could not be written by rank {error.rank} ({error.reason}); "
-            "free space or mend run.dir, and start again: the checkpoint before it is untouched"
+            "free space or repair run.dir, and start again: the previous checkpoint is unchanged"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a hook is: one object that evaluates the model between two optimizer steps and records what it measures."""
+"""The interface of hooks: an object that evaluates the model between two steps and records what it measures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from nld_train.training.stages.kind import StageTrainer
 
 @dataclass(frozen=True)
 class RunningStage:
-    """The stage that a run is in.
+    """The current stage of a run.
 
     Attributes:
         plan: its steps and settings, and its kind (`StageKind`).
-        trainer: what trains it on this process.
+        trainer: of the stage, on this process.
     """
 
     plan: StagePlan
@@ -38,7 +38,7 @@ class Hook(ABC):
 
     Args:
         config: the run.
-        rotary: gives the angles, and the device.
+        rotary: the rotary embedding of the model, on its device.
 
     Attributes:
         metrics: how the values that it records are shown, where the default for numbers does not suit them and
@@ -53,7 +53,7 @@ class Hook(ABC):
 
     @abstractmethod
     def due(self, plan: StagePlan, stage_step: int) -> bool:
-        """Whether it runs after so many steps of a stage; the same answer on every rank."""
+        """Whether it runs after this step of a stage; the same on every rank."""
 
     @abstractmethod
     def run(self, model: list[Any], stage: RunningStage, record: StepRecord) -> None:
@@ -61,8 +61,8 @@ class Hook(ABC):
 
         Args:
             model: this rank's chunks, wrapped; all their weights are up to date.
-            stage: that is trained.
-            record: of the step that has just been made.
+            stage: the current one.
+            record: of the last step.
         """
 
 
@@ -76,7 +76,7 @@ def make_hooks(config: Config, rotary: RotaryEmbedding) -> list[Hook]:
 
 
 def at_interval(every: int, stage_step: int, stage_steps: int) -> bool:
-    """Whether something runs after this step that runs every so many steps of a stage, and at its end; 0: never."""
+    """Whether a step is a multiple of `every`, or the last one of the stage; False if `every` is 0."""
     return every > 0 and (stage_step % every == 0 or stage_step == stage_steps)
 
 

@@ -34,7 +34,7 @@ class ValidationHook(Hook):
         self._time = TimeShare()
 
     def due(self, plan: StagePlan, stage_step: int) -> bool:
-        """See `Hook.due`: at the interval and at the stage's end, in a stage that changes held-out losses."""
+        """See `Hook.due`: at the interval and at the stage's end, in a stage whose kind has validation levels."""
         measured = bool(plan.kind.validation_levels(self.config))
         return measured and at_interval(self.config.validation.every, stage_step, plan.steps)
 

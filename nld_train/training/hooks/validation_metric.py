@@ -15,7 +15,7 @@ class ValidationMetric(Metric):
     """Held-out losses: `ar_loss`, and `diffusion_loss` by noise level."""
 
     def lines(self, value: Record) -> list[str]:
-        """See `Metric.lines`: both losses, and the share of the time that validation takes."""
+        """See `Metric.lines`: both losses, and the fraction of the time that validation takes."""
         levels = "  ".join(f"t={level} {loss:.4f}" for level, loss in value["diffusion_loss"].items())
         losses = f"ar {value['ar_loss']:.4f}" + (f"  diffusion {levels}" if levels else "")
         return [f"{INDENT}validation  {losses}  {cost_text(value, self.name)}"]

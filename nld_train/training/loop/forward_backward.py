@@ -60,7 +60,7 @@ def run_passes(
     Args:
         model: the model's chunks on this rank.
         inputs: one per micro-batch, the same number and shapes on every rank of the model.
-        forward_step: takes the iterator of inputs and a chunk; returns the output and what makes a loss of it.
+        forward_step: takes the iterator of inputs and a chunk; returns the output and the loss function.
         forward_only: without gradients.
 
     Returns:
@@ -73,7 +73,8 @@ def run_passes(
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(inputs),
-        # Of what pipeline stages exchange: 2L with a noisy stream. Megatron divides it by the context-parallel size.
+        # Of the activations that pipeline stages exchange: 2L with a noisy stream. Megatron divides it by the
+        # context-parallel size.
         seq_length=first.shape[1] * parallel_state.get_context_parallel_world_size(),
         micro_batch_size=first.shape[0],
         forward_only=forward_only,
@@ -99,7 +100,7 @@ def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tupl
 def _forward_step(
     micro_batches: Iterator[MicroBatch], model: torch.nn.Module, alpha: float
 ) -> tuple[Tensor, LossFunction]:
-    """What Megatron's schedules call per micro-batch: the forward pass, and the function that makes a loss of it."""
+    """What Megatron's schedules call per micro-batch: the forward pass, and the loss function of its output."""
     batch = next(micro_batches)
     output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
     return output, partial(_loss_function, batch, alpha)

@@ -56,7 +56,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """What turns samples into streams: the same for every micro-batch of a stage."""
+    """Settings that turn samples into streams: the same for every micro-batch of a stage."""
 
     two_streams: bool
     block_size: int
@@ -86,7 +86,7 @@ def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, ro
             `probability` `[b, L]`.
         counts: rows of the whole optimizer step, over all ranks.
         settings: of the stage.
-        rotary: gives the angles.
+        rotary: the rotary embedding of the model.
     """
     layout = StreamLayout.of(samples["documents"][:, :-1], settings.block_size, settings.two_streams)
     rows = select_rows(samples, settings.two_streams)
@@ -112,7 +112,7 @@ def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, ro
 
 
 def _context_shard(layout: StreamLayout) -> ContextShard | None:
-    """This rank's part of the streams, or None without context parallelism."""
+    """This rank's shard of the streams, or None without context parallelism."""
     group = parallel_state.get_context_parallel_group(check_initialized=False)
     if group is None or group.size() == 1:
         return None

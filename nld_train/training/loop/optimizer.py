@@ -30,10 +30,10 @@ def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Ministr
         # In every layout, data-parallel or not, so that any layout can load the state of any other.
         use_distributed_optimizer=True,
     )
-    halves = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
+    mixed_precision = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
     wrapped = [
         DistributedDataParallel(megatron, settings, chunk, disable_bucketing=index > 0)
-        for index, chunk in enumerate(halves)
+        for index, chunk in enumerate(mixed_precision)
     ]
     megatron.finalize_model_grads_func = _finalize_gradients
     if parallel.overlap_grad_reduce:
@@ -63,7 +63,7 @@ def gather_parameters(model: list[Any]) -> None:
     """All-gathers the weights, so that they are up to date on every data-parallel rank and can be read between steps.
 
     With `parallel.overlap_param_gather` a step updates each rank's own shard, and the other shards are gathered during
-    the next forward pass: until then they are those of the previous step.
+    the next forward pass: until then they have the values of the previous step.
     """
     for wrapped in model:
         if wrapped.ddp_config.overlap_param_gather:
@@ -77,7 +77,7 @@ def _finalize_gradients(model: list[Any], num_tokens: Any = None, **arguments: A
 
 
 def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype: torch.dtype) -> Any:
-    """A new optimizer over the model's current weights. As Megatron's default, norms have no weight decay."""
+    """A new optimizer over the model's current weights. As is Megatron's default, norms have no weight decay."""
     provide_to_megatron()
     settings = config.optimizer
     return get_megatron_optimizer(
@@ -101,7 +101,7 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
 
 
 def _state_settings(config: Config) -> dict[str, Any]:
-    """Fields of Megatron's configuration for shorter or offloaded optimizer states."""
+    """Fields of Megatron's configuration for optimizer states in fewer bits or in host memory."""
     settings = config.optimizer
     if not settings.precision_aware:
         return {}

@@ -55,7 +55,7 @@ def parallel_groups(config: Config) -> Iterator[torch.device]:
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
-    """Initialises torch.distributed; with this process alone without torchrun."""
+    """Initialises torch.distributed; without torchrun, a group of this process alone."""
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

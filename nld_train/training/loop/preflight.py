@@ -12,7 +12,7 @@ from nld_train.errors import UserError
 
 
 def check_files(config: Config) -> None:
-    """Refuses what can be refused before process groups and models are built.
+    """Checks these files before process groups and models are built.
 
     The test of `run.dir` comes last, since it creates that directory.
 

@@ -67,7 +67,7 @@ class _Resumed:
 
 @dataclass(frozen=True)
 class _StageState:
-    """The stage that is trained: its trainer, optimizer and scheduler, and the steps that are made of it."""
+    """The stage that is trained: trainer, optimizer and scheduler, and the range of its steps."""
 
     stage: RunningStage
     optimizer: Any
@@ -111,7 +111,7 @@ class Run:
         return wrap_model(self.config, megatron, chunks)
 
     def _find_checkpoint(self) -> tuple[_Resumed | None, list[str]]:
-        """The newest sound checkpoint, if there is one, checked against the settings, and which of them have changed.
+        """The newest sound checkpoint, if any, checked against the settings; and the settings that have changed.
 
         Damaged checkpoints are reported.
         """
@@ -246,7 +246,7 @@ class Run:
         self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
         self.log.print(self._first_line())
         if self.changed:
-            self.log.print(f"goes on with other settings: {', '.join(self.changed)}")
+            self.log.print(f"continues with changed settings: {', '.join(self.changed)}")
 
     def _first_line(self) -> str:
         parallel = self.config.parallel
@@ -258,9 +258,11 @@ class Run:
     def _close_log(self, status: int) -> None:
         """Writes the summary and the curves of all steps made so far."""
         if status:
-            message = f"stopped by a signal, saved (exit code {status}); the same command goes on"
+            message = f"stopped by a signal, saved (exit code {status}); the same command continues it"
         else:
-            message = "stopped at run.max_steps, saved; a larger one goes on" if self._stops_early() else "finished"
+            message = (
+                "stopped at run.max_steps, saved; a larger value continues it" if self._stops_early() else "finished"
+            )
         self.log.close(f"{message}: {self.config.run.dir}/summary.json and report.png")
 
     def _stops_early(self) -> bool:

@@ -24,7 +24,7 @@ class NonFiniteError(UserError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step measured; the same on every rank.
+    """The measurements of one optimizer step; the same on every rank.
 
     Attributes:
         loss: the objective.
@@ -58,10 +58,10 @@ def train_step(
         model: this rank's chunks, wrapped.
         optimizer: Megatron's.
         samples: this rank's micro-batches.
-        stage: gives alpha.
+        stage: its settings, for alpha.
         settings: how samples become streams.
-        rotary: gives the angles.
-        clip_grad: largest norm of the gradient, 0 for any.
+        rotary: the rotary embedding of the model.
+        clip_grad: largest norm of the gradient; 0: no clipping.
 
     Raises:
         NonFiniteError: on every rank, before the update, if a loss term or the gradient is not finite.
@@ -119,6 +119,6 @@ def refuse_non_finite(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             raise NonFiniteError(
-                f"{name.replace('_', ' ')} is {value}: the update was not made, and the last checkpoint is untouched; "
+                f"{name.replace('_', ' ')} is {value}: the update was not made, and the last checkpoint is unchanged; "
                 f"resume from it with a lower learning rate or other data (rank {dist.get_rank()})"
             )

@@ -1,1 +1,1 @@
-"""What a run measures, and where it is written: JSONL, console, Weights & Biases, summary, report."""
+"""The metrics of a run, and where they are written: JSONL, console, Weights & Biases, summary, report."""

@@ -1,4 +1,4 @@
-"""What a run prints on the terminal: a line per step, and lines for what was measured between steps."""
+"""The terminal output of a run: a line per step, and lines for measurements between steps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a metric is: one object that owns how one key of `metrics.jsonl` is shown.
+"""The interface of metrics: an object that defines how one key of `metrics.jsonl` is shown.
 
-The defaults suit a number, and numbers under names at any depth: such a value needs nothing but to be recorded. A
+The defaults suit a number, and numbers under names at any depth: such a value only needs to be recorded. A
 metric of another form is a subclass. Neither this module nor those of subclasses import torch: `nld-status` uses them.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from nld_train.training.metrics.jsonl import Record
 
-# Lines that belong to the step above them are indented by so many characters.
+# Indentation of lines that belong to the step above them.
 INDENT = " " * 7
-# The summary of a stage has means over its first and its last so many steps.
+# The summary of a stage has means over this many steps at its beginning and at its end.
 _ENDS = 10
 
 
@@ -100,7 +100,7 @@ class Metric:
         return {f"{end}_{name}": mean_of(values, name) for name in names for end, values in ends.items()}
 
     def progress(self, stage: Record) -> list[str]:
-        """What the end of a run prints of it, without the name of the stage.
+        """Lines about a stage that are printed at the end of a run, without the name of the stage.
 
         Args:
             stage: the stage's entry of `summary.json`.
@@ -113,7 +113,7 @@ class Metric:
         return flat({self.name: value})
 
     def status(self, record: Record) -> Record:
-        """What `nld-status --json` has of the newest measurement: its step, and the value.
+        """The newest measurement in `nld-status --json`: its step, and the value.
 
         Args:
             record: of the step.
@@ -125,14 +125,14 @@ class Metric:
         """Title and text of its row in the table of `nld-status`, without the step.
 
         Args:
-            status: from `status`, at some time.
+            status: a value that `status` returned.
         """
         shown = numbers("", {name: value for name, value in status.items() if name != "step"})
         return self.name, ", ".join(f"{name} {number:.4g}" for name, number in shown.items())
 
 
 def mean_of(records: Sequence[Record], name: str) -> float | None:
-    """Mean of a number over the records in which it is not None; None where it is in none."""
+    """Mean of a number over the records in which it is not None; None if it is in none."""
     values = [record[name] for record in records if record.get(name) is not None]
     return fmean(values) if values else None
 

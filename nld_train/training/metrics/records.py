@@ -1,4 +1,4 @@
-"""What one step measured: a line of `metrics.jsonl`, whose keys are explained in docs/training.md."""
+"""The measurements of one step: a line of `metrics.jsonl`, whose keys are explained in docs/training.md."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def step_record(
     seconds: Sequence[float],
     peak: float | None,
 ) -> StepRecord:
-    """The record of a step that has just been made.
+    """The record of the last step.
 
     Args:
         config: the run.
@@ -60,7 +60,7 @@ def step_record(
         measures: what the stage's trainer measured.
         learning_rate: of this step.
         seconds: of the last steps, their waits for data included, this one at the end.
-        peak: operations per second that a device is capable of, or None.
+        peak: operations per second of a device, or None.
     """
     step, tokens = plan.first_step + stage_step, tokens_per_step(config)
     flops = step_flops(config, plan.stage) / (seconds[-1] * dist.get_world_size())

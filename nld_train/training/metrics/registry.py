@@ -1,4 +1,4 @@
-"""The metrics of forms of their own, and how one is found by its name."""
+"""The registry of metrics that are not plain numbers, and the table of all metrics by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MetricTable(Mapping[str, Metric]):
     """Metrics by name. Every name has one: a name that is not registered has the default one, for numbers.
 
     Args:
-        added: metrics besides the registered ones, such as those that hooks bring along.
+        added: metrics besides the registered ones, such as those of hooks.
 
     Attributes:
         measured: the metrics besides the numbers of every step.

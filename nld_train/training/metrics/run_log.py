@@ -1,4 +1,4 @@
-"""Where rank 0 writes what a run measures: `metrics.jsonl`, the console, and Weights & Biases."""
+"""Writes the metrics of a run on rank 0: `metrics.jsonl`, the console, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunLog:
         config: the run.
         rank: of this process.
         total_steps: of the whole run.
-        last_step: the step from which the run continues.
+        last_step: the step after which the run continues.
         metrics: of the run.
     """
 

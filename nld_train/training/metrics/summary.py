@@ -33,7 +33,7 @@ def write_summary(directory: Path, metrics: MetricTable | None = None) -> Record
 
 
 def _stage_summary(records: Sequence[Record], metrics: MetricTable) -> Record:
-    """Of one stage: its sums, and what each metric adds."""
+    """The entry of one stage: its sums, and the keys of each metric."""
     summary: Record = {
         "steps": len(records),
         "tokens": sum(record["step_tokens"] for record in records),

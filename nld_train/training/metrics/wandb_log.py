@@ -48,7 +48,7 @@ class WandbLog:
             self._run.log(wandb_values(record, self._metrics), step=record["step"])
 
     def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
-        """Ends the run, with its summary and the picture of its curves where it reached its end."""
+        """Ends the run, with its summary and, if there is one, the image of its curves."""
         if self._run is None:
             return
         if summary is not None:
@@ -61,7 +61,7 @@ class WandbLog:
 
 
 def wandb_values(record: Record, metrics: MetricTable) -> Record:
-    """What is logged of a step."""
+    """The values of a step that are logged."""
     values: Record = {}
     for name, value in record.items():
         values |= metrics[name].wandb_values(value)

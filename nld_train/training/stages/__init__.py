@@ -1,1 +1,1 @@
-"""Stage kinds: what one stage trains, on which streams, with which step."""
+"""Stage kinds: the trained weights, the streams and the optimizer step of a stage."""

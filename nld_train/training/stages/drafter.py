@@ -40,9 +40,9 @@ class DrafterKind(StageKind):
         valid = f"must name {name!r} last: its adapter belongs to the weights that the stages before it leave"
         refuse_unless(name == config.run.stages[-1], "run.stages", listed, valid)
         context = config.parallel.context
-        valid = f"stage {name!r} trains an adapter, which is not made for context parallelism; set 1"
+        valid = f"stage {name!r} trains an adapter, which does not support context parallelism; set 1"
         refuse_unless(context == 1, "parallel.context", context, valid)
-        valid = f"has buffers of one length, and stage {name!r} trains an adapter on drafts of others; set false"
+        valid = f"has buffers of one length, and the passes of stage {name!r} differ in length; set false"
         refuse_unless(not config.parallel.overlap_tensor, "parallel.overlap_tensor", True, valid)
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:

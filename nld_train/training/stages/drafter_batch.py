@@ -16,7 +16,7 @@ from nld_train.training.loop.micro_batch import Samples
 
 @dataclass(frozen=True)
 class DrafterSettings:
-    """What turns samples into blocks: the same for every micro-batch of a stage."""
+    """Settings that turn samples into blocks: the same for every micro-batch of a stage."""
 
     adapter: AdapterConfig
     stage: str

@@ -8,7 +8,7 @@ from statistics import fmean
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import Curve, Metric, Panel
 
-# The summary has means over so many last steps.
+# The summary has means over this many last steps.
 _LAST = 10
 
 

@@ -1,7 +1,7 @@
 """The forward passes of a drafter stage, each over all blocks of a micro-batch at once.
 
-The noisy stream holds the blocks: seeds and masks in the draft pass, seeds and drafts in the verification pass. The
-clean stream holds the text, of which each block sees the part before it (`masking.visibility`).
+The noisy stream consists of the blocks: seeds and masks in the draft pass, seeds and drafts in the verification pass.
+The clean stream is the text, of which each block sees the part before it (`masking.visibility`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pass:
         handle: finds the `StreamContext`.
         rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states.
         readout: what is computed from those rows.
-        loss: makes the loss of that; None for a pass without gradients.
+        loss: the loss function of that; None for a pass without gradients.
     """
 
     tokens: Tensor

@@ -1,4 +1,4 @@
-"""What is read from the hidden states of a drafter stage's passes: sampled tokens, target tokens, losses.
+"""The values computed from the hidden states of a drafter stage's passes: sampled tokens, target tokens, losses.
 
 A readout (`model.ministral3.Readout`) gets hidden states `[n, h]` and the head, and returns a value per row. Logits
 exist for one chunk of rows at a time.
@@ -23,10 +23,10 @@ def most_likely_tokens(vocabulary: VocabularyShard, chunk_rows: int, rows: Tenso
     """The most likely token of each row, int64 `[n]`.
 
     Args:
-        vocabulary: this rank's part of it.
+        vocabulary: this rank's shard of it.
         chunk_rows: rows whose logits exist at a time.
         rows: hidden states `[n, h]`.
-        head: makes logits of them.
+        head: maps hidden states to logits.
     """
 
     def of_logits(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -40,11 +40,11 @@ def sampled_tokens(vocabulary: VocabularyShard, chunk_rows: int, uniform: Tensor
     """A token of each row, int64 `[n]`: sampled with a uniform number, or the most likely one where that is negative.
 
     Args:
-        vocabulary: this rank's part of it.
+        vocabulary: this rank's shard of it.
         chunk_rows: rows whose logits exist at a time.
         uniform: float64 `[n]`.
         rows: hidden states `[n, h]`.
-        head: makes logits of them.
+        head: maps hidden states to logits.
     """
 
     def of_logits(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -74,12 +74,12 @@ def draft_losses(
     """The loss of each scored draft and its parts, float32 `[n, 4]`, see `losses.drafter.row_losses`.
 
     Args:
-        vocabulary: this rank's part of it.
+        vocabulary: this rank's shard of it.
         chunk_rows: rows whose logits exist at a time.
         adapter: temperature and candidates of the loss.
         target_rows: hidden states `[n, h]` of the rows that verify the drafts.
         rows: hidden states `[n, h]` of the drafts, with gradients.
-        head: makes logits of both.
+        head: maps hidden states to logits.
     """
 
     def of_logits(logits: Tensor, chosen: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from nld_train.training.stages.drafter_readouts import (
 
 @dataclass(frozen=True)
 class DrafterResult:
-    """What one optimizer step measured; the same on every rank. Means over the blocks of the global batch.
+    """The measurements of one optimizer step; the same on every rank. Means over the blocks of the global batch.
 
     Attributes:
         loss: `L_LK` and cross-entropy.
@@ -64,7 +64,7 @@ class DrafterResult:
 
 @dataclass(frozen=True)
 class _Common:
-    """What all passes of a step share."""
+    """The arguments that all passes of a step have in common."""
 
     model: list[Any]
     vocabulary: VocabularyShard
@@ -98,8 +98,8 @@ def drafter_step(
         optimizer: Megatron's, over the adapter.
         samples: this rank's micro-batches.
         settings: how samples become blocks.
-        rotary: gives the angles.
-        clip_grad: largest norm of the gradient, 0 for any.
+        rotary: the rotary embedding of the model.
+        clip_grad: largest norm of the gradient; 0: no clipping.
 
     Raises:
         NonFiniteError: on every rank, before the update, if the loss or the gradient is not finite.
@@ -137,7 +137,7 @@ def _add_seeds(batches: list[_DraftedBatch], common: _Common) -> None:
     settings = common.settings
     readout = partial(most_likely_tokens, common.vocabulary, settings.chunk_rows)
     passes = [seed_pass(batch.blocks, readout, settings, common.rotary) for batch in batches]
-    for batch, seeds in zip(batches, _tokens_everywhere(common.model, passes), strict=True):
+    for batch, seeds in zip(batches, _tokens_on_every_stage(common.model, passes), strict=True):
         batch.seeds = seeds
 
 
@@ -149,7 +149,7 @@ def _add_drafts(batches: list[_DraftedBatch], common: _Common) -> None:
         uniform = torch.where(batch.blocks.greedy, -1.0, batch.blocks.uniform).to(settings.device)
         readout = partial(sampled_tokens, common.vocabulary, settings.chunk_rows, uniform)
         passes.append(draft_pass(batch.blocks, batch.seeds, None, readout, settings, common.rotary))
-    for batch, drafts in zip(batches, _tokens_everywhere(common.model, passes), strict=True):
+    for batch, drafts in zip(batches, _tokens_on_every_stage(common.model, passes), strict=True):
         batch.drafts = drafts
 
 
@@ -170,8 +170,8 @@ def _verify(batches: list[_DraftedBatch], common: _Common) -> None:
         batch.acceptance = accept(blocks, steps, matches, batch.blocks.count, settings.adapter.block_size)
 
 
-def _tokens_everywhere(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
-    """What `_read` gives, one token per row of each pass, on every pipeline stage."""
+def _tokens_on_every_stage(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
+    """The results of `_read`, one token per row of each pass, on every pipeline stage."""
     found = _read(model, passes)
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return found
@@ -183,7 +183,7 @@ def _tokens_everywhere(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]
 
 
 def _read(model: list[Any], passes: Sequence[Pass]) -> list[Tensor]:
-    """What the readouts of the passes return, on the last pipeline stage; an empty list elsewhere."""
+    """The results of the passes' readouts, on the last pipeline stage; an empty list elsewhere."""
     results = run_passes(model, passes, _forward, forward_only=True)
     streams.clear()
     return [result["read"] for result in results]
@@ -203,8 +203,8 @@ def _backward(batches: list[_DraftedBatch], total: int, common: _Common) -> list
     """Gradients of the mean over all blocks of the step.
 
     Returns:
-        The global means of loss, KL, TV and cross-entropy, the number of accepted drafts, that in blocks which were
-        drafted greedily, and the number of these.
+        The global means of loss, KL, TV and cross-entropy, the number of accepted drafts, that number in greedily
+        drafted blocks, and the number of these blocks.
     """
     passes = [_scored_pass(batch, total, common) for batch in batches]
     results = run_passes(common.model, passes, _forward, forward_only=False)

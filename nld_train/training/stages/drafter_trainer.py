@@ -26,7 +26,7 @@ class DrafterTrainer(StageTrainer):
     Attributes:
         config: the run.
         adapter: settings of the adapter.
-        rotary: gives the angles.
+        rotary: the rotary embedding of the model.
         settings: how samples become blocks.
     """
 
@@ -51,7 +51,7 @@ class DrafterTrainer(StageTrainer):
             config: the run.
             stage: name of the stage.
             adapter: its adapter.
-            rotary: gives the angles.
+            rotary: the rotary embedding of the model.
             dtype: of activations.
             device: of this process.
         """

@@ -25,7 +25,7 @@ class JointKind(StageKind):
     utilisation = "joint"
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
-        """See `StageKind.check_stage`: a weight of 0 would pay for a noisy stream that trains nothing."""
+        """See `StageKind.check_stage`: with a weight of 0 the noisy stream would be computed and not trained."""
         super().check_stage(key, stage)
         refuse_unless(stage.alpha > 0, f"{key}.alpha", stage.alpha, "must be above 0 with kind=joint; set kind=ar")
 

@@ -1,4 +1,4 @@
-"""What a stage kind is: one object that owns everything in which one kind of stage differs from another.
+"""The interface of stage kinds: an object that defines everything in which stages differ.
 
 A new kind is one file with a subclass of `StageKind` and one entry in `config.stage_kinds`: plans, checks, the planner,
 the training loop and the hooks use the object and compare no names of kinds. Commands that must start fast import the
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluatedVariant:
-    """One way in which the decoding hook decodes the held-out prompts during a stage.
+    """A decode mode with its settings, in which the decoding hook decodes held-out prompts during a stage.
 
     Attributes:
         name: under which its figures are recorded.
@@ -42,7 +42,7 @@ class EvaluatedVariant:
 
 
 class StageTrainer(ABC):
-    """What trains the model in one stage of a run, on one process."""
+    """Trains the model in one stage of a run, on one process."""
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
         """The model as this stage trains it, from this rank's wrapped chunks; called before the optimizer is built."""
@@ -79,8 +79,8 @@ class StageKind(ABC):
         noisy_stream: whether samples carry noise, and a noisy stream passes through the model before the clean one
             (`docs/method.md`, "Streams and visibility").
         trains_adapter: whether it trains an adapter, which the attention backend has to support.
-        utilisation: of which kind of step the planner takes the measured utilisation; None where the planner cannot
-            count this kind.
+        utilisation: the kind of step whose measured utilisation the planner uses; None if the planner cannot count this
+            kind.
     """
 
     name: ClassVar[str]
@@ -136,7 +136,7 @@ class StageKind(ABC):
         return ()
 
     def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
-        """What the decoding hook decodes, the AR mode first. Empty while nothing can fill in masks."""
+        """The variants that the decoding hook decodes, the AR mode first; empty where weights cannot fill in masks."""
         del config, stage
         return ()
 
@@ -144,12 +144,12 @@ class StageKind(ABC):
     def make_trainer(
         self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
     ) -> StageTrainer:
-        """What trains a stage on this process.
+        """The trainer of a stage on this process.
 
         Args:
             config: the run.
             plan: of the stage.
-            rotary: gives the angles.
+            rotary: the rotary embedding of the model.
             dtype: of activations.
             device: of this process.
         """

@@ -21,7 +21,7 @@ from nld_train.training.stages.kind import StageTrainer
 
 
 def stream_settings(config: Config, stage: StageConfig, dtype: torch.dtype, device: torch.device) -> StreamSettings:
-    """What turns the samples of a stage into streams.
+    """The settings that turn the samples of a stage into streams.
 
     Args:
         config: the run.
@@ -45,10 +45,10 @@ class ObjectiveTrainer(StageTrainer):
     """See `StageTrainer`.
 
     Attributes:
-        stage: gives alpha.
+        stage: its settings, for alpha.
         settings: how samples become streams.
-        rotary: gives the angles.
-        clip_grad: largest norm of the gradient, 0 for any.
+        rotary: the rotary embedding of the model.
+        clip_grad: largest norm of the gradient; 0: no clipping.
     """
 
     stage: StageConfig
