@@ -11,6 +11,7 @@ import pytest
 import torch
 from balance import ByFile, Recorder, arrange
 from forked import owner_of_run, remove_folder, start_server_early
+from tiny_runs import composed
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
@@ -56,8 +57,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def groups() -> Iterator[torch.device]:
     """Megatron's groups with this process alone, on the CPU. One module long: some tests start groups of their own."""
-    from nld_train.config.compose import compose_config
     from nld_train.training.loop.parallel import parallel_groups
 
-    with parallel_groups(compose_config(["execution.device=cpu"])) as device:
+    with parallel_groups(composed("execution.device=cpu")) as device:
         yield device

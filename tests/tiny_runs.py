@@ -93,10 +93,10 @@ def short_stages(ar_steps: int, joint_steps: int) -> tuple[str, ...]:
 
 
 @cache
-def _as_shipped() -> Config:
+def _composed_groups(*overrides: str) -> Config:
     from nld_train.config.compose import compose_config
 
-    return compose_config()
+    return compose_config(list(overrides))
 
 
 @cache
@@ -104,6 +104,10 @@ def _parsed(override: str) -> Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(override)
+
+
+def _has_dotted_key(override: str) -> bool:
+    return "." in override.partition("=")[0]
 
 
 def composed(*overrides: str) -> Config:
@@ -116,15 +120,15 @@ def composed(*overrides: str) -> Config:
     from nld_train.config.compose import compose_config
     from nld_train.config.load import config_from_dict, config_to_dict
 
-    values = config_to_dict(_as_shipped())
-    for override in map(_parsed, overrides):
+    values = config_to_dict(_composed_groups(*(override for override in overrides if not _has_dotted_key(override))))
+    for override in map(_parsed, filter(_has_dotted_key, overrides)):
         *parents, key = (override.key_or_group or "").split(".")
         node: Any = values
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         plain = override.type == OverrideType.CHANGE and not override.is_sweep_override()
-        # Files of a group, merged mappings and what is derived from the name are Hydra's.
-        if not (plain and parents and isinstance(node, dict) and key in node) or override.key_or_group == "run.name":
+        # Merged mappings and what is derived from the name are Hydra's.
+        if not (plain and isinstance(node, dict) and key in node) or override.key_or_group == "run.name":
             return compose_config(list(overrides))
         if isinstance(node[key], dict) or isinstance(override.value(), dict):
             return compose_config(list(overrides))

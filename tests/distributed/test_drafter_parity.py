@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import pytest
 import torch
 from forked import run_ranks
 from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
-from tiny_runs import STEP_TOKENS, TINY_MODEL, data_overrides
+from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
 
-from nld_train.config.compose import compose_config
 from nld_train.config.load import config_to_dict
 
 WORKER = Path(__file__).with_name("drafter_worker.py")
@@ -39,12 +39,15 @@ ALONE: list[Case] = [
 ]
 PAIRS: list[Case] = [
     (TP2, ()),
-    (PP2, ()),
-    (PP2, ("execution.recompute=full",)),
     (PP2_VIRTUAL, ()),
     (DP2, OVERLAP),
-    (DP2, ("batch.micro_size=1",)),
     (TP2_SEQUENCE, ()),
+]
+# One chunk of the model on each process is less than two, and the rest of these is in other cases of `ALONE`.
+MORE_PAIRS: list[Case] = [
+    (PP2, ()),
+    (PP2, ("execution.recompute=full",)),
+    (DP2, ("batch.micro_size=1",)),
 ]
 FOURS: list[Case] = [(TP2_PP2, ()), (TP2_DP2, ())]
 
@@ -55,16 +58,16 @@ def name_of(case: Case) -> str:
 
 
 class Groups:
-    """Outcomes by world size; a group of processes takes all the cases of its size at the first question."""
+    """Outcomes by world size; a group of processes runs all selected cases of its size at the first question."""
 
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.folder, self.prefix = folder, prefix
+    def __init__(self, selected: Sequence[Case], folder: Path, prefix: str) -> None:
+        self.selected, self.folder, self.prefix = selected, folder, prefix
         self.found: dict[int, dict[str, Any]] = {}
 
     def outcome(self, case: Case) -> dict[str, Any]:
         world = case[0].world
         if world not in self.found:
-            self.found[world] = self._run(world, {1: ALONE, 2: PAIRS, 4: FOURS}[world])
+            self.found[world] = self._run(world, [one for one in self.selected if one[0].world == world])
         outcome: dict[str, Any] = self.found[world][name_of(case)]
         return outcome
 
@@ -86,17 +89,19 @@ class Groups:
 
     def _config(self, case: Case) -> dict[str, Any]:
         overrides = [*TINY_MODEL, *data_overrides(self.prefix), *STAGE, *case[0].overrides, *case[1]]
-        return config_to_dict(compose_config(overrides))
+        return config_to_dict(composed(*overrides))
 
 
 @pytest.fixture(scope="module")
-def drafters(tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
-    return Groups(tmp_path_factory.mktemp("drafters"), token_set)
+def drafters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
+    items = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
+    chosen = [ALONE[0], *(item.callspec.params["case"] for item in items)]
+    return Groups(list(dict.fromkeys(chosen)), tmp_path_factory.mktemp("drafters"), token_set)
 
 
 CASES = [
     *(pytest.param(case, id=name_of(case)) for case in [*ALONE[1:], *PAIRS]),
-    *(pytest.param(case, id=name_of(case), marks=[pytest.mark.long]) for case in FOURS),
+    *(pytest.param(case, id=name_of(case), marks=[pytest.mark.long]) for case in [*MORE_PAIRS, *FOURS]),
 ]
 pytestmark = pytest.mark.timeout(900)
 

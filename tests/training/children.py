@@ -28,6 +28,7 @@ class Child:
         overrides: of the command line.
         kill_before: the process kills itself before this file operation under `checkpoints`, counted from 1; 0: never.
         pause_before: the thread that would do the first operation of this form (a regular expression) sleeps for ever.
+        step_seconds: sleeps so long before each step, for a signal to arrive before the last one.
         environment: more variables.
 
     Attributes:
@@ -41,13 +42,14 @@ class Child:
         overrides: Sequence[str],
         kill_before: int = 0,
         pause_before: str | None = None,
+        step_seconds: float = 0.0,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.log = directory.with_name(f"{directory.name}-{time.monotonic_ns()}.log")
         self.operations = self.log.with_suffix(".json")
         words = [f"run.dir={directory}", *overrides]
-        request = json.dumps([words, str(self.operations), kill_before, pause_before])
+        request = json.dumps([words, str(self.operations), kill_before, pause_before, step_seconds])
         with self.log.open("a") as log:
             self.process = Forked(
                 ["call", "children", "train_watched", request], log, environment={**os.environ, **(environment or {})}
@@ -98,16 +100,32 @@ def ranks(number: int, directory: Path, overrides: Sequence[str], **of_the_first
     ]
 
 
-def train_watched(overrides: list[str], operations: str, kill_before: int, pause_before: str | None) -> int:
+def train_watched(
+    overrides: list[str], operations: str, kill_before: int, pause_before: str | None, step_seconds: float
+) -> int:
     """In the process of a `Child`: trains, and writes down the file operations."""
     done = _watch_files(kill_before, pause_before)
     from nld_train.commands.train import main
+
+    _sleep_before_steps(step_seconds)
 
     sys.argv = ["nld-train", *overrides]
     with undrawn():
         status = main()
     Path(operations).write_text(json.dumps(done))
     return status
+
+
+def _sleep_before_steps(seconds: float) -> None:
+    from nld_train.training.stages import objective_trainer
+
+    train_step = objective_trainer.train_step
+
+    def slept(*given: Any) -> Any:
+        time.sleep(seconds)
+        return train_step(*given)
+
+    objective_trainer.train_step = slept
 
 
 def _watch_files(kill_before: int, pause_before: str | None) -> list[str]:

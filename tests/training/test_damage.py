@@ -98,7 +98,7 @@ def lines_about_checkpoints(errors: str) -> list[str]:
         (remove_shard, f" is damaged: {SHARD} is missing"),
         (remove_settings, " is damaged: config.yaml is missing"),
         (remove_manifest, f" is damaged: {MANIFEST} is missing"),
-        (truncate_manifest, f" is damaged: {MANIFEST} cannot be read"),
+        pytest.param(truncate_manifest, f" is damaged: {MANIFEST} cannot be read", marks=pytest.mark.long),
         (empty_manifest, f" is damaged: {MANIFEST} cannot be read"),
         (half_write, ".tmp was not written to its end"),
         (misname_latest, ", named by latest, does not exist; step_00000004 is taken"),

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from children import Child, ranks
 from run_equality import assert_same_run
-from tiny_runs import SHORT, newest_checkpoint, records_of, short_stages
+from tiny_runs import SHORT, composed, newest_checkpoint, records_of, short_stages
 from training_runs import Train
 
-from nld_train.config.compose import compose_config
 from nld_train.config.plan import stage_plans
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
 
-STEPS = 60
+STEPS = 16
+# Longer than such a step takes: of those that are left when a signal is sent, some are left when it arrives.
+STEP_SECONDS = 0.25
 SETTINGS = (*SHORT, *short_stages(STEPS // 2, STEPS // 2), "checkpoint.every=1000")
 # The first of the weight files, which another thread writes, and the naming of the newest.
 FIRST_SHARD, LATEST = r"open .*\.distcp", r"open .*/\.latest"
@@ -48,7 +49,7 @@ def assert_saved_where_it_stopped(directory: Path) -> None:
 def test_it_saves_and_leaves(
     train: Train, data: tuple[str, ...], never_stopped: Path, tmp_path: Path, number: int, status: int, step: int
 ) -> None:
-    child = Child(tmp_path / "run", (*data, *SETTINGS))
+    child = Child(tmp_path / "run", (*data, *SETTINGS), step_seconds=STEP_SECONDS)
     child.wait_for_step(step)
     child.signal(number)
     assert child.wait() == status, child.output()
@@ -63,7 +64,7 @@ def test_it_saves_and_leaves(
 )
 def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: int) -> None:
     """What a terminal, or Slurm, sends to all processes of a job."""
-    child = Child(tmp_path / "run", (*data, *SETTINGS, "data.workers=1"))
+    child = Child(tmp_path / "run", (*data, *SETTINGS, "data.workers=1"), step_seconds=STEP_SECONDS)
     child.wait_for_step(2)
     child.signal_group(number)
     assert child.wait() == (INTERRUPT if number == signal.SIGINT else REQUEUE), child.output()
@@ -72,7 +73,7 @@ def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: 
 
 
 def test_a_sweep_ends_with_the_job_that_was_asked_to_leave(data: tuple[str, ...], tmp_path: Path) -> None:
-    child = Child(tmp_path, (*data, *SETTINGS, "--multirun", "batch.micro_size=1,2"))
+    child = Child(tmp_path, (*data, *SETTINGS, "--multirun", "batch.micro_size=1,2"), step_seconds=STEP_SECONDS)
     first, second = (tmp_path / f"batch.micro_size-{size}" for size in (1, 2))
     assert child.wait_until(lambda: (first / "metrics.jsonl").exists()), child.output()
     child.signal(signal.SIGTERM)
@@ -86,7 +87,7 @@ def test_a_second_interrupt_leaves_at_once(
     train: Train, data: tuple[str, ...], never_stopped: Path, tmp_path: Path, operation: str
 ) -> None:
     """Even while the checkpoint for the first is being written."""
-    child = Child(tmp_path / "run", (*data, *SETTINGS), pause_before=operation)
+    child = Child(tmp_path / "run", (*data, *SETTINGS), pause_before=operation, step_seconds=STEP_SECONDS)
     child.wait_for_step(2)
     child.signal(signal.SIGINT)
     assert child.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/step_*")))
@@ -109,7 +110,7 @@ def test_all_ranks_leave_after_the_same_step(
 ) -> None:
     """Only one of them gets the signal; two processes under other settings than one have other rounding."""
     run = tmp_path / "run"
-    pair = ranks(2, run, (*data, *SETTINGS, "batch.micro_size=2"))
+    pair = ranks(2, run, (*data, *SETTINGS, "batch.micro_size=2"), step_seconds=STEP_SECONDS)
     pair[0].wait_for_step(2)
     pair[rank].signal(number)
     assert [child.wait() for child in pair] == [status, status], [child.output() for child in pair]
@@ -119,7 +120,7 @@ def test_all_ranks_leave_after_the_same_step(
 def test_a_second_interrupt_leaves_a_rank_that_waits_for_another(data: tuple[str, ...], tmp_path: Path) -> None:
     """Rank 0 never comes to the end of its files, so that rank 1 waits for it outside of Python."""
     overrides = (*data, *SETTINGS, "batch.micro_size=2")
-    first, second = ranks(2, tmp_path / "run", overrides, pause_before=FIRST_SHARD)
+    first, second = ranks(2, tmp_path / "run", overrides, pause_before=FIRST_SHARD, step_seconds=STEP_SECONDS)
     first.wait_for_step(2)
     second.signal(signal.SIGINT)
     assert first.wait_until(lambda: any((tmp_path / "run").glob("checkpoints/*.tmp")))
@@ -131,10 +132,15 @@ def test_a_second_interrupt_leaves_a_rank_that_waits_for_another(data: tuple[str
 
 def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
     """Even if the training process waits for a batch that the worker has not begun."""
-    config = compose_config([*data, *SETTINGS])
+    config = composed(*data, *SETTINGS)
     order = stage_orders(config, stage_plans(config))["ar"]
     steps = batches(
-        training_samples(config, "ar", order), first_step=0, last_step=50, global_size=4, micro_size=4, workers=1
+        training_samples(config, "ar", order),
+        first_step=0,
+        last_step=50,
+        global_size=4,
+        micro_size=4,
+        workers=1,
     )
     next(steps)
     (worker,) = multiprocessing.active_children()
