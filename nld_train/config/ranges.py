@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -23,42 +23,60 @@ def check_ranges(settings: Any, prefix: str = "") -> None:
         prefix: of its keys in messages, including the dot at its end.
     """
     kind: Any = type(settings)
-    for name, hint in _hints(kind).items():
-        _check(getattr(settings, name), hint, f"{prefix}{name}")
+    for name, ranges in _ranges(kind):
+        _check(getattr(settings, name), ranges, f"{prefix}{name}")
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """What a field declares.
+
+    Attributes:
+        bounds: of its value.
+        item_bounds: of each item, where the value is a list.
+        optional: whether it may be null.
+    """
+
+    bounds: tuple[Any, ...]
+    item_bounds: tuple[Any, ...]
+    optional: bool
 
 
 @cache
-def _hints(kind: Any) -> dict[str, Any]:
-    """Types of the fields of a dataclass, cached: evaluating them is slow, and the planner checks thousands of runs."""
-    return get_type_hints(kind, include_extras=True)
+def _ranges(kind: Any) -> tuple[tuple[str, _Ranges], ...]:
+    """Name and ranges of each field of a dataclass, cached: evaluating type hints is slow."""
+    return tuple((name, _declared(hint)) for name, hint in get_type_hints(kind, include_extras=True).items())
 
 
-def _check(value: Any, hint: Any, key: str) -> None:
+def _declared(hint: Any) -> _Ranges:
+    alternatives = _alternatives(hint)
+    is_list = any(get_origin(found) is tuple for found in alternatives)
+    items = tuple(constraints(item_hint(hint))) if is_list else ()
+    return _Ranges(tuple(constraints(hint)), items, type(None) in alternatives)
+
+
+def _check(value: Any, ranges: _Ranges, key: str) -> None:
     if is_dataclass(value):
         check_ranges(value, f"{key}.")
     elif isinstance(value, dict):
         for name, item in value.items():
             check_ranges(item, f"{key}.{name}.")
     elif isinstance(value, tuple):
-        _check_items(value, hint, key)
+        _check_items(value, ranges, key)
     elif value is not None:
-        for bound in _bounds(hint):
+        for bound in ranges.bounds:
             if not fits(value, bound):
-                optional = ", or null" if type(None) in _alternatives(hint) else ""
+                optional = ", or null" if ranges.optional else ""
                 refuse_unless(False, key, value, f"must {_demand(bound, value)}{optional}")
 
 
-def _check_items(values: tuple[Any, ...], hint: Any, key: str) -> None:
+def _check_items(values: tuple[Any, ...], ranges: _Ranges, key: str) -> None:
     for index, item in enumerate(values):
         if is_dataclass(item):
             check_ranges(item, f"{key}[{index}].")
-        for bound in _bounds(item_hint(hint)):
-            refuse_unless(fits(item, bound), key, list(values), f"each must {_demand(bound, item)}")
-
-
-@cache
-def _bounds(hint: Any) -> tuple[Any, ...]:
-    return tuple(constraints(hint))
+        for bound in ranges.item_bounds:
+            if not fits(item, bound):
+                refuse_unless(False, key, list(values), f"each must {_demand(bound, item)}")
 
 
 def constraints(hint: Any) -> Iterator[Any]:

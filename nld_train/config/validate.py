@@ -30,6 +30,11 @@ from nld_train.registry import refuse_unknown
 def validate(config: Config, world_size: int) -> None:
     """Raise `UserError` for the first setting that is impossible for `world_size` processes or contradicts another."""
     check_ranges(config)
+    validate_relations(config, world_size)
+
+
+def validate_relations(config: Config, world_size: int) -> None:
+    """`validate` for settings whose numbers are known to be in their ranges."""
     _check_run(config)
     _check_model(config)
     _check_rope(config)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Literal
 
 from nld_train.config.checks import divisors
+from nld_train.config.ranges import check_ranges
 from nld_train.config.schema import Config, ParallelConfig
-from nld_train.config.validate import validate
+from nld_train.config.validate import validate_relations
 from nld_train.errors import UserError
 
 Recompute = Literal["none", "selective", "full"]
@@ -43,8 +45,14 @@ class Choices:
 
 
 def legal_layouts(config: Config, choices: Choices) -> Iterator[Config]:
-    """The settings under every layout that `validate` accepts, without repetitions."""
-    return (layout for layout in every_layout(config, choices) if _is_legal(layout, choices.gpus))
+    """The settings under every layout that `validate` accepts, without repetitions.
+
+    Ranges are checked once: every size that the planner chooses is a divisor, within the range of its key.
+    """
+    if _accepts(partial(check_ranges, config)):
+        for layout in every_layout(config, choices):
+            if _accepts(partial(validate_relations, layout, choices.gpus)):
+                yield layout
 
 
 def every_layout(config: Config, choices: Choices) -> Iterator[Config]:
@@ -114,9 +122,9 @@ def _with_sizes(config: Config, choices: Choices, sizes: ParallelConfig) -> Iter
         )
 
 
-def _is_legal(config: Config, gpus: int) -> bool:
+def _accepts(check: Callable[[], None]) -> bool:
     try:
-        validate(config, gpus)
+        check()
     except UserError:
         return False
     return True
