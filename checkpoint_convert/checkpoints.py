@@ -10,7 +10,7 @@ from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
-from nld_train.config.compose import compose_config
+from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
 from nld_train.errors import UserError
@@ -103,7 +103,7 @@ def read_record(directory: Path) -> Record:
 
 
 def _run_config(directory: Path) -> Config | None:
-    return saved_config(directory, compose_config()) if (directory / CONFIG_FILE).is_file() else None
+    return saved_config(directory, default_config()) if (directory / CONFIG_FILE).is_file() else None
 
 
 def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from nld_train.config.load import load_config, unknown_key_message
@@ -38,6 +39,12 @@ def compose_config(overrides: Sequence[str] = ()) -> Config:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_message(error)) from error
     return load_config(composed)
+
+
+@cache
+def default_config() -> Config:
+    """What `compose_config` makes without overrides, composed once: Hydra takes a third of a second for it."""
+    return compose_config()
 
 
 def composition_message(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nld_train.config.compose import compose_config
+from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
@@ -93,7 +93,7 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")
     model, record = read_model(directory), read_record(directory)
-    config = layout.applied(replace(compose_config(), model=model))
+    config = layout.applied(replace(default_config(), model=model))
     adapter = resolve_adapter(directory, model, adapter)
     generation = record.origin.generation if record.origin is not None else {}
     return Source(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nld_train.config.compose import compose_config
+from nld_train.config.compose import default_config
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
@@ -89,7 +89,7 @@ def settings_of(states: list[CheckpointState]) -> Config | None:
     """The settings of the newest checkpoint whose settings can be read; an earlier version may have written them."""
     for state in states:
         try:
-            return read_saved_config((state.path / CONFIG_FILE).read_text(), compose_config())
+            return read_saved_config((state.path / CONFIG_FILE).read_text(), default_config())
         except (OSError, UserError):
             continue
     return None
