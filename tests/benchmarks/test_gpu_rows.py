@@ -24,6 +24,12 @@ def test_sleep():
 """
 
 
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plugins of installed libraries import these libraries, in each row that starts pytest."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 def figures(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "gpu.json").read_text())["figures"]
     return found
@@ -39,13 +45,14 @@ def pytest_row(folder: Path, name: str, text: str, seconds: float = 60.0) -> gpu
     return gpu.Row(name, (), ("pytest", "-p", "no:cacheprovider", str(test)), seconds)
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_a_row_that_fails_or_takes_too_long_takes_nothing_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tests that were all skipped, or that there were none of, are no success."""
     good = "def test_good():\n    pass\n"
     quick = [
-        pytest_row(tmp_path, "slow", SLEEPS.format(str(tmp_path / "pid")), 2.0),
+        pytest_row(tmp_path, "slow", SLEEPS.format(str(tmp_path / "pid")), 1.0),
         gpu.Row("wrong", (), ("no_such_module",), 30.0),
         pytest_row(tmp_path, "skipped", f"import pytest\n\n@pytest.mark.skip\n{good}"),
         pytest_row(tmp_path, "empty", ""),
@@ -66,6 +73,7 @@ def test_a_row_that_fails_or_takes_too_long_takes_nothing_with_it(
     assert "no_such_module" in figures(tmp_path)["wrong"]["output"]
 
 
+@pytest.mark.usefixtures("no_plugins")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_row_and_keeps_what_there_is(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,13 @@ from tiny_runs import TINY_MODEL, data_overrides, write_token_set
 from benchmarks import scaling, start
 
 
-def test_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("commands", [("nld-train --help", "nld-status"), pytest.param((), marks=pytest.mark.long)])
+def test_start(
+    commands: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two commands, one of which ends with an error, and of all."""
+    if commands:
+        monkeypatch.setattr(start, "COMMANDS", {name: start.COMMANDS[name] for name in commands})
     start.main(["--starts", "1", "--results", str(tmp_path)])
     result = json.loads((tmp_path / "start.json").read_text())
     assert set(result["figures"]) == set(start.COMMANDS)

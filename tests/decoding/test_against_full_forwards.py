@@ -125,8 +125,15 @@ VARIANTS: list[tuple[Mode, CommitPolicy | None]] = [
 ]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 2.0])
-@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize(
+    ("weights", "temperature"),
+    [
+        ("random", 0.0),
+        ("trained", 2.0),
+        pytest.param("random", 2.0, marks=pytest.mark.long),
+        pytest.param("trained", 0.0, marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("mode", "policy"), VARIANTS)
 def test_a_batch_equals_its_rows(

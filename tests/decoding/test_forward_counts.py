@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny_models import MASK, CountingEngine
+from tiny_models import LENGTHS, MASK, CountingEngine
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.decoding import CommitPolicy, DecodeOptions, Mode, Progress, Threshold
@@ -24,7 +24,7 @@ MODES: list[tuple[Mode, CommitPolicy | None]] = [
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize(("mode", "policy"), MODES)
 def test_reported_forwards_are_the_engines(
     models: Models, mode: Mode, policy: CommitPolicy | None, length: int, weights: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import CountingEngine
+from tiny_models import LENGTHS, CountingEngine
 from torch import Tensor
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -22,7 +22,7 @@ def one_per_pass(model: NemotronLabsDiffusionModel, options: DecodeOptions) -> D
 
 
 @pytest.mark.parametrize("weights", ["random", "trained"])
-@pytest.mark.parametrize("length", [1, 2, 7, 32])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_the_same_text_in_no_more_passes(models: Models, weights: str, length: int) -> None:
     options = DecodeOptions(40, block_length=length, stop_tokens=STOPS)
     slow = one_per_pass(models[weights], options)

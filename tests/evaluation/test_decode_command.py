@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,15 @@ PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here")
 
 
 @pytest.fixture(scope="module")
-def export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from checkpoint_convert.exporting import export_checkpoint
-
-    folder = tmp_path_factory.mktemp("exports") / "export"
-    export_checkpoint(trained, folder, "nld")
-    return folder
+def export(trained_export: Path) -> Path:
+    return trained_export
 
 
 @pytest.fixture(scope="module")
-def imported(export: Path) -> Path:
+def imported(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from checkpoint_convert.importing import import_checkpoint
 
-    folder = export.with_name("imported")
+    folder = tmp_path_factory.mktemp("imports") / "imported"
     import_checkpoint(export, folder)
     return folder
 
@@ -173,9 +170,21 @@ def test_the_table_shows_the_modes_side_by_side(
     assert printed.count("100.0%") >= 3
 
 
+LONGER = ("--prompt", "seven times", "--max-new-tokens", "80", "--compare")
+
+
+@pytest.fixture(scope="module")
+def longer_texts(trained: Path) -> list[str]:
+    """Of each mode, longer than a line of the table."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        assert main([str(trained), *SHORT, *LONGER, "--json"]) == 0
+    return [json.loads(line)["text"] for line in printed.getvalue().splitlines()]
+
+
 @pytest.mark.parametrize(("columns", "width"), [(None, 120), ("80", 80)])
 def test_the_table_has_one_line_per_mode(
-    records: Any,
+    longer_texts: list[str],
     trained: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -186,13 +195,12 @@ def test_the_table_has_one_line_per_mode(
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
-    words = ("--prompt", "seven times", "--max-new-tokens", "80")
-    texts = [record["text"] for record in records(trained, *words, "--compare")]
-    assert main([str(trained), *SHORT, *words, "--compare"]) == 0
+    capsys.readouterr()
+    assert main([str(trained), *SHORT, *LONGER]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) == width
     assert len(lines) == len(MODES) + 4
-    for mode, line, text in zip(MODES, lines[3:], texts, strict=False):
+    for mode, line, text in zip(MODES, lines[3:], longer_texts, strict=False):
         assert line.startswith(f"\u2502 {mode} ")
         assert ("\u2026 " in line) == (len(text) > 70)
 

@@ -144,12 +144,9 @@ def test_progress_is_shown_on_a_terminal(trained: Path, folder: Path, monkeypatc
 
 @pytest.mark.parametrize("mode", ["ar", "diffusion"])
 def test_batches_and_exports_change_nothing(
-    trained: Path, results: dict[str, Results], folder: Path, tmp_path: Path, mode: str
+    trained: Path, trained_export: Path, results: dict[str, Results], folder: Path, mode: str
 ) -> None:
-    from checkpoint_convert.exporting import export_checkpoint
-
-    export_checkpoint(trained, tmp_path / "export", "nld")
-    for checkpoint, size in ((trained, "1"), (tmp_path / "export", "3")):
+    for checkpoint, size in ((trained, "1"), (trained_export, "3")):
         same(results[mode], evaluated(checkpoint, mode, folder, "--batch-size", size))
 
 
@@ -167,14 +164,11 @@ def same(one: Results, other: Results) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["megatron", "export"])
-def test_two_processes_are_as_one(trained: Path, results: dict[str, Results], tmp_path: Path, kind: str) -> None:
+def test_two_processes_are_as_one(
+    trained: Path, trained_export: Path, results: dict[str, Results], tmp_path: Path, kind: str
+) -> None:
     """Of a Megatron checkpoint, and of an export, whose processes have no training group."""
-    from checkpoint_convert.exporting import export_checkpoint
-
-    checkpoint = trained
-    if kind == "export":
-        checkpoint = tmp_path / "export"
-        export_checkpoint(trained, checkpoint, "nld")
+    checkpoint = trained_export if kind == "export" else trained
     output = tmp_path / "results.json"
     done = run_ranks(2, ["-m", "nld_train.commands.eval", *words(checkpoint, "diffusion", output)], timeout=200)
     assert done.status == 0, done.output[-4000:]
@@ -219,6 +213,7 @@ def test_lists_hold_tasks_that_there_are() -> None:
 
 BAD = [
     (["--tasks", "locel_choice"], "'locel_choice' is no task; nearest: local_choice"),
+    (["--tasks", "arc_eazy"], "'arc_eazy' is no task; nearest: arc_easy"),
     (["--tasks", "paper_base"], "allow it with --unsafe-code"),
     (["--tasks", "paper_base", "paper_instruct"], "the lists differ in chat_template"),
     (["--block-length", "0"], "--block-length: 0 is not 1 or more"),
@@ -244,6 +239,23 @@ BAD = [
 ]
 
 
+@pytest.fixture
+def few_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One folder of lm_eval's own tasks: it takes many seconds to read its thousands of files."""
+    from lm_eval.tasks import manager
+
+    monkeypatch.setattr(manager, "__file__", str(Path(manager.__file__).parent / "arc" / "manager.py"))
+
+
+@pytest.mark.long
+def test_a_misspelt_name_is_compared_with_all_tasks(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for given, nearest in (("locel_choice", "local_choice"), ("hellaswagg", "hellaswag")):
+        words = ["--mode", "ar", "--tasks", given, "--include-path", str(TASKS)]
+        assert eval.main([str(trained), *words]) == 2
+        assert f"{given!r} is no task; nearest: {nearest}" in capfd.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("few_tasks")
 @pytest.mark.parametrize(("more", "message"), BAD, ids=[message[:30] for _, message in BAD])
 def test_mistakes_are_one_line(
     trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], more: list[str], message: str

@@ -120,7 +120,7 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
+@pytest.mark.parametrize("hash_seed", ["1", pytest.param("2", marks=pytest.mark.long)])
 def test_a_fresh_interpreter_draws_the_same_bits(hash_seed: str) -> None:
     fresh = subprocess.run(
         [sys.executable, "-c", _FRESH.format(paths=sys.path)],
