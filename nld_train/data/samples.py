@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -290,6 +291,17 @@ def _ignore_first_sigterm(_worker: int) -> None:
 def _worker_context() -> Any:
     """Workers start from a fork server: the training process has CUDA and NCCL threads, which do not survive a fork,
     and a spawned worker would import Megatron-Core for seconds, which the server does once for all of them."""
+    _start_resource_tracker()
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "nld_train.data.preload"])
     return context
+
+
+def _start_resource_tracker() -> None:
+    """Starts Python's resource tracker with SIGUSR1 blocked: it ignores SIGINT and SIGTERM by itself, but Slurm can
+    send SIGUSR1 to all processes of a job, and without their tracker the fork server and its workers print errors."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

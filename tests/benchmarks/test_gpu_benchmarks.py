@@ -179,7 +179,7 @@ def test_fewer_layers_where_memory_is_short() -> None:
 
     assert as_many_as_fit(17, attempt) == ("found", [17, 15, 14])
     assert tried == [17, 15, 14, 13]
-    with pytest.raises(UserError, match="no memory for 15"):
+    with pytest.raises(UserError, match="15 do not fit into the device's memory"):
         as_many_as_fit(15, attempt, fewest=15)
 
 

@@ -50,7 +50,7 @@ MODELS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda model: model.pop("head_dim"), "head_dim: missing"),
     "missing below": (lambda model: model["rope_parameters"].pop("rope_theta"), "rope_parameters.rope_theta: missing"),
     "another type": (lambda model: model.update(head_dim="20"), "head_dim='20': must be an integer"),
-    "no table": (lambda model: model.update(rope_parameters=3), "rope_parameters=3: wanted"),
+    "no table": (lambda model: model.update(rope_parameters=3), "rope_parameters=3: must be"),
 }
 
 

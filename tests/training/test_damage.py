@@ -101,7 +101,7 @@ def lines_about_checkpoints(errors: str) -> list[str]:
         pytest.param(truncate_manifest, f" is damaged: {MANIFEST} cannot be read", marks=pytest.mark.long),
         (empty_manifest, f" is damaged: {MANIFEST} cannot be read"),
         (half_write, ".tmp was not written to its end"),
-        (misname_latest, ", named by latest, does not exist; step_00000004 is taken"),
+        (misname_latest, ", named by latest, does not exist; step_00000004 is used"),
     ],
 )
 def test_the_newest_sound_one_is_used(
