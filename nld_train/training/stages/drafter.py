@@ -42,7 +42,7 @@ class DrafterKind(StageKind):
         context = config.parallel.context
         valid = f"stage {name!r} trains an adapter, which does not support context parallelism; set 1"
         refuse_unless(context == 1, "parallel.context", context, valid)
-        valid = f"has buffers of one length, and stage {name!r} trains an adapter with passes of other lengths; set false"
+        valid = f"has buffers of one length; stage {name!r} trains an adapter with passes of other lengths; set false"
         refuse_unless(not config.parallel.overlap_tensor, "parallel.overlap_tensor", True, valid)
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:
