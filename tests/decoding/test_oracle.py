@@ -38,7 +38,7 @@ def test_the_same_text_in_no_more_passes(models: Models, weights: str, length: i
         assert sum(fast.sequence_forwards) < 0.7 * sum(slow.sequence_forwards), "otherwise it finds nothing"
 
 
-@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("weights", [pytest.param("random", marks=pytest.mark.long), "trained"])
 def test_against_an_exhaustive_search(models: Models, weights: str) -> None:
     """On every block of at most 6 masks; and it falls short of the shortest way in few of them."""
     blocks = []

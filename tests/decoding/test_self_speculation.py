@@ -94,7 +94,7 @@ def test_never_more_than_the_limit(models: Models, ar_texts: dict, mode: str, li
     assert result.finish == ["length"] * len(PROMPTS)
 
 
-@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("weights", ["random", pytest.param("trained", marks=pytest.mark.long)])
 def test_any_adapter_leaves_the_text_alone(adapter: Path, weights: str) -> None:
     # Models of its own, because the adapter stays on them.
     model = random_model() if weights == "random" else trained_model(steps=20)

@@ -17,8 +17,8 @@ from nld_train.decoding import Step
 
 __all__ = ["LENGTHS", "MASK", "CountingEngine", "as_ministral3", "counting_texts", "random_model", "trained_model"]
 
-# Of blocks. A quadratic cycle of 32 drafts runs 1056 tokens.
-LENGTHS = [1, 2, 7, pytest.param(32, marks=pytest.mark.long)]
+# Of blocks: no draft, some, and more than most texts here. A quadratic cycle of 32 drafts runs 1056 tokens.
+LENGTHS = [1, pytest.param(2, marks=pytest.mark.long), 7, pytest.param(32, marks=pytest.mark.long)]
 
 
 def random_model(seed: int = 0, **changes: Any) -> NemotronLabsDiffusionModel:

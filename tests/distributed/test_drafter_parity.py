@@ -38,13 +38,14 @@ ALONE: list[Case] = [
     (SINGLE, ("execution.recompute=selective", "execution.head_chunk_rows=7")),
 ]
 PAIRS: list[Case] = [
-    (TP2, ()),
     (PP2_VIRTUAL, ()),
     (DP2, OVERLAP),
     (TP2_SEQUENCE, ()),
 ]
-# One chunk of the model on each process is less than two, and the rest of these is in other cases of `ALONE`.
+# One chunk of the model on each process is less than two, TP is part of TP with sequence parallelism, and the rest of
+# these is in other cases of `ALONE`.
 MORE_PAIRS: list[Case] = [
+    (TP2, ()),
     (PP2, ()),
     (PP2, ("execution.recompute=full",)),
     (DP2, ("batch.micro_size=1",)),

@@ -240,7 +240,9 @@ def assert_same_losses(found: Path, expected: Path, steps: int) -> None:
     ("processes", "override", "said"),
     [
         (3, "parallel.tensor=2", "error: world size=3: must be a multiple of 2"),
-        (3, "parallel.tensor=1", "error: batch.global_size=8: must be a multiple of 6"),
+        pytest.param(
+            3, "parallel.tensor=1", "error: batch.global_size=8: must be a multiple of 6", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_world_that_does_not_fit(

@@ -81,7 +81,13 @@ def test_a_comparison_has_every_mode(records: Any, export: Path, prompts_file: P
         )
 
 
-@pytest.mark.parametrize("sampled", [(), ("--temperature", 0.8, "--top-k", 40)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampled",
+    [
+        pytest.param((), id="greedy", marks=pytest.mark.long),
+        pytest.param(("--temperature", 0.8, "--top-k", 40), id="sampled"),
+    ],
+)
 @pytest.mark.parametrize("length", [pytest.param(2, marks=pytest.mark.long), 7])
 def test_runs_checkpoints_exports_and_imports_decode_the_same(
     records: Any,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import naive
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from nld_train.model.streams import StreamContext
 CPU = torch.device("cpu")
 
 
-def cases() -> list[tuple[list[list[int]], int, list[int]]]:
+def cases() -> list[Any]:
     """Documents of some rows, a block size, and an offset for each row; some rows differ in the offset alone."""
     generator = np.random.default_rng(3)
     found = []
@@ -28,7 +30,8 @@ def cases() -> list[tuple[list[list[int]], int, list[int]]]:
         documents = [np.cumsum(generator.random(length) < 0.2).tolist() for _ in range(rows)]
         if number % 2:
             documents = [documents[0]] * rows
-        found.append((documents, size, generator.integers(0, size + 1, rows).tolist()))
+        marks = [pytest.mark.long] * (number >= 12)
+        found.append(pytest.param(documents, size, generator.integers(0, size + 1, rows).tolist(), marks=marks))
     return found
 
 

@@ -73,6 +73,7 @@ def test_compiled_layers_compute_the_same() -> None:
         assert_close_to_rounding(compiled, plain, gradient_additions(config.model, 0, rows=8))
 
 
+@pytest.mark.long  # compiles nine times
 # Torch's own patch: pytest's deletes the setting afterwards, which then is missing for every later test.
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_layers_share_what_is_compiled_for_more_lengths_than_torch_allows(monkeypatch: pytest.MonkeyPatch) -> None:

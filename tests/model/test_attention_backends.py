@@ -79,6 +79,11 @@ COMPILED = [
     pytest.param(case, id=str(case), marks=[pytest.mark.long] * (4 <= number < 13)) for number, case in enumerate(CASES)
 ]
 
+# Cases 0 to 6 have every combination that `random_cases` names.
+HALF_LONG = [
+    pytest.param(case, id=str(case), marks=[pytest.mark.long] * (7 <= number < 13)) for number, case in enumerate(CASES)
+]
+
 
 def naive_attention(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Query by query in float64: softmax over the keys that it may see, by name."""
@@ -120,7 +125,7 @@ def expectation(case: Case) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("name", ["dense", "chunked", "decomposed"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", HALF_LONG)
 def test_outputs_and_gradients_are_the_naive_ones(case: Case, name: str) -> None:
     """In float64 to its rounding.
 

@@ -94,7 +94,7 @@ def through_loops(config: Config, oracle: Any, samples: Samples, averaging: str,
 
 
 CASES = [
-    (seed, int(count), int(length), int(block), masking)
+    pytest.param(seed, count, length, block, masking, marks=[pytest.mark.long] * (seed in (0, 3)))
     for seed, masking, count, length, block in (
         (0, "random", 4, 11, 4),
         (1, "random", 2, 24, 7),

@@ -47,7 +47,10 @@ def reachable(sees: list[list[bool]], layers: int) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
-@pytest.mark.parametrize("documents", [ONE_DOCUMENT, THREE_DOCUMENTS], ids=["one document", "three documents"])
+@pytest.mark.parametrize(
+    "documents",
+    [pytest.param(ONE_DOCUMENT, id="one document", marks=pytest.mark.long), pytest.param(THREE_DOCUMENTS, id="three")],
+)
 @torch.no_grad()
 def test_a_flipped_token_changes_the_logits_that_may_see_it_and_no_others(
     attention: str, documents: Sequence[int]
