@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Callable
 
+from nld_train.printable import one_line
 from nld_train.processes import rank
 
 USER_ERROR_STATUS = 2
 INTERRUPT_STATUS = 130
 # How long the other ranks wait before they exit: torchrun ends all processes as soon as one has failed.
 RANK_ZERO_SECONDS = 3
+# Names in files from elsewhere can be of any length.
+_LINE_CHARACTERS = 2000
 
 
 class UserError(ValueError):
@@ -30,7 +33,9 @@ def report_error(message: str, status: int = USER_ERROR_STATUS, *, every_rank: b
         status: the exit status.
         every_rank: False for an error that all processes find alike, which only rank 0 prints.
     """
-    line = " ".join(message.split())
+    line = one_line(message)
+    if len(line) > _LINE_CHARACTERS:
+        line = f"{line[:_LINE_CHARACTERS]}..."
     if rank() == 0:
         print(f"error: {line}", file=sys.stderr)
         return status

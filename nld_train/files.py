@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 # Errors of file systems that cannot synchronise a directory: some in user space, some over a network.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -41,3 +43,21 @@ def synchronise_all(directory: Path) -> None:
     for path in sorted(directory.rglob("*")):
         synchronise(path)
     synchronise(directory)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading, or a link to one.
+
+    Reading a pipe or a device, of which a model directory from elsewhere may be made, could wait or go on for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -19,7 +19,6 @@ def progress_bar(description: str, total: int, in_bytes: bool = False, shown: bo
         in_bytes: shows sizes and the transfer rate instead of counts and the time elapsed.
         shown: False for a process that must show no bar.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -31,9 +30,12 @@ def progress_bar(description: str, total: int, in_bytes: bool = False, shown: bo
         TransferSpeedColumn,
     )
 
-    console = Console(stderr=True)
+    from nld_train.console import plain_console
+    from nld_train.printable import printable
+
+    console = plain_console(stderr=True)
     amounts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), TimeElapsedColumn())
-    columns = (TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(printable(description), total=total)
         yield lambda count: progress.advance(task, count)
