@@ -119,7 +119,7 @@ def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
         try:
             directory = find_checkpoint(started) or started
         except DanglingLatestError as error:
-            return None, error.pointer.with_name(error.name or "nothing")
+            return None, error.missing
         if not directory.exists():
             return None, directory
     return None, None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 import threading
@@ -13,12 +11,11 @@ from pathlib import Path
 
 from nld_train.errors import UserError
 from nld_train.files import synchronise, synchronise_all
+from nld_train.locks import LockState, take_lock
 
 # Space for everything but the weights: configuration, tokenizer, metadata and overhead of the file system.
 _SLACK_BYTES = 64 << 20
 _FLUSH_SECONDS = 0.1
-# Errors of file systems without locks: some over a network, some in user space.
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF)
 
 
 @contextmanager
@@ -56,9 +53,7 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _locked(destination: Path) -> Iterator[None]:
-    """Takes a lock on the file `DST.tmp.lock`; the system releases it when the process ends.
-
-    A separate file, because over NFS only a file that is open for writing can be locked, and a directory cannot.
+    """Takes a lock on the file `DST.tmp.lock`; without one where the file system has no locks.
 
     Raises:
         UserError: another process has it.
@@ -66,7 +61,7 @@ def _locked(destination: Path) -> Iterator[None]:
     path = destination.with_name(f"{destination.name}.tmp.lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     try:
-        if not _lock(descriptor, path):
+        if take_lock(descriptor, path) == LockState.HELD:
             raise UserError(f"{destination}: another conversion is writing there")
         try:
             yield
@@ -74,21 +69,6 @@ def _locked(destination: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Whether this process may write: no other process has the lock, or the file system has no locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    # The process that had the lock removes the file at the end; a lock on a removed file does not exclude others.
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    return False
 
 
 def _empty(directory: Path) -> None:

@@ -45,6 +45,11 @@ def report_error(message: str, status: int = USER_ERROR_STATUS, *, every_rank: b
     return status
 
 
+def system_error(error: OSError) -> str:
+    """The message of an error of the operating system, with its file."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+
+
 def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Runs a command; returns its exit status.
 
@@ -61,6 +66,6 @@ def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted")
     except UserError as error:
         return report_error(str(error))
     except OSError as error:
-        return report_error(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return report_error(system_error(error))
     except KeyboardInterrupt:
         return report_error(interrupted, INTERRUPT_STATUS, every_rank=False)

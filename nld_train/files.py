@@ -4,22 +4,67 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 # Errors of file systems that cannot synchronise a directory: some in user space, some over a network.
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+_SMALL_FILE_BYTES = 1 << 16
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file atomically: a reader sees the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    """Replaces a text file atomically: a reader sees the old content or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old content stays, and nothing is left beside it.
+    """
+    with replaced_atomically(path) as temporary, temporary.open("w") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[Path]:
+    """Yields the name of another file, to be written; it replaces `path` when the block ends without an error.
+
+    Raises:
+        OSError: it cannot be written; the old content stays, and nothing is left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        synchronise(temporary)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # what the user knows
+        raise
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be used, so that something new can have its name; returns the new name.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    numbers = ("", *(f".{number}" for number in range(2, 1000)))
+    names = (path.with_name(f"{path.name}.unreadable{number}") for number in numbers)
+    renamed = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, renamed)
+    return renamed
+
+
+def is_full(directory: Path) -> bool:
+    """Whether the file system of a directory has no space left for a file of some size."""
+    try:
+        return shutil.disk_usage(directory).free < _SMALL_FILE_BYTES
+    except OSError:
+        return False
 
 
 def synchronise(path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-from nld_train.errors import INTERRUPT_STATUS, USER_ERROR_STATUS, UserError, report_error
+from nld_train.errors import INTERRUPT_STATUS, USER_ERROR_STATUS, UserError, report_error, system_error
 from nld_train.processes import rank
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         # Every process reads the same settings and finds the same error.
         return report_error(str(error), every_rank=False)
+    except OSError as error:  # such as a full disk, where a sweep has its record
+        return report_error(system_error(error))
     except KeyboardInterrupt:
         return report_error("interrupted", INTERRUPT_STATUS, every_rank=False)
 
@@ -152,6 +154,8 @@ def _run_job(config: Config, world_size: int) -> int:
         return _start(config, world_size)
     except UserError as error:
         return report_error(str(error))
+    except OSError as error:
+        return report_error(system_error(error))
 
 
 def _read(composed: DictConfig) -> tuple[Config, int]:

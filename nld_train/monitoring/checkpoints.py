@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def checkpoint_states(directory: Path, read_all: bool) -> list[CheckpointState]:
     Args:
         directory: of the run.
         read_all: compare the checksums of all files, which reads them; otherwise only names and sizes.
+
+    Raises:
+        OSError: the directory of the checkpoints exists and cannot be listed.
     """
     states: list[CheckpointState] = []
     for path in written_checkpoints(checkpoints_directory(directory)):
@@ -63,9 +67,8 @@ def checkpoint_states(directory: Path, read_all: bool) -> list[CheckpointState]:
 def _state(path: Path, read_all: bool) -> CheckpointState | None:
     damage = find_damage(path, parts=1 if read_all else 0)
     progress = _progress(path)
-    try:
-        written = next(file for file in (path / MANIFEST, path) if file.exists()).stat().st_mtime
-    except (StopIteration, FileNotFoundError):
+    written = _time_written(path)
+    if written is None:
         return None
     return CheckpointState(
         path=path,
@@ -77,11 +80,19 @@ def _state(path: Path, read_all: bool) -> CheckpointState | None:
     )
 
 
+def _time_written(path: Path) -> float | None:
+    """When a checkpoint was finished; None where it is gone."""
+    for file in (path / MANIFEST, path):
+        with suppress(OSError):
+            return file.stat().st_mtime
+    return None
+
+
 def _progress(path: Path) -> Progress | None:
     """How far the run was; None in a damaged checkpoint."""
     try:
         return read_progress(path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except UserError:
         return None
 
 
@@ -90,7 +101,7 @@ def settings_of(states: list[CheckpointState]) -> Config | None:
     for state in states:
         try:
             return read_saved_config((state.path / CONFIG_FILE).read_text(), default_config())
-        except (OSError, UserError):
+        except (OSError, ValueError):  # also a `UserError`, and text that is not UTF-8
             continue
     return None
 

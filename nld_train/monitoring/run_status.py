@@ -12,15 +12,17 @@ from typing import Any
 from nld_train.config.plan import stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
-from nld_train.monitoring.checkpoints import being_written, checkpoint_states, settings_of
-from nld_train.monitoring.records import Record, last_records
+from nld_train.monitoring.checkpoints import CheckpointState, being_written, checkpoint_states, settings_of
 from nld_train.monitoring.spikes import find_spikes
+from nld_train.training.metrics.jsonl import Content, Record, read_metrics
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 
 Status = dict[str, Any]
 # Steps over which the speed and the last losses are taken.
 _RECENT = 20
+# Of the end of `metrics.jsonl`: some ten thousand steps. The whole file of a long run is hundreds of megabytes.
+_TAIL_BYTES = 8 << 20
 _LAST_LOSSES = 10
 # A run that has written nothing for the time of this many usual steps, and at least this long, may be dead. Validation,
 # decoding and the saving of a checkpoint take longer than a step.
@@ -39,8 +41,9 @@ def run_status(directory: Path, read_all: bool = False) -> Status:
     """
     metrics = directory / "metrics.jsonl"
     _require_run(directory, metrics)
-    records = last_records(metrics)
     checkpoints = checkpoint_states(directory, read_all)
+    content = _read_tail(metrics, checkpoints)
+    records = content.records
     config = settings_of(checkpoints)
     now, last = time.time(), records[-1] if records else None
     age = now - metrics.stat().st_mtime if metrics.exists() else None
@@ -54,8 +57,18 @@ def run_status(directory: Path, read_all: bool = False) -> Status:
         "last": None if last is None else _last(last, records, config),
         "spikes": [asdict(spike) for spike in find_spikes(records)],
         "steps_searched_for_spikes": len(records),
+        "problems": [f"metrics.jsonl: {problem}" for problem in content.problems],
     }
     return result | {"state": _state(result, records, directory, now)}
+
+
+def _read_tail(metrics: Path, checkpoints: Sequence[CheckpointState]) -> Content:
+    """The last steps, which should reach the newest sound checkpoint; none where the file cannot be read."""
+    reached = max((state.step for state in checkpoints if state.damage is None), default=0)
+    try:
+        return read_metrics(metrics, _TAIL_BYTES, reached)
+    except OSError as error:
+        return Content([], [f"cannot be read ({error.strerror})"])
 
 
 def _require_run(directory: Path, metrics: Path) -> None:

@@ -41,6 +41,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
         yield from _progress(status)
         yield from _losses(status)
     yield from _checkpoints(status)
+    for problem in status["problems"]:
+        yield "DAMAGED", problem
     yield "spikes", _spikes(status)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from nld_train.monitoring.records import Record
+from nld_train.training.metrics.jsonl import Record
 
 # A value is compared with this many values before it, once there are enough of them.
 _WINDOW, _ENOUGH = 64, 16

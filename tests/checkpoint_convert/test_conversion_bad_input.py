@@ -323,8 +323,8 @@ def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: p
     pointer.parent.mkdir(parents=True)
     pointer.write_text(text)
     arguments = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "nld"]
-    assert f"{pointer}: must hold the name of a checkpoint" in refused(capsys, arguments, tmp_path / "out")
-    with pytest.raises(UserError, match=f"init.checkpoint: {pointer} names .*, which does not exist"):
+    assert f"{pointer} must hold the name of a checkpoint" in refused(capsys, arguments, tmp_path / "out")
+    with pytest.raises(UserError, match=f"init.checkpoint: {pointer} must hold the name of a checkpoint"):
         require_checkpoint(tmp_path / "run")
 
 

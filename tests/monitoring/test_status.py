@@ -16,9 +16,9 @@ import yaml
 from tiny_runs import TINY_MODEL, data_overrides, records_of, train_here, two_stages, write_token_set
 
 from nld_train.commands.status import main
-from nld_train.monitoring.records import last_records
 from nld_train.monitoring.run_status import run_status
 from nld_train.monitoring.spikes import find_spikes
+from nld_train.training.metrics.jsonl import read_metrics
 
 PROBE = """
 import sys
@@ -209,8 +209,12 @@ def test_spikes() -> None:
 
 def test_only_the_end_of_a_long_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in _steps([3.0] * 1000)))
-    assert [record["step"] for record in last_records(path)] == list(range(1, 1001))
-    some = [record["step"] for record in last_records(path, most_bytes=1000)]
+    figures = dict.fromkeys(("stage_step", "tokens", "step_tokens", "learning_rate", "seconds", "seconds_left"), 1)
+    records = [record | figures | {"tokens_per_second": 1.0} for record in _steps([3.0] * 1000)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [record["step"] for record in read_metrics(path).records] == list(range(1, 1001))
+    content = read_metrics(path, most_bytes=3000)
+    some = [record["step"] for record in content.records]
     assert some == list(range(some[0], 1001))
     assert 10 < len(some) < 20
+    assert content.problems == []

@@ -15,13 +15,18 @@ TIMED = ("seconds", "tokens_per_second", "mfu", "seconds_left")
 def assert_same_run(found: Path, expected: Path, message: str = "") -> None:
     """Equal weights, equal optimizer state, and each step once with equal values."""
     assert newest_checkpoint(found).name == newest_checkpoint(expected).name, message
-    tensors, others = saved_tensors(newest_checkpoint(found)), saved_tensors(newest_checkpoint(expected))
-    assert tensors.keys() == others.keys(), message
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name]), f"{name} {message}"
+    assert_same_tensors(newest_checkpoint(found), newest_checkpoint(expected), message)
     assert [untimed(record) for record in records_of(found)] == [untimed(record) for record in records_of(expected)], (
         message
     )
+
+
+def assert_same_tensors(found: Path, expected: Path, message: str = "") -> None:
+    """Equal weights and optimizer state of two checkpoints."""
+    tensors, others = saved_tensors(found), saved_tensors(expected)
+    assert tensors.keys() == others.keys(), message
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), f"{name} {message}"
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,10 @@ def empty_manifest(newest: Path) -> None:
     (newest / MANIFEST).write_text("[]")
 
 
+def list_nothing(newest: Path) -> None:
+    (newest / MANIFEST).write_text('{"files": {}}')
+
+
 def half_write(newest: Path) -> None:
     """As after a kill before the renaming."""
     truncate_shard(newest)
@@ -99,9 +103,10 @@ def lines_about_checkpoints(errors: str) -> list[str]:
         (remove_settings, " is damaged: config.yaml is missing"),
         (remove_manifest, f" is damaged: {MANIFEST} is missing"),
         pytest.param(truncate_manifest, f" is damaged: {MANIFEST} cannot be read", marks=pytest.mark.long),
-        (empty_manifest, f" is damaged: {MANIFEST} cannot be read"),
+        pytest.param(empty_manifest, f" is damaged: {MANIFEST} cannot be read", marks=pytest.mark.long),
+        (list_nothing, f" is damaged: {MANIFEST} does not list model.json"),
         (half_write, ".tmp was not written to its end"),
-        (misname_latest, ", named by latest, does not exist; step_00000004 is used"),
+        (misname_latest, " names step_00000005, which does not exist; step_00000004 is used"),
     ],
 )
 def test_the_newest_sound_one_is_used(
@@ -111,7 +116,8 @@ def test_the_newest_sound_one_is_used(
     status, errors = command(*SETTINGS, f"run.dir={stopped}")
     assert status == 0, errors
     assert len(lines := lines_about_checkpoints(errors)) == 1, errors
-    assert lines[0].startswith(f"checkpoint {step(stopped, 5)}{message}")
+    named = stopped / "checkpoints/latest" if damage is misname_latest else f"checkpoint {step(stopped, 5)}"
+    assert lines[0].startswith(f"{named}{message}")
     assert_same_run(stopped, never_stopped)
     assert list((stopped / "checkpoints").glob("*.tmp")) == []
     assert all(find_damage(step(stopped, number)) is None for number in range(1, 7))
@@ -163,7 +169,7 @@ def test_a_run_whose_first_checkpoint_is_unfinished_begins(
     (half / SHARD).write_bytes(b"half")
     status, errors = command(*SETTINGS, f"run.dir={tmp_path / 'run'}")
     assert status == 0, errors
-    assert lines_about_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is skipped"]
+    assert lines_about_checkpoints(errors) == [f"checkpoint {half} was not written to its end; it is deleted"]
     assert_same_run(tmp_path / "run", never_stopped)
 
 

@@ -11,7 +11,7 @@ from tiny_runs import records_of
 from training_runs import AR_STEPS, Train
 
 from nld_train.monitoring.run_status import run_status
-from nld_train.training.metrics.jsonl import Record, read_records
+from nld_train.training.metrics.jsonl import Record, read_metrics
 from nld_train.training.metrics.metric import Metric
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.report import report_panels
@@ -56,7 +56,7 @@ def test_it_is_on_the_console(hooked: Path, printed: list[str]) -> None:
 
 
 def test_it_is_in_the_report(hooked: Path) -> None:
-    records = read_records(hooked / "metrics.jsonl")
+    records = read_metrics(hooked / "metrics.jsonl").records
     panels = {panel.y_label: panel for panel in report_panels(records, MetricTable())}
     points = [(record["tokens"], record["weight_norm"]) for record in records if "weight_norm" in record]
     assert [curve.points for curve in panels["weight_norm"].curves] == [points]

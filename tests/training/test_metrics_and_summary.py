@@ -83,6 +83,7 @@ def test_the_summary_has_what_is_promised(whole: Path) -> None:
 def step_of(step: int, stage: str = "joint", **more: Any) -> dict[str, Any]:
     """A record as a run writes it, with losses that grow by one and by two a step."""
     figures = {"tokens": step, "step_tokens": 1, "seconds": 1.0, "tokens_per_second": 1.0, "loss": 0.0}
+    figures |= {"stage_step": step, "seconds_left": 0.0}
     losses = {"ar_loss": float(step), "diffusion_loss": 2.0 * step, "grad_norm": 1.0, "learning_rate": 1.0}
     return {"stage": stage, "step": step, **figures, **losses, **more}
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from nld_train.errors import system_error
+
 # A disk that is full: torch's writer of zip files reports that as a RuntimeError, safetensors as an error of its own.
 _DISK_ERRORS = (OSError, RuntimeError, SafetensorError)
 
@@ -69,5 +71,6 @@ def on_first_rank(operation: Callable[[], Result]) -> Result:
 
 def _first_line(error: Exception) -> str:
     """The error's message, without the stack frames that torch's C++ errors append to it."""
-    message = (str(error).splitlines() or [""])[0]
-    return message if isinstance(error, OSError) else f"{type(error).__name__}: {message}"
+    if isinstance(error, OSError):
+        return system_error(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.outside_json import as_record, parse_object, read_bytes, read_object
 from nld_train.training.checkpoint.paths import CONFIG_FILE, MODEL_FILE, PROGRESS_FILE
 
 
@@ -41,16 +41,24 @@ def read_progress(directory: Path) -> Progress:
     """The progress of the run when it wrote a checkpoint; keys that another version added are left out.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: the file is missing or damaged.
+        UserError: the file is missing or damaged.
     """
-    saved = json.loads((directory / PROGRESS_FILE).read_text())
-    return Progress(**{field.name: saved[field.name] for field in fields(Progress)})
+    settings = parse_object(read_bytes(directory / PROGRESS_FILE, PROGRESS_FILE), PROGRESS_FILE)
+    return as_record(Progress, settings, PROGRESS_FILE)
+
+
+def find_damaged_progress(directory: Path) -> str | None:
+    """The damage of a checkpoint's `progress.json` in a few words that name it, or None."""
+    try:
+        read_progress(directory)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def saved_model(directory: Path) -> dict[str, Any]:
     """The model's shapes saved in a checkpoint, as in `config.ModelConfig`."""
-    shapes: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())
-    return shapes
+    return read_object(directory / MODEL_FILE)
 
 
 def saved_config(directory: Path, current: Config) -> Config:
@@ -68,5 +76,7 @@ def saved_config(directory: Path, current: Config) -> Config:
         return read_saved_config(path.read_text(), current)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; the checkpoint is damaged") from error
     except UserError as error:
         raise UserError(f"{path}: {error}; use the version that wrote it") from error

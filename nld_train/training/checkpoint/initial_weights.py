@@ -52,10 +52,7 @@ def require_checkpoint(path: Path) -> Path:
     try:
         directory = find_checkpoint(path)
     except DanglingLatestError as error:
-        name = error.name or "nothing"
-        raise UserError(
-            f"init.checkpoint: {error.pointer} names {name}, which does not exist; name another one"
-        ) from error
+        raise UserError(f"init.checkpoint: {error}; name another one") from error
     if directory is None:
         raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
     return directory

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nld_train.files import write_atomically
+from nld_train.training.checkpoint.paths import MODEL_FILE
 
 MANIFEST = "manifest.json"
+# Every checkpoint has these: the model's shapes, and Megatron's index of the tensors.
+_REQUIRED = (MODEL_FILE, ".metadata")
 _CHUNK_BYTES = 1 << 22
 
 # File name -> [size in bytes, checksum]: BLAKE2, or where it begins with "crc32:", CRC-32.
@@ -68,17 +71,21 @@ def read_manifest(directory: Path) -> Checksums:
     """The files of a checkpoint with their sizes and checksums, as the manifest lists them.
 
     Raises:
-        ManifestError: there is no manifest, or it cannot be read.
+        ManifestError: there is no manifest, it cannot be read, or lists no checkpoint.
     """
     try:
         listed = json.loads((directory / MANIFEST).read_text())["files"]
-        return {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
+        files = {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
     except FileNotFoundError as error:
         raise ManifestError("is missing: the directory was not written to its end") from error
     except OSError as error:
         raise ManifestError(f"cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ManifestError(f"cannot be read ({type(error).__name__}: {error})") from error
+    for name in _REQUIRED:
+        if name not in files:
+            raise ManifestError(f"does not list {name}")
+    return files
 
 
 def find_damage(directory: Path, part: int = 0, parts: int = 1, size_only: str | None = None) -> str | None:

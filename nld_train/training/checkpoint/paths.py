@@ -11,14 +11,20 @@
                           latest                         name of the newest one
 
 A directory without `.tmp` in its name was written to its end; `manifest` checks whether it still is what was written.
+Under `checkpoints/` only directories with such names belong to the run. Whatever else is there, `step_best` or an
+archive, is neither read nor changed.
 No random state is saved, because there is none: order and noise are functions of the seed and the sample index.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from nld_train.errors import UserError
+from nld_train.files import open_regular
 
 LATEST = "latest"
 # End of the name of a directory that is being written, or deleted.
@@ -29,18 +35,22 @@ PROGRESS_FILE = "progress.json"
 _HUGGING_FACE_CONFIG = "config.json"
 
 
+_NAME = re.compile(r"step_[0-9]{8,18}")
+_UNFINISHED_NAME = re.compile(rf"({_NAME.pattern})(\.[0-9]+)?{re.escape(UNFINISHED)}")
+# A name is shorter: what else `latest` holds is not read to its end.
+_LATEST_BYTES = 256
+
+
 class DanglingLatestError(UserError):
-    """`latest` does not contain the name of an existing directory beside it.
+    """`latest` cannot be read, or names no checkpoint beside it.
 
     Attributes:
-        pointer: the file.
-        name: its content, without spaces around it.
+        missing: the checkpoint that it names; `latest` itself where it holds no name.
     """
 
-    def __init__(self, pointer: Path, name: str) -> None:
-        super().__init__(f"{pointer}: must hold the name of a checkpoint beside it, not {name!r}")
-        self.pointer = pointer
-        self.name = name
+    def __init__(self, pointer: Path, problem: str, name: str | None = None) -> None:
+        super().__init__(f"{pointer} {problem}")
+        self.missing = pointer if name is None else pointer.with_name(name)
 
 
 def checkpoints_directory(run_directory: Path) -> Path:
@@ -49,31 +59,85 @@ def checkpoints_directory(run_directory: Path) -> Path:
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after a step of a run; names are sorted as their steps are."""
+    """Name of the checkpoint after a step of a run."""
     return f"step_{step:08d}"
 
 
 def step_of_name(name: str) -> int:
     """The step in the name of a checkpoint."""
+    assert is_checkpoint_name(name), name
     return int(name.rpartition("_")[2])
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether `checkpoint_name` makes this name."""
+    return _NAME.fullmatch(name) is not None and checkpoint_name(int(name.rpartition("_")[2])) == name
+
+
 def written_checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints in `<run.dir>/checkpoints` that were written to their end, the newest first."""
-    return sorted((path for path in directory.glob("step_*") if not path.name.endswith(UNFINISHED)), reverse=True)
+    """The checkpoints in `<run.dir>/checkpoints` that were written to their end, the newest first.
+
+    Raises:
+        OSError: the directory exists and cannot be listed.
+    """
+    found = [Path(entry) for entry in _entries(directory) if is_checkpoint_name(entry.name) and entry.is_dir()]
+    return sorted(found, key=lambda path: step_of_name(path.name), reverse=True)
+
+
+def obstructed_checkpoints(directory: Path) -> list[Path]:
+    """What has the name of a checkpoint and is no directory: a checkpoint of that step could not be written.
+
+    Raises:
+        OSError: the directory exists and cannot be listed.
+    """
+    return sorted(Path(entry) for entry in _entries(directory) if is_checkpoint_name(entry.name) and not entry.is_dir())
 
 
 def unfinished_checkpoints(directory: Path) -> list[Path]:
-    """The directories that are being written or deleted, or were when the run was killed."""
-    return sorted(directory.glob(f"step_*{UNFINISHED}"))
+    """The directories that are being written or deleted, or were when the run was killed.
+
+    Raises:
+        OSError: the directory exists and cannot be listed.
+    """
+    return sorted(
+        Path(entry)
+        for entry in _entries(directory)
+        if (match := _UNFINISHED_NAME.fullmatch(entry.name)) is not None
+        and is_checkpoint_name(match[1])
+        and entry.is_dir()
+    )
 
 
-def latest_name(directory: Path) -> str | None:
-    """The content of `latest` in a directory of checkpoints; None where there is none."""
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
     try:
-        return (directory / LATEST).read_text(errors="replace").strip()
+        with os.scandir(directory) as entries:
+            yield from entries
     except FileNotFoundError:
+        return
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint that `latest` names; None where there is no `latest`.
+
+    Args:
+        directory: of the checkpoints.
+
+    Raises:
+        DanglingLatestError: `latest` cannot be read, or names no checkpoint beside it.
+    """
+    pointer = directory / LATEST
+    try:
+        with open_regular(pointer) as file:
+            name = file.read(_LATEST_BYTES).decode(errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DanglingLatestError(pointer, f"cannot be read ({error.strerror})") from error
+    if not is_checkpoint_name(name):
+        raise DanglingLatestError(pointer, f"must hold the name of a checkpoint beside it, not {name[:40]!a}")
+    if not (directory / name).is_dir():
+        raise DanglingLatestError(pointer, f"names {name}, which does not exist", name)
+    return directory / name
 
 
 def is_hugging_face(directory: Path) -> bool:
@@ -88,18 +152,10 @@ def find_checkpoint(path: Path) -> Path | None:
         path: a checkpoint, a run's directory, for its newest one, or its directory of checkpoints.
 
     Raises:
-        DanglingLatestError: `latest` names no existing directory.
+        DanglingLatestError: `latest` cannot be read, or names no checkpoint beside it.
     """
     for directory in (path, checkpoints_directory(path)):
-        if (directory / LATEST).is_file():
-            path = _named_by(directory)
+        if (found := latest_checkpoint(directory)) is not None:
+            path = found
             break
     return path if (path / MODEL_FILE).is_file() else None
-
-
-def _named_by(directory: Path) -> Path:
-    name = latest_name(directory) or ""
-    # Neither empty nor a path: `latest` names one of its neighbours.
-    if name in ("", ".", "..") or "/" in name or not (directory / name).is_dir():
-        raise DanglingLatestError(directory / LATEST, name)
-    return directory / name

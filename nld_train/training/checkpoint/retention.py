@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 
 from nld_train.config.schema import CheckpointConfig
+from nld_train.errors import UserError
+from nld_train.files import synchronise
 from nld_train.training.checkpoint.contents import read_progress
-from nld_train.training.checkpoint.paths import UNFINISHED, unfinished_checkpoints, written_checkpoints
+from nld_train.training.checkpoint.paths import (
+    UNFINISHED,
+    step_of_name,
+    unfinished_checkpoints,
+    written_checkpoints,
+)
 
 
 def apply_retention(written: Path, rules: CheckpointConfig) -> None:
@@ -20,16 +27,25 @@ def apply_retention(written: Path, rules: CheckpointConfig) -> None:
     """
     if rules.keep_last is None:
         return
-    known = [path for path in written_checkpoints(written.parent) if path.name <= written.name]
+    try:
+        known = [path for path in written_checkpoints(written.parent) if _step(path) <= _step(written)]
+    except OSError as error:
+        _warn(written.parent, error)
+        return
     for path in known[rules.keep_last :]:
-        if not _kept_permanently(path, rules):
+        # A link is not a checkpoint that the run wrote: it leads to one that is kept elsewhere.
+        if not path.is_symlink() and not _kept_permanently(path, rules):
             _delete_checkpoint(path)
+
+
+def _step(path: Path) -> int:
+    return step_of_name(path.name)
 
 
 def _kept_permanently(path: Path, rules: CheckpointConfig) -> bool:
     try:
         progress = read_progress(path)
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: not worth keeping
+    except UserError:  # damaged: not worth keeping
         return False
     return progress.ends_stage or (rules.keep_every is not None and progress.step % rules.keep_every == 0)
 
@@ -57,10 +73,14 @@ def move_aside(path: Path) -> Path:
 def delete(directory: Path) -> None:
     """Deletes what is left of a checkpoint; called by one process. A failure is printed as a warning.
 
-    A checkpoint that cannot be deleted is no reason to end a run whose newest checkpoint is written.
+    Of a link to a directory only the link is deleted. A checkpoint that cannot be deleted is no reason to end a run
+    whose newest checkpoint is written.
     """
     try:
-        shutil.rmtree(directory)
+        if directory.is_symlink():
+            directory.unlink()
+        else:
+            shutil.rmtree(directory)
     except OSError as error:
         _warn(directory, error)
 
@@ -81,6 +101,7 @@ def make_room(final: Path) -> Path:
         OSError: no directory can be made there.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
+    synchronise(final.parent.parent)
     for leftover in unfinished_checkpoints(final.parent):
         delete(leftover)
     temporary = unfinished_name(final)

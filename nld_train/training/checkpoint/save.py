@@ -26,7 +26,7 @@ from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer, write_tokenizer
 from nld_train.errors import UserError
-from nld_train.files import synchronise, synchronise_all, write_atomically
+from nld_train.files import is_full, set_aside, synchronise, synchronise_all, write_atomically
 from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
 from nld_train.model.drafter_adapter import adapter_shape, adapter_tensors
 from nld_train.revision import SOFTWARE, software
@@ -100,6 +100,7 @@ class CheckpointWriter:
         gather_parameters(model)
         with _user_error(final):
             temporary = on_first_rank(lambda: make_room(final))
+        with _user_error(final, temporary):
             # A rank that cannot reach it fails here, and not within Megatron, where the others would wait for it.
             on_every_rank(lambda: temporary.mkdir(parents=True, exist_ok=True))
             plan = plan_save(sharded_state(model, optimizer), temporary)
@@ -125,7 +126,7 @@ class CheckpointWriter:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        with _user_error(pending.final):
+        with _user_error(pending.final, pending.temporary):
             written = on_every_rank(pending.written.result)
             on_first_rank(lambda: self._complete(pending, written))
         if dist.get_rank() == 0:
@@ -158,20 +159,36 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     damaged = move_aside(final) if final.exists() else None
     os.replace(temporary, final)
     synchronise(final.parent)
-    write_atomically(final.with_name(LATEST), f"{final.name}\n")
+    _write_latest(final)
     synchronise(final.parent)
     if damaged is not None:
         delete(damaged)
 
 
+def _write_latest(final: Path) -> None:
+    pointer = final.with_name(LATEST)
+    if pointer.is_dir() and not pointer.is_symlink():  # not this program's: a file cannot replace it
+        set_aside(pointer)
+    write_atomically(pointer, f"{final.name}\n")
+
+
 @contextmanager
-def _user_error(final: Path) -> Iterator[None]:
-    """Turns a failed file operation into a message for the user, on every rank."""
+def _user_error(final: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turns a failed file operation into a message for the user, on every rank.
+
+    Args:
+        final: the checkpoint.
+        temporary: deleted then, so that it does not fill the disk; no rank writes there any more.
+    """
     try:
         yield
     except RankFailedError as error:
+        # torch reports a full disk as a position in its file.
+        reason = f"disk full: {error.reason}" if is_full(final.parent) else error.reason
+        if temporary is not None and dist.get_rank() == 0 and temporary.exists():
+            delete(temporary)
         raise UserError(
-            f"checkpoint {final} could not be written by rank {error.rank} ({error.reason}); "
+            f"checkpoint {final} could not be written by rank {error.rank} ({reason}); "
             "free space or repair run.dir, and start again: the previous checkpoint is unchanged"
         ) from error
 

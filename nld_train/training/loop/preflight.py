@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def check_files(config: Config) -> None:
     try:
         _require_writable(Path(config.run.dir))
     except OSError as error:
+        if error.errno == errno.ENOSPC and Path(config.run.dir).is_dir():
+            return  # what a killed run left there is deleted before anything is written
         raise UserError(
             f"run.dir: {config.run.dir} cannot be written ({error.strerror}); name another folder"
         ) from error

@@ -21,6 +21,7 @@ from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.checkpoint import load as checkpoint
+from nld_train.training.checkpoint.collective_errors import on_every_rank
 from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
 from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
 from nld_train.training.checkpoint.initial_weights import find_initial_weights, load_initial_weights
@@ -33,11 +34,13 @@ from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
+from nld_train.training.loop.run_files import LogFailedError, file_errors, prepare_to_save
 from nld_train.training.loop.signals import StopRequest, stop_requests
 from nld_train.training.loop.step import NonFiniteError
 from nld_train.training.metrics.records import StepRecord, step_record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.run_log import RunLog
+from nld_train.training.run_lock import RunLock, run_lock
 
 
 def train(config: Config) -> int:
@@ -50,11 +53,12 @@ def train(config: Config) -> int:
         The exit status: 0 at the end of the run or at `run.max_steps`, else that of `signals`.
 
     Raises:
-        UserError: the data, a checkpoint or `run.dir` do not fit the settings, or the loss is no longer finite.
+        UserError: the data, a checkpoint or `run.dir` do not fit the settings, another run writes to `run.dir`, or the
+            loss is no longer finite.
     """
     check_files(config)
-    with parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop).train()
+    with run_lock(Path(config.run.dir)) as lock, parallel_groups(config) as device, stop_requests() as stop:
+        return Run(config, device, stop, lock).train()
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,14 @@ class Run:
         config: the settings.
         device: of this process.
         stop: whether this process has received a signal to stop.
+        lock: of `run.dir`, on rank 0.
     """
 
-    def __init__(self, config: Config, device: Any, stop: StopRequest) -> None:
+    def __init__(self, config: Config, device: Any, stop: StopRequest, lock: RunLock | None) -> None:
         self.config = config
         self.device = device
         self.stop = stop
+        self.lock = lock
         self.plans = stage_plans(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         # Both are checked before the model is built. A resumed run does not need initial weights.
@@ -129,7 +135,7 @@ class Run:
             load_initial_weights(self.initial_weights, self.config, self.model)
         try:
             status = self._train_stages()
-        except NonFiniteError:
+        except (NonFiniteError, LogFailedError):
             # Raised on every rank; the checkpoint that is being written is of an earlier, finite step.
             self.writer.finish()
             raise
@@ -205,10 +211,18 @@ class Run:
                 hook.run(self.model, stage, record)
 
     def _stop_status(self) -> int:
-        """The exit status of a signal that any rank has received, so that all ranks stop after the same step."""
-        requested = torch.tensor(self.stop.status, device=self.device)
+        """The exit status of a signal that any rank has received, so that all ranks stop after the same step.
+
+        Raises:
+            LogFailedError: on every rank, if rank 0 could not write the record of the step.
+        """
+        failure = self.log.failure
+        requested = torch.tensor([self.stop.status, int(failure is not None)], device=self.device)
         dist.all_reduce(requested, op=dist.ReduceOp.MAX)
-        return int(requested)
+        status, failed = requested.tolist()
+        if failed:
+            raise LogFailedError(self.config.run.dir, failure or "metrics.jsonl, by rank 0")
+        return int(status)
 
     def _last_step(self, plan: StagePlan) -> int:
         """The last step of the stage in this start; `run.max_steps` counts over the whole run."""
@@ -238,15 +252,20 @@ class Run:
             stage_steps=plan.steps,
             data={name: order.fingerprint for name, order in self.orders.items()},
         )
+        prepare_to_save(self.config.run.dir, self.lock, self.log)
         self.writer.begin(self.model, optimizer, progress)
 
     def _open_log(self) -> None:
         """Opens the log and prints the first lines."""
         metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
-        self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
+        with file_errors(self.config.run.dir):
+            on_every_rank(lambda: self._make_log(metrics))
         self.log.print(self._first_line())
         if self.changed:
             self.log.print(f"continues with changed settings: {', '.join(self.changed)}")
+
+    def _make_log(self, metrics: MetricTable) -> None:
+        self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
 
     def _first_line(self) -> str:
         parallel = self.config.parallel

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nld_train.training.metrics.jsonl import Record, read_records
+from nld_train.files import replaced_atomically
+from nld_train.training.metrics.jsonl import Record, read_metrics
 from nld_train.training.metrics.metric import Panel
 from nld_train.training.metrics.registry import MetricTable
 
@@ -36,7 +37,8 @@ def write_report(directory: Path, metrics: MetricTable | None = None) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    records = read_records(directory / "metrics.jsonl")
+    content = read_metrics(directory / "metrics.jsonl")
+    records = content.records
     panels = report_panels(records, metrics or MetricTable())
     columns = max(_SMALLEST_COLUMNS, -(-len(panels) // _ROWS))
     figure, axes = plt.subplots(_ROWS, columns, figsize=(6 * columns, 8), constrained_layout=True)
@@ -46,8 +48,11 @@ def write_report(directory: Path, metrics: MetricTable | None = None) -> Path:
         _draw(axis, panel, records)
     for axis in columnwise[len(panels) :]:
         axis.set_axis_off()
+    if content.problems:
+        figure.supxlabel("; ".join(f"metrics.jsonl: {problem}" for problem in content.problems), color="tab:red")
     path = directory / "report.png"
-    figure.savefig(path, dpi=110)
+    with replaced_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
     return path
 

@@ -23,23 +23,42 @@ class RunLog:
         total_steps: of the whole run.
         last_step: the step after which the run continues.
         metrics: of the run.
+
+    Attributes:
+        failure: why a step could not be written to `metrics.jsonl`; None as long as all could.
+
+    Raises:
+        OSError: a file cannot be written.
     """
 
     def __init__(self, config: Config, rank: int, total_steps: int, last_step: int, metrics: MetricTable) -> None:
         self._directory = Path(config.run.dir)
         self._metrics = metrics
         self._first_rank = rank == 0
+        self.failure: OSError | None = None
         if self._first_rank:
             self._console = ConsoleLog(total_steps, config.logging.every, metrics)
             self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)
             self._wandb = WandbLog(config, metrics)
 
     def write(self, record: StepRecord) -> None:
-        """Writes a step everywhere."""
+        """Writes a step everywhere; a file that cannot be written is noted in `failure`, for all ranks to stop at."""
         if self._first_rank:
-            self._file.write(record.values)
+            try:
+                self._file.write(record.values)
+            except OSError as error:
+                self.failure = error
             self._console.write(record.values, record.between)
             self._wandb.write(record.values)
+
+    def synchronise(self) -> None:
+        """Returns when the metrics of all steps so far are on the disk, so that a checkpoint of them may follow.
+
+        Raises:
+            OSError: they cannot be written to the disk.
+        """
+        if self._first_rank:
+            self._file.synchronise()
 
     def print(self, text: str) -> None:
         """Prints a line on the terminal."""

@@ -10,7 +10,7 @@ from statistics import median
 
 from nld_train.files import write_atomically
 from nld_train.revision import git_revision
-from nld_train.training.metrics.jsonl import Record, read_records
+from nld_train.training.metrics.jsonl import Record, read_metrics
 from nld_train.training.metrics.registry import MetricTable
 
 _PACKAGES = ("nld-train", "torch", "megatron-core", "transformers", "transformer-engine", "numpy")
@@ -24,10 +24,13 @@ def write_summary(directory: Path, metrics: MetricTable | None = None) -> Record
         metrics: of the run; None for the registered ones.
     """
     metrics = metrics or MetricTable()
-    records = read_records(directory / "metrics.jsonl")
+    content = read_metrics(directory / "metrics.jsonl")
+    records = content.records
     names = dict.fromkeys(record["stage"] for record in records)
     stages = {name: _stage_summary([r for r in records if r["stage"] == name], metrics) for name in names}
     summary = {"stages": stages, "versions": _versions(), "git_revision": git_revision()}
+    if content.problems:
+        summary["problems"] = [f"metrics.jsonl: {problem}" for problem in content.problems]
     write_atomically(directory / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
@@ -46,14 +49,15 @@ def _stage_summary(records: Sequence[Record], metrics: MetricTable) -> Record:
 
 
 def progress_lines(summary: Record, metrics: MetricTable | None = None) -> list[str]:
-    """The lines about the results of each stage that its metrics have (`Metric.progress`).
+    """The lines about the results of each stage that its metrics have (`Metric.progress`), after what is missing.
 
     Args:
         summary: the content of `summary.json`.
         metrics: of the run; None for the registered ones.
     """
     metrics = metrics or MetricTable()
-    return [
+    missing = [f"warning: {problem}, and in no figure of the summary" for problem in summary.get("problems", ())]
+    return missing + [
         f"{name}, {line}"
         for name, stage in summary["stages"].items()
         for metric in metrics.values()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nld_train.config.load import config_to_dict
 from nld_train.config.schema import Config
-from nld_train.files import write_atomically
+from nld_train.files import open_regular, set_aside, write_atomically
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import flat
 from nld_train.training.metrics.registry import MetricTable
+
+# What Weights & Biases takes as one.
+_LONGEST_IDENTITY = 128
+_IDENTITY = rf"[\w.-]{{1,{_LONGEST_IDENTITY}}}"
 
 
 class WandbLog:
@@ -69,7 +77,13 @@ def wandb_values(record: Record, metrics: MetricTable) -> Record:
 
 
 def _wandb_identity(directory: Path) -> str:
+    """The identity in the file `wandb_id`; a new one where there is none, or the file holds something else."""
     path = directory / "wandb_id"
-    if not path.exists():
-        write_atomically(path, uuid.uuid4().hex[:8])
-    return path.read_text().strip()
+    if os.path.lexists(path):
+        with suppress(OSError, UnicodeDecodeError), open_regular(path) as file:
+            identity = file.read(_LONGEST_IDENTITY + 1).decode().strip()
+            if re.fullmatch(_IDENTITY, identity):
+                return identity
+        print(f"warning: {path} holds no identity and is renamed to {set_aside(path).name}", file=sys.stderr)
+    write_atomically(path, identity := uuid.uuid4().hex[:8])
+    return identity
