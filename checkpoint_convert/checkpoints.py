@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint_convert.checkpoint_paths import require_megatron
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
@@ -13,7 +14,6 @@ from checkpoint_convert.source_config import SourceConfig, read_json, read_sourc
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
-from nld_train.errors import UserError
 from nld_train.training.checkpoint.contents import saved_config
 from nld_train.training.checkpoint.paths import (
     CONFIG_FILE,
@@ -36,20 +36,6 @@ def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWei
     if is_hugging_face(path):
         return HuggingFaceWeights(path, mask_token_id)
     return MegatronWeights(require_megatron(path))
-
-
-def require_megatron(path: Path) -> Path:
-    """The Megatron checkpoint at a path: itself, or the newest one of a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = find_checkpoint(path)
-    if found is None:
-        raise UserError(
-            f"{path}: is neither a checkpoint, nor a run with checkpoints/latest, nor a Hugging Face directory"
-        )
-    return found
 
 
 @dataclass(frozen=True)

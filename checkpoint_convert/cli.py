@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nld_train.commands.command import Command
+from nld_train.commands.command import Command, Imported
 
 DISAGREEMENT_STATUS = 1
 
@@ -38,7 +38,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", type=Path, metavar="A")
     parser.add_argument("second", type=Path, metavar="B")
-    parser.add_argument("--tokens", default="random", metavar="FILE", help="token ids to compute logits for")
+    logits = parser.add_mutually_exclusive_group()
+    logits.add_argument(
+        "--tokens", default="random", metavar="FILE", help="token ids to compute logits for (default: random ones)"
+    )
+    logits.add_argument(
+        "--tensors-only",
+        action="store_true",
+        help="compare settings and tensors, and compute no logits, which take longer",
+    )
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -56,10 +64,11 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from checkpoint_convert.verify import print_verification, verify
+    from checkpoint_convert.verify import print_result, print_tensors, verify
 
-    found = verify(options.first, options.second, options.tokens)
-    print_verification(found)
+    tokens = None if options.tensors_only else options.tokens
+    found = verify(options.first, options.second, tokens, print_tensors)
+    print_result(found)
     return 0 if found.agrees else DISAGREEMENT_STATUS
 
 
@@ -67,7 +76,14 @@ main = Command(
     "nld-convert",
     "Convert between Hugging Face directories and Megatron checkpoints.",
     subcommands=tuple(
-        Command(name, description, add_arguments, run, interrupted="interrupted; nothing was left behind")
+        Command(
+            name,
+            description,
+            add_arguments,
+            run,
+            Imported(f"checkpoint_convert.command_line_checks:check_{name}"),
+            interrupted="interrupted; nothing was left behind",
+        )
         for name, description, add_arguments, run in (
             ("import", "a Hugging Face directory into a checkpoint that any layout loads", _add_import, _import),
             ("export", "a checkpoint into a Hugging Face directory", _add_export, _export),

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoint_convert.checkpoints import Record, read_record, require_megatron
+from checkpoint_convert.checkpoint_paths import require_megatron, require_not_exported
+from checkpoint_convert.checkpoints import Record, read_record
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
 from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
@@ -23,7 +24,6 @@ from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import copy_adapter, resolve_adapter
 from nld_train.progress import progress_bar
-from nld_train.training.checkpoint.paths import is_hugging_face
 
 
 def export_checkpoint(
@@ -51,10 +51,7 @@ def export_checkpoint(
     Raises:
         UserError: the source cannot be converted or the destination cannot be written; nothing is left behind.
     """
-    if is_hugging_face(source):
-        raise UserError(
-            f"{source}: is a Hugging Face directory already; import it first to export it in another format"
-        )
+    require_not_exported(source)
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory), read_record(directory)
     adapter = _adapter(weights, output_format, adapter)

@@ -31,8 +31,7 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
     Raises:
         UserError: the destination exists, cannot be written or has too little space, or another conversion writes it.
     """
-    if destination.exists():
-        raise UserError(f"{destination}: exists already; remove it, or name another destination")
+    require_new(destination)
     temporary = destination.with_name(f"{destination.name}.tmp")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +48,16 @@ def staged(destination: Path, needed_bytes: int) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise UserError(f"{destination}: cannot be written ({error.strerror or error})") from error
+
+
+def require_new(destination: Path) -> None:
+    """Refuses to write where something is.
+
+    Raises:
+        UserError: the destination exists.
+    """
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; remove it, or name another destination")
 
 
 @contextmanager

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from checkpoint_convert.checkpoints import open_weights
 from checkpoint_convert.logits import logit_blocks
-from checkpoint_convert.mapping import part_shape, tensors
+from checkpoint_convert.mapping import EMBEDDING, Named, part_shape, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.weights import Weights, row_blocks, widest
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.progress import Advance, progress_bar
 
 LOGIT_TOLERANCE = 1e-5
 RANDOM = "random"
@@ -64,7 +67,12 @@ class Verification:
         return not self.settings and all(found.agrees for found in (*self.tensors, *self.logits))
 
 
-def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
+def verify(
+    first: Path,
+    second: Path,
+    tokens: str | None = RANDOM,
+    show_tensors: Callable[[Sequence[Difference]], None] | None = None,
+) -> Verification:
     """Compares two checkpoints: settings that change what is computed, every tensor, and logits.
 
     Tensors agree when they are equal, after both are rounded to the less precise of their two types. Logits are
@@ -74,7 +82,8 @@ def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
     Args:
         first: a checkpoint of either kind, or a run directory.
         second: another.
-        tokens: `random`, or a file of token ids, as JSON or separated by spaces.
+        tokens: `random`, or a file of token ids, as JSON or separated by spaces; None compares no logits.
+        show_tensors: called with the differences between tensors before the logits, which take longer, are computed.
 
     Raises:
         UserError: one of them cannot be read, their shapes differ, or a token is not in the vocabulary.
@@ -82,14 +91,49 @@ def verify(first: Path, second: Path, tokens: str = RANDOM) -> Verification:
     one = open_weights(first)
     two = open_weights(second, one.model.mask_token_id)
     _refuse_other_shapes(first, one.model, second, two.model)
-    compared = [
-        _compare_tensor(one, two, tensor.name, part_shape(tensor.part, one.model)) for tensor in tensors(one.model)
-    ]
-    logits = [_compare_logits(one, two, *given) for given in _tokens(tokens, one.model)]
+    passes = [] if tokens is None else _tokens(tokens, one.model)
+    compared = _compare_tensors(one, two)
+    if show_tensors is not None:
+        show_tensors(compared)
+    logits = _compare_passes(one, two, passes)
     for weights in (one, two):
         if isinstance(weights, MegatronWeights):
             weights.finish()
     return Verification(_other_settings(one.model, two.model), compared, logits)
+
+
+class _Counted:
+    """Weights that count the bytes which are read from them."""
+
+    def __init__(self, weights: Weights, advance: Advance) -> None:
+        self.model, self.dtype = weights.model, weights.dtype
+        self._weights, self._advance = weights, advance
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """See `Weights.rows`."""
+        rows = self._weights.rows(name, start, stop)
+        self._advance(rows.nbytes)
+        return rows
+
+
+def _bytes(weights: Weights, named: Sequence[Named]) -> int:
+    return sum(math.prod(part_shape(n.part, weights.model)) * weights.dtype(n.name).itemsize for n in named)
+
+
+def _compare_tensors(one: Weights, two: Weights) -> list[Difference]:
+    named = list(tensors(one.model))
+    with progress_bar("compare tensors", _bytes(one, named) + _bytes(two, named), in_bytes=True) as advance:
+        counted = _Counted(one, advance), _Counted(two, advance)
+        return [_compare_tensor(*counted, tensor.name, part_shape(tensor.part, one.model)) for tensor in named]
+
+
+def _compare_passes(one: Weights, two: Weights, passes: Sequence[tuple[str, Tensor, Tensor]]) -> list[Difference]:
+    """Compares logits; a pass reads every tensor once, and of the embedding a few rows."""
+    named = [tensor for tensor in tensors(one.model) if tensor.name != EMBEDDING]
+    total = len(passes) * (_bytes(one, named) + _bytes(two, named))
+    with progress_bar("compare logits", total, in_bytes=True, shown=bool(passes)) as advance:
+        counted = _Counted(one, advance), _Counted(two, advance)
+        return [_compare_logits(*counted, name, ids, positions) for name, ids, positions in passes]
 
 
 def _refuse_other_shapes(first: Path, one: ModelConfig, second: Path, two: ModelConfig) -> None:
@@ -168,26 +212,43 @@ def _read_tokens(path: Path, vocabulary: int) -> Tensor:
     return torch.tensor([ids])
 
 
-def print_verification(found: Verification) -> None:
-    """Prints a table of the largest differences, and whether the checkpoints agree."""
+def print_tensors(compared: Sequence[Difference]) -> None:
+    """Prints a table of the tensors that differ most."""
+    ordered = sorted(compared, key=lambda d: (d.agrees, -(math.inf if math.isnan(d.largest) else d.largest)))
+    _print_table("Largest differences", ordered[:_SHOWN])
+
+
+def print_result(found: Verification) -> None:
+    """Prints the logits, the settings that differ, and whether the checkpoints agree."""
+    if found.logits:
+        _print_table("Logits", found.logits)
+    console = _console()
+    for line in found.settings:
+        console.print(f"setting differs: {line}", markup=False)
+    differing = sum(not row.agrees for row in found.tensors)
+    logits = "" if found.logits else "no logits compared; "
+    console.print(f"{len(found.tensors)} tensors compared, {differing} differ; {logits}", end="")
+    console.print("the checkpoints agree" if found.agrees else "the checkpoints do not agree")
+
+
+def _console() -> Any:
     from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PRINTED_WIDTH
+    return console
+
+
+def _print_table(title: str, rows: Sequence[Difference]) -> None:
     from rich.table import Table
 
-    table = Table(title="Largest differences", box=None, title_justify="left")
+    table = Table(title=title, box=None, title_justify="left")
     table.add_column("name", no_wrap=True, overflow="fold")
     for heading in ("difference", "largest value", "unequal values"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
-    ordered = sorted(found.tensors, key=lambda d: (d.agrees, -(math.inf if math.isnan(d.largest) else d.largest)))
-    for row in (*ordered[:_SHOWN], *found.logits):
+    for row in rows:
         result = "agrees" if row.agrees else "differs"
         table.add_row(row.name, f"{row.largest:.3e}", f"{row.scale:.3e}", f"{row.unequal} of {row.count}", result)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PRINTED_WIDTH
-    console.print(table)
-    for line in found.settings:
-        console.print(f"setting differs: {line}", markup=False)
-    differing = sum(not row.agrees for row in found.tensors)
-    console.print(f"{len(found.tensors)} tensors compared, {differing} differ; ", end="")
-    console.print("the checkpoints agree" if found.agrees else "the checkpoints do not agree")
+    _console().print(table)

@@ -11,6 +11,8 @@
 #   NODE_RANK         0 on the node that MASTER_ADDRESS names; may be left out where host names resolve as usual
 #   NODE_ADDRESS      under which the other nodes reach this one; may be left out likewise
 # PROCESSES is the number of processes per node (all GPUs, or 1).
+# NUMA_BINDING binds each process to the CPUs near its GPU: node (the default where numactl is installed), socket,
+# exclusive, core-complex, or none.
 # LOGS is a folder: each process's output then goes to a file of its own there, and the first one's to the terminal too.
 #
 # SIGUSR1, SIGTERM and SIGINT end the run after the current step, saved. The exit code is that of the process which
@@ -35,6 +37,13 @@ fi
 if [[ -n ${NODE_ADDRESS:-} ]]; then
     rendezvous+=(--local-addr "$NODE_ADDRESS")
 fi
+binding=()
+if [[ $PROCESSES == gpu && ${NUMA_BINDING:-} != none ]]; then
+    # torch needs numactl for it, and fails without it.
+    if [[ -n ${NUMA_BINDING:-} ]] || command -v numactl >/dev/null; then
+        binding=(--numa-binding "${NUMA_BINDING:-node}")
+    fi
+fi
 logs=()
 if [[ -n ${LOGS:-} ]]; then
     mkdir -p "$LOGS"
@@ -47,8 +56,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Activations of changing size leave gaps in fixed segments of memory.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
 
-command=(python launch/agent.py --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${rendezvous[@]}" "${logs[@]}"
-    -m nld_train.train "$@")
+command=(python launch/agent.py --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${rendezvous[@]}" "${binding[@]}"
+    "${logs[@]}" -m nld_train.train "$@")
 printf '+ on %s:' "$(uname -n)"
 printf ' %q' "${command[@]}"
 printf '\n'

@@ -1,4 +1,4 @@
-"""The rank that torchrun has given this process, read without torch."""
+"""What torchrun has told this process, read without torch."""
 
 from __future__ import annotations
 
@@ -8,3 +8,8 @@ import os
 def rank() -> int:
     """Global rank; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes that torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -39,6 +39,11 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
+def version_line() -> str:
+    """What `--version` prints in every command."""
+    return f"{PACKAGE} {package_version() or UNKNOWN} (commit {git_revision() or UNKNOWN})"
+
+
 def software() -> dict[str, str]:
     """The content of `SOFTWARE`: `version` and `git_revision`, "unknown" where there is none."""
     return {"version": package_version() or UNKNOWN, "git_revision": git_revision() or UNKNOWN}

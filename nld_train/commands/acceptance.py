@@ -13,6 +13,7 @@ from nld_train.commands.arguments import (
     add_lengths,
     add_outputs,
     add_policy,
+    check_command_line,
 )
 from nld_train.commands.command import Command, Imported
 
@@ -41,6 +42,7 @@ main = Command(
     "commits in each.",
     _add_arguments,
     Imported("nld_train.evaluation.acceptance:run"),
+    check_command_line,
 )
 
 if __name__ == "__main__":

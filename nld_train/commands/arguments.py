@@ -6,13 +6,17 @@ import argparse
 from collections.abc import Callable
 from typing import get_args
 
+from nld_train.commands.command import Imported
 from nld_train.config.schema import DecodingMode
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
 from nld_train.decoding.policies.threshold import THRESHOLD
 from nld_train.decoding.policies.trained_sampler import SAMPLER
+from nld_train.results import add_result_options
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
+# The check of every command with these arguments.
+check_command_line = Imported("nld_train.decoding.command_line.checks:check_command_line")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -131,8 +135,8 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outputs(parser: argparse.ArgumentParser, plot: bool = True) -> None:
-    """--json and --plot."""
-    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
+    """--json, --output and --plot."""
+    add_result_options(parser)
     if plot:
         parser.add_argument("--plot", metavar="FILE", help="plot the figures to this file, as PNG")
 

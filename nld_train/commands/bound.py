@@ -13,6 +13,7 @@ from nld_train.commands.arguments import (
     add_prompts,
     add_sampler,
     add_threshold,
+    check_command_line,
 )
 from nld_train.commands.command import Command, Imported
 
@@ -36,6 +37,7 @@ main = Command(
     "the block of one-token-per-pass decoding. Reports it beside every decode mode.",
     _add_arguments,
     Imported("nld_train.evaluation.speed_bound:run"),
+    check_command_line,
 )
 
 if __name__ == "__main__":

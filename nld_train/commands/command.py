@@ -2,18 +2,21 @@
 
 Every script prints one line, `error: ...`, on standard error and exits with status 2 for an error that a user caused,
 its command line included, and with 130 after Ctrl-C. Only the standard library is imported here, and no command
-imports more before its arguments are parsed, so `--help` is fast.
+imports more before its arguments are parsed, so `--help` is fast. What a command line alone decides, and whether its
+files exist, is checked before torch is imported (`Command.check`).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nld_train.errors import UserError, exit_status, report_error
+from nld_train.results import file_instead_of_switch
 
 Run = Callable[[argparse.Namespace], int | None]
 
@@ -26,6 +29,20 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+class PrintVersion(argparse.Action):
+    """The option --version, which every command has: prints the version of this project and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version of nld-train and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """See `argparse.Action`."""
+        from nld_train.revision import version_line
+
+        print(version_line())
+        parser.exit()
+
+
 @dataclass(frozen=True)
 class Command:
     """A console script, or a subcommand of one. Calling it parses a command line and runs it.
@@ -35,6 +52,7 @@ class Command:
         description: for `--help`; line breaks in it are kept.
         add_arguments: adds the arguments to a parser.
         run: the work, from the parsed arguments to an exit status (None is 0).
+        check: refuses the arguments before `run`; imports nothing that takes seconds.
         subcommands: in place of `add_arguments` and `run`.
         summary: of a subcommand, for the script's `--help` (default: the description).
         interrupted: the message after Ctrl-C.
@@ -44,6 +62,7 @@ class Command:
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
     run: Run | None = None
+    check: Callable[[argparse.Namespace], object] | None = None
     subcommands: tuple[Command, ...] = ()
     summary: str = ""
     interrupted: str = "interrupted"
@@ -53,15 +72,21 @@ class Command:
         try:
             arguments = self.parser().parse_args(words)
         except UserError as error:
-            return report_error(str(error), every_rank=False)
+            given = sys.argv[1:] if words is None else words
+            return report_error(file_instead_of_switch(given, str(error)), every_rank=False)
         chosen: Command = arguments.chosen_command
-        assert chosen.run is not None
-        run = chosen.run
-        return exit_status(lambda: run(arguments), chosen.interrupted)
+        return exit_status(lambda: chosen._start(arguments), chosen.interrupted)
+
+    def _start(self, arguments: argparse.Namespace) -> int | None:
+        assert self.run is not None
+        if self.check is not None:
+            self.check(arguments)
+        return self.run(arguments)
 
     def parser(self) -> argparse.ArgumentParser:
         """The parser of a command line."""
         parser = Parser(prog=self.name)
+        parser.add_argument("--version", action=PrintVersion)
         self._fill(parser)
         return parser
 
@@ -81,7 +106,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Imported:
-    """A function whose module is imported when it is called.
+    """A function, to run or to check, whose module is imported when it is called.
 
     Attributes:
         path: `module:function`.

@@ -12,6 +12,7 @@ from nld_train.commands.arguments import (
     add_prompts,
     add_sampler,
     add_thresholds,
+    check_command_line,
 )
 from nld_train.commands.command import Command, Imported
 
@@ -31,6 +32,7 @@ main = Command(
     "sampler: tokens per forward, and the fraction of tokens equal to those of AR and of one token per pass.",
     _add_arguments,
     Imported("nld_train.evaluation.threshold_curve:run"),
+    check_command_line,
 )
 
 if __name__ == "__main__":

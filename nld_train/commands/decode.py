@@ -13,8 +13,10 @@ from nld_train.commands.arguments import (
     add_lengths,
     add_policy,
     add_prompts,
+    check_command_line,
 )
 from nld_train.commands.command import Command, Imported
+from nld_train.results import add_result_options
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     _add_stop(parser)
     add_adapter(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object per prompt and nothing else")
+    add_result_options(parser, "one object per prompt")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +68,20 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    from nld_train.decoding.command_line.variants import refuse_unread
+
+    refuse_unread(arguments)
+    check_command_line(arguments)
+
+
 main = Command(
     "nld-decode",
     "Continues prompts with the weights of a checkpoint, in any decode mode. Started by torchrun, all processes share "
     "one model.",
     _add_arguments,
     Imported("nld_train.decoding.command_line.command:run"),
+    _check,
 )
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 
 from nld_train.commands.arguments import MODES, add_adapter, add_checkpoint, add_layout, add_policy
 from nld_train.commands.command import Command, Imported
+from nld_train.results import add_result_options
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def _add_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unsafe-code", action="store_true", help="allow tasks that run code which the model wrote: use a sandbox"
     )
-    parser.add_argument("--output", metavar="JSON", help="write all results there")
+    add_result_options(parser, "all results")
     parser.add_argument("--log-samples", action="store_true", help="keep every document and answer in --output")
 
 
@@ -70,6 +71,7 @@ main = Command(
     "process, or each group of processes that shares a model, answers its shard of the requests.",
     _add_arguments,
     Imported("nld_train.evaluation.harness.command:run"),
+    Imported("nld_train.evaluation.harness.checks:check_command_line"),
 )
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from nld_train.commands.command import Command
+from nld_train.results import add_result_options, check_result_files, give_result
 
 _DESCRIPTION = """Memory, step time and days of every legal layout of a run, counted without a GPU.
 
@@ -22,7 +22,7 @@ model=3b, 8b and 14b mean the paper's experiments.
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE", help="see above")
-    parser.add_argument("--json", action="store_true", help="print every layout as JSON instead of the best as a table")
+    add_result_options(parser, "every layout")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -34,13 +34,11 @@ def _plan(arguments: argparse.Namespace) -> None:
     request = read_request(arguments.settings)
     assumed = assumptions(request.hardware)
     plans = all_plans(request, assumed.hardware)
-    if arguments.json:
-        print(json.dumps(show.as_json(request, plans, assumed), indent=1))
-    else:
-        show.show(request, plans, assumed)
+    result = show.as_json(request, plans, assumed)
+    give_result(arguments, result, lambda: show.show(request, plans, assumed))
 
 
-main = Command("nld-plan", _DESCRIPTION, _add_arguments, _plan)
+main = Command("nld-plan", _DESCRIPTION, _add_arguments, _plan, check_result_files)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ from nld_train.commands.arguments import (
     add_prompts,
     add_sampler,
     add_thresholds,
+    check_command_line,
 )
 from nld_train.commands.command import Command, Imported
 
@@ -51,6 +52,7 @@ main = Command(
     "that are finally committed, saves it beside the model, and evaluates it on held-out prompts.",
     _add_arguments,
     Imported("nld_train.evaluation.sampler_command:run"),
+    check_command_line,
 )
 
 if __name__ == "__main__":

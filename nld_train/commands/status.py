@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from nld_train.commands.command import Command
+from nld_train.results import add_result_options, check_result_files, give_result
 
 _DESCRIPTION = """The status of a run: stage, step, tokens, rate, time left, checkpoints, losses, spikes.
 
@@ -17,7 +17,7 @@ Reads the run's directory and nothing else: it works during the run, on any mach
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="run.dir of the run")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add_result_options(parser, "the status")
     parser.add_argument(
         "--checksums",
         action="store_true",
@@ -29,15 +29,16 @@ def _show_status(arguments: argparse.Namespace) -> None:
     from nld_train.monitoring.run_status import run_status
 
     found = run_status(arguments.directory, arguments.checksums)
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-        return
-    from nld_train.monitoring.show import show
 
-    show(found)
+    def table() -> None:
+        from nld_train.monitoring.show import show
+
+        show(found)
+
+    give_result(arguments, found, table)
 
 
-main = Command("nld-status", _DESCRIPTION, _add_arguments, _show_status)
+main = Command("nld-status", _DESCRIPTION, _add_arguments, _show_status, check_result_files)
 
 if __name__ == "__main__":
     sys.exit(main())

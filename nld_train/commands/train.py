@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
+from nld_train.commands.sweep import FLAGS, Ended, named_job, print_jobs, refuse_shared_directories, sweep_arguments
 from nld_train.errors import INTERRUPT_STATUS, USER_ERROR_STATUS, UserError, report_error, system_error
 from nld_train.processes import rank
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from nld_train.config.schema import Config
-
-_SWEEP_FLAGS = {"-m", "--multirun"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,11 +36,17 @@ def main(words: Sequence[str] | None = None) -> int:
         The exit status: 0; 2 after one line about an error that a user caused; 130 after Ctrl-C; 75 where a signal
         ended a run (`nld_train.training.loop.signals`).
     """
+    words = sys.argv[1:] if words is None else words
+    if "--version" in words:
+        from nld_train.revision import version_line
+
+        print(version_line())
+        return 0
     try:
-        with _command_line(sys.argv[1:] if words is None else words):
+        with _command_line(words):
             jobs = _read_jobs()
         # Outside Hydra, so that a failure's traceback is the program's own.
-        return _run_jobs(jobs)
+        return _run_jobs(jobs, sweep=bool(FLAGS & set(words)))
     except UserError as error:
         # Every process reads the same settings and finds the same error.
         return report_error(str(error), every_rank=False)
@@ -64,17 +67,21 @@ def _command_line(words: Sequence[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def _run_jobs(jobs: list[tuple[Config, int]]) -> int:
+def _run_jobs(jobs: list[tuple[Config, int]], sweep: bool) -> int:
     """Runs one after another. A failed job does not stop a sweep; a signal, which is sent to the process, does."""
+    ended: list[Ended] = []
     highest = 0
     for config, world_size in jobs:
-        status = _run_job(config, world_size)
+        status, result = _run_job(config, world_size)
+        ended.append(Ended(config, result))
+        highest = max(highest, status)
         if status > USER_ERROR_STATUS:
             # Launchers signal again, and a second one must not turn the exit code of a saved run into that of a kill.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            return status
-        highest = max(highest, status)
+            break
+    if sweep and rank() == 0 and not any(job.config.run.dry for job in ended):
+        print_jobs(ended, len(jobs))
     return highest
 
 
@@ -82,23 +89,16 @@ def _read_jobs() -> list[tuple[Config, int]]:
     """The settings of every job of the command line, all checked before the first one starts."""
     # Otherwise Hydra prints errors over many lines and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if not _SWEEP_FLAGS & set(sys.argv):
+    if not FLAGS & set(sys.argv):
         return _compose_jobs()
     # Hydra requires a folder for its record of a sweep.
     with (
         tempfile.TemporaryDirectory(prefix="nld-train-") as scratch,
-        _command_line(_sweep_arguments(sys.argv[1:], f"hydra.sweep.dir={scratch}")),
+        _command_line(sweep_arguments(sys.argv[1:], f"hydra.sweep.dir={scratch}")),
     ):
         jobs = _compose_jobs()
-    _refuse_shared_directories([config for config, _ in jobs])
+    refuse_shared_directories([config for config, _ in jobs])
     return jobs
-
-
-def _sweep_arguments(arguments: Sequence[str], override: str) -> list[str]:
-    """The arguments of a sweep with one more override. Hydra's parser requires all overrides side by side."""
-    words = [word for word in arguments if word not in _SWEEP_FLAGS]
-    first = next((index for index, word in enumerate(words) if "=" in word and word[0] != "-"), len(words))
-    return ["--multirun", *words[:first], override, *words[first:]]
 
 
 def _compose_jobs() -> list[tuple[Config, int]]:
@@ -109,12 +109,12 @@ def _compose_jobs() -> list[tuple[Config, int]]:
     from nld_train.config.compose import ROOT_NAME, composition_message, config_directory
 
     jobs: list[tuple[Config, int]] = []
-    errors: list[UserError] = []
+    errors: list[Exception] = []
 
     def read(composed: DictConfig) -> None:
         try:
             jobs.append(_read(composed))
-        except UserError as error:  # Raised from here, Hydra would print a line of its own.
+        except Exception as error:  # Raised from here, Hydra would print a line of its own.
             errors.append(error)
 
     try:
@@ -122,6 +122,14 @@ def _compose_jobs() -> list[tuple[Config, int]]:
             hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=ROOT_NAME)(read)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_message(error)) from error
+    except UserError:  # of the parser
+        raise
+    except ValueError as error:  # a flag of Hydra's own that does not go with the others
+        raise UserError(f"{error} (see nld-train --help)") from error
+    except SystemExit as stop:
+        if stop.code:  # it has printed why
+            raise SystemExit(USER_ERROR_STATUS) from stop
+        raise
     if errors:
         raise errors[0]
     return jobs
@@ -142,20 +150,15 @@ def _parser_errors_as_user_errors() -> Iterator[None]:
         argparse.ArgumentParser.error = before  # type: ignore[method-assign]
 
 
-def _refuse_shared_directories(configs: list[Config]) -> None:
-    directories = [config.run.dir for config in configs if not config.run.dry]
-    for directory in directories:
-        if directories.count(directory) > 1:
-            raise UserError(f"run.dir={directory}: several jobs of the sweep would write there; sweep over other keys")
-
-
-def _run_job(config: Config, world_size: int) -> int:
+def _run_job(config: Config, world_size: int) -> tuple[int, str]:
+    """Runs a job; returns its exit status, and what became of it in a few words."""
     try:
-        return _start(config, world_size)
+        status = _start(config, world_size)
     except UserError as error:
-        return report_error(str(error))
+        return report_error(str(error)), f"failed: {error}"
     except OSError as error:
-        return report_error(system_error(error))
+        return report_error(system_error(error)), f"failed: {system_error(error)}"
+    return status, "finished" if status == 0 else f"ended with exit code {status}"
 
 
 def _read(composed: DictConfig) -> tuple[Config, int]:
@@ -163,36 +166,10 @@ def _read(composed: DictConfig) -> tuple[Config, int]:
     from nld_train.config.load import load_config
     from nld_train.config.validate import validate
 
-    config = load_config(composed)
-    config = replace(config, run=replace(config.run, dir=_run_directory(config)))
+    config = named_job(load_config(composed))
     world_size = int(os.environ.get("WORLD_SIZE", config.run.plan_world_size if config.run.dry else 1))
     validate(config, world_size)
     return config, world_size
-
-
-def _run_directory(config: Config) -> str:
-    """The job's own folder below `run.dir` in a sweep, named after the keys that the sweep varies; else `run.dir`."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    settings = HydraConfig.get()
-    if settings.mode != RunMode.MULTIRUN:
-        return config.run.dir
-    naming = settings.job.config.override_dirname
-    naming_keys = _varied_keys() - set(naming.exclude_keys)
-    pairs = (word.split("=", 1) for word in sorted(settings.overrides.task))
-    name = naming.item_sep.join(f"{key}{naming.kv_sep}{value}" for key, value in pairs if key in naming_keys)
-    # Only characters that need no quotes, in a shell or in a later override such as `init.checkpoint=...`.
-    return os.path.join(config.run.dir, re.sub(r"[^\w.+-]", "_", name)).rstrip("/")
-
-
-def _varied_keys() -> set[str]:
-    """Keys to which the command line gives several values."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    words = [word for word in sys.argv[1:] if "=" in word and word[0] != "-"]
-    overrides = OverridesParser.create().parse_overrides(words)
-    return {word.partition("=")[0] for word, parsed in zip(words, overrides, strict=True) if parsed.is_sweep_override()}
 
 
 def _start(config: Config, world_size: int) -> int:
@@ -211,6 +188,10 @@ def _start(config: Config, world_size: int) -> int:
         from nld_train.model.dry_build import build_plan
 
         return build_plan(config) or 0
+    from nld_train.training.loop.preflight import check_paths
+
+    # Before torch is imported, which takes seconds.
+    check_paths(config)
     from nld_train.training.loop.run import train
 
     return train(config)

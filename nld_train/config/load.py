@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -76,11 +76,31 @@ def config_from_yaml(text: str) -> Config:
 
 
 def unknown_key_message(key: str, valid_names: Sequence[str]) -> str:
-    """One line about a dotted key whose last part is none of `valid_names`, with the nearest of them."""
+    """One line about a dotted key whose last part is none of `valid_names`, with the nearest of them.
+
+    Under a mapping whose names are the user's, such as `stages`, it says how to add an entry.
+    """
     parent, _, name = key.rpartition(".")
     close = get_close_matches(name, valid_names, n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""
-    return f"{key}: unknown key;{hint} valid under {parent or 'the root'}: {', '.join(valid_names)}"
+    adding = "" if (entry := _entry_type(parent)) is None else f"; add a new one with '+{key}={_example(entry)}'"
+    return f"{key}: unknown key;{hint} valid under {parent or 'the root'}: {', '.join(valid_names)}{adding}"
+
+
+def _entry_type(key: str) -> Any:
+    """The class of the entries of a mapping of names in `Config`, by its dotted key; None for any other key."""
+    hint: Any = Config
+    for name in key.split("."):
+        hint = get_type_hints(hint).get(name) if is_dataclass(hint) else None
+    return get_args(hint)[1] if get_origin(hint) is dict else None
+
+
+def _example(kind: Any) -> str:
+    """The keys that an object of a dataclass must have, in the form of an override."""
+    hints = get_type_hints(kind)
+    required = [field.name for field in fields(kind) if field.default is MISSING]
+    values = (_example(hints[name]) if is_dataclass(hints[name]) else "..." for name in required)
+    return "{" + ", ".join(f"{name}: {value}" for name, value in zip(required, values, strict=True)) + "}"
 
 
 def _plain(value: Any) -> Any:
@@ -135,11 +155,29 @@ def _convert_dataclass(value: Any, hint: Any, key: str) -> Any:
     for name in value:
         if name not in names:
             raise UserError(unknown_key_message(f"{prefix}{name}", names))
-    for field in fields(hint):
-        if field.name not in value and field.default is MISSING:
-            raise UserError(f"{prefix}{field.name}: missing; must be {describe_type(hints[field.name])}")
+    if missing := dict(_missing(value, hint, prefix)):
+        raise UserError(_missing_message(missing))
     given = [name for name in names if name in value]
     return hint(**{name: _convert(value[name], hints[name], f"{prefix}{name}") for name in given})
+
+
+def _missing(value: Any, hint: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Names and types of the keys that are missing in an object of a dataclass, and in those inside it."""
+    hints = get_type_hints(hint)
+    for field in fields(hint):
+        inner = hints[field.name]
+        if field.name not in value and field.default is MISSING:
+            yield f"{prefix}{field.name}", inner
+        elif is_dataclass(inner) and isinstance(value.get(field.name), Mapping):
+            yield from _missing(value[field.name], inner, f"{prefix}{field.name}.")
+
+
+def _missing_message(missing: Mapping[str, Any]) -> str:
+    (first, hint), *others = missing.items()
+    if not others:
+        return f"{first}: missing; must be {describe_type(hint)}"
+    listed = ", ".join(f"{name} ({describe_type(hint)})" for name, hint in missing.items())
+    return f"{len(missing)} keys are missing: {listed}"
 
 
 def _convert_simple(value: Any, hint: Any, key: str) -> Any:

@@ -58,7 +58,10 @@ def _check_run(config: Config) -> None:
     listed = f"[{','.join(run.stages)}]"
     refuse_unless(len(run.stages) > 0, "run.stages", listed, f"must name at least one stage; defined: {defined}")
     for name in run.stages:
-        refuse_unless(name in config.stages, "run.stages", listed, f"no stage {name!r} is defined; defined: {defined}")
+        undefined = (
+            f"no stage {name!r} is defined; defined: {defined}; a new one is added with '+stages.{name}={{...}}'"
+        )
+        refuse_unless(name in config.stages, "run.stages", listed, undefined)
     refuse_unless(len(set(run.stages)) == len(run.stages), "run.stages", listed, "must name each stage only once")
     valid = f"must not define a stage {VALIDATION!r}, which would share its noise with held-out samples; rename it"
     refuse_unless(VALIDATION not in config.stages, "stages", f"[{defined}]", valid)

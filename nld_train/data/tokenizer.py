@@ -245,8 +245,7 @@ def load_tokenizer(directory: str) -> Any:
     Raises:
         UserError: there is no tokenizer, or one that needs code of its own.
     """
-    if not os.path.isdir(directory):
-        raise _no_directory(directory)
+    require_directory(directory)
     from transformers import AutoTokenizer
 
     try:
@@ -257,8 +256,14 @@ def load_tokenizer(directory: str) -> Any:
         raise UserError(f"{directory} is no tokenizer that transformers can load: {reason}") from error
 
 
-def _no_directory(directory: str) -> UserError:
-    return UserError(f"no tokenizer directory {directory}: give a Hugging Face directory, bytes, or train-bpe:VOCAB")
+def require_directory(directory: str) -> None:
+    """Refuses a path that is no directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not os.path.isdir(directory):
+        raise UserError(f"no tokenizer directory {directory}: give a Hugging Face directory, bytes, or train-bpe:VOCAB")
 
 
 def tokenizer_hash(directory: str) -> str:
@@ -267,8 +272,7 @@ def tokenizer_hash(directory: str) -> str:
     Raises:
         UserError: no tokenizer there.
     """
-    if not os.path.isdir(directory):
-        raise _no_directory(directory)
+    require_directory(directory)
     definition = Path(directory, "tokenizer.json")
     if definition.is_file():
         try:

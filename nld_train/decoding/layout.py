@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from nld_train.config.schema import Config, ParallelConfig
 from nld_train.config.validate_layout import validate_model_parallel
 from nld_train.errors import UserError
-from nld_train.processes import rank
-from nld_train.training.loop.parallel import world_size
+from nld_train.processes import rank, world_size
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From a path to an engine: the kind of a checkpoint, its tokenizer, and its weights on the ranks of a layout.
 
-The description comes first and is cheap, so that an invalid request is refused before any weight is read.
+The description comes first and is cheap, so that an invalid request is refused before any weight is read. torch is
+imported where weights are, so that a path that does not exist is reported at once.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
-from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors, resolve_adapter
 from nld_train.training.checkpoint.manifest import find_damage
 from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
+
+if TYPE_CHECKING:
+    from nld_train.decoding.engines.engine import Engine
 
 EXPORT_TYPE = "nemotron_labs_diffusion"
 
@@ -72,18 +73,30 @@ def find_source(
         UserError: the path is none of these, the checkpoint is damaged or has no tokenizer, or an adapter or the layout
             does not fit it.
     """
-    if is_hugging_face(path):
+    directory = locate(path)
+    if is_hugging_face(directory):
         if layout.processes > 1:
             raise UserError(
                 f"--tensor, --pipeline: one process reads an export, and {path} is an export; nld-convert import "
                 "converts it to a checkpoint that several processes can share"
             )
-        return _find_export(path, tokenizer, adapter)
+        return _find_export(directory, tokenizer, adapter)
+    return _find_megatron(directory, tokenizer, adapter, layout)
+
+
+def locate(path: Path) -> Path:
+    """The directory of the checkpoint or export that a path refers to; reads none of its files.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_hugging_face(path):
+        return path
     directory = find_checkpoint(path)
     if directory is None:
         what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
         raise UserError(f"{path}: {what}")
-    return _find_megatron(directory, tokenizer, adapter, layout)
+    return directory
 
 
 def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
@@ -168,6 +181,8 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
 @contextmanager
 def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
     """The exported package's model and engine, from this checkout: no code of the directory is run."""
+    import torch
+
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
     from nld_train.training.loop.parallel import resolve_device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.table import Table
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.algorithms.outputs import Observer
 from nld_train.decoding.algorithms.statistics import decoding_figures, merged, one_sequence
 from nld_train.decoding.command_line.request import (
     PolicyOf,
@@ -27,8 +28,8 @@ from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
 from nld_train.evaluation.categories import Conversation, Question, read_questions
-from nld_train.evaluation.measure import Figures, shown
-from nld_train.evaluation.reports import check_outputs, write_json
+from nld_train.evaluation.measure import Figures, decoding_progress, shown
+from nld_train.results import check_result_files, give_result
 
 OVERALL = "overall"
 _SHOWN = ("accepted_length", "tokens_per_forward")
@@ -48,7 +49,7 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: a request that cannot be fulfilled, found before any weight is read.
     """
-    check_outputs(arguments, "json")
+    check_result_files(arguments)
     check_batch_size(arguments)
     questions = read_questions(Path(arguments.prompts))
     source = source_of(arguments)
@@ -60,8 +61,7 @@ def run(arguments: Namespace) -> None:
             check_request(source.description, first, variant.mode, variant.options)
     with source.open() as engine:
         report = measure_acceptance(engine, source, questions, variants, policy, arguments.batch_size)
-    print_acceptance(report_console(), report)
-    write_json(arguments.json, report)
+    give_result(arguments, report, lambda: print_acceptance(report_console(), report))
 
 
 def _variants(arguments: Namespace, source: Source) -> list[AcceptanceVariant]:
@@ -119,11 +119,14 @@ def _measure(
     results: dict[str, list[DecodeResult]] = defaultdict(list)
     skipped: dict[str, int] = defaultdict(int)
     conversations = [Conversation(question, source.tokenizer) for question in questions]
-    for category, result in _converse(engine, conversations, variant, chosen, batch_size):
-        if result is None:
-            skipped[category] += 1
-        else:
-            results[category].append(result)
+    turns = sum(len(question.turns) for question in questions)
+    what = f"{variant.mode}, blocks of {variant.options.block_length}"
+    with decoding_progress(what, turns, variant.options.max_new_tokens) as observer:
+        for category, result in _converse(engine, conversations, variant, chosen, batch_size, observer):
+            if result is None:
+                skipped[category] += 1
+            else:
+                results[category].append(result)
     return {
         "mode": variant.mode,
         "block_length": variant.options.block_length,
@@ -138,6 +141,7 @@ def _converse(
     variant: AcceptanceVariant,
     policy: CommitPolicy | None,
     batch_size: int,
+    observer: Callable[[], Observer],
 ) -> Iterator[tuple[str, DecodeResult | None]]:
     """Decodes turn after turn of all conversations; yields category and result of each, None if it did not fit."""
     for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
@@ -151,7 +155,7 @@ def _converse(
         prompts = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
         if not prompts:
             continue
-        result = decode(engine, prompts, variant.mode, variant.options, policy, batch_size=batch_size)
+        result = decode(engine, prompts, variant.mode, variant.options, policy, observer(), batch_size)
         for index, conversation in enumerate(active):
             conversation.add_answer(result.token_ids[index])
             yield conversation.question.category, one_sequence(result, index)

@@ -34,13 +34,13 @@ class DecodingMetric(Metric):
     def panels(self, records: Sequence[Record]) -> list[Panel]:
         """See `Metric.panels`: three figures over tokens, and the last acceptance by position in the block."""
         return [
-            self._figure_panel(records, "tokens_per_forward", "decoded tokens per forward"),
-            self._figure_panel(records, "agreement", "share of tokens equal to AR's"),
-            self._figure_panel(records, "tokens_per_second", "decoded tokens per second"),
+            self._figure_panel(records, "tokens_per_forward", "tokens per forward", "Decoding: tokens per forward"),
+            self._figure_panel(records, "agreement", "share of tokens", "Decoding: tokens equal to AR's"),
+            self._figure_panel(records, "tokens_per_second", "tokens per second", "Decoding: speed"),
             self._acceptance_panel(records),
         ]
 
-    def _figure_panel(self, records: Sequence[Record], figure: str, label: str) -> Panel:
+    def _figure_panel(self, records: Sequence[Record], figure: str, label: str, title: str) -> Panel:
         """One figure of each mode; a continued run may have decoded other modes before."""
         measured = [(record["tokens"], record[self.name]["modes"]) for record in records]
         names = dict.fromkeys(mode for _, modes in measured for mode in modes)
@@ -48,7 +48,7 @@ class DecodingMetric(Metric):
             Curve(mode, [(tokens, modes[mode][figure]) for tokens, modes in measured if mode in modes], {"marker": "."})
             for mode in names
         ]
-        return Panel(label, curves)
+        return Panel(label, curves, title=title)
 
     def _acceptance_panel(self, records: Sequence[Record]) -> Panel:
         last = {mode: figures for record in records for mode, figures in record[self.name]["modes"].items()}
@@ -56,7 +56,8 @@ class DecodingMetric(Metric):
             Curve(mode, [(int(position), rate) for position, rate in rates.items()], {"marker": "."})
             for mode, rates in _acceptance_rates(last).items()
         ]
-        return Panel("acceptance rate of drafts, at last", curves, x_label="position in the block")
+        title = "Acceptance rate of drafts, at the last decoding"
+        return Panel("share of drafts", curves, x_label="position in the block", title=title)
 
     def summary(self, records: Sequence[Record]) -> Record:
         """See `Metric.summary`: by mode, the figures of its first and of its last decoding, each with its step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,38 +16,15 @@ from nld_train.decoding.command_line.request import (
     value_errors_as_user_errors,
 )
 from nld_train.decoding.policies.sampler_files import require_sampler, sampler_directory
-from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures
-from nld_train.files import write_atomically
+from nld_train.results import check_result_files, give_result
 
 
-def check_outputs(arguments: Namespace, *names: str) -> None:
-    """Refuses output files that cannot be written, before anything is computed.
-
-    Args:
-        arguments: a command line.
-        names: of its options.
-
-    Raises:
-        UserError: the folder of a file does not exist.
-    """
-    for name in names:
-        path = getattr(arguments, name)
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise UserError(f"--{name} {path}: there is no folder {Path(path).absolute().parent}")
-
-
-def write_json(path: str | None, content: Figures, default: Callable[[Any], Any] | None = None) -> None:
-    """Writes figures if a path is given; `default` converts values that JSON does not support."""
-    if path is not None:
-        write_atomically(Path(path), json.dumps(content, indent=1, default=default) + "\n")
-
-
-def write_report(arguments: Namespace, content: Figures, draw: Callable[[str], None]) -> None:
-    """Writes `--json` and draws `--plot`, where they are given."""
-    write_json(arguments.json, content)
+def give_report(arguments: Namespace, content: Figures, show: Callable[[], None], draw: Callable[[str], None]) -> None:
+    """Shows figures, or prints them with `--json`; writes `--output` and draws `--plot`, where they are given."""
     if arguments.plot is not None:
         draw(arguments.plot)
+    give_result(arguments, content, show)
 
 
 def read_report_request(
@@ -57,7 +33,7 @@ def read_report_request(
     """Reads and checks the options that these commands have in common; reads no weights.
 
     Args:
-        arguments: a command line with `--json` and `--plot`.
+        arguments: a command line with `commands.arguments.add_outputs`.
         block_lengths: block lengths to decode with.
         thresholds: of the policy `threshold`.
 
@@ -68,7 +44,7 @@ def read_report_request(
         UserError: a file that cannot be written, a threshold or another option out of its range, or prompts that
             cannot be decoded in every mode.
     """
-    check_outputs(arguments, "json", "plot")
+    check_result_files(arguments)
     with value_errors_as_user_errors():
         for threshold in thresholds:
             Threshold(threshold)

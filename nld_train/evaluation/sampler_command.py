@@ -16,7 +16,7 @@ from nld_train.decoding.policies.sampler_files import check_directory, embedding
 from nld_train.decoding.policies.sampler_network import SamplerShape
 from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures, shown
-from nld_train.evaluation.reports import read_report_request, write_report
+from nld_train.evaluation.reports import give_report, read_report_request
 from nld_train.evaluation.sampler_data import Examples, collect
 from nld_train.evaluation.sampler_training import SamplerTraining, principal_components, quality, train_sampler
 from nld_train.evaluation.threshold_curve import draw_curves, measure_curves, print_curves
@@ -35,7 +35,8 @@ def run(arguments: Namespace) -> None:
     held_out = _held_out(arguments, len(request.prompts))
     directory = sampler_directory(arguments.sampler, request.source.directory)
     check_directory(directory)
-    console = report_console()
+    # Of the training; standard output is for the JSON alone where it is asked for.
+    console = report_console(errors=arguments.json)
     with request.source.open() as engine:
         seen, unseen = _examples(engine, request, options, held_out, console)
         table = principal_components(embedding_of(engine), shape.components)
@@ -49,8 +50,9 @@ def run(arguments: Namespace) -> None:
         _print_quality(console, report, directory)
         testing = request.prompts[-held_out:]
         curves = measure_curves(engine, testing, options, arguments.thresholds, sampler, request.batch_size)
-    print_curves(console, curves)
-    write_report(arguments, report | curves, lambda path: draw_curves(path, curves))
+    give_report(
+        arguments, report | curves, lambda: print_curves(console, curves), lambda path: draw_curves(path, curves)
+    )
 
 
 def _sampler_settings(arguments: Namespace) -> tuple[SamplerShape, SamplerTraining]:

@@ -13,6 +13,7 @@ from nld_train.decoding import DecodeOptions, Engine
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.policies.commit import BlockView, chosen_positions
 from nld_train.decoding.policies.sampler_network import Observation
+from nld_train.evaluation.measure import decoding_progress
 from nld_train.evaluation.trajectories import ONE_PER_PASS, committed
 
 
@@ -121,5 +122,6 @@ def collect(engine: Engine, prompts: Sequence[Sequence[int]], options: DecodeOpt
         ValueError: no block had a mask whose token is known, as with a block length of 1.
     """
     collector = Collector()
-    decode(engine, prompts, "diffusion", options, collector, batch_size=batch_size)
+    with decoding_progress("one token per pass", len(prompts), options.max_new_tokens) as observer:
+        decode(engine, prompts, "diffusion", options, collector, observer(), batch_size)
     return collector.examples(options.block_length)

@@ -14,20 +14,21 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Threshold
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, Threshold
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
-from nld_train.evaluation.measure import Figures, shown
+from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
-from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
+from nld_train.evaluation.reports import give_report, plot, read_report_request, trained_sampler_directory
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 ORACLE = "oracle"
 DIFFUSION = "diffusion"
+_WITH_ADAPTER = "linear + adapter"
 # The oracle bounds the other curves from above, AR from below.
 _STYLES: dict[str, dict[str, Any]] = {
     ORACLE: {"color": "k", "linestyle": "--"},
@@ -54,8 +55,12 @@ def run(arguments: Namespace) -> None:
             measure_bound(engine, request.prompts, options, policies, request.batch_size, arguments.budget)
             for options in settings
         ]
-    print_bound(report_console(), bounds)
-    write_report(arguments, {"bounds": bounds}, lambda path: draw_bound(path, bounds))
+    give_report(
+        arguments,
+        {"bounds": bounds},
+        lambda: print_bound(report_console(), bounds),
+        lambda path: draw_bound(path, bounds),
+    )
 
 
 def measure_bound(
@@ -80,22 +85,25 @@ def measure_bound(
         `block_length`; `variants`, by name what `decoding_figures` returns; `oracle_blocks`, what `block_figures`
         returns.
     """
-    reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
     oracle = Oracle(budget, policies)
-    variants: dict[str, DecodeResult] = {
-        ORACLE: decode(engine, prompts, "diffusion", options, oracle, batch_size=batch_size),
-        "ar": reference,
+    denoising = {f"{DIFFUSION}, {name}": policy for name, policy in {**policies, "one per pass": ONE_PER_PASS}.items()}
+    wanted: dict[str, tuple[Mode, CommitPolicy | None]] = {
+        ORACLE: ("diffusion", oracle),
+        "ar": ("ar", None),
+        **{name: ("diffusion", policy) for name, policy in denoising.items()},
+        **{mode: (mode, None) for mode in _SPECULATIVE},
     }
-    for name, policy in {**policies, "one per pass": ONE_PER_PASS}.items():
-        variants[f"{DIFFUSION}, {name}"] = decode(engine, prompts, "diffusion", options, policy, batch_size=batch_size)
-    for mode in _SPECULATIVE:
-        variants[mode] = decode(engine, prompts, mode, options, None, batch_size=batch_size)
     if engine.has_adapter:
-        with_adapter = replace(options, adapter=True)
-        variants["linear + adapter"] = decode(engine, prompts, "linear", with_adapter, None, batch_size=batch_size)
+        wanted[_WITH_ADAPTER] = ("linear", None)
+    variants: dict[str, DecodeResult] = {}
+    sequences = len(wanted) * len(prompts)
+    with decoding_progress(f"blocks of {options.block_length}", sequences, options.max_new_tokens) as observer:
+        for name, (mode, policy) in wanted.items():
+            own = replace(options, adapter=name == _WITH_ADAPTER)
+            variants[name] = decode(engine, prompts, mode, own, policy, observer(), batch_size)
     return {
         "block_length": options.block_length,
-        "variants": {name: decoding_figures(result, reference) for name, result in variants.items()},
+        "variants": {name: decoding_figures(result, variants["ar"]) for name, result in variants.items()},
         "oracle_blocks": block_figures(oracle.blocks),
     }
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
-from nld_train.decoding import CommitPolicy, DecodeOptions, Engine, Threshold
+from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, Threshold
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import agreement, decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.sampler_network import TrainedSampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
-from nld_train.evaluation.measure import Figures, shown
-from nld_train.evaluation.reports import plot, read_report_request, trained_sampler_directory, write_report
+from nld_train.evaluation.measure import Figures, decoding_progress, shown
+from nld_train.evaluation.reports import give_report, plot, read_report_request, trained_sampler_directory
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 
@@ -31,8 +31,12 @@ def run(arguments: Namespace) -> None:
     with request.source.open() as engine:
         sampler = load_sampler(directory, engine) if directory else None
         measured = measure_curves(engine, request.prompts, options, arguments.thresholds, sampler, request.batch_size)
-    print_curves(report_console(), measured)
-    write_report(arguments, measured, lambda path: draw_curves(path, measured))
+    give_report(
+        arguments,
+        measured,
+        lambda: print_curves(report_console(), measured),
+        lambda path: draw_curves(path, measured),
+    )
 
 
 def measure_curves(
@@ -58,23 +62,28 @@ def measure_curves(
         one object per threshold, lowest first: `threshold`, what `statistics.decoding_figures` returns, and
         `agreement_with_one_per_pass`.
     """
-    reference = decode(engine, prompts, "ar", options, None, batch_size=batch_size)
-    slow = decode(engine, prompts, "diffusion", options, ONE_PER_PASS, batch_size=batch_size)
     policies: dict[str, Callable[[float], CommitPolicy]] = {"confidence": Threshold}
     if sampler is not None:
         policies["sampler"] = lambda threshold: SamplerPolicy(sampler, threshold)
+    decodings = 2 + len(policies) * len(thresholds)
+    with decoding_progress("curve", decodings * len(prompts), options.max_new_tokens) as observer:
 
-    def point(policy: Callable[[float], CommitPolicy], threshold: float) -> Figures:
-        result = decode(engine, prompts, "diffusion", options, policy(threshold), batch_size=batch_size)
-        same = agreement(result.token_ids, slow.token_ids)
-        return {"threshold": threshold, **decoding_figures(result, reference), "agreement_with_one_per_pass": same}
+        def decoded(mode: Mode, policy: CommitPolicy | None) -> DecodeResult:
+            return decode(engine, prompts, mode, options, policy, observer(), batch_size)
 
-    return {
-        "block_length": options.block_length,
-        "ar": decoding_figures(reference, reference),
-        "one_per_pass": decoding_figures(slow, reference),
-        "curves": {name: [point(policy, t) for t in sorted(thresholds)] for name, policy in policies.items()},
-    }
+        reference, slow = decoded("ar", None), decoded("diffusion", ONE_PER_PASS)
+
+        def point(policy: CommitPolicy, threshold: float) -> Figures:
+            result = decoded("diffusion", policy)
+            same = agreement(result.token_ids, slow.token_ids)
+            return {"threshold": threshold, **decoding_figures(result, reference), "agreement_with_one_per_pass": same}
+
+        return {
+            "block_length": options.block_length,
+            "ar": decoding_figures(reference, reference),
+            "one_per_pass": decoding_figures(slow, reference),
+            "curves": {name: [point(policy(t), t) for t in sorted(thresholds)] for name, policy in policies.items()},
+        }
 
 
 def print_curves(console: Console, measured: Figures) -> None:

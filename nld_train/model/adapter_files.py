@@ -82,6 +82,18 @@ def find_adapter(path: Path) -> Path | None:
     return next((folder for folder in (path / DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
 
 
+def require_adapter(path: Path) -> Path:
+    """What `find_adapter` finds.
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    found = find_adapter(path)
+    if found is None:
+        raise UserError(f"{path}: holds no drafter adapter ({CONFIG_FILE} and {TENSOR_FILE})")
+    return found
+
+
 def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = None) -> Path | None:
     """The directory of the adapter to use with a model, checked against it.
 
@@ -99,9 +111,7 @@ def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = No
     path = directory / DIRECTORY if given is None else given
     if given is None and not path.is_dir():
         return None
-    found = find_adapter(path)
-    if found is None:
-        raise UserError(f"{path}: holds no drafter adapter ({CONFIG_FILE} and {TENSOR_FILE})")
+    found = require_adapter(path)
     read_shape(found, model)
     return found
 

@@ -317,7 +317,7 @@ def test_what_export_and_verify_cannot_read(imported: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize("text", ["", "../elsewhere"])
 def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from nld_train.training.checkpoint.initial_weights import require_checkpoint
+    from nld_train.training.checkpoint.paths import find_initial_checkpoint
 
     pointer = tmp_path / "run" / "checkpoints" / "latest"
     pointer.parent.mkdir(parents=True)
@@ -325,7 +325,7 @@ def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: p
     arguments = ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "nld"]
     assert f"{pointer} must hold the name of a checkpoint" in refused(capsys, arguments, tmp_path / "out")
     with pytest.raises(UserError, match=f"init.checkpoint: {pointer} must hold the name of a checkpoint"):
-        require_checkpoint(tmp_path / "run")
+        find_initial_checkpoint(tmp_path / "run")
 
 
 def test_the_mask_token_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,47 @@ def test_both_kinds_agree_in_either_order(pair: tuple[Path, Path], capsys: pytes
     assert "positions from 32" in printed
 
 
+def test_the_tensors_are_shown_before_the_logits_are_computed(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = []
+
+    def interrupted(*_: object) -> None:
+        before.append(capsys.readouterr().out)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("checkpoint_convert.verify.logit_blocks", interrupted)
+    assert status(*pair) == 130
+    assert "Largest differences" in before[0]
+    assert "embed_tokens.weight" in before[0]
+
+
+def test_tensors_alone_are_compared(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("checkpoint_convert.verify.logit_blocks")
+    assert status(*pair, "--tensors-only") == 0
+    printed = capsys.readouterr().out
+    assert "21 tensors compared, 0 differ; no logits compared; the checkpoints agree" in printed
+    assert "positions" not in printed
+    change_tensors(pair[0], {"model.norm.weight": torch.ones(40)})
+    assert status(*pair, "--tensors-only") == 1
+    assert status(*pair, "--tensors-only", "--tokens", "tokens") == 2
+
+
+def test_a_log_shows_how_far_a_comparison_is(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nld_train.progress._FIRST_LINE", 0.0)
+    assert status(*pair) == 0
+    lines = capsys.readouterr().err.splitlines()
+    for what in ("compare tensors", "compare logits"):
+        found = [line for line in lines if line.startswith(what)]
+        percents = [int(line.split(": ")[1].partition("%")[0]) for line in found]
+        assert percents == sorted(percents)
+        assert percents[0] < 50 < percents[-1] <= 100, "the total is what is read"
+
+
 def test_one_value_is_enough_to_differ(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     source, imported = pair
     name = "model.layers.1.mlp.up_proj.weight"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from forked import Finished, run_forked
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "megatron", "transformers", "transformer_engine", "numpy", "wandb", "datasets", "matplotlib")
 # Runs the command, then says on the error stream which heavy packages it imported.
 PROBE = f"""
@@ -89,6 +90,42 @@ def test_mistakes_are_one_line(tmp_path: Path, overrides: list[str], pieces: lis
     for piece in pieces:
         assert piece in done.errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "piece"),
+    [
+        (["--resolve"], "--resolve flag can only be used"),
+        (["--multirun", "--resolve"], "--resolve flag can only be used"),
+        (["--cfg", "job", "--multirun"], "Only one of"),
+        (["--cfg", "none"], "--cfg"),
+        (["--info", "none"], "--info"),
+        (["--shell-completion"], "Expecting one subcommand"),
+        (["--experimental-rerun", "none"], "File none does not exist"),
+        (["--config-dir", "none"], "not found"),
+        (["--config-name", "none"], "configuration=none"),
+    ],
+)
+def test_a_flag_of_hydra_that_cannot_be_followed_is_one_line(tmp_path: Path, words: list[str], piece: str) -> None:
+    done = _train(tmp_path, *words)
+    assert done.status == 2, done.errors
+    assert done.output == ""
+    last = done.errors.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert piece in last
+    assert "Traceback" not in done.errors
+
+
+def test_a_folder_of_ones_own_settings(tmp_path: Path) -> None:
+    (tmp_path / "settings" / "stages").mkdir(parents=True)
+    shipped = (ROOT / "configs/stages/quickstart.yaml").read_text()
+    (tmp_path / "settings" / "stages" / "long.yaml").write_text(shipped.replace("tokens: 2.0e+06", "tokens: 4.0e+06"))
+    done = _train(tmp_path, "--config-dir", "settings", "stages=long", "run.dry=true")
+    assert done.status == 0, done.errors
+    assert "4,001,792" in done.output
+    done = _train(tmp_path, "--config-dir", "settings", "stages=longer", "run.dry=true")
+    assert done.status == 2
+    assert "valid: ablation, drafter, drafter_quickstart, long, paper, quickstart" in done.errors
 
 
 def test_one_process_of_many_speaks(tmp_path: Path) -> None:

@@ -80,6 +80,38 @@ def test_missing_key_is_refused(tiny: Config) -> None:
         config_from_dict(settings)
 
 
+def test_all_missing_keys_of_a_new_stage_are_named_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        compose_config(["+stages.third={kind: joint, schedule: {learning_rate: 1e-3}}"])
+    message = str(refused.value)
+    assert message.startswith("7 keys are missing: stages.third.tokens (an integer), stages.third.alpha (a number), ")
+    for name in ("averaging (one of global,", "schedule.final_learning_rate (a", "schedule.decay_style (one of"):
+        assert f"stages.third.{name}" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("override", ["stages.third.tokens=5", "stages.third={kind: joint}"])
+def test_a_stage_that_is_not_there_is_told_how_to_add_it(override: str) -> None:
+    with pytest.raises(UserError) as refused:
+        compose_config([override])
+    message = str(refused.value)
+    assert message.startswith("stages.third: unknown key; valid under stages: ar, joint; add a new one with ")
+    added = message.partition("'+stages.third={")[2]
+    for name in ("kind: ...", "tokens: ...", "alpha: ...", "averaging: ...", "schedule: {learning_rate: ..."):
+        assert name in added
+
+
+def test_a_stage_is_added_with_what_the_message_names() -> None:
+    """What it shares with another stage is taken from there."""
+    whole = "kind: joint, tokens: 2e6, alpha: 0.5, averaging: sequence, schedule: ${stages.joint.schedule}"
+    config = compose_config([f"+stages.third={{{whole}}}"])
+    assert config.run.stages == ("ar", "joint", "third")
+    third, joint = config.stages["third"], config.stages["joint"]
+    assert (third.tokens, third.alpha, third.schedule) == (2_000_000, 0.5, joint.schedule)
+    assert (third.train, third.data_start) == (None, "continue")
+    assert compose_config(["+stages.copy=${stages.joint}"]).stages["copy"] == joint
+
+
 def test_yaml_round_trip_gives_an_equal_config(change: Any) -> None:
     config = change(
         {

@@ -33,8 +33,9 @@ from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.drafter_adapter import adapter_tensors, load_adapter
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.processes import world_size
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
-from nld_train.training.loop.parallel import parallel_groups, world_size
+from nld_train.training.loop.parallel import parallel_groups
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
 

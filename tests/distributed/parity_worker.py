@@ -31,11 +31,12 @@ from nld_train.model import streams
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.processes import world_size
 from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
-from nld_train.training.loop.parallel import parallel_groups, world_size
+from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.step import NonFiniteError, train_step
 from nld_train.training.stages.objective_trainer import stream_settings
 

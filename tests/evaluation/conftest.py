@@ -74,7 +74,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reported(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Runs a command that reports, with --json and, where it draws, --plot; returns its figures."""
+    """Runs a command that reports, with --output and, where it draws, --plot; returns its figures."""
     folder = tmp_path_factory.mktemp("reports")
 
     def run(main: Main, *words: object) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def reported(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
             given += ["--prompts", str(prompts)]
         if main is not acceptance.main:
             given += ["--plot", str(drawing)]
-        assert main([*given, *FEW, "--json", str(figures)]) == 0
+        assert main([*given, *FEW, "--output", str(figures)]) == 0
         if "--plot" in given:
             assert drawing.read_bytes().startswith(b"\x89PNG")
         found: dict[str, Any] = json.loads(figures.read_text())

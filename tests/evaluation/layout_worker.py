@@ -13,7 +13,7 @@ from tiny_runs import undrawn
 
 from nld_train.config.compose import compose_config
 from nld_train.config.validate import validate
-from nld_train.training.loop.parallel import world_size
+from nld_train.processes import world_size
 from nld_train.training.loop.run import train
 
 

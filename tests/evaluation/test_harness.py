@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 from forked import run_ranks
-from rich.console import Console
 
 from nld_train.commands import decode, eval
 
@@ -131,13 +129,16 @@ def test_tokens_per_forward_are_counted(results: dict[str, Results]) -> None:
     assert 0 < bound["standard_error"] <= bound["largest_standard_error"] < 20
 
 
-def test_progress_is_shown_on_a_terminal(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_shown_on_a_terminal(
+    trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every kind of request to its end, on a console that acts as a terminal."""
-    shown = io.StringIO()
-    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=shown, force_terminal=True, width=100))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("COLUMNS", "100")
     evaluated(trained, "diffusion", folder)
+    shown = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", capsys.readouterr().err)
     for what in ("texts", "bounds of log-likelihoods", "greedy continuations"):
-        lines = [line for line in re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.getvalue()).splitlines() if what in line]
+        lines = [line for line in shown.splitlines() if what in line]
         done, total = map(int, re.findall(r"(\d+)/(\d+)", lines[-1])[0])
         assert done == total > 0, lines[-1]
 

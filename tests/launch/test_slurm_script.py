@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,16 @@ import pytest
 
 STUBS = Path(__file__).parent
 ROOT = STUBS.parents[1]
-# Stands for srun and all that it starts: writes its arguments, one per line, and ends with a given status.
-SRUN = '#!/usr/bin/env bash\nprintf "%s\\n" "$@" >"$WORDS"\nexit "$STATUS"\n'
+# Stands for srun and all that it starts: writes its arguments, one per line, and ends with a given status; the check of
+# the nodes ends with one of its own.
+SRUN = """#!/usr/bin/env bash
+if [[ ${*: -1} == launch/check_node.sh ]]; then
+    printf "%s\\n" "$@" >"$WORDS.check"
+    exit "${CHECK_STATUS:-0}"
+fi
+printf "%s\\n" "$@" >"$WORDS"
+exit "$STATUS"
+"""
 SAVED, FAILED = 75, 3
 
 
@@ -43,6 +52,7 @@ class Script:
             "SLURM_JOB_ID": "4711",
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_CPUS_ON_NODE": "96",
             "LOG_ROOT": str(self.folder / "logs"),
             "REQUEUED": str(self.folder / "requeued"),
             "WORDS": str(self.folder / "words"),
@@ -93,8 +103,10 @@ def test_a_container_sees_repository_logs_and_the_given_mounts(script: Script, m
     logs = script.folder / "logs/4711/start-0"
     options = [
         "--ntasks-per-node=1",
-        "--kill-on-bad-exit=1",
+        "--cpus-per-task=96",
+        "--cpu-bind=none",
         "--label",
+        "--kill-on-bad-exit=1",
         "--container-image=/shared/nld-train.sqsh",
         f"--container-workdir={ROOT}",
         f"--container-mounts={ROOT}:{ROOT},{logs}:{logs}" + (f",{mounts}" if mounts else ""),
@@ -113,3 +125,62 @@ def test_a_container_sees_repository_logs_and_the_given_mounts(script: Script, m
 def test_without_a_container_there_is_none(script: Script) -> None:
     script.start(0, 0)
     assert "--container" not in (script.folder / "words").read_text()
+
+
+def test_a_run_has_all_cpus_of_its_nodes_and_the_interface_that_was_named(script: Script) -> None:
+    stub = script.folder / "bin" / "srun"
+    stub.write_text(SRUN.replace('exit "$STATUS"', 'echo "$NCCL_SOCKET_IFNAME $GLOO_SOCKET_IFNAME"; exit "$STATUS"'))
+    status, output = script.start(0, 0, NETWORK_INTERFACE="bond0")
+    assert status == 0, output
+    assert "bond0 bond0\n" in output
+    words = (script.folder / "words").read_text().splitlines()
+    checked = (script.folder / "words.check").read_text().splitlines()
+    assert words[:4] == checked[:4] == ["--ntasks-per-node=1", "--cpus-per-task=96", "--cpu-bind=none", "--label"]
+
+
+def test_nothing_starts_on_a_node_that_is_not_fit(script: Script) -> None:
+    status, output = script.start(0, 0, CHECK_STATUS="1", RETRIES="3")
+    assert status == 1
+    assert "error: job 4711: not started; leave out the nodes named above" in output
+    assert not (script.folder / "words").exists()
+    assert script.requeues == 0
+    checked = (script.folder / "words.check").read_text()
+    assert "--kill-on-bad-exit" not in checked, "every node that is not fit says so"
+    assert script.start(0, 0, CHECK_STATUS="1", CHECK_NODES="0")[0] == 0
+
+
+def _check_node(tmp_path: Path, listed: str, **variables: str) -> tuple[int, str]:
+    """The check of this machine, whose GPUs `nvidia-smi` lists as given."""
+    (tmp_path / "listed").write_text(listed)
+    programs = {"nvidia-smi": f"cat {tmp_path / 'listed'}", "python": f'exec {sys.executable} "$@"'}
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "launch/check_node.sh")],
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_node_names_all_its_faults(tmp_path: Path) -> None:
+    four = "".join(f"{gpu}, {4 if gpu else 40960}\n" for gpu in range(4))
+    variables = {"MASTER_ADDRESS": "no-such-host.invalid", "NETWORK_INTERFACE": "ib7", "SLURM_GPUS_ON_NODE": "8"}
+    status, output = _check_node(tmp_path, four, **variables)
+    assert status == 1
+    lines = [line.partition(f"error: {os.uname().nodename}: ")[2] for line in output.splitlines()]
+    assert lines[0] == "does not know the first node's name, no-such-host.invalid"
+    assert lines[1].startswith("NETWORK_INTERFACE=ib7: not one of ")
+    assert lines[2:] == ["4 of 8 GPUs answer", "GPU 0: 40960 MiB are in use already"]
+
+
+def test_a_node_without_faults_is_fit(tmp_path: Path) -> None:
+    eight = "".join(f"{gpu}, 4\n" for gpu in range(8))
+    status, output = _check_node(tmp_path, eight, MASTER_ADDRESS="localhost", SLURM_GPUS_ON_NODE="8")
+    assert status == 0, output
+    assert output.endswith("CPUs, 8 GPUs\n")

@@ -28,7 +28,7 @@ MISSING = {
     "nld-status": (["missing"], "missing"),
     "nld-curve": (["missing", "--prompts", "prompts.txt"], "--prompts prompts.txt"),
     "nld-bound": (["missing", "--prompt", "x"], "missing"),
-    "nld-sampler": (["missing", "--prompt", "x", "--json", "no/where.json"], "--json no/where.json"),
+    "nld-sampler": (["missing", "--prompt", "x", "--output", "no/where.json"], "--output no/where.json"),
     "nld-acceptance": (["missing", "--prompts", "questions.jsonl"], "--prompts questions.jsonl"),
     "nld-eval": (["missing", "--mode", "ar", "--tasks", "t", "--output", "no/where.json"], "--output no/where.json"),
 }
@@ -109,10 +109,11 @@ def test_what_a_script_runs_exists(name: str) -> None:
     assert command.name == name
     for chosen in command.subcommands or (command,):
         assert chosen.run is not None
-        path = getattr(chosen.run, "path", None)
-        if path is not None:
-            module, _, function = path.partition(":")
-            assert callable(getattr(import_module(module), function))
+        for named in (chosen.run, chosen.check):
+            path = getattr(named, "path", None)
+            if path is not None:
+                module, _, function = path.partition(":")
+                assert callable(getattr(import_module(module), function))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ def test_the_image_keeps_its_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.count("pip install") == text.count("--no-deps")
 
 
+def test_an_image_is_built_from_the_code_alone() -> None:
+    """Neither environments, results and corpora, nor the history are sent to the build; the code is."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    made = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
+    assert {".git", *made} <= {pattern.removeprefix("**/") for pattern in patterns}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    # Without `**/` a pattern is of the root alone: nld_train/data stays.
+    left_out = [name for name in tracked.stdout.split() if name.partition("/")[0] in patterns]
+    assert {name.partition("/")[0] for name in left_out} == {".ci"}
+
+
 def _make(*words: str) -> str:
     # The environment counts as made, whether there is one or not.
     command = ["make", "--no-print-directory", "-o", ".venv/.installed", *words]

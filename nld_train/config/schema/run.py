@@ -19,9 +19,9 @@ class RunConfig:
     name: Annotated[str, "Name of the run in logs and in Weights & Biases."]
     dir: Annotated[
         str,
-        "Folder of everything that a run writes: checkpoints, metrics.jsonl, summary.json, report.png. Made when "
-        "missing. The same command again continues from the latest checkpoint here. In a sweep (--multirun) each job "
-        "gets a folder of its own below it, named after the keys that the sweep varies.",
+        "Folder of everything that a run writes: checkpoints, metrics.jsonl, run.log, summary.json, report.png. "
+        "Made when missing. The same command again continues from the latest checkpoint here. In a sweep (--multirun) "
+        "each job gets a folder of its own below it, named after the keys that the sweep varies; so is its run.name.",
     ]
     # Random generators take seeds of 64 bits, and Megatron adds a rank to its own.
     seed: Annotated[
@@ -141,7 +141,11 @@ class WandbConfig:
 class LoggingConfig:
     """What is printed and logged; `metrics.jsonl` always has every step."""
 
-    every: Annotated[Count, "Optimizer steps between two printed lines."]
+    every: Annotated[
+        Count,
+        "Optimizer steps between two lines in run.log and, where that is no terminal, on standard output. A terminal "
+        "shows the current step as a live line.",
+    ]
     peak_tflops: Annotated[
         Positive | None,
         "Dense bf16 peak of one device in TFLOP/s, for the FLOP utilisation; null: the known value of some devices "

@@ -130,12 +130,12 @@ class StageConfig:
     schedule: ScheduleConfig
     train: Annotated[
         tuple[SourceConfig, ...] | None, "Training data of this stage instead of data.train; null: data.train."
-    ]
+    ] = None
     data_start: Annotated[
         Literal["continue", "beginning"],
         "Where the stage starts in its data. continue: where the previous stage stopped; beginning: at the first "
         "sample.",
-    ]
+    ] = "continue"
     adapter: Annotated[
         AdapterConfig | None,
         "The drafter adapter, with kind=drafter, which must be the last stage. null with the other kinds.",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from nld_train.decoding.engines.engine import Limits
+# Command lines are checked with these classes before torch is imported.
+if TYPE_CHECKING:
+    from nld_train.decoding.engines.engine import Limits
 
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
 # Seeds of torch's generators, with room for a batch: sequence i adds i.

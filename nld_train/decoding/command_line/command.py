@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +20,12 @@ from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forwa
 from nld_train.decoding.command_line.observers import InOrder, Observers
 from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
 from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, printable, report_console
-from nld_train.decoding.command_line.variants import DecodeVariant, refuse_unread, variants_of
+from nld_train.decoding.command_line.variants import DecodeVariant, variants_of
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import only_rank_zero_prints
+from nld_train.files import write_atomically
+from nld_train.printable import printable_json
+from nld_train.processes import rank
 
 # Longer than the line of any terminal.
 _START_CHARACTERS = 200
@@ -49,13 +52,39 @@ class Decoded:
         return sum(self.result.new_tokens) / self.seconds
 
 
+class Records:
+    """The result of every prompt as a line of JSON.
+
+    Args:
+        printed: whether lines are printed, each as soon as its prompt is finished.
+        output: file that all lines are written to at the end; None for none.
+    """
+
+    def __init__(self, printed: bool, output: str | None) -> None:
+        self.printed = printed
+        self._output = output
+        self._lines: list[str] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds the result of a prompt."""
+        line = printable_json(record)
+        if self._output is not None:
+            self._lines.append(line)
+        if self.printed:
+            print(line, flush=True)
+
+    def write(self) -> None:
+        """Writes the file; of several processes that decode together, rank 0 does."""
+        if self._output is not None and rank() == 0:
+            write_atomically(Path(self._output), "".join(f"{line}\n" for line in self._lines))
+
+
 def run(arguments: Namespace) -> None:
     """Runs a command line that `nld_train.commands.decode` has parsed.
 
     Raises:
         UserError: a request that cannot be fulfilled, found before any weight is read.
     """
-    refuse_unread(arguments)
     request = read_request(arguments)
     job = Job(request.source, request.texts, request.prompts, request.batch_size)
     with value_errors_as_user_errors():
@@ -64,18 +93,21 @@ def run(arguments: Namespace) -> None:
             check_request(job.source.description, job.prompts, variant.mode, variant.options)
     show = job.compare if arguments.compare else job.show
     with job.source.open() as engine, only_rank_zero_prints():
-        show(engine, variants, arguments.json)
+        records = Records(arguments.json, arguments.output)
+        show(engine, variants, records)
+        records.write()
 
 
 @dataclass(frozen=True)
 class Job(Request):
     """A request and how its results are shown."""
 
-    def show(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
+    def show(self, engine: Engine, variants: list[DecodeVariant], records: Records) -> None:
         """Decodes in one variant; shows sequences while they grow, and prints them, or their JSON, when finished."""
         variant, console = variants[0], Console(highlight=False, soft_wrap=True)
-        if as_json:
-            self._decode(engine, variant, InOrder(lambda ended: _print_json(self._record(variant, ended))))
+        noted = InOrder(lambda ended: records.add(self._record(variant, ended)))
+        if records.printed:
+            self._decode(engine, variant, noted)
             return
         tokenizer, watcher = self.source.tokenizer, None
         if console.is_terminal:
@@ -86,10 +118,10 @@ class Job(Request):
             else lambda ended: print_sequence(console, tokenizer, variant.mode, self.texts[ended.sequence], ended)
         )
         with watcher or nullcontext():
-            decoded = self._decode(engine, variant, watcher, printed)
+            decoded = self._decode(engine, variant, watcher, printed, noted)
         console.print(_summary(variant, decoded), style="dim")
 
-    def compare(self, engine: Engine, variants: list[DecodeVariant], as_json: bool) -> None:
+    def compare(self, engine: Engine, variants: list[DecodeVariant], records: Records) -> None:
         """Decodes in every variant, AR first, and shows them side by side."""
         table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
         reference: list[list[int]] = []
@@ -98,10 +130,9 @@ class Job(Request):
             decoded = self._decode(engine, variant)
             token_ids = decoded.result.token_ids
             reference = reference or token_ids
-            if as_json:
-                for ended in decoded.sequences:
-                    same = _same(variant, [list(ended.tokens)], [reference[ended.sequence]])
-                    _print_json({**self._record(variant, ended), "agreement": same})
+            for ended in decoded.sequences:
+                same = _same(variant, [list(ended.tokens)], [reference[ended.sequence]])
+                records.add({**self._record(variant, ended), "agreement": same})
             same = _same(variant, token_ids, reference)
             figures = (
                 f"{tokens_per_forward(decoded.result):.2f}",
@@ -109,7 +140,7 @@ class Job(Request):
                 "-" if same is None else f"{same:.1%}",
             )
             table.add_row(variant.name, self._one_line(token_ids[0]), *figures)
-        if not as_json:
+        if not records.printed:
             report_console().print(table)
 
     def _warm_up(self, engine: Engine, variant: DecodeVariant) -> None:
@@ -150,10 +181,6 @@ class Job(Request):
 def _same(variant: DecodeVariant, token_ids: list[list[int]], reference: list[list[int]]) -> float | None:
     """Share of tokens equal to AR's; None with a temperature, where equal distributions give different texts."""
     return agreement(token_ids, reference) if variant.options.temperature == 0 else None
-
-
-def _print_json(record: dict[str, Any]) -> None:
-    print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
 def _summary(variant: DecodeVariant, decoded: Decoded) -> str:

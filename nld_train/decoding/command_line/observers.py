@@ -1,4 +1,4 @@
-"""Observers of a decoding: several as one, and one that passes on finished sequences in the order of their prompts."""
+"""Observers of a decoding: several as one, finished sequences in the order of their prompts, and a count of tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from nld_train.decoding.algorithms.outputs import Observer, Progress
+from nld_train.progress import Advance
 
 
 class Observers:
@@ -47,3 +48,22 @@ class InOrder:
         while (ended := self._finished.pop(self._next, None)) is not None:
             self._next += 1
             self._take(ended)
+
+
+class TokenCounter:
+    """Counts new tokens as work done; a sequence that ends early has then done all of its work.
+
+    Args:
+        advance: of a progress bar over the prompts' largest numbers of new tokens.
+        max_new_tokens: of every sequence.
+    """
+
+    def __init__(self, advance: Advance, max_new_tokens: int) -> None:
+        self._advance, self._max_new_tokens = advance, max_new_tokens
+        self._counted: dict[int, int] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        """See `outputs.Observer`."""
+        done = len(progress.tokens) if progress.finish is None else self._max_new_tokens
+        self._advance(done - self._counted.get(progress.sequence, 0))
+        self._counted[progress.sequence] = done

@@ -28,9 +28,13 @@ _LONGEST_CHARACTER = 4
 Decode = Callable[[list[int]], str]
 
 
-def report_console() -> Console:
-    """A console for tables: as wide as the terminal or COLUMNS; 120 wide for a file or a pipe."""
-    return Console(highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns)
+def report_console(errors: bool = False) -> Console:
+    """A console for tables: as wide as the terminal or COLUMNS; 120 wide for a file or a pipe.
+
+    Args:
+        errors: on standard error in place of standard output.
+    """
+    return Console(highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns, stderr=errors)
 
 
 def numeric(name: str) -> Column:

@@ -1,4 +1,7 @@
-"""The files of the trained sampler, and the check that it was trained for the model that decodes."""
+"""The files of the trained sampler, and the check that it was trained for the model that decodes.
+
+torch is imported where tensors are read or written: whether the files exist is checked before.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from nld_train.decoding.engines.engine import Engine
-from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nld_train.decoding.engines.engine import Engine
+    from nld_train.decoding.policies.sampler_network import TrainedSampler
 
 DIRECTORY = "trained_sampler"
 _WEIGHTS, _DESCRIPTION = "sampler.safetensors", "sampler.json"
@@ -41,6 +44,8 @@ def embedding_of(engine: Engine) -> Tensor:
 
 def fingerprint(engine: Engine) -> str:
     """Identifies a model; from bf16 values, because an export may store a checkpoint's weights in bf16."""
+    import torch
+
     embedding = embedding_of(engine)
     rows = torch.linspace(0, len(embedding) - 1, min(len(embedding), _FINGERPRINT_ROWS)).long()
     values = embedding[rows.to(embedding.device)].bfloat16().cpu().contiguous()
@@ -69,6 +74,8 @@ def save_sampler(directory: Path, sampler: TrainedSampler, engine: Engine, notes
         engine: the model that it was trained for.
         notes: how it was trained and its quality; for information only.
     """
+    from safetensors.torch import save_file
+
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -97,6 +104,10 @@ def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
     Raises:
         UserError: there is none, it is damaged, or it was trained for other weights.
     """
+    from safetensors.torch import load_file
+
+    from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
+
     require_sampler(directory)
     try:
         description = json.loads((directory / _DESCRIPTION).read_text())

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
+from nld_train.evaluation.harness.checks import check_command_line
 from nld_train.evaluation.harness.settings import EvaluationSettings
-from nld_train.evaluation.harness.tasks import TaskList, load_tasks, resolve
-from nld_train.evaluation.reports import check_outputs, write_json
+from nld_train.evaluation.harness.tasks import TaskList, load_tasks
 from nld_train.processes import rank
+from nld_train.results import give_result
 
 
 def run(arguments: Namespace) -> None:
@@ -22,44 +21,14 @@ def run(arguments: Namespace) -> None:
         UserError: a request that cannot be fulfilled, found before any weight is read; or a task's text that contains
             the mask token.
     """
-    settings = _settings(arguments)
-    task_list = resolve(arguments.tasks)
-    check_outputs(arguments, "output")
+    settings, task_list = check_command_line(arguments)
     _require_lm_eval()
     if rank() > 0:
         _run_worker(arguments, settings, task_list)
         return
     tasks, manager = _load(arguments, task_list)
     results = _evaluate(arguments, settings, task_list, tasks, manager)
-    _show(results, settings)
-    write_json(arguments.output, results, default=_plain)
-
-
-def _settings(arguments: Namespace) -> EvaluationSettings:
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit: {arguments.limit} is not 1 or more")
-    if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
-        raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
-    try:
-        settings = EvaluationSettings(
-            mode=arguments.mode,
-            batch_size=arguments.batch_size,
-            block_length=arguments.block_length,
-            policy=PolicySettings.of(vars(arguments)),
-            samples=arguments.samples,
-            max_new_tokens=arguments.max_new_tokens,
-            adapter=bool(arguments.adapter),
-            # Without a value, `--adapter` means the checkpoint's own.
-            adapter_directory=arguments.adapter if isinstance(arguments.adapter, str) else None,
-            seed=arguments.seed,
-            tensor=arguments.tensor,
-            pipeline=arguments.pipeline,
-        )
-    except ValueError as error:
-        name, _, rest = str(error).partition(":")
-        raise UserError(f"--{name.replace('_', '-')}:{rest}") from error
-    settings.policy.check_mode(settings.mode)
-    return settings
+    give_result(arguments, results, lambda: _show(results, settings), default=_plain)
 
 
 def _require_lm_eval() -> None:
@@ -71,14 +40,7 @@ def _require_lm_eval() -> None:
 
 def _load(arguments: Namespace, task_list: TaskList) -> tuple[list[Any], Any]:
     """The tasks, and lm_eval's task manager."""
-    for path in arguments.include_path:
-        if not Path(path).is_dir():
-            raise UserError(f"--include-path: there is no folder {path}")
-    if task_list.unsafe_code or arguments.unsafe_code:
-        if not arguments.unsafe_code:
-            raise UserError(
-                "--tasks: some tasks run code that the model wrote; allow it with --unsafe-code, in a sandbox"
-            )
+    if arguments.unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     manager = _task_manager(arguments.include_path, task_list)
     tasks = load_tasks(task_list.tasks, manager)

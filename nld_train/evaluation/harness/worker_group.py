@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nld_train.training.loop.parallel import world_size
+from nld_train.processes import world_size
 
 # Rank 0 can take long to compute metrics. If it fails, torchrun ends the other processes.
 _TIMEOUT = timedelta(days=7)

@@ -11,7 +11,7 @@ from nld_train.registry import resolve
 from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.contents import saved_model
 from nld_train.training.checkpoint.fallback import damage_on_any_rank
-from nld_train.training.checkpoint.paths import DanglingLatestError, find_checkpoint, is_hugging_face
+from nld_train.training.checkpoint.paths import find_initial_checkpoint, is_hugging_face
 from nld_train.training.checkpoint.resume import refuse_other_model
 from nld_train.training.loop.optimizer import unwrap
 
@@ -31,31 +31,15 @@ def find_initial_weights(config: Config) -> Path | None:
     """
     if config.init.checkpoint is None:
         return None
-    given = Path(config.init.checkpoint)
+    given = find_initial_checkpoint(Path(config.init.checkpoint))
     if is_hugging_face(given):
         shapes = resolve(_SHAPES_OF_HUGGING_FACE)(given, config.model.mask_token_id)
         refuse_other_model(given, shapes, config.model)
         return given
-    directory = require_checkpoint(given)
-    if (damage := damage_on_any_rank(directory)) is not None:
-        raise UserError(f"init.checkpoint: {directory} is damaged: {damage}; name another one")
-    refuse_other_model(directory, saved_model(directory), config.model)
-    return directory
-
-
-def require_checkpoint(path: Path) -> Path:
-    """The checkpoint that `init.checkpoint` refers to: that directory itself, or the newest checkpoint of a run.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        directory = find_checkpoint(path)
-    except DanglingLatestError as error:
-        raise UserError(f"init.checkpoint: {error}; name another one") from error
-    if directory is None:
-        raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
-    return directory
+    if (damage := damage_on_any_rank(given)) is not None:
+        raise UserError(f"init.checkpoint: {given} is damaged: {damage}; name another one")
+    refuse_other_model(given, saved_model(given), config.model)
+    return given
 
 
 def load_initial_weights(directory: Path, config: Config, model: list[Any]) -> None:

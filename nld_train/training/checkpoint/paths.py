@@ -159,3 +159,20 @@ def find_checkpoint(path: Path) -> Path | None:
             path = found
             break
     return path if (path / MODEL_FILE).is_file() else None
+
+
+def find_initial_checkpoint(path: Path) -> Path:
+    """The directory that `init.checkpoint` refers to: a Hugging Face directory, a checkpoint, or a run's newest one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if is_hugging_face(path):
+        return path
+    try:
+        directory = find_checkpoint(path)
+    except DanglingLatestError as error:
+        raise UserError(f"init.checkpoint: {error}; name another one") from error
+    if directory is None:
+        raise UserError(f"init.checkpoint: {path} is neither a checkpoint nor a run directory with checkpoints/latest")
+    return directory

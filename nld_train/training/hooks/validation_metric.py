@@ -31,7 +31,7 @@ class ValidationMetric(Metric):
                 if level in value["diffusion_loss"]
             ]
             curves.append(Curve(f"diffusion, t = {level}", points, _DOTS))
-        return [Panel("held-out loss (nats per token)", curves)]
+        return [Panel("nats per token", curves, title="Held-out loss")]
 
     def summary(self, records: Sequence[Record]) -> Record:
         """See `Metric.summary`: every validation of the stage, and its last one."""

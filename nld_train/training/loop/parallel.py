@@ -33,11 +33,6 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def world_size() -> int:
-    """Number of processes that torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextmanager
 def parallel_groups(config: Config) -> Iterator[torch.device]:
     """Creates the process group and Megatron's groups, yields this process's device, and destroys them at the end."""

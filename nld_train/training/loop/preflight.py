@@ -1,4 +1,7 @@
-"""Checks of the files that a run reads and writes, before it starts."""
+"""Checks of the files that a run reads and writes, before it starts.
+
+torch is imported for the last of them only: whether the paths of a command line exist is known at once.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,38 @@ from pathlib import Path
 
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
-from nld_train.data.samples import refuse_repeated_samples
+from nld_train.data.packed import check_files as check_token_set
+from nld_train.data.tokenizer import require_directory
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
+
+
+def check_paths(config: Config) -> None:
+    """Checks that what a run reads exists, and that it could write; imports no torch, and creates nothing.
+
+    Raises:
+        UserError: a token set, a tokenizer or `init.checkpoint` that does not exist, or a `run.dir` that cannot be
+            written.
+    """
+    for prefix in _prefixes(config):
+        check_token_set(prefix)
+    if config.data.tokenizer is not None:
+        require_directory(config.data.tokenizer)
+    directory = Path(config.run.dir)
+    # A run that continues needs no initial weights, which may have been deleted since.
+    if config.init.checkpoint is not None and not written_checkpoints(checkpoints_directory(directory)):
+        find_initial_checkpoint(Path(config.init.checkpoint))
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        reason = "Permission denied" if existing.is_dir() else f"{existing} is no folder"
+        raise UserError(f"run.dir: {directory} cannot be written ({reason}); name another folder")
+
+
+def _prefixes(config: Config) -> list[str]:
+    """The token sets of a run, each once."""
+    stages = [config.stages[name] for name in config.run.stages]
+    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
+    return list(dict.fromkeys(source.prefix for source in sources))
 
 
 def check_files(config: Config) -> None:
@@ -21,11 +54,11 @@ def check_files(config: Config) -> None:
         UserError: token sets that are missing, damaged or of another model; validation that would use a sample twice; a
             `run.dir` that cannot be written.
     """
-    stages = [config.stages[name] for name in config.run.stages]
-    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
-    for prefix in dict.fromkeys(source.prefix for source in sources):
+    for prefix in _prefixes(config):
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
     if config.validation.every > 0:
+        from nld_train.data.samples import refuse_repeated_samples
+
         refuse_repeated_samples(config)
     try:
         _require_writable(Path(config.run.dir))

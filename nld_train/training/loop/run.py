@@ -131,16 +131,17 @@ class Run:
     def train(self) -> int:
         """Trains the stages that the newest sound checkpoint has not completed; returns the exit status."""
         self._open_log()
-        if self.initial_weights is not None:
-            load_initial_weights(self.initial_weights, self.config, self.model)
-        try:
-            status = self._train_stages()
-        except (NonFiniteError, LogFailedError):
-            # Raised on every rank; the checkpoint that is being written is of an earlier, finite step.
+        with self.log:
+            if self.initial_weights is not None:
+                load_initial_weights(self.initial_weights, self.config, self.model)
+            try:
+                status = self._train_stages()
+            except (NonFiniteError, LogFailedError):
+                # Raised on every rank; the checkpoint that is being written is of an earlier, finite step.
+                self.writer.finish()
+                raise
             self.writer.finish()
-            raise
-        self.writer.finish()
-        self._close_log(status)
+            self._close_log(status)
         return status
 
     @property
@@ -256,7 +257,7 @@ class Run:
         self.writer.begin(self.model, optimizer, progress)
 
     def _open_log(self) -> None:
-        """Opens the log and prints the first lines."""
+        """Opens the log and writes the first lines."""
         metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
         with file_errors(self.config.run.dir):
             on_every_rank(lambda: self._make_log(metrics))

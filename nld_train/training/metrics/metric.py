@@ -27,11 +27,13 @@ class Curve:
         label: in the legend; empty for none.
         points: pairs of x and y.
         style: keyword arguments of matplotlib's `plot`.
+        noisy: whether it differs from step to step by chance: its running mean is then drawn over it.
     """
 
     label: str
     points: list[tuple[float, float]]
     style: Mapping[str, Any] = field(default_factory=dict)
+    noisy: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,18 @@ class Panel:
     """One pair of axes in the report.
 
     Attributes:
-        y_label: what the curves show.
+        y_label: what the curves show. Without a title it is the title.
         curves: drawn over `x_label`.
         x_label: `tokens`, over which borders of stages are marked, or another quantity.
         right: another panel's curves over the same x, with an axis of their own on the right.
+        title: above the axes; `y_label` then is the quantity and its unit.
     """
 
     y_label: str
     curves: list[Curve]
     x_label: str = "tokens"
     right: Panel | None = None
+    title: str = ""
 
 
 class Metric:
@@ -56,7 +60,12 @@ class Metric:
 
     Args:
         name: the key.
+
+    Attributes:
+        importance: of its part of a step's line, which has room for the most important ones.
     """
+
+    importance = 0
 
     def __init__(self, name: str) -> None:
         self.name = name

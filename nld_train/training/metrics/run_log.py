@@ -1,4 +1,4 @@
-"""Writes the metrics of a run on rank 0: `metrics.jsonl`, the console, and Weights & Biases."""
+"""Writes the metrics of a run on rank 0: `metrics.jsonl`, the console, `run.log`, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunLog:
         metrics: of the run.
 
     Attributes:
-        failure: why a step could not be written to `metrics.jsonl`; None as long as all could.
+        failure: why a step could not be written to `metrics.jsonl` or `run.log`; None as long as all could.
 
     Raises:
         OSError: a file cannot be written.
@@ -37,7 +37,8 @@ class RunLog:
         self._first_rank = rank == 0
         self.failure: OSError | None = None
         if self._first_rank:
-            self._console = ConsoleLog(total_steps, config.logging.every, metrics)
+            every, stages = config.logging.every, config.run.stages
+            self._console = ConsoleLog(self._directory, total_steps, every, metrics, stages)
             self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)
             self._wandb = WandbLog(config, metrics)
 
@@ -46,9 +47,9 @@ class RunLog:
         if self._first_rank:
             try:
                 self._file.write(record.values)
+                self._console.write(record.values, record.between)
             except OSError as error:
                 self.failure = error
-            self._console.write(record.values, record.between)
             self._wandb.write(record.values)
 
     def synchronise(self) -> None:
@@ -61,12 +62,23 @@ class RunLog:
             self._file.synchronise()
 
     def print(self, text: str) -> None:
-        """Prints a line on the terminal."""
+        """Writes a line on the console and into `run.log`."""
         if self._first_rank:
             self._console.print(text)
 
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Closes the console and `run.log`, and writes there what has ended the run, if anything has."""
+        if not self._first_rank:
+            return
+        if error is not None:
+            self._console.note_error(error)
+        self._console.close()
+
     def close(self, last_line: str) -> None:
-        """Writes the summary and the report of all steps so far, prints their lines and a last one, and closes all."""
+        """Writes the summary and the report of all steps so far, their lines and a last one, and closes the files."""
         if not self._first_rank:
             return
         summary, image = write_summary(self._directory, self._metrics), write_report(self._directory, self._metrics)

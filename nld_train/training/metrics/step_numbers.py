@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any
 
+from nld_train.progress import duration
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import Curve, Metric, Panel, human
-
-_THIN = {"linewidth": 1}
 
 
 class StepNumber(Metric):
@@ -20,6 +18,7 @@ class StepNumber(Metric):
         form: makes its part of the console line; None for none.
         panel: makes its panel of the report from all records; None for none.
         summarised: whether the summary of a stage has its first and last means.
+        importance: see `Metric`.
     """
 
     def __init__(
@@ -28,8 +27,10 @@ class StepNumber(Metric):
         form: Callable[[Any], str] | None = None,
         panel: Callable[[Sequence[Record]], Panel] | None = None,
         summarised: bool = False,
+        importance: int = 0,
     ) -> None:
         super().__init__(name)
+        self.importance = importance
         self._form, self._panel, self._summarised = form, panel, summarised
 
     def step_text(self, value: Any) -> str | None:
@@ -47,24 +48,25 @@ class StepNumber(Metric):
         return {f"first_{self.name}": None, f"last_{self.name}": None} | super().summary(records)
 
 
-def curve(records: Sequence[Record], name: str, label: str = "", **style: Any) -> Curve:
+def curve(records: Sequence[Record], name: str, label: str = "", noisy: bool = True, **style: Any) -> Curve:
     """A number over tokens, without the steps at which it is None."""
     points = [(record["tokens"], record[name]) for record in records if record[name] is not None]
-    return Curve(label, points, {**_THIN, **style})
+    return Curve(label, points, style, noisy)
 
 
 def _losses(records: Sequence[Record]) -> Panel:
-    names = (("ar_loss", "AR"), ("diffusion_loss", "diffusion"), ("loss", "total"))
-    return Panel("training loss (nats)", [curve(records, name, label, alpha=0.8) for name, label in names])
+    names = (("loss", "total"), ("ar_loss", "AR"), ("diffusion_loss", "diffusion"))
+    return Panel("nats per token", [curve(records, name, label) for name, label in names], title="Training loss")
 
 
 def _rate_and_gradient(records: Sequence[Record]) -> Panel:
-    gradient = Panel("gradient norm", [curve(records, "grad_norm", color="tab:red", alpha=0.5)])
-    return Panel("learning rate", [curve(records, "learning_rate")], right=gradient)
+    gradient = Panel("gradient norm", [curve(records, "grad_norm", "gradient norm", color="tab:red")])
+    rate = curve(records, "learning_rate", "learning rate", noisy=False, color="tab:blue")
+    return Panel("learning rate", [rate], right=gradient, title="Learning rate and gradient norm")
 
 
 def _speed(records: Sequence[Record]) -> Panel:
-    return Panel("tokens per second", [curve(records, "tokens_per_second")])
+    return Panel("tokens per second", [curve(records, "tokens_per_second")], title="Speed of training")
 
 
 # In the order of a record, which is the order in the console line. Its stage and step begin the line.
@@ -72,21 +74,21 @@ STEP_NUMBERS: tuple[StepNumber, ...] = (
     StepNumber("stage"),
     StepNumber("step"),
     StepNumber("stage_step"),
-    StepNumber("tokens", lambda tokens: f"tokens {human(tokens)}"),
+    StepNumber("tokens", lambda tokens: f"tokens {human(tokens)}", importance=1),
     StepNumber("step_tokens"),
-    StepNumber("loss", "loss {:.4f}".format, _losses),
-    StepNumber("ar_loss", "ar {:.4f}".format, summarised=True),
-    StepNumber("diffusion_loss", "diffusion {:.4f}".format, summarised=True),
+    StepNumber("loss", "loss {:.4f}".format, _losses, importance=9),
+    StepNumber("ar_loss", "ar {:.4f}".format, summarised=True, importance=7),
+    StepNumber("diffusion_loss", "diff {:.4f}".format, summarised=True, importance=6),
     StepNumber("alpha"),
     StepNumber("ar_tokens"),
     StepNumber("maskable_tokens"),
     StepNumber("masked_tokens"),
     StepNumber("ar_denominator"),
     StepNumber("diffusion_denominator"),
-    StepNumber("grad_norm", "grad {:.3f}".format),
-    StepNumber("learning_rate", "lr {:.2e}".format, _rate_and_gradient),
+    StepNumber("grad_norm", "grad {:.3f}".format, importance=4),
+    StepNumber("learning_rate", "lr {:.2e}".format, _rate_and_gradient, importance=3),
     StepNumber("seconds"),
-    StepNumber("tokens_per_second", lambda speed: f"{human(speed)} tok/s", _speed),
-    StepNumber("mfu", "mfu {:.1%}".format),
-    StepNumber("seconds_left", lambda seconds: f"left {timedelta(seconds=round(seconds))}"),
+    StepNumber("tokens_per_second", lambda speed: f"{human(speed)} tok/s", _speed, importance=5),
+    StepNumber("mfu", "mfu {:.1%}".format, importance=2),
+    StepNumber("seconds_left", lambda seconds: f"{duration(seconds)} left", importance=8),
 )

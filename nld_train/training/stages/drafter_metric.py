@@ -22,7 +22,8 @@ class DrafterMetric(Metric):
     def panels(self, records: Sequence[Record]) -> list[Panel]:
         """See `Metric.panels`: the accepted length."""
         points = [(record["tokens"], record[self.name]["accepted_length"]) for record in records]
-        return [Panel("accepted length of drafts", [Curve("", points, {"color": "tab:green", "linewidth": 1})])]
+        curve = Curve("", points, {"color": "tab:green"}, noisy=True)
+        return [Panel("tokens per verification", [curve], title="Accepted length of drafts")]
 
     def summary(self, records: Sequence[Record]) -> Record:
         """See `Metric.summary`: means over the last steps; None in a stage that trains no drafter adapter."""

@@ -1,0 +1,83 @@
+"""Checks of a command line that decodes, before torch is imported: a typing error is reported at once.
+
+They find what the command line alone decides, and whether its files are there. What depends on their content is checked
+where they are read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from nld_train.data.tokenizer import require_directory
+from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.command_line.request import check_batch_size, layout_of, value_errors_as_user_errors
+from nld_train.decoding.load import locate
+from nld_train.decoding.policies.registry import PolicySettings
+from nld_train.decoding.policies.threshold import THRESHOLD
+from nld_train.errors import UserError
+from nld_train.model.adapter_files import require_adapter
+from nld_train.results import check_result_files
+
+
+def check_command_line(arguments: Namespace) -> None:
+    """Checks files and values of the options in `commands.arguments`, of which a command has some.
+
+    Raises:
+        UserError: a file or folder that does not exist or cannot be used, or a value out of its range.
+    """
+    check_batch_size(arguments)
+    layout_of(arguments)
+    with value_errors_as_user_errors():
+        for value in (*getattr(arguments, "thresholds", ()), getattr(arguments, "threshold", THRESHOLD.default)):
+            THRESHOLD.check(value)
+        if hasattr(arguments, "policy"):
+            PolicySettings.of(vars(arguments))
+        for length in getattr(arguments, "block_lengths", (getattr(arguments, "block_length", None),)):
+            _options(arguments, length)
+    check_files(arguments)
+
+
+def check_files(arguments: Namespace) -> None:
+    """Checks the files alone.
+
+    Raises:
+        UserError: one of them does not exist or cannot be used.
+    """
+    check_result_files(arguments)
+    if (prompts := getattr(arguments, "prompts", None)) is not None:
+        _require_readable("--prompts", prompts)
+    locate(Path(arguments.checkpoint))
+    if arguments.tokenizer is not None:
+        require_directory(arguments.tokenizer)
+    if isinstance(adapter := getattr(arguments, "adapter", None), str):
+        require_adapter(Path(adapter))
+
+
+def _options(arguments: Namespace, block_length: int | None) -> DecodeOptions:
+    """The options of the decoder that a command line gives, all but those that need the tokenizer."""
+    names = {field.name for field in fields(DecodeOptions)} - {"adapter", "block_length"}
+    given: dict[str, Any] = {
+        name: value for name, value in vars(arguments).items() if name in names and value is not None
+    }
+    if (seed := getattr(arguments, "seed", None)) is not None:
+        given["seeds"] = seed
+    if block_length is not None:
+        given["block_length"] = block_length
+    return DecodeOptions(**{"max_new_tokens": 1, **given})
+
+
+def _require_readable(option: str, path: str) -> None:
+    reason = None
+    if not os.path.exists(path):
+        reason = errno.ENOENT
+    elif os.path.isdir(path):
+        reason = errno.EISDIR
+    elif not os.access(path, os.R_OK):
+        reason = errno.EACCES
+    if reason is not None:
+        raise UserError(f"{option} {path}: cannot be read ({os.strerror(reason)})")

@@ -1,0 +1,59 @@
+"""Progress without a terminal: what the log of a long command shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from nld_train.progress import ProgressLines, duration, progress_bar
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_a_log_shows_that_a_long_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    advance = ProgressLines("import 8b", 16_000_000_000, in_bytes=True, clock=clock)
+    for _ in range(800):
+        clock.seconds += 0.5
+        advance(20_000_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "import 8b: 1% (0.20 GB of 16.00 GB), 6m 35s left"
+    # After 5, 15, 35 and 75 seconds, and then every minute; nothing at the end, which the command itself reports.
+    sizes = [line.split("(")[1].split()[0] for line in lines]
+    assert sizes == ["0.20", "0.60", "1.40", "3.00", "5.40", "7.80", "10.20", "12.60", "15.00"]
+
+
+def test_a_short_command_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("texts", 3) as advance:
+        for _ in range(3):
+            advance(1)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_counts_are_shown_as_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    advance = ProgressLines("texts", 1319, in_bytes=False, clock=clock)
+    clock.seconds += 6
+    advance(0)
+    clock.seconds += 10
+    advance(16)
+    assert capsys.readouterr().err.splitlines() == [
+        "texts: 0% (0 of 1,319), ? left",
+        "texts: 1% (16 of 1,319), 21m 43s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0s"), (41, "41s"), (59.6, "1m 00s"), (372, "6m 12s"), (11100, "3h 05m"), (1051200, "12d 04h")],
+)
+def test_times_are_shown_in_two_units(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
