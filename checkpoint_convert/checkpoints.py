@@ -61,6 +61,14 @@ class Record:
     tokenizers: tuple[Path, ...]
     imported: dict[str, Any]
 
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Prefixes of the sets that the run was trained on; empty for an imported checkpoint."""
+        if self.config is None:
+            return ()
+        stages = (self.config.stages[name].train or () for name in self.config.run.stages)
+        return tuple(source.prefix for sources in (self.config.data.train, *stages) for source in sources)
+
 
 def read_record(directory: Path) -> Record:
     """Reads the record of a Megatron checkpoint, following the chain of runs that its weights come from.

@@ -19,10 +19,13 @@ from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.model_card import model_card
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
 from checkpoint_convert.staging import staged
-from checkpoint_convert.weights import DTYPES, row_blocks
+from checkpoint_convert.weights import DTYPES, require_finite, row_blocks
+from nld_train.config.schema import ModelConfig
 from nld_train.data.tokenizer_files import copy_tokenizer
+from nld_train.data.vocabulary import holds_tokenizer, refuse_other_tokenizer, training_hashes
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import copy_adapter, resolve_adapter
+from nld_train.model.finite import is_finite
 from nld_train.progress import progress_bar
 
 
@@ -54,6 +57,8 @@ def export_checkpoint(
     require_not_exported(source)
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory), read_record(directory)
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer, record, weights.model)
     adapter = _adapter(weights, output_format, adapter)
     # An import of a tied model without training since is exported tied, if the format supports tied heads.
     tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
@@ -109,8 +114,9 @@ class _Blocks:
                 yield self._convert(self.weights.rows(name, start, stop))
 
     def _convert(self, rows: Tensor) -> Tensor:
+        require_finite(rows, self.tensor.name, self.weights.directory)
         converted = rows.to(self.dtype)
-        if self.dtype == torch.float16 and bool(torch.isinf(converted).any() and not torch.isinf(rows).any()):
+        if self.dtype == torch.float16 and not is_finite(converted):
             raise UserError(f"{self.tensor.name}: has values beyond the range of fp16; export as bf16 or fp32")
         return converted
 
@@ -124,10 +130,14 @@ def _adapter(weights: MegatronWeights, output_format: str, given: Path | None) -
     return resolve_adapter(weights.directory, weights.model, given)
 
 
-def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:
-    if given is not None and not copy_tokenizer(given, temporary):
+def _check_tokenizer(given: Path, record: Record, model: ModelConfig) -> None:
+    if not holds_tokenizer(given):
         raise UserError(f"--tokenizer {given}: has no tokenizer files")
-    return given is not None or any(copy_tokenizer(path, temporary) for path in record.tokenizers)
+    refuse_other_tokenizer(str(given), "--tokenizer", record.tokenizers, training_hashes(record.data), model)
+
+
+def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:
+    return any(copy_tokenizer(path, temporary) for path in ((given,) if given is not None else record.tokenizers))
 
 
 def _copy_package(temporary: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from nld_train.errors import UserError
 from nld_train.training.checkpoint.manifest import Checksums, Crc32
 
 
@@ -48,7 +49,7 @@ class HashedFiles(FileSystem):
     def fail(self, error: BaseException) -> None:
         """Stores the root cause of the first error; torch raises others while it closes a file."""
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KeyboardInterrupt | OSError):
+        while cause is not None and not isinstance(cause, KeyboardInterrupt | OSError | UserError):
             cause = cause.__cause__ or cause.__context__
         self.failure = self.failure or cause or error
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
+from checkpoint_convert.source_config import stop_tokens
+from checkpoint_convert.source_values import named_tokens
 from checkpoint_convert.staging import staged
 from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
+from nld_train.data.vocabulary import DEFINITION, read_vocabulary
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import copy_adapter, resolve_adapter
 from nld_train.progress import progress_bar
@@ -45,11 +48,12 @@ def import_checkpoint(
         raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
     weights = HuggingFaceWeights(source, mask_token_id)
     _refuse_other_mask_token(weights, mask_token_id)
+    _refuse_other_vocabulary(weights)
     adapter = resolve_adapter(source, weights.model)
     total = sum(piece.bytes for piece in pieces(weights))
     with staged(destination, total) as temporary:
         with progress_bar(f"import {source.name}", total, in_bytes=True) as written:
-            known = save(weights, temporary, written)
+            known = save(weights, temporary, written, source)
         (temporary / MODEL_FILE).write_text(json.dumps(asdict(weights.model), indent=1))
         (temporary / SOFTWARE).write_text(json.dumps(software(), indent=1))
         _copy_descriptions(weights, temporary)
@@ -66,6 +70,34 @@ def _refuse_other_mask_token(weights: HuggingFaceWeights, given: int | None) -> 
         raise UserError(
             f"--mask-token-id {given}: {weights.source.directory}/config.json has {named}, which the weights were "
             "trained with; omit the option"
+        )
+
+
+def _refuse_other_vocabulary(weights: HuggingFaceWeights) -> None:
+    """Refuses a tokenizer beside the model that has more ids than it, or gives its special tokens other ids."""
+    directory, model = weights.source.directory, weights.model
+    if not (directory / DEFINITION).is_file():
+        return
+    vocabulary = read_vocabulary(str(directory))
+    if vocabulary.size > model.vocab_size:
+        raise UserError(
+            f"{directory}: its tokenizer has {vocabulary.size} ids and its config.json a vocab_size of "
+            f"{model.vocab_size}; they belong to different models"
+        )
+    for key, token in vocabulary.special.items():
+        named = named_tokens(directory / "config.json", weights.source.text, key, model.vocab_size)
+        if key == "eos_token_id":
+            named += stop_tokens(weights.source, model.vocab_size)
+        if named and token not in named:
+            ids = ", ".join(map(str, dict.fromkeys(named)))
+            raise UserError(
+                f"{directory}: {key} is {ids} in config.json and {token} in its tokenizer; correct the wrong one"
+            )
+    mask = vocabulary.special.get("mask_token_id", model.mask_token_id)
+    if mask != model.mask_token_id:
+        raise UserError(
+            f"{directory}: its tokenizer has the mask token {mask}, and {model.mask_token_id} would be used; give "
+            f"--mask-token-id {mask}"
         )
 
 

@@ -92,21 +92,23 @@ def _units(entry: Entry, weights: Weights) -> Iterator[tuple[int, int]]:
         yield found[index].start, last.start + last.rows
 
 
-def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> Checksums:
+def save(weights: Weights, directory: Path, written: Callable[[int], None], source: Path) -> Checksums:
     """Writes the weights as a Megatron checkpoint.
 
     Args:
         weights: of either kind.
         directory: exists and is empty.
         written: called with the bytes of each piece.
+        source: where the weights come from, for messages.
 
     Returns:
         Sizes and checksums of the files with weights, for the manifest.
 
     Raises:
         OSError: a file cannot be written, in any of the threads.
+        UserError: a tensor contains NaN or infinity.
     """
-    planner = _LazyPlanner(weights, list(pieces(weights)), written)
+    planner = _LazyPlanner(weights, list(pieces(weights)), written, source)
     writer = FileSystemWriter(directory, thread_count=_WRITERS)
     writer.fs = files = HashedFiles()
     with warnings.catch_warnings():
@@ -135,9 +137,11 @@ def save(weights: Weights, directory: Path, written: Callable[[int], None]) -> C
 class _LazyPlanner(DefaultSavePlanner):
     """Plans the pieces, and fills each one when the writer resolves it."""
 
-    def __init__(self, weights: Weights, planned: Sequence[Piece], written: Callable[[int], None]) -> None:
+    def __init__(
+        self, weights: Weights, planned: Sequence[Piece], written: Callable[[int], None], source: Path
+    ) -> None:
         super().__init__(flatten_state_dict=False)
-        self.weights = weights
+        self.weights, self.source = weights, source
         self.pieces = {MetadataIndex(piece.entry.key, piece.offset): piece for piece in planned}
         self.buffer_bytes = max(piece.bytes for piece in planned)
         self.written = written
@@ -156,7 +160,7 @@ class _LazyPlanner(DefaultSavePlanner):
         data = memoryview(self.buffers.buffer)[: piece.bytes]
         tensor = torch.frombuffer(data, dtype=piece.dtype).view(piece.shape)
         target = tensor if piece.layer is None else tensor[0]
-        fill_rows(self.weights, piece.entry, piece.layer, piece.start, target)
+        fill_rows(self.weights, piece.entry, piece.layer, piece.start, target, source=self.source)
         self.written(piece.bytes)
         return tensor
 

@@ -167,6 +167,17 @@ def _mask_token(source: SourceConfig, vocabulary: int, given: int | None) -> int
     return int(token)
 
 
+def stop_tokens(source: SourceConfig, vocabulary: int) -> tuple[int, ...]:
+    """The ids that end a text: those of the generation config, else of `config.json`; empty if neither names one.
+
+    Raises:
+        UserError: a value that is not an id of the vocabulary.
+    """
+    files = {"generation_config.json": source.generation, "config.json": source.text}
+    named = [named_tokens(source.directory / name, file, "eos_token_id", vocabulary) for name, file in files.items()]
+    return tuple(next(filter(None, named), ()))
+
+
 def _token_ids(source: SourceConfig, vocabulary: int) -> dict[str, int]:
     """BOS, EOS and padding token: of `config.json`, else of the generation config, else Ministral3's.
 

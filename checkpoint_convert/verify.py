@@ -20,6 +20,7 @@ from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.weights import Weights, row_blocks, widest
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.model.finite import is_finite
 from nld_train.progress import Advance, progress_bar
 
 LOGIT_TOLERANCE = 1e-5
@@ -43,6 +44,7 @@ class Difference:
         unequal: number of values that differ.
         count: number of values.
         agrees: whether the difference is within the tolerance.
+        finite: whether no value of either is NaN or infinite.
     """
 
     name: str
@@ -51,11 +53,15 @@ class Difference:
     unequal: int
     count: int
     agrees: bool
+    finite: bool = True
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of a comparison: settings that differ, and all tensors and logits."""
+    """Result of a comparison: settings that differ, and all tensors and logits.
+
+    There are no logits of weights that are not finite.
+    """
 
     settings: list[str]
     tensors: list[Difference]
@@ -63,8 +69,8 @@ class Verification:
 
     @property
     def agrees(self) -> bool:
-        """Whether settings, tensors and logits all agree."""
-        return not self.settings and all(found.agrees for found in (*self.tensors, *self.logits))
+        """Whether settings, tensors and logits all agree, and all weights are finite."""
+        return not self.settings and all(found.agrees and found.finite for found in (*self.tensors, *self.logits))
 
 
 def verify(
@@ -95,7 +101,8 @@ def verify(
     compared = _compare_tensors(one, two)
     if show_tensors is not None:
         show_tensors(compared)
-    logits = _compare_passes(one, two, passes)
+    # Of weights that are not finite the logits say nothing.
+    logits = _compare_passes(one, two, passes if all(found.finite for found in compared) else [])
     for weights in (one, two):
         if isinstance(weights, MegatronWeights):
             weights.finish()
@@ -159,14 +166,15 @@ def _common(one: Weights, two: Weights, name: str) -> torch.dtype:
 
 
 def _compare_tensor(one: Weights, two: Weights, name: str, shape: tuple[int, ...]) -> Difference:
-    dtype, largest, scale, unequal = _common(one, two, name), 0.0, 0.0, 0
+    dtype, largest, scale, unequal, finite = _common(one, two, name), 0.0, 0.0, 0, True
     for start, stop in row_blocks(0, shape[0], 4 * math.prod(shape[1:])):
         a, b = (weights.rows(name, start, stop).to(dtype).float() for weights in (one, two))
         found = (a != b) & ~(a.isnan() & b.isnan())
         unequal += int(found.sum())
         largest = _maximum(largest, (a - b).where(found, 0.0))
         scale = _maximum(scale, a)
-    return Difference(name, largest, scale, unequal, math.prod(shape), agrees=unequal == 0)
+        finite = finite and is_finite(a) and is_finite(b)
+    return Difference(name, largest, scale, unequal, math.prod(shape), unequal == 0, finite)
 
 
 def _maximum(so_far: float, values: Tensor) -> float:
@@ -214,7 +222,9 @@ def _read_tokens(path: Path, vocabulary: int) -> Tensor:
 
 def print_tensors(compared: Sequence[Difference]) -> None:
     """Prints a table of the tensors that differ most."""
-    ordered = sorted(compared, key=lambda d: (d.agrees, -(math.inf if math.isnan(d.largest) else d.largest)))
+    ordered = sorted(
+        compared, key=lambda d: (d.agrees and d.finite, -(math.inf if math.isnan(d.largest) else d.largest))
+    )
     _print_table("Largest differences", ordered[:_SHOWN])
 
 
@@ -226,8 +236,10 @@ def print_result(found: Verification) -> None:
     for line in found.settings:
         console.print(f"setting differs: {line}", markup=False)
     differing = sum(not row.agrees for row in found.tensors)
+    poisoned = sum(not row.finite for row in found.tensors)
+    not_finite = f", {poisoned} contain NaN or infinity" if poisoned else ""
     logits = "" if found.logits else "no logits compared; "
-    console.print(f"{len(found.tensors)} tensors compared, {differing} differ; {logits}", end="")
+    console.print(f"{len(found.tensors)} tensors compared, {differing} differ{not_finite}; {logits}", end="")
     console.print("the checkpoints agree" if found.agrees else "the checkpoints do not agree")
 
 
@@ -249,6 +261,6 @@ def _print_table(title: str, rows: Sequence[Difference]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for row in rows:
-        result = "agrees" if row.agrees else "differs"
+        result = ("agrees" if row.agrees else "differs") if row.finite else "not finite"
         table.add_row(row.name, f"{row.largest:.3e}", f"{row.scale:.3e}", f"{row.unequal} of {row.count}", result)
     _console().print(table)

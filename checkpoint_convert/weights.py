@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from checkpoint_convert.mapping import Entry, part_name, part_shape, segments
 from nld_train.config.schema import ModelConfig
+from nld_train.errors import UserError
+from nld_train.model.finite import is_finite
 
 # Rows are copied and converted in blocks of about this size.
 BLOCK_BYTES = 16 << 20
@@ -29,6 +32,21 @@ class Weights(Protocol):
         """Rows of a tensor, `[stop - start, ...]`; may be a view of a file, which must not be written to."""
 
 
+def require_finite(rows: Tensor, name: str, where: Path) -> None:
+    """Refuses rows of a tensor with a NaN or an infinity; reads them once.
+
+    Args:
+        rows: after conversion to the type in which they are written.
+        name: of the tensor.
+        where: the checkpoint that it comes from.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    if not is_finite(rows):
+        raise UserError(f"{where}: tensor {name} contains NaN or infinity; convert weights that are finite")
+
+
 def row_blocks(start: int, stop: int, row_bytes: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
     """Splits rows `start` to `stop` into blocks of about `block_bytes`, at least one row each."""
     step = max(1, block_bytes // max(1, row_bytes))
@@ -37,7 +55,13 @@ def row_blocks(start: int, stop: int, row_bytes: int, block_bytes: int = BLOCK_B
 
 
 def fill_rows(
-    weights: Weights, entry: Entry, layer: int | None, start: int, target: Tensor, columns: slice = slice(None)
+    weights: Weights,
+    entry: Entry,
+    layer: int | None,
+    start: int,
+    target: Tensor,
+    columns: slice = slice(None),
+    source: Path | None = None,
 ) -> None:
     """Fills `target` with rows of a Megatron tensor from Hugging Face parts, converting to its type.
 
@@ -48,6 +72,10 @@ def fill_rows(
         start: row of the Megatron tensor (of this layer) that is copied to `target[0]`.
         target: `[rows]` or `[rows, columns]`.
         columns: columns of the parts; ignored for tensors of one dimension.
+        source: where the weights come from; None: they are not checked.
+
+    Raises:
+        UserError: with a source, if a tensor contains NaN or infinity.
     """
     stop = start + target.shape[0]
     for segment in segments(entry, weights.model):
@@ -57,7 +85,9 @@ def fill_rows(
         row_bytes = 4 * (part_shape(segment.part, weights.model)[1:] or (1,))[0]
         for begin, end in row_blocks(first, last, row_bytes):
             rows = weights.rows(name, begin + shift, end + shift)
-            target[begin - start : end - start].copy_(rows[:, columns] if rows.dim() > 1 else rows)
+            filled = target[begin - start : end - start].copy_(rows[:, columns] if rows.dim() > 1 else rows)
+            if source is not None:
+                require_finite(filled, name, source)
 
 
 def entry_dtype(weights: Weights, entry: Entry) -> torch.dtype:

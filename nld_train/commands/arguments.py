@@ -24,7 +24,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a run, a checkpoint of it, an imported checkpoint, or an export"
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="use this tokenizer (default: the checkpoint's)")
+    parser.add_argument("--tokenizer", metavar="DIR", help="the tokenizer of the training (default: the checkpoint's)")
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config, ModelConfig, StageConfig
 from nld_train.config.stage_kinds import stage_kind
 
@@ -96,3 +97,12 @@ def _products(model: ModelConfig, positions: int, visible_pairs: int, head_rows:
 def step_flops(config: Config, stage: StageConfig) -> float:
     """Expected operations of one optimizer step of a stage over the global batch, without document borders."""
     return config.batch.global_size * stage_kind(stage.kind).sample_flops(config, stage)
+
+
+def remaining_flops(config: Config, step: int) -> float:
+    """Expected operations of the steps after `step` to the end of the run, regardless of `run.max_steps`."""
+    return sum(
+        (plan.first_step + plan.steps - max(step, plan.first_step)) * step_flops(config, plan.stage)
+        for plan in stage_plans(config)
+        if step < plan.first_step + plan.steps
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nld_train.data.manifest import read_manifest
+from nld_train.data.manifest import read_manifest, require_tokenizer
 from nld_train.data.packed import check_files, indexed_dataset_module
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
@@ -54,12 +54,14 @@ def write_prompts(request: PromptRequest) -> int:
 
 
 def _tokenizer_directory(request: PromptRequest) -> str:
-    if request.tokenizer is not None:
-        return request.tokenizer
     manifest = read_manifest(request.prefix)
     if manifest is None:
-        raise UserError(f"{request.prefix} has no manifest that names its tokenizer: give --tokenizer DIR")
-    return manifest.tokenizer_directory(request.prefix)
+        if request.tokenizer is None:
+            raise UserError(f"{request.prefix} has no manifest that names its tokenizer: give --tokenizer DIR")
+        return request.tokenizer
+    directory = request.tokenizer or manifest.tokenizer_directory(request.prefix)
+    require_tokenizer(request.prefix, manifest, directory, "--tokenizer")
+    return directory
 
 
 def _pieces(request: PromptRequest) -> Iterator[list[int]]:

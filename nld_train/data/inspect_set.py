@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nld_train.config.schema import DiffusionConfig
-from nld_train.data.manifest import Manifest, read_manifest
+from nld_train.data.manifest import Manifest, read_manifest, require_tokenizer
 from nld_train.data.packed import PackedSamples, check_files, indexed_dataset_module
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
@@ -152,9 +152,10 @@ class _Decoder:
 
 
 def _decoder(request: InspectRequest, manifest: Manifest | None) -> _Decoder:
-    if request.tokenizer is not None:
-        return _Decoder(load_tokenizer(request.tokenizer))
-    if manifest is None:
-        return _Decoder(None)
-    directory = manifest.tokenizer_directory(request.prefix)
-    return _Decoder(load_tokenizer(directory) if os.path.isdir(directory) else None)
+    directory = request.tokenizer
+    if manifest is not None:
+        directory = directory or manifest.tokenizer_directory(request.prefix)
+        if request.tokenizer is None and not os.path.isdir(directory):
+            return _Decoder(None)
+        require_tokenizer(request.prefix, manifest, directory, "--tokenizer")
+    return _Decoder(None if directory is None else load_tokenizer(directory))

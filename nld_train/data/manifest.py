@@ -106,11 +106,8 @@ def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokeni
         raise UserError(
             f"{prefix}.bin/.idx are not the files that {prefix}.manifest.json describes: prepare the set again"
         )
-    if tokenizer_path is not None and (found := tokenizer_hash(tokenizer_path)) != manifest.tokenizer_hash:
-        raise UserError(
-            f"{prefix} was prepared with another tokenizer (hash {manifest.tokenizer_hash[:12]}) than {tokenizer_path} "
-            f"(hash {found[:12]}): prepare the data with it, or name the right one in data.tokenizer"
-        )
+    if tokenizer_path is not None:
+        require_tokenizer(prefix, manifest, tokenizer_path, "data.tokenizer")
     if manifest.vocabulary_size > vocab_size:
         raise UserError(
             f"the vocabulary of {prefix} has {manifest.vocabulary_size} ids and the model {vocab_size}: "
@@ -120,6 +117,25 @@ def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokeni
         raise UserError(
             f"the mask token {mask_token_id} occurs {occurrences} times in {prefix}.bin: model.mask_token_id must be "
             "an id that text never becomes"
+        )
+
+
+def require_tokenizer(prefix: str, manifest: Manifest, directory: str, key: str) -> None:
+    """Refuses another tokenizer than the one that prepared a set.
+
+    Args:
+        prefix: of the set.
+        manifest: of the set.
+        directory: of the tokenizer.
+        key: the key or option that can name another one, for the message.
+
+    Raises:
+        UserError: it is another tokenizer, or cannot be read.
+    """
+    if (found := tokenizer_hash(directory)) != manifest.tokenizer_hash:
+        raise UserError(
+            f"{prefix} was prepared with another tokenizer (hash {manifest.tokenizer_hash[:12]}) than {directory} "
+            f"(hash {found[:12]}): prepare the data with it, or name the right one in {key}"
         )
 
 

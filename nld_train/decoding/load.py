@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nld_train.config.compose import default_config
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, ModelConfig
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
+from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors, resolve_adapter
@@ -102,24 +103,30 @@ def locate(path: Path) -> Path:
 def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
     from checkpoint_convert.checkpoints import read_record
     from checkpoint_convert.megatron import read_model
+    from checkpoint_convert.source_config import stop_tokens
 
     if damage := find_damage(directory):
         raise UserError(f"{directory} is damaged: {damage}")
     model, record = read_model(directory), read_record(directory)
     config = layout.applied(replace(default_config(), model=model))
     adapter = resolve_adapter(directory, model, adapter)
-    generation = record.origin.generation if record.origin is not None else {}
+    origin = record.origin
+    stops = stop_tokens(origin, model.vocab_size) if origin is not None and origin.generation else ()
     return Source(
         directory=directory,
-        description=Description(
-            vocabulary_size=model.vocab_size,
-            mask_token_id=model.mask_token_id,
-            context_length=model.max_position_embeddings,
-            has_adapter=adapter is not None,
-        ),
-        tokenizer=_tokenizer(directory, tokenizer, record.tokenizers),
-        stop_tokens=_ids(generation.get("eos_token_id")) or (model.eos_token_id,),
+        description=_description(model, adapter),
+        tokenizer=_tokenizer(directory, tokenizer, record.tokenizers, record.data, model),
+        stop_tokens=stops or (model.eos_token_id,),
         open=partial(_open_megatron, directory, config, adapter),
+    )
+
+
+def _description(model: ModelConfig, adapter: Path | None) -> Description:
+    return Description(
+        vocabulary_size=model.vocab_size,
+        mask_token_id=model.mask_token_id,
+        context_length=model.max_position_embeddings,
+        has_adapter=adapter is not None,
     )
 
 
@@ -148,7 +155,7 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
 
 
 def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
-    from checkpoint_convert.source_config import model_config, read_json, read_source_config
+    from checkpoint_convert.source_config import model_config, read_json, read_source_config, stop_tokens
     from nld_train.library_warnings import quiet_transformers
 
     quiet_transformers()
@@ -158,22 +165,16 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
             f"{directory}: a Hugging Face model of type {config.get('model_type')!r} is not decoded here; "
             "nld-convert import converts it to a checkpoint"
         )
-    generation = directory / "generation_config.json"
-    stops = _ids(read_json(generation).get("eos_token_id")) if generation.is_file() else ()
-    for key in ("vocab_size", "mask_token_id", "max_position_embeddings"):
-        if not isinstance(config.get(key), int):
-            raise UserError(f"{directory}/config.json: {key} is missing or not an integer")
-    adapter = resolve_adapter(directory, model_config(read_source_config(directory)), adapter)
+    source = read_source_config(directory)
+    model = model_config(source)
+    if "mask_token_id" not in source.text:
+        raise UserError(f"{directory}/config.json: mask_token_id is missing")
+    adapter = resolve_adapter(directory, model, adapter)
     return Source(
         directory=directory,
-        description=Description(
-            vocabulary_size=config["vocab_size"],
-            mask_token_id=config["mask_token_id"],
-            context_length=config["max_position_embeddings"],
-            has_adapter=adapter is not None,
-        ),
-        tokenizer=_tokenizer(directory, tokenizer, (directory,)),
-        stop_tokens=stops or _ids(config.get("eos_token_id")),
+        description=_description(model, adapter),
+        tokenizer=_tokenizer(directory, tokenizer, (directory,), (), model),
+        stop_tokens=stop_tokens(source, model.vocab_size) or (model.eos_token_id,),
         open=partial(_open_export, directory, adapter),
     )
 
@@ -185,6 +186,7 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
 
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+    from nld_train.model.finite import first_non_finite
     from nld_train.training.loop.parallel import resolve_device
 
     device = resolve_device("auto")
@@ -201,8 +203,11 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
         raise UserError(f"{directory}: cannot be loaded ({str(error).splitlines()[0]})") from error
     if loading["missing_keys"]:
         raise UserError(f"{directory}: tensor {min(loading['missing_keys'])} is missing")
+    if (bad := first_non_finite(model.named_parameters())) is not None:
+        raise UserError(f"{directory}: tensor {bad} contains NaN or infinity; decode weights that are finite")
     model = model.to(device).eval()
     if adapter is not None:
+        read_tensors(adapter)  # refuses NaN and infinity
         try:
             model.load_drafter(adapter)
         except ImportError as error:
@@ -211,14 +216,20 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
         yield CachedEngine(model.encoder, model.diffusion_head, model.drafter())
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    """The ids under a key that has none, one or a list of them."""
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+def _tokenizer(
+    directory: Path, given: str | None, candidates: Sequence[Path], data: Sequence[str], model: ModelConfig
+) -> Any:
+    """The given tokenizer, if it is the checkpoint's, else that of the first candidate with one.
 
-
-def _tokenizer(directory: Path, given: str | None, candidates: Sequence[Path]) -> Any:
-    """The given tokenizer, else that of the first candidate with one."""
+    Args:
+        directory: of the checkpoint.
+        given: directory of the tokenizer that the command line names.
+        candidates: directories that may contain the checkpoint's tokenizer.
+        data: prefixes of the sets that the checkpoint was trained on.
+        model: of the checkpoint.
+    """
     if given is not None:
+        refuse_other_tokenizer(given, "--tokenizer", candidates, training_hashes(data), model)
         return load_tokenizer(given)
     for candidate in candidates:
         if any((candidate / name).is_file() for name in TOKENIZER_FILES):

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
+from nld_train.errors import UserError
 from nld_train.evaluation.sampler_data import Examples
+from nld_train.model.finite import first_non_finite
 
 _WARMUP = 0.05
 
@@ -27,7 +29,7 @@ class SamplerTraining:
         seed: of the initial weights and the order of the states.
 
     Raises:
-        ValueError: a number that is not positive.
+        ValueError: a number that is not positive, or a learning rate above 1.
     """
 
     steps: int = 1000
@@ -39,8 +41,8 @@ class SamplerTraining:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not 1 or more")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate: {self.learning_rate} is not above 0")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate: {self.learning_rate} is not above 0 and at most 1")
 
 
 def principal_components(embedding: Tensor, number: int) -> Tensor:
@@ -76,6 +78,9 @@ def train_sampler(
         examples: of one-token-per-pass decoding.
         settings: of the optimizer.
         report: called after each step with its number and its loss in nats.
+
+    Raises:
+        UserError: the training diverged.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
@@ -92,6 +97,8 @@ def train_sampler(
             loss = F.binary_cross_entropy_with_logits(
                 sampler(batch.seen)[batch.supervised], batch.labels[batch.supervised].float()
             )
+            if not loss.isfinite():
+                raise _diverged(settings)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)
@@ -99,7 +106,16 @@ def train_sampler(
             schedule.step()
             if report is not None:
                 report(step + 1, loss.item())
+    if first_non_finite(sampler.named_parameters()) is not None:
+        raise _diverged(settings)
     return sampler.eval()
+
+
+def _diverged(settings: SamplerTraining) -> UserError:
+    return UserError(
+        f"--learning-rate {settings.learning_rate:g}: the loss or the weights of the sampler are no longer finite, and "
+        "it was not saved; give a lower one"
+    )
 
 
 @torch.no_grad()

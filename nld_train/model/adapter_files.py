@@ -117,7 +117,12 @@ def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = No
 
 
 def copy_adapter(adapter: Path, destination: Path) -> None:
-    """Copies an adapter's two files into a new `linear_spec_lora/` of a directory."""
+    """Copies an adapter's two files into a new `linear_spec_lora/` of a directory.
+
+    Raises:
+        UserError: a tensor contains NaN or infinity.
+    """
+    read_tensors(adapter)
     (destination / DIRECTORY).mkdir()
     for name in (CONFIG_FILE, TENSOR_FILE):
         shutil.copyfile(adapter / name, destination / DIRECTORY / name)
@@ -147,10 +152,19 @@ def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter that `read_shape` has accepted, on the CPU."""
+    """The tensors of an adapter that `read_shape` has accepted, on the CPU.
+
+    Raises:
+        UserError: a tensor contains NaN or infinity.
+    """
     from safetensors.torch import load_file
 
-    return load_file(directory / TENSOR_FILE)
+    from nld_train.model.finite import first_non_finite
+
+    tensors = load_file(directory / TENSOR_FILE)
+    if (bad := first_non_finite(tensors.items())) is not None:
+        raise UserError(f"{directory / TENSOR_FILE}: tensor {bad} contains NaN or infinity; name another adapter")
+    return tensors
 
 
 def _read_config(path: Path) -> dict[str, Any]:

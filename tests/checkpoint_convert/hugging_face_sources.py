@@ -158,7 +158,7 @@ def write_source(directory: Path, source: Source, text: dict[str, Any] = TEXT) -
     config.get("text_config", config).update({key: text[key] for key in TEXT if key != "model_type"})
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "generation_config.json").write_text(json.dumps(GENERATION))
-    (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+    (directory / "tokenizer.json").write_text('{"version": "1.0", "model": {"vocab": {"a": 20}}}')
     (directory / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     return meaning
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hugging_face_sources import TEXT, named, write_source
 from refusals import refused
+from safetensors.torch import load_file, save_file
 from tolerance import assert_close_to_rounding, forward_additions
 
 from checkpoint_convert.cli import main
@@ -87,3 +88,19 @@ def test_an_adapter_is_copied_by_import_and_export(tmp_path: Path, capsys: pytes
     assert "only --format nld" in refused(capsys, plain, again)
     none = [*export, str(again), "--format", "nld", "--adapter", str(tmp_path)]
     assert "holds no drafter adapter" in refused(capsys, none, again)
+
+
+def test_an_adapter_with_nan_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its model, or named beside a sound one."""
+    write_source(tmp_path / "model", named("nld"))
+    import_checkpoint(tmp_path / "model", tmp_path / "imported", report=lambda _: None)
+    adapter = write_drafter(tmp_path / "model" / "linear_spec_lora")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    for words in (
+        ["import", str(tmp_path / "model"), str(out)],
+        ["export", str(tmp_path / "imported"), str(out), "--format", "nld", "--adapter", str(adapter)],
+    ):
+        assert "contains NaN or infinity; name another adapter" in refused(capsys, words, out)

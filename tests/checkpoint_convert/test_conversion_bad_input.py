@@ -351,3 +351,42 @@ def test_values_beyond_fp16_are_not_made_infinite(tmp_path: Path, capsys: pytest
     import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
     arguments = ["export", str(tmp_path / "imported"), str(tmp_path / "out"), "--format", "nld", "--dtype", "fp16"]
     assert "norm.weight" in refused(capsys, arguments, tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.self_attn.v_proj.weight", "norm.weight"])
+def test_weights_with_nan_are_not_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: float
+) -> None:
+    """Both threads of the writer; one value is enough."""
+    write_source(tmp_path / "source", named("untied"))
+    changed = read_tensors(tmp_path / "source")[f"model.{name}"]
+    changed.view(-1)[3] = value
+    change_tensors(tmp_path / "source", {f"model.{name}": changed})
+    message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
+    assert (
+        message
+        == f"error: {tmp_path}/source: tensor {name} contains NaN or infinity; convert weights that are finite\n"
+    )
+
+
+def test_a_tokenizer_of_another_model_is_not_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """More ids than the model has, or a special token that `config.json` and the generation config do not name."""
+    write_source(tmp_path / "source", named("untied"))
+    arguments = ["import", str(tmp_path / "source"), str(tmp_path / "out")]
+    (tmp_path / "source" / "tokenizer_config.json").write_text('{"eos_token": "</s>", "bos_token": "<s>"}')
+
+    def write(eos: int, bos: int) -> None:
+        definition = {"model": {"vocab": {"a": 20, "</s>": eos, "<s>": bos}}}
+        (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(definition))
+
+    write(70, 1)
+    assert "its tokenizer has 71 ids" in refused(capsys, arguments, tmp_path / "out")
+    write(2, 9)
+    assert "bos_token_id is 1 in config.json and 9 in its tokenizer" in refused(capsys, arguments, tmp_path / "out")
+    write(9, 1)
+    assert "eos_token_id is 2" in refused(capsys, arguments, tmp_path / "out")
+    (tmp_path / "source" / "tokenizer_config.json").write_text('{"mask_token": "a"}')
+    write(2, 1)
+    assert "--mask-token-id 20" in refused(capsys, arguments, tmp_path / "out")
+    assert main([*arguments, "--mask-token-id", "20"]) == 0

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hugging_face_sources import change_tensors, read_tensors
 from tiny_runs import newest_checkpoint, saved_tensors
 from trained_runs import train_on
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.importing import import_checkpoint
+from nld_train.data.tokenizer import save_tokenizer, train_bpe
+from nld_train.data.tokenizer_files import copy_tokenizer
+from nld_train.errors import UserError
 
 
 def test_a_run_starts_from_every_kind_alike(trained: Path, exports: dict[str, Path], tmp_path: Path) -> None:
@@ -46,3 +50,23 @@ def test_stop_tokens_come_from_the_first_model(
     shutil.rmtree(first)
     assert main(["export", str(twice), str(tmp_path / "again"), "--format", "nld"]) == 0
     assert f"{first}, from which the weights came, no longer exists" in capsys.readouterr().out
+
+
+def test_weights_of_another_tokenizer_are_no_start(trained: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    """The data are bytes; the weights of an export with another tokenizer of as many ids mean other tokens."""
+    other = shutil.copytree(exports["nld"], tmp_path / "other")
+    for path in other.glob("tokenizer*"):
+        path.unlink()
+    save_tokenizer(train_bpe(["other"], 260), str(tmp_path / "bpe"))
+    copy_tokenizer(tmp_path / "bpe", other)
+    with pytest.raises(UserError, match=r"data.tokenizer .*is another tokenizer"):
+        train_on(trained.parent, tmp_path / "run", other)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_with_nan_are_no_start(trained: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    poisoned = shutil.copytree(exports["ministral3"], tmp_path / "poisoned")
+    name = "model.layers.1.mlp.down_proj.weight"
+    change_tensors(poisoned, {name: torch.full_like(read_tensors(poisoned)[name], torch.nan)})
+    with pytest.raises(UserError, match=r"decoder\.layers\.1\.mlp\.linear_fc2\.weight contains NaN or infinity"):
+        train_on(trained.parent, tmp_path / "run", poisoned)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from converted_models import causal_logits, config_of, load_model
+from refusals import refused
 from tiny_runs import newest_checkpoint
 from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
@@ -118,3 +119,16 @@ def test_data_is_prepared_with_the_tokenizer_of_an_export(exports: dict[str, Pat
     arguments = ["prepare", str(tmp_path / "text.txt"), "--out", str(tmp_path / "data"), "--workers", "1"]
     assert cli.main([*arguments, "--tokenizer", str(exports["nld"])]) == 0
     assert (tmp_path / "data" / "text.bin").stat().st_size == 2 * len("the old tree\n" + "|")
+
+
+def test_an_export_gets_the_tokenizer_of_its_training(
+    trained: Path, exports: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes; another one of as many ids is refused, a copy is taken."""
+    from nld_train.data.tokenizer import save_tokenizer, train_bpe
+
+    save_tokenizer(train_bpe(["other"], 260), str(tmp_path / "other"))
+    arguments = ["export", str(trained), str(tmp_path / "out"), "--format", "nld", "--tokenizer"]
+    message = refused(capsys, [*arguments, str(tmp_path / "other")], tmp_path / "out")
+    assert message.startswith(f"error: --tokenizer: {tmp_path}/other is another tokenizer")
+    assert main([*arguments, str(exports["nld"])]) == 0

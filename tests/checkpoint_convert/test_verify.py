@@ -97,6 +97,22 @@ def test_not_a_number_differs_from_a_number(pair: tuple[Path, Path]) -> None:
     assert status(source, imported) == 1
 
 
+def test_weights_with_nan_do_not_agree_with_themselves(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are named, and no logits are computed from them."""
+    source, _ = pair
+    change_tensors(source, {"model.layers.0.mlp.up_proj.weight": torch.full((56, 40), torch.inf)})
+    assert status(source, source) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        "21 tensors compared, 0 differ, 1 contain NaN or infinity; no logits compared; the checkpoints do not agree"
+        in printed
+    )
+    assert "2240 not finite" in printed
+    assert "positions from" not in printed
+
+
 def test_settings_decide_too(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     source, imported = pair
     change_config(source, {"rope_theta": 54321.0}, inside=["rope_parameters"])

@@ -13,6 +13,7 @@ from nld_train.config.counts import (
     padded_vocabulary,
     parameter_count,
     rank_parameter_counts,
+    remaining_flops,
     step_flops,
     training_flops,
 )
@@ -108,3 +109,13 @@ def test_the_world_is_shared_out(change: Any) -> None:
     config = change({"parallel.tensor": 2, "parallel.pipeline": 2, "batch.global_size": 16, "batch.micro_size": 4})
     assert data_parallel_size(config, 8) == 2
     assert micro_batches(config, 8) == 2
+
+
+def test_the_operations_that_are_left_are_those_of_each_stages_steps(tiny: Config) -> None:
+    ar, joint = stage_plans(tiny)
+    per_step = step_flops(tiny, ar.stage), step_flops(tiny, joint.stage)
+    assert per_step[1] > 1.8 * per_step[0]
+    assert remaining_flops(tiny, 0) == ar.steps * per_step[0] + joint.steps * per_step[1]
+    assert remaining_flops(tiny, ar.steps - 1) == per_step[0] + joint.steps * per_step[1]
+    assert remaining_flops(tiny, ar.steps + 1) == (joint.steps - 1) * per_step[1]
+    assert remaining_flops(tiny, total_steps(tiny)) == 0

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -244,7 +245,7 @@ def test_thresholds(sampler: TrainedSampler, threshold: float) -> None:
         SamplerPolicy(sampler, threshold)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 1e38}])
 def test_trainings_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         SamplerTraining(**changes)
@@ -283,6 +284,21 @@ def test_a_missing_a_damaged_and_a_foreign_sampler_are_refused(
         with pytest.raises(UserError, match="damaged: cannot be read") as error:
             load_sampler(damaged, engine)
         assert "\n" not in str(error.value)
+
+
+def test_a_sampler_with_nan_is_refused(models: Models, sampler: TrainedSampler, tmp_path: Path) -> None:
+    engine, poisoned = CountingEngine(models["trained"]), deepcopy(sampler)
+    next(poisoned.parameters()).data.view(-1)[0] = torch.nan
+    save_sampler(tmp_path / "sampler", poisoned, engine, {})
+    with pytest.raises(UserError, match="contains NaN or infinity; run nld-sampler again"):
+        load_sampler(tmp_path / "sampler", engine)
+
+
+def test_a_sampler_that_diverges_is_one_line(models: Models, examples: tuple[Examples, Examples]) -> None:
+    table = principal_components(embedding_of(CountingEngine(models["trained"])), SMALL.components)
+    table[:, 0] = torch.inf
+    with pytest.raises(UserError, match=r"--learning-rate 0.003: the loss or the weights .* no longer finite"):
+        train_sampler(SMALL, table, examples[0], SamplerTraining(steps=3, batch_size=64, learning_rate=3e-3))
 
 
 def test_a_fingerprint_survives_bf16_and_nothing_else(models: Models) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from tiny_runs import newest_checkpoint, run_python
 
 from nld_train.commands.decode import main
+from nld_train.data.tokenizer import save_tokenizer, train_bpe
+from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
@@ -358,3 +362,40 @@ def test_a_checkpoint_without_tokenizer_is_refused(
         assert "no tokenizer was found" in message
         tokenizer = kept / "tokenizer" if (kept / "tokenizer").is_dir() else kept
         assert records(copy, "--mode", "ar", "--prompt", "seven", "--tokenizer", tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["trained", "imported", "export"])
+def test_another_tokenizer_than_the_checkpoints_is_refused(
+    request: pytest.FixtureRequest, records: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """Its ids would be decoded as those of the checkpoint's, into other text. A copy is the same tokenizer."""
+    path, export = request.getfixturevalue(kind), request.getfixturevalue("export")
+    words = (str(path), "--mode", "ar", "--prompt", "seven times")
+    for number, size in enumerate((260, 300)):
+        save_tokenizer(train_bpe(["seven times seven"] * 9, size), str(tmp_path / f"bpe-{number}"))
+        message = refusal(capsys, *words, "--tokenizer", str(tmp_path / f"bpe-{number}"))
+        assert message.startswith(f"error: --tokenizer: {tmp_path}/bpe-{number} is another tokenizer (hash ")
+    copy_tokenizer(export, tmp_path)
+    assert records(*words, "--tokenizer", tmp_path) == records(*words)
+
+
+@pytest.mark.parametrize("token", [1.5, 260, -1, True, "2", [2, 9999], {}])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_stop_token_that_is_no_id_is_refused(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, token: Any
+) -> None:
+    copy = shutil.copytree(export, tmp_path / "copy")
+    values = json.loads((copy / name).read_text()) | {"eos_token_id": token}
+    (copy / name).write_text(json.dumps(values))
+    message = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+    assert f"{name}: eos_token_id must be an id of the vocabulary of 260" in message
+
+
+def test_an_export_with_nan_is_refused(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(export, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight"))
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    message = refusal(capsys, str(copy), "--mode", "ar", "--prompt", "seven")
+    assert f"tensor {name} contains NaN or infinity" in message

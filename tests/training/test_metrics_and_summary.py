@@ -6,12 +6,16 @@ import json
 import math
 import runpy
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
-from tiny_runs import STEP_TOKENS, records_of
+from tiny_runs import STEP_TOKENS, newest_checkpoint, records_of
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
+from nld_train.config.compose import default_config
+from nld_train.config.counts import step_flops
+from nld_train.config.saved import read_saved_config
 from nld_train.evaluation.decoding_metric import DecodingMetric
 from nld_train.training.hooks.validation_metric import ValidationMetric
 from nld_train.training.metrics.report import write_report
@@ -42,6 +46,18 @@ def test_every_step_has_what_is_promised(whole: Path) -> None:
         assert 0 < record["ar_tokens"] < STEP_TOKENS  # rows before a document's border are not supervised
         assert record["grad_norm"] > 0
         assert record["tokens_per_second"] > 0
+
+
+def test_the_time_left_of_an_ar_step_counts_the_longer_joint_steps(whole: Path) -> None:
+    """By the operations of each stage's steps: the seconds of an AR step say little about those of a joint step."""
+    config = read_saved_config((newest_checkpoint(whole) / "config.yaml").read_text(), default_config())
+    ar, joint = (step_flops(config, config.stages[name]) for name in ("ar", "joint"))
+    assert joint > 1.8 * ar
+    records, pace = records_of(whole), []
+    for record in records:
+        pace.append(record["seconds"] / (ar if record["stage"] == "ar" else joint))
+        left = max(0, AR_STEPS - record["step"]) * ar + min(JOINT_STEPS, len(records) - record["step"]) * joint
+        assert record["seconds_left"] == pytest.approx(left * median(pace))
 
 
 def test_an_ar_stage_has_no_noisy_stream(whole: Path) -> None:

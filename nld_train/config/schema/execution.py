@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 
-from nld_train.config.schema.ranges import Count, Positive
+from nld_train.config.schema.ranges import Count
 
 Recomputed = Literal["core_attn", "mlp"]
 
@@ -101,4 +101,9 @@ class ExecutionConfig:
         "Parts of a layer that recompute=selective computes again: core_attn (attention), mlp. At least one.",
     ]
     recompute_layers: Annotated[Count, "Layers per stored activation with recompute=full."]
-    timeout_minutes: Annotated[Positive, "Minutes after which a collective operation times out."]
+    # Gloo counts milliseconds in 32 bits.
+    timeout_minutes: Annotated[
+        float,
+        Interval(ge=0.01, le=10080),
+        "Minutes, of which fractions count, after which a collective operation times out; at most a week.",
+    ]

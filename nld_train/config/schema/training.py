@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 
 from nld_train.config.schema.ranges import BelowOne, Count, CountOrZero, Fraction, NotNegative, Positive
 
@@ -38,8 +38,9 @@ class DataConfig:
     ]
     tokenizer: Annotated[
         str | None,
-        "Directory of the tokenizer that prepared the data; compared with the data's manifest and the model's token "
-        "ids. null: not checked.",
+        "Directory of the tokenizer that prepared the data; compared with the data's manifest, the model's token ids "
+        "and the tokenizer of init.checkpoint. null: the one that the manifest names, which init.checkpoint need not "
+        "have.",
     ]
     documents: Annotated[
         Documents,
@@ -165,7 +166,7 @@ class OptimizerConfig:
 
     beta1: Annotated[BelowOne, "Decay of the running mean of gradients."]
     beta2: Annotated[BelowOne, "Decay of the running mean of squared gradients."]
-    epsilon: Annotated[Positive, "Added to the root of the mean square."]
+    epsilon: Annotated[float, Interval(gt=0, le=1), "Added to the root of the mean square."]
     weight_decay: Annotated[NotNegative, "Decoupled weight decay of matrices; norms have none."]
     clip_grad: Annotated[
         NotNegative, "Largest norm of the whole gradient; a longer one is scaled down. 0: no clipping."

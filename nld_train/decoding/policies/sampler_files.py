@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.model.finite import first_non_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,8 @@ def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
         sampler.load_state_dict(load_file(directory / _WEIGHTS))
     except Exception as error:  # the errors of safetensors and torch have no common base class
         raise UserError(f"{directory}: cannot be read ({str(error).splitlines()[0]})") from error
+    if (bad := first_non_finite(sampler.named_parameters())) is not None:
+        raise UserError(f"{directory}: tensor {bad} contains NaN or infinity; run nld-sampler again")
     if trained_for != fingerprint(engine):
         raise UserError(
             f"{directory}: this sampler was trained for the weights of another model; run nld-sampler again"

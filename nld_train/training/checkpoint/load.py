@@ -9,7 +9,9 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
+from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
+from nld_train.training.loop.finite import non_finite_state
 from nld_train.training.loop.optimizer import load_optimizer, unwrap
 
 # Optimizer state as ordinary sharded tensors in the shape of the weights: any layout can load it. For a moment each
@@ -25,6 +27,9 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
         directory: a sound checkpoint. Megatron's format has pickles in it: it is trusted input.
         model: this rank's chunks, wrapped.
         optimizer: new; its settings stay the current ones. None to load the weights alone.
+
+    Raises:
+        UserError: on every rank, if a weight or a part of the optimizer's state is not a finite number.
     """
     # The replicas of one shard of the model divide the reading. In a larger group every tensor would be sent to all.
     replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -34,6 +39,11 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
         unwrap(chunk).load_state_dict(state[f"model{index}"])
     if optimizer is not None:
         load_optimizer(optimizer, state["optimizer"])
+    if (bad := non_finite_state(model, optimizer)) is not None:
+        raise UserError(
+            f"{directory}: {bad} contains NaN or infinity, so the checkpoint is of no use; name an earlier one, or "
+            "delete it from run.dir to continue from the one before"
+        )
 
 
 def sharded_state(model: list[Any], optimizer: Any | None, loading: bool = False) -> dict[str, Any]:

@@ -42,8 +42,10 @@ from nld_train.training.checkpoint.paths import (
     PROGRESS_FILE,
     checkpoint_name,
     checkpoints_directory,
+    written_checkpoints,
 )
 from nld_train.training.checkpoint.retention import apply_retention, delete, make_room, move_aside
+from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.optimizer import gather_parameters, unwrap
 from nld_train.training.loop.parallel import sum_over_world
 
@@ -63,19 +65,28 @@ class _Pending:
 class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time.
 
+    The weights of a checkpoint are finite numbers, but the loss that they give is known only after the next step. Older
+    checkpoints are deleted after that step, so that there is one left to go back to.
+
     Args:
         config: the run; saved beside the weights.
         device: of this process.
+        resumed: the checkpoint that the run continues from, if any.
 
     Raises:
         UserError: on every rank, if `data.tokenizer` cannot be read.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, resumed: Path | None = None) -> None:
         self.config = config
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
+        self._newest = resumed
+        # Whether a step was made from the state of the newest checkpoint, complete or pending.
+        self._followed = False
+        # Whether older checkpoints than the newest are still to be deleted.
+        self._retention_due = False
         # On rank 0; read at the start, because the files may change during the run.
         self._software: dict[str, Any] = {}
         self._tokenizer: dict[str, bytes] = {}
@@ -94,10 +105,13 @@ class CheckpointWriter:
 
         Raises:
             UserError: on every rank, if the checkpoint cannot be written.
+            NonFiniteUpdateError: on every rank, if a weight or a part of the optimizer's state is not a finite number.
         """
         self.finish()
         final = checkpoints_directory(Path(self.config.run.dir)) / checkpoint_name(progress.step)
         gather_parameters(model)
+        refuse_non_finite_state(model, optimizer, progress.step)
+        self._followed = False
         with _user_error(final):
             temporary = on_first_rank(lambda: make_room(final))
         with _user_error(final, temporary):
@@ -110,12 +124,16 @@ class CheckpointWriter:
             self.finish()
 
     def poll(self) -> None:
-        """Finishes the pending checkpoint if all ranks have written their files; called by all after each step."""
-        if self._pending is None:
-            return
-        waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
-        if waiting == 0:
-            self.finish()
+        """Finishes the pending checkpoint if all ranks have written their files; called by all after each step.
+
+        The step has shown that the newest snapshot is good.
+        """
+        self._followed = True
+        if self._pending is not None:
+            waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
+            if waiting == 0:
+                self.finish()
+        self._apply_retention()
 
     def finish(self) -> None:
         """Waits for the pending checkpoint, if there is one, and completes it; called by all ranks together.
@@ -129,8 +147,37 @@ class CheckpointWriter:
         with _user_error(pending.final, pending.temporary):
             written = on_every_rank(pending.written.result)
             on_first_rank(lambda: self._complete(pending, written))
-        if dist.get_rank() == 0:
-            apply_retention(pending.final, self.config.checkpoint)
+        self._newest, self._retention_due = pending.final, True
+        self._apply_retention()
+
+    def close(self) -> None:
+        """Finishes the last checkpoint, after which no step is made."""
+        self.finish()
+        self._followed = True
+        self._apply_retention()
+
+    def _apply_retention(self) -> None:
+        if self._retention_due and self._followed:
+            self._retention_due = False
+            if dist.get_rank() == 0 and self._newest is not None:
+                apply_retention(self._newest, self.config.checkpoint)
+
+    def advice(self, newest_is_good: bool) -> str:
+        """What to do after a step failed because a number was not finite.
+
+        Args:
+            newest_is_good: False if the failed step shows that the weights before it were the cause. Those may be the
+                weights of the newest checkpoint.
+        """
+        remedy = "with a lower learning rate or other data"
+        if self._newest is None:
+            return f"there is no checkpoint yet; start again {remedy}"
+        if newest_is_good or self._followed:
+            return f"the last checkpoint, {self._newest}, is unchanged; resume from it {remedy}"
+        earlier = [path for path in written_checkpoints(self._newest.parent) if path.name < self._newest.name]
+        if not earlier:
+            return f"{self._newest}, the only checkpoint, leads to the same; delete it and begin again {remedy}"
+        return f"{self._newest} leads to the same; delete it and resume from {earlier[0].name} {remedy}"
 
     def _complete(self, pending: _Pending, written: list[Written]) -> None:
         """Rank 0: the small files, the manifest, the rename and `latest`."""

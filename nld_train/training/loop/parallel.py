@@ -81,7 +81,8 @@ def _build_groups(config: Config) -> None:
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
-        distributed_timeout_minutes=int(config.execution.timeout_minutes),
+        # Annotated as an integer, but only made into a timedelta.
+        distributed_timeout_minutes=config.execution.timeout_minutes,
     )
     # The model has no dropout and uses no random generator, but Megatron's recomputation saves their states.
     tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed, force_reset_rng=True)

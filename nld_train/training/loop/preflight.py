@@ -13,6 +13,7 @@ from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
 from nld_train.data.packed import check_files as check_token_set
 from nld_train.data.tokenizer import require_directory
+from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
 from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
 
@@ -51,11 +52,14 @@ def check_files(config: Config) -> None:
     The test of `run.dir` comes last, since it creates that directory.
 
     Raises:
-        UserError: token sets that are missing, damaged or of another model; validation that would use a sample twice; a
-            `run.dir` that cannot be written.
+        UserError: token sets that are missing, damaged or of another model; special ids of the model that are not those
+            of the data or the tokenizer; validation that would use a sample twice; a `run.dir` that cannot be written.
     """
     for prefix in _prefixes(config):
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
+        check_special_ids(prefix, config.model, config.data.tokenizer)
+    if config.data.tokenizer is not None:
+        check_tokenizer(config.data.tokenizer, config.model, "data.tokenizer")
     if config.validation.every > 0:
         from nld_train.data.samples import refuse_repeated_samples
 

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.data.order import StageOrder, stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.errors import UserError
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
@@ -29,6 +31,7 @@ from nld_train.training.checkpoint.paths import checkpoints_directory
 from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
 from nld_train.training.checkpoint.save import CheckpointWriter
 from nld_train.training.hooks.base import RunningStage, make_hooks
+from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
@@ -36,7 +39,7 @@ from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.loop.run_files import LogFailedError, file_errors, prepare_to_save
 from nld_train.training.loop.signals import StopRequest, stop_requests
-from nld_train.training.loop.step import NonFiniteError
+from nld_train.training.loop.step import NonFiniteError, NonFiniteUpdateError
 from nld_train.training.metrics.records import StepRecord, step_record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.run_log import RunLog
@@ -106,9 +109,9 @@ class Run:
         self.hooks = make_hooks(config, self.rotary)
         self.dtype = resolve_dtype(config, device)
         self.peak = peak_flops(device, config.logging.peak_tflops)
-        self.step_seconds: deque[float] = deque(maxlen=20)
+        self.seconds_per_flop: deque[float] = deque(maxlen=20)
         self.model = self._build_model()
-        self.writer = CheckpointWriter(config, device)
+        self.writer = CheckpointWriter(config, device, self.resumed.directory if self.resumed else None)
 
     def _build_model(self) -> list[Any]:
         megatron = transformer_config(self.config, self.device)
@@ -136,11 +139,14 @@ class Run:
                 load_initial_weights(self.initial_weights, self.config, self.model)
             try:
                 status = self._train_stages()
-            except (NonFiniteError, LogFailedError):
-                # Raised on every rank; the checkpoint that is being written is of an earlier, finite step.
+            except (NonFiniteError, LogFailedError) as error:
+                # Raised on every rank; the checkpoint that is being written is of an earlier step.
                 self.writer.finish()
-                raise
-            self.writer.finish()
+                if not isinstance(error, NonFiniteError):
+                    raise
+                advice = self.writer.advice(isinstance(error, NonFiniteUpdateError))
+                raise UserError(f"{error}; {advice}") from error
+            self.writer.close()
             self._close_log(status)
         return status
 
@@ -170,14 +176,14 @@ class Run:
         micro_batches = self._batches(plan, state.first, state.last)
         for step in range(state.first + 1, state.last + 1):
             record = self._step(state, step, micro_batches)
-            self._run_hooks(state.stage, step, record)
+            self.writer.poll()
+            self._run_hooks(state, step, record)
             self.log.write(record)
             status = self._stop_status()
             if step % self.config.checkpoint.every == 0 or step == state.last or status:
                 self._save(plan, step, state.optimizer)
             if status:
                 return step, status
-            self.writer.poll()
         return state.last, 0
 
     def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
@@ -201,15 +207,19 @@ class Run:
         samples = next(micro_batches)
         state.scheduler.step(1)
         measures = state.stage.trainer.step(self.model, state.optimizer, samples)
-        self.step_seconds.append(time.perf_counter() - begin)
+        seconds, plan = time.perf_counter() - begin, state.stage.plan
+        self.seconds_per_flop.append(seconds / step_flops(self.config, plan.stage))
         rate = max(group["lr"] for group in state.optimizer.param_groups)
-        return step_record(self.config, state.stage.plan, step, measures, rate, self.step_seconds, self.peak)
+        return step_record(self.config, plan, step, measures, rate, seconds, self.seconds_per_flop, self.peak)
 
-    def _run_hooks(self, stage: RunningStage, step: int, record: StepRecord) -> None:
-        for hook in self.hooks:
-            if hook.due(stage.plan, step):
-                gather_parameters(self.model)
-                hook.run(self.model, stage, record)
+    def _run_hooks(self, state: _StageState, step: int, record: StepRecord) -> None:
+        due = [hook for hook in self.hooks if hook.due(state.stage.plan, step)]
+        if due:
+            gather_parameters(self.model)
+            refuse_non_finite_state(self.model, state.optimizer, record.values["step"])
+        for hook in due:
+            gather_parameters(self.model)
+            hook.run(self.model, state.stage, record)
 
     def _stop_status(self) -> int:
         """The exit status of a signal that any rank has received, so that all ranks stop after the same step.

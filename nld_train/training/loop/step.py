@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
+import torch
 
 from nld_train.config.schema import StageConfig
 from nld_train.errors import UserError
@@ -19,7 +19,11 @@ from nld_train.training.loop.optimizer import clip_gradients
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient is NaN or infinite; nothing was updated."""
+    """A loss or a gradient is NaN or infinite; nothing was updated. The weights before this step are the cause."""
+
+
+class NonFiniteUpdateError(NonFiniteError):
+    """An update whose loss and gradient are finite makes weights that are not; the weights before it are good."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,10 @@ def update(optimizer: Any, clip_grad: float) -> float:
     """Checks, clips and applies the gradients; returns the norm that they had before clipping.
 
     Raises:
-        NonFiniteError: on every rank, before the update, if it is not finite.
+        NonFiniteError: on every rank, before the update, if it or the size of the update is not finite.
     """
     gradient_norm = _gradient_norm(optimizer)
+    _refuse_overflow(optimizer)
     clip_gradients(optimizer, gradient_norm, clip_grad)
     optimizer.step_with_ready_grads()
     return gradient_norm
@@ -111,6 +116,20 @@ def _gradient_norm(optimizer: Any) -> float:
     return norm
 
 
+def _refuse_overflow(optimizer: Any) -> None:
+    """Refuses factors of AdamW beyond float32, for which torch's kernels raise errors of their own.
+
+    All ranks have the same parameter groups, so all of them raise.
+    """
+    for group in optimizer.param_groups:
+        correction = 1 - group["betas"][0] ** (group.get("step", 0) + 1)
+        factors = (group["lr"] / correction, group["lr"] * group["weight_decay"])
+        if not max(factors) <= torch.finfo(torch.float32).max:
+            raise NonFiniteUpdateError(
+                f"learning rate {group['lr']:g} is too large: the update would not be finite, and was not made"
+            )
+
+
 def refuse_non_finite(**values: float | None) -> None:
     """Raises `NonFiniteError` for the first value that is no finite number, under its name; None is skipped.
 
@@ -118,7 +137,4 @@ def refuse_non_finite(**values: float | None) -> None:
     """
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
-            raise NonFiniteError(
-                f"{name.replace('_', ' ')} is {value}: the update was not made, and the last checkpoint is unchanged; "
-                f"resume from it with a lower learning rate or other data (rank {dist.get_rank()})"
-            )
+            raise NonFiniteError(f"{name.replace('_', ' ')} is {value}: the update was not made")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from nld_train.config.counts import step_flops
-from nld_train.config.plan import StagePlan, tokens_per_step, total_steps
+from nld_train.config.counts import remaining_flops, step_flops
+from nld_train.config.plan import StagePlan, tokens_per_step
 from nld_train.config.schema import Config
 from nld_train.training.metrics.jsonl import Record
 
@@ -48,7 +48,8 @@ def step_record(
     stage_step: int,
     measures: Record,
     learning_rate: float,
-    seconds: Sequence[float],
+    seconds: float,
+    seconds_per_flop: Sequence[float],
     peak: float | None,
 ) -> StepRecord:
     """The record of the last step.
@@ -59,11 +60,12 @@ def step_record(
         stage_step: of the stage, from 1.
         measures: what the stage's trainer measured.
         learning_rate: of this step.
-        seconds: of the last steps, their waits for data included, this one at the end.
+        seconds: of this step, its wait for data included.
+        seconds_per_flop: seconds by expected operation of the last steps, which may be those of another stage.
         peak: operations per second of a device, or None.
     """
     step, tokens = plan.first_step + stage_step, tokens_per_step(config)
-    flops = step_flops(config, plan.stage) / (seconds[-1] * dist.get_world_size())
+    flops = step_flops(config, plan.stage) / (seconds * dist.get_world_size())
     values = {
         "stage": plan.name,
         "step": step,
@@ -72,9 +74,10 @@ def step_record(
         "step_tokens": tokens,
         **measures,
         "learning_rate": learning_rate,
-        "seconds": seconds[-1],
-        "tokens_per_second": tokens / seconds[-1],
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
         "mfu": None if peak is None else flops / peak,
-        "seconds_left": (total_steps(config) - step) * median(seconds),
+        # By operations: a step of a joint stage has more than twice those of an AR stage.
+        "seconds_left": remaining_flops(config, step) * median(seconds_per_flop),
     }
     return StepRecord(values)
