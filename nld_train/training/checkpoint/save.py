@@ -9,6 +9,7 @@ A kill or a loss of power at any moment leaves either the complete directory or 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -231,7 +232,7 @@ def _user_error(final: Path, temporary: Path | None = None) -> Iterator[None]:
         yield
     except RankFailedError as error:
         # torch reports a full disk as a position in its file.
-        reason = f"disk full: {error.reason}" if is_full(final.parent) else error.reason
+        reason = os.strerror(errno.ENOSPC) if is_full(final.parent) else error.reason
         if temporary is not None and dist.get_rank() == 0 and temporary.exists():
             delete(temporary)
         raise UserError(

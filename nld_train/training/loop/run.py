@@ -18,7 +18,7 @@ from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.data.order import StageOrder, stage_orders
 from nld_train.data.samples import batches, training_samples
-from nld_train.errors import UserError
+from nld_train.errors import UserError, system_error
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
@@ -232,7 +232,7 @@ class Run:
         dist.all_reduce(requested, op=dist.ReduceOp.MAX)
         status, failed = requested.tolist()
         if failed:
-            raise LogFailedError(self.config.run.dir, failure or "metrics.jsonl, by rank 0")
+            raise LogFailedError(self.config.run.dir, "by rank 0" if failure is None else system_error(failure))
         return int(status)
 
     def _last_step(self, plan: StagePlan) -> int:

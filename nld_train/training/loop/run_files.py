@@ -14,7 +14,7 @@ from nld_train.training.run_lock import RunLock
 class LogFailedError(UserError):
     """The record of a step could not be written; the last checkpoint is unchanged."""
 
-    def __init__(self, directory: str, reason: object) -> None:
+    def __init__(self, directory: str, reason: str) -> None:
         super().__init__(
             f"run.dir: {directory} cannot be written ({reason}); free space or repair it, and start again: the last "
             "checkpoint is unchanged"
