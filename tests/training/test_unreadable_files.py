@@ -117,6 +117,23 @@ def test_a_folder_in_place_of_latest(command: Command, run: Path, whole: Path) -
     assert (latest.with_name("latest.unreadable") / "mine").read_text() == "kept"
 
 
+def test_folders_in_place_of_the_other_files(command: Command, run: Path, whole: Path) -> None:
+    """The run keeps them under other names and writes its own."""
+    names = ("run.log", "summary.json", "report.png")
+    for name in names:
+        (run / name).unlink(missing_ok=True)
+        make_folder(run / name)
+    status, errors = command(f"run.dir={run}")
+    assert status == 0
+    assert errors.splitlines() == [
+        f"warning: {run / name} is not a file and is renamed to {name}.unreadable" for name in names
+    ]
+    assert_same_run(run, whole)
+    for name in names:
+        assert (run / name).is_file()
+        assert (run / f"{name}.unreadable" / "mine").read_text() == "kept"
+
+
 def test_checkpoints_that_cannot_be_listed(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

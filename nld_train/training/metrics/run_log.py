@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 from nld_train.config.schema import Config
-from nld_train.training.metrics.console import ConsoleLog
+from nld_train.files import set_aside
+from nld_train.training.metrics.console import LOG_FILE, ConsoleLog
 from nld_train.training.metrics.jsonl import MetricsFile
 from nld_train.training.metrics.records import StepRecord
 from nld_train.training.metrics.registry import MetricTable
@@ -37,6 +40,7 @@ class RunLog:
         self._first_rank = rank == 0
         self.failure: OSError | None = None
         if self._first_rank:
+            _set_aside_folders(self._directory)
             every, stages = config.logging.every, config.run.stages
             self._console = ConsoleLog(self._directory, total_steps, every, metrics, stages)
             self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)
@@ -86,3 +90,11 @@ class RunLog:
             self._console.print(line)
         self._file.close()
         self._wandb.finish(summary, image)
+
+
+def _set_aside_folders(directory: Path) -> None:
+    """Renames what is no file and has the name of one that a run writes, so that the run need not end for it."""
+    for name in (LOG_FILE, "summary.json", "report.png"):
+        path = directory / name
+        if os.path.lexists(path) and not path.is_file():
+            print(f"warning: {path} is not a file and is renamed to {set_aside(path).name}", file=sys.stderr)
