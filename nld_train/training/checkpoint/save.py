@@ -43,6 +43,7 @@ from nld_train.training.checkpoint.paths import (
     PROGRESS_FILE,
     checkpoint_name,
     checkpoints_directory,
+    step_of_name,
     written_checkpoints,
 )
 from nld_train.training.checkpoint.retention import apply_retention, delete, make_room, move_aside
@@ -175,7 +176,8 @@ class CheckpointWriter:
             return f"there is no checkpoint yet; start again {remedy}"
         if newest_is_good or self._followed:
             return f"the last checkpoint, {self._newest}, is unchanged; resume from it {remedy}"
-        earlier = [path for path in written_checkpoints(self._newest.parent) if path.name < self._newest.name]
+        newest, written = step_of_name(self._newest.name), written_checkpoints(self._newest.parent)
+        earlier = [path for path in written if step_of_name(path.name) < newest]
         if not earlier:
             return f"{self._newest}, the only checkpoint, leads to the same; delete it and begin again {remedy}"
         return f"{self._newest} leads to the same; delete it and resume from {earlier[0].name} {remedy}"
