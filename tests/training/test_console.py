@@ -81,7 +81,7 @@ def test_a_terminal_shows_one_live_line_with_bar_colour_and_time_left(
     log = written(tmp_path, 25)
     shown = capsys.readouterr().out
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
-    assert re.search(r"^joint ━.* 25/476838  loss 12.3456  12d 04h left", plain, re.M)
+    assert re.search(r"^joint ━.* 25/476838  loss 12.3456  ar 11.2345  12d 04h left", plain, re.M)
     assert "\x1b[32mjoint" in shown, "the second stage is green"
     assert "step 10/" not in plain, "the live line takes the place of the others"
     assert "step     10/476838" in log
@@ -105,7 +105,10 @@ def test_long_measurements_are_folded_between_words() -> None:
     assert max(map(len, parts)) <= 80
     assert " ".join(" ".join(parts).split()) == " ".join(line.split())
     assert parts[1].startswith(" " * 9)
-    assert folded(line[:80]) == [line[:80]]
+    assert not any(part.rstrip().endswith("t=0.7") for part in parts), "a number stays with its name"
+    assert folded(line[:80].rstrip()) == [line[:80].rstrip()]
+    words = "       " + "x" * 50 + " " + "y" * 50
+    assert [part.strip() for part in folded(words)] == ["x" * 50, "y" * 50]
 
 
 def test_a_run_leaves_a_log_of_all_it_printed(whole: Path) -> None:

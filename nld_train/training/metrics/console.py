@@ -21,7 +21,7 @@ from nld_train.training.metrics.registry import MetricTable
 LOG_FILE = "run.log"
 # No line of a step or a measurement is longer.
 WIDTH = 80
-_BAR = 24
+_BAR = 12
 _REFRESH_SECONDS = 0.1
 # Stages in the order of a run; neighbours differ.
 _STAGE_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
@@ -106,10 +106,19 @@ class ConsoleLog:
 
 
 def folded(line: str) -> list[str]:
-    """A line as several of at most `WIDTH` characters, those after the first indented more."""
-    if len(line) <= WIDTH:
-        return [line]
-    return textwrap.wrap(line, WIDTH, subsequent_indent=f"{INDENT}  ", break_long_words=False, break_on_hyphens=False)
+    """A line as several of at most `WIDTH` characters, those after the first indented more.
+
+    It is broken between its parts, which two spaces separate, and in a part that is too long itself.
+    """
+    indent = line[: len(line) - len(line.lstrip())]
+    lines: list[str] = []
+    for part in line.strip().split("  "):
+        if lines and len(lines[-1]) + 2 + len(part) <= WIDTH:
+            lines[-1] += f"  {part}"
+            continue
+        start = f"{INDENT}  " if lines else indent
+        lines += textwrap.wrap(f"{start}{part}", WIDTH, subsequent_indent=f"{INDENT}  ", break_on_hyphens=False)
+    return lines
 
 
 def _step_text(step: Record, total: int) -> str:
@@ -117,12 +126,13 @@ def _step_text(step: Record, total: int) -> str:
 
 
 def _fitting(parts: dict[str, str], width: int) -> dict[str, str]:
-    """The parts that fit into a width, each with two spaces in front; the first ones come first."""
+    """The first parts, as many as fit into a width with two spaces in front of each."""
     chosen = {}
     for name, text in parts.items():
-        if len(text) + 2 <= width:
-            chosen[name] = text
-            width -= len(text) + 2
+        width -= len(text) + 2
+        if width < 0:
+            break
+        chosen[name] = text
     return chosen
 
 
@@ -165,8 +175,8 @@ class LiveLine:
 
         colour = self._colours.get(step["stage"], _STAGE_COLOURS[0])
         head = f"{step['step']}/{self._total_steps}"
-        width = self._console.width - len(step["stage"]) - _BAR - len(head) - 3
-        text = "  ".join([head, *_fitting(parts, width).values()])
+        fitting = _fitting(parts, self._console.width - len(step["stage"]) - _BAR - len(head) - 3)
+        text = "  ".join([head, *(fitting[name] for name in step if name in fitting)])
         row = Table.grid(Column(no_wrap=True), Column(width=_BAR), Column(no_wrap=True), padding=(0, 1, 0, 0))
         bar = ProgressBar(self._total_steps, step["step"], width=_BAR, complete_style=colour, finished_style=colour)
         row.add_row(Text(step["stage"], colour), bar, Text(text, overflow="ellipsis"))

@@ -15,9 +15,11 @@ from nld_train.training.metrics.registry import MetricTable
 
 _ROWS = 2
 _SMALLEST_COLUMNS = 2
-_LEGEND_COLUMNS = 4
+_LEGEND_CHARACTERS = 60
 # A running mean reaches over this part of a curve.
-_WINDOWS = 40
+_WINDOWS = 20
+# A curve with fewer points has none.
+_FEWEST = 20
 
 
 def report_panels(records: Sequence[Record], metrics: MetricTable) -> list[Panel]:
@@ -86,11 +88,14 @@ def _draw(axis: Any, panel: Panel, borders: Sequence[float]) -> None:
     axis.grid(alpha=0.3)
     axis.set_title(panel.title or panel.y_label)
     axis.set_xlabel(panel.x_label)
+    if panel.title:
+        axis.set_ylabel(panel.y_label)
     over_tokens = panel.x_label == "tokens"
     _draw_curves(axis, panel, borders if over_tokens else [])
     handles, labels = axis.get_legend_handles_labels()
     if panel.right is not None:
         right = axis.twinx()
+        right.set_ylabel(panel.right.y_label)
         _draw_curves(right, panel.right, borders)
         more = right.get_legend_handles_labels()
         handles, labels = handles + more[0], labels + more[1]
@@ -98,15 +103,13 @@ def _draw(axis: Any, panel: Panel, borders: Sequence[float]) -> None:
         for border in borders:
             axis.axvline(border, color="gray", linestyle=":")
     if handles:
-        # Below the axes, where it hides no curve.
-        axis.legend(
-            handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=_LEGEND_COLUMNS, frameon=False
-        )
+        # Below the axes, where it hides no curve, and no wider than they are.
+        columns = max(1, _LEGEND_CHARACTERS // (4 + max(map(len, labels))))
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": columns}
+        axis.legend(handles, labels, **place, frameon=False, fontsize="small")
 
 
 def _draw_curves(axis: Any, panel: Panel, borders: Sequence[float]) -> None:
-    if panel.title:
-        axis.set_ylabel(panel.y_label)
     for curve in panel.curves:
         _draw_curve(axis, curve, borders)
 
@@ -124,18 +127,18 @@ def _draw_curve(axis: Any, curve: Curve, borders: Sequence[float]) -> None:
 
 
 def smoothed(points: Sequence[tuple[float, float]], borders: Sequence[float]) -> list[float]:
-    """The centred running mean of a curve over a fortieth of its points, which does not reach over a border of stages.
+    """The centred running mean of a curve over a twentieth of its points, which does not reach over a border of stages.
 
     Args:
         points: pairs of x and y.
         borders: the last x of each stage but the last.
 
     Returns:
-        A value for each point; empty where there are too few points for a mean of three.
+        A value for each point; empty where there are few points.
     """
-    half = len(points) // _WINDOWS // 2
-    if half < 1:
+    if len(points) < _FEWEST:
         return []
+    half = max(1, len(points) // _WINDOWS // 2)
     by_stage = groupby(points, key=lambda point: sum(point[0] > border for border in borders))
     return [mean for _, group in by_stage for mean in _running_means([y for _, y in group], half)]
 
