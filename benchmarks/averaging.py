@@ -31,9 +31,8 @@ from torch import Tensor
 from benchmarks.record import RESULTS, write_result
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Averaging, Config, DiffusionConfig
+from nld_train.data.samples import SampleSettings, noisy_part
 from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
-from nld_train.masking.layout import block_indices
-from nld_train.masking.noise import draw_noise
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.build import build_model, transformer_config
@@ -46,7 +45,8 @@ from nld_train.training.loop.parallel import parallel_groups
 AVERAGINGS: tuple[Averaging, ...] = ("global", "contributing", "masked", "sequence")
 LEVELS = ("independent", "stratified", "shared")
 CPU = torch.device("cpu")
-_FIRST_BYTE, _END = 4, 2  # ids of the byte tokenizer: four special ones, then the bytes
+# Ids of the byte tokenizer: four special ones, then the bytes.
+_END, _MASK, _FIRST_BYTE, _VOCABULARY = 2, 3, 4, 260
 
 
 def text_batches(sequences: int, length: int, seed: int) -> Iterator[Samples]:
@@ -66,19 +66,23 @@ def text_batches(sequences: int, length: int, seed: int) -> Iterator[Samples]:
 
 
 def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int) -> Samples:
-    """The batch with the noise of its `draw`-th epoch: `masked`, `probability`, `maskable` `[b, L]`."""
-    count, length = batch["supervised"].shape
-    maskable = np.ones(length, dtype=bool)
-    rows = []
-    for row, documents in enumerate(batch["documents"][:, :-1].numpy()):
-        blocks = block_indices(documents, diffusion.block_size)
-        rows.append(draw_noise(diffusion, seed, "averaging", draw * count + row, count, maskable, blocks))
-    masked, probability = (np.array([getattr(noise, name) for noise in rows]) for name in ("masked", "probability"))
-    return batch | {
-        "masked": torch.from_numpy(masked),
-        "probability": torch.from_numpy(probability),
-        "maskable": torch.ones(count, length, dtype=torch.bool),
-    }
+    """The batch with a noisy stream under the noise of its `draw`-th epoch, as `data.samples` makes it."""
+    settings = SampleSettings(
+        stage="averaging",
+        seed=seed,
+        joint=True,
+        documents="isolate",
+        diffusion=diffusion,
+        global_size=len(batch["tokens"]),
+        vocab_size=_VOCABULARY,
+        mask_token_id=_MASK,
+        eos_token_id=_END,
+    )
+    rows = [
+        noisy_part(settings, draw * len(batch["tokens"]) + row, tokens[:-1], documents)
+        for row, (tokens, documents) in enumerate(zip(batch["tokens"].numpy(), batch["documents"].numpy(), strict=True))
+    ]
+    return batch | {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Experiment:
         initialize([model], config.model, config.run.seed)
         mask = config.model.mask_token_id
         schedule = noise_schedule(config.diffusion)
-        settings = StreamSettings(True, config.diffusion.block_size, mask, "global", schedule, torch.float32, CPU)
+        settings = StreamSettings(True, mask, "global", schedule, torch.float32, CPU)
         return cls(config, model, RotaryEmbedding(config.model, CPU), settings)
 
     def train(self, batches: Iterator[Samples], steps: int, alpha: float) -> list[float]:

@@ -47,6 +47,55 @@ def visibility(documents: Documents, block_size: int, two_streams: bool) -> list
     return [[may_see(documents, block_size, two_streams, q, k) for k in range(total)] for q in range(total)]
 
 
+# A noisy token: the index of the clean token that it hides (None for fill), its position, where its document starts,
+# and its block counted from there.
+NoisyToken = tuple[int | None, int, int, int]
+
+
+def noisy_tokens(documents: Documents, block_size: int, offset: int = 0) -> list[NoisyToken]:
+    """The noisy stream of a sample whose documents are those of its L tokens and of the next one, with fill.
+
+    The tokens of a document before `offset` are block -1, which is never filled.
+    """
+    found: list[NoisyToken] = []
+    for index in range(len(documents) - 1):
+        position = position_in_document(documents, index)
+        start = index - position
+        block = (position - offset) // block_size if position >= offset else -1
+        found.append((index, position, start, block))
+        if documents[index + 1] != documents[index] and block >= 0:
+            while (position + 1 - offset) % block_size:
+                position += 1
+                found.append((None, position, start, block))
+    return found
+
+
+def visibility_of_streams(
+    documents: Documents, blocks: Sequence[int], begins: Sequence[int], causal: bool = False
+) -> list[list[bool]]:
+    """The matrix of a noisy stream of any length before a clean one, queries first.
+
+    `blocks` and `begins` are of the noisy tokens: the names of their blocks, and where those begin in the clean stream.
+    """
+    count, total = len(blocks), len(blocks) + len(documents)
+
+    def sees(query: int, key: int) -> bool:
+        if query < count and key < count:
+            return blocks[query] == blocks[key] and (not causal or key <= query)
+        if query < count:
+            begin, clean = begins[query], key - count
+            return clean < begin and documents[clean] == documents[begin]
+        return key >= count and key <= query and documents[key - count] == documents[query - count]
+
+    return [[sees(query, key) for key in range(total)] for query in range(total)]
+
+
+def noisy_position(documents: Documents, blocks: Sequence[int], begins: Sequence[int], index: int) -> int:
+    """The position of a noisy token: that at which its block begins, and the tokens of the block before it."""
+    before = sum(block == blocks[index] for block in blocks[:index])
+    return position_in_document(documents, begins[index]) + before
+
+
 def visible_pairs(length: int, block_size: int) -> int:
     """Ones in the matrix of one document in two streams."""
     return sum(map(sum, visibility([0] * length, block_size, True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MASK = 5
+EOS, MASK = 2, 5
 # Lengths in the tests pass the original length, so that yarn and the query scale are at work.
 SHAPE: dict[str, Any] = {
     "vocab_size": 60,

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoint_convert.hf_package.padded_text import PaddedText
+from checkpoint_convert.hf_package.padded_text import NoisyText, PaddedText
 from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights, objective_terms
 from nld_train.masking.linear_schedule import LinearSchedule
+from nld_train.masking.noisy_stream import INERT
 
 IGNORED = -100
 SCHEDULE = LinearSchedule(epsilon=1e-3)
@@ -25,17 +26,67 @@ _AVERAGING = "global"
 
 @dataclass(frozen=True)
 class Noise:
-    """Masked positions bool `[b, L]` and the probability float32 `[b, 1]` with which each sequence was masked."""
+    """Masked positions bool `[b, N]` and the probability float32 `[b, 1]` with which each sequence was masked."""
 
     masked: Tensor
     probability: Tensor
+
+
+@dataclass(frozen=True)
+class NoisyRows:
+    """The noisy streams of a batch under noise.
+
+    Attributes:
+        text: both streams.
+        tokens: int64 `[b, N]`, the tokens that the noisy streams hide, and their targets.
+        maskable: bool `[b, N]`.
+        noise: on them.
+    """
+
+    text: PaddedText
+    tokens: Tensor
+    maskable: Tensor
+    noise: Noise
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Tensor,
+        labels: Tensor,
+        text: PaddedText,
+        block_size: int,
+        end_ids: int | list[int] | None,
+        generator: torch.Generator | None,
+    ) -> NoisyRows:
+        """Noisy streams of texts, with fill after documents that end with an end token, and fresh noise.
+
+        Args:
+            input_ids: int64 `[b, L]`.
+            labels: int64 `[b, L]`; -100 is not maskable. Fill is maskable where the end token before it is.
+            text: of the clean stream.
+            block_size: tokens per block.
+            end_ids: end tokens of the model.
+            generator: as of `draw_noise`.
+        """
+        ended = _ended(input_ids, text, [end_ids] if isinstance(end_ids, int) else end_ids or [])
+        noisy = NoisyText.of(text, block_size, ended)
+        tokens = noisy.last_values(input_ids)
+        maskable = (noisy.last_values(labels) != IGNORED) & (noisy.sources != INERT)
+        return cls(noisy.text, tokens, maskable, draw_noise(maskable, generator))
+
+
+def _ended(input_ids: Tensor, text: PaddedText, end_ids: list[int]) -> Tensor:
+    """Bool `[b, L]`: end tokens that are the last token of their document."""
+    last = torch.ones_like(text.real)
+    last[:, :-1] = ~text.real[:, 1:] | (text.layout.documents[:, 1:] != text.layout.documents[:, :-1])
+    return last & text.real & torch.isin(input_ids, torch.tensor(end_ids, device=input_ids.device))
 
 
 def draw_noise(maskable: Tensor, generator: torch.Generator | None) -> Noise:
     """Draws a level `t ~ U(0, 1)` per sequence; each maskable position is masked with the schedule's probability p(t).
 
     Args:
-        maskable: bool `[b, L]`.
+        maskable: bool `[b, N]`.
         generator: a CPU generator. None seeds one from torch's global generator and the rank, because trainers seed all
             ranks alike and their noise must differ.
     """
@@ -62,7 +113,7 @@ def joint_loss(
     clean_logits: Tensor,
     labels: Tensor,
     text: PaddedText,
-    noise: Noise | None,
+    noisy: NoisyRows | None,
     weights: TermWeights,
     step_tokens: Tensor | int | None = None,
 ) -> Tensor:
@@ -70,32 +121,35 @@ def joint_loss(
 
     Args:
         head: hidden states to logits.
-        hidden: `[b, S, h]`; with noise the first L positions are the noisy stream.
+        hidden: `[b, S, h]`; with noise the first N positions are the noisy stream.
         clean_logits: `[b, L, V]`.
-        labels: int64 `[b, L]`, the tokens themselves; -100 is neither predicted nor masked.
+        labels: int64 `[b, L]`, the tokens themselves; -100 is not predicted.
         text: of the clean stream.
-        noise: None without the diffusion term.
+        noisy: None without the diffusion term.
         weights: of the two terms.
         step_tokens: number of labels other than -100 in the whole optimizer step, if it has other micro-batches or
-            ranks (`num_items_in_batch` of `Trainer`). The ratio of next-token rows to labels is assumed to be the same
-            in the whole step as here.
+            ranks (`num_items_in_batch` of `Trainer`). The ratios of next-token rows and of maskable positions to labels
+            are assumed to be the same in the whole step as here.
     """
-    maskable = (labels != IGNORED) & text.real
+    labelled = (labels != IGNORED) & text.real
     documents = text.layout.documents
-    supervised = maskable[:, 1:] & text.real[:, :-1] & (documents[:, 1:] == documents[:, :-1])
-    masked_tokens = 0 if noise is None else int(noise.masked.sum())
-    counts = GlobalCounts(int(supervised.sum()), int(maskable.sum()), masked_tokens, len(labels))
+    supervised = labelled[:, 1:] & text.real[:, :-1] & (documents[:, 1:] == documents[:, :-1])
+    maskable_tokens, masked_tokens = (
+        (0, 0) if noisy is None else (int(noisy.maskable.sum()), int(noisy.noise.masked.sum()))
+    )
+    counts = GlobalCounts(int(supervised.sum()), maskable_tokens, masked_tokens, len(labels))
     ar_weights = weights.ar * ar_row_weights(_AVERAGING, counts, supervised)[supervised]
     ar_nll = _nll(clean_logits[:, :-1][supervised], labels[:, 1:][supervised])
     diffusion_nll = diffusion_weights = None
-    if noise is not None:
-        probability = noise.probability.expand_as(labels)
-        diffusion_weights = diffusion_row_weights(_AVERAGING, counts, noise.masked, probability, SCHEDULE)[noise.masked]
-        diffusion_nll = _nll(head(hidden[:, : labels.shape[1]][noise.masked]), labels[noise.masked])
+    if noisy is not None:
+        masked = noisy.noise.masked
+        probability = noisy.noise.probability.expand_as(masked)
+        diffusion_weights = diffusion_row_weights(_AVERAGING, counts, masked, probability, SCHEDULE)[masked]
+        diffusion_nll = _nll(head(hidden[:, : masked.shape[1]][masked]), noisy.tokens[masked])
     loss = objective_terms(ar_nll, ar_weights, diffusion_nll, diffusion_weights).loss(weights.diffusion)
     if step_tokens is None:
         return loss
-    return loss * (maskable.sum() / torch.as_tensor(step_tokens, device=labels.device))
+    return loss * (labelled.sum() / torch.as_tensor(step_tokens, device=labels.device))
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ from checkpoint_convert.hf_package.attention import AttentionMask, Rule, prepare
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
-from checkpoint_convert.hf_package.joint_loss import TermWeights, draw_noise, joint_loss
-from checkpoint_convert.hf_package.padded_text import PaddedText
+from checkpoint_convert.hf_package.joint_loss import NoisyRows, TermWeights, joint_loss
+from checkpoint_convert.hf_package.padded_text import NoisyText, PaddedText
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
@@ -86,7 +86,9 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
                 not see the previous one. None counts real tokens.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
-                `input_ids`, and a second, noisy stream with fresh noise in the same forward. Mode `causal` only.
+                `input_ids`, and a second, noisy stream with fresh noise in the same forward. A document whose last
+                token is the end token is filled up with end tokens to whole blocks in the noisy stream, as in training.
+                Mode `causal` only.
             mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
                 token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
                 clean text before it, as in training. Without `clean_input_ids` the last `block_length` tokens of each
@@ -115,16 +117,17 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         block_length = self.config.block_size if block_length is None else block_length
         if block_length < 1:
             raise ValueError(f"block_length: {block_length} is not 1 or more")
-        text = PaddedText.of(attention_mask, position_ids, input_ids, block_length)
+        text = PaddedText.of(attention_mask, position_ids, input_ids)
         if labels is not None:
-            return self._with_loss(input_ids, labels, text, generator, num_items_in_batch)
+            return self._with_loss(input_ids, labels, text, block_length, generator, num_items_in_batch)
         if mode == "causal":
             hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
         elif clean_input_ids is None:
             mask = self._mask(text, text.last_block_rule(block_length))
             hidden = self._encode(input_ids, text.layout.positions, mask)
         else:
-            hidden = self._encode_two_streams(input_ids, clean_input_ids, text)[:, : input_ids.shape[1]]
+            streams = NoisyText.of(text, block_length).text
+            hidden = self._encode_two_streams(input_ids, clean_input_ids, streams)[:, : input_ids.shape[1]]
         return CausalLMOutputWithPast(logits=self.diffusion_head(hidden))
 
     def _with_loss(
@@ -132,23 +135,24 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         input_ids: Tensor,
         labels: Tensor,
         text: PaddedText,
+        block_length: int,
         generator: torch.Generator | None,
         num_items_in_batch: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
         weights = TermWeights(self.config.ar_loss_weight, self.config.dlm_loss_weight)
-        noise = draw_noise((labels != -100) & text.real, generator) if weights.diffusion else None
-        if noise is None:
-            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
+        noisy = None
+        if weights.diffusion:
+            noisy = NoisyRows.of(input_ids, labels, text, block_length, self.config.eos_token_id, generator)
+            tokens = torch.where(noisy.noise.masked, self.config.mask_token_id, noisy.tokens)
+            hidden = self._encode_two_streams(tokens, input_ids, noisy.text)
         else:
-            noisy = torch.where(noise.masked, self.config.mask_token_id, input_ids)
-            hidden = self._encode_two_streams(noisy, input_ids, text)
+            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
         logits = self.diffusion_head(hidden[:, -input_ids.shape[1] :])
-        loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noise, weights, num_items_in_batch)
+        loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noisy, weights, num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
-    def _encode_two_streams(self, noisy: Tensor, clean: Tensor, text: PaddedText) -> Tensor:
-        """Hidden states `[b, 2L, h]` of `[noisy | clean]`; both streams have the same positions."""
-        streams = text.two_streams()
+    def _encode_two_streams(self, noisy: Tensor, clean: Tensor, streams: PaddedText) -> Tensor:
+        """Hidden states `[b, N + L, h]` of `[noisy | clean]`."""
         mask = self._mask(streams, streams.rule())
         return self._encode(torch.cat([noisy, clean], 1), streams.layout.stacked_positions(), mask)
 

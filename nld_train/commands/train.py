@@ -178,8 +178,9 @@ def _start(config: Config, world_size: int) -> int:
         return 0
     if config.run.dry is True:
         from nld_train.config.report import print_plan
+        from nld_train.data.endings import fill_facts
 
-        print_plan(config, world_size)
+        print_plan(config, world_size, fill_facts(config))
         return 0
     from nld_train.library_warnings import ignore_known_warnings
 

@@ -16,11 +16,17 @@ from nld_train.config.schema import Config
 _WIDTH = 120
 
 
-def print_plan(config: Config, world_size: int) -> None:
-    """Print the plan of `config` on `world_size` processes to standard output."""
+def print_plan(config: Config, world_size: int, data_facts: Iterable[tuple[str, str]] = ()) -> None:
+    """Print the plan of `config` on `world_size` processes to standard output.
+
+    Args:
+        config: the run.
+        world_size: number of processes.
+        data_facts: names and values of further figures, which come from the data.
+    """
     console = Console(width=_WIDTH, highlight=False)
     facts = Table(box=None, show_header=False, title=f"Plan of {config.run.name}", title_justify="left")
-    for name, value in plan_facts(config, world_size):
+    for name, value in (*plan_facts(config, world_size), *data_facts):
         facts.add_row(name, value)
     console.print(facts)
     console.print(_stage_table(config))

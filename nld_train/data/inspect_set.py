@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from nld_train.config.schema import DiffusionConfig
+from nld_train.data.endings import fill_share
 from nld_train.data.manifest import Manifest, read_manifest, require_tokenizer
 from nld_train.data.packed import PackedSamples, check_files, indexed_dataset_module
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.data.samples import SampleSettings
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _MASKED = "bold white on red"
@@ -57,7 +61,7 @@ def inspect_set(request: InspectRequest, console: Console | None = None) -> None
     _check(request)
     manifest = read_manifest(request.prefix)
     if request.sample is None:
-        _show_set(request.prefix, manifest, console)
+        _show_set(request, manifest, console)
     else:
         _show_sample(request, request.sample, _decoder(request, manifest), console)
 
@@ -69,7 +73,8 @@ def _check(request: InspectRequest) -> None:
         raise UserError(f"--level {request.level} must lie in [0, 1]")
 
 
-def _show_set(prefix: str, manifest: Manifest | None, console: Console) -> None:
+def _show_set(request: InspectRequest, manifest: Manifest | None, console: Console) -> None:
+    prefix = request.prefix
     header = check_files(prefix)
     indexed = indexed_dataset_module().IndexedDataset(prefix, mmap=True)
     totals = np.concatenate([[0], np.cumsum(indexed.sequence_lengths, dtype=np.int64)])
@@ -81,6 +86,10 @@ def _show_set(prefix: str, manifest: Manifest | None, console: Console) -> None:
     table.add_row("token type", np.dtype(header.dtype).name)
     quantiles = ", ".join(f"{fraction:.0%} {length:,.0f}" for fraction, length in zip(_QUANTILES, lengths, strict=True))
     table.add_row("document lengths", quantiles)
+    if totals[-1] > request.sequence_length:
+        share = fill_share(prefix, request.sequence_length, request.block_size)
+        setting = f"samples of {request.sequence_length:,} tokens, blocks of {request.block_size}"
+        table.add_row("fill after documents", f"{share:.1%} of the noisy stream ({setting}, documents=isolate)")
     for name, value in (asdict(manifest) if manifest else {"manifest": "none (made by other tools)"}).items():
         if name not in ("documents", "tokens", "dtype"):
             table.add_row(name, value if isinstance(value, str) else json.dumps(value))
@@ -88,40 +97,46 @@ def _show_set(prefix: str, manifest: Manifest | None, console: Console) -> None:
 
 
 def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, console: Console) -> None:
+    from nld_train.data.samples import draw_noisy_stream
+    from nld_train.masking.noisy_stream import FILL
+
     samples = PackedSamples(request.prefix, request.sequence_length)
     if not 0 <= sample < len(samples):
         raise UserError(f"--sample {sample}: {request.prefix} holds samples 0 to {len(samples) - 1} of this length")
-    tokens, documents = (array[:-1] for array in samples.read(sample))
-    masked, probability = _noise(request, sample, documents)
+    tokens, documents = samples.read(sample)
+    stream, noise = draw_noisy_stream(_sample_settings(request), sample, documents)
+    real, tokens, documents = stream.sources >= 0, tokens[:-1], documents[:-1]
+    shown = np.zeros(len(tokens), dtype=bool)
+    shown[stream.sources[real]] = noise.masked[real]
+    fill = stream.sources == FILL
     console.print(
-        f"sample {sample} of {len(samples):,}: {len(tokens)} tokens, {documents[-1] + 1} documents, "
-        f"{masked.sum()} masked (masking probability {probability[0]:.3f})",
+        f"sample {sample} of {len(samples):,}: {len(tokens)} tokens, {documents[-1] + 1} documents; noisy stream: "
+        f"{real.sum()} of the tokens and {fill.sum()} end tokens as fill after documents; {shown.sum()} tokens and "
+        f"{(fill & noise.masked).sum()} of the fill masked (masking probability {noise.probability[0]:.3f})",
         soft_wrap=True,
     )
     for document in range(documents[-1] + 1):
         rows = documents == document
         console.rule(f"document {document}: {rows.sum()} tokens", style="cyan", align="left")
-        console.print(_render(tokens[rows], masked[rows], decoder, console.color_system is None), soft_wrap=True)
+        console.print(_render(tokens[rows], shown[rows], decoder, console.color_system is None), soft_wrap=True)
 
 
-def _noise(
-    request: InspectRequest, sample: int, documents: NDArray[np.int64]
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Masks drawn as in training, with the sample's number as its index: masked and probability, both `[L]`."""
-    from nld_train.masking.layout import block_indices
-    from nld_train.masking.noise import draw_noise
+def _sample_settings(request: InspectRequest) -> SampleSettings:
+    """As in training; only the noise of the samples is used, which depends on no token id."""
+    from nld_train.data.samples import SampleSettings
 
-    noise = draw_noise(
-        DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
-        request.seed,
-        "inspect",
-        sample,
-        1,
-        np.ones(len(documents), dtype=bool),
-        block_indices(documents, request.block_size),
+    return SampleSettings(
+        stage="inspect",
+        seed=request.seed,
+        joint=True,
+        documents="isolate",
+        diffusion=DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
+        global_size=1,
+        vocab_size=0,
+        mask_token_id=-1,
+        eos_token_id=-1,
         level=request.level,
     )
-    return noise.masked, noise.probability
 
 
 def _render(tokens: NDArray[np.int64], masked: NDArray[np.bool_], decoder: _Decoder, plain: bool) -> Text:

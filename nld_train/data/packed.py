@@ -23,6 +23,7 @@ from nld_train.errors import UserError
 
 # The header of an `.idx`: magic, version, dtype code, sequences, document borders.
 _HEADER = struct.Struct("<9sQBQQ")
+HEADER_BYTES = _HEADER.size
 _MAGIC = b"MMIDIDX\x00\x00"
 _TOKEN_TYPES: dict[int, type[np.integer[Any]]] = {
     1: np.uint8,

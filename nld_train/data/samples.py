@@ -22,8 +22,8 @@ from nld_train.config.schema import VALIDATION, Config, DiffusionConfig, Documen
 from nld_train.config.stage_kinds import stage_kind
 from nld_train.data.order import StageOrder, make_order, open_sets
 from nld_train.errors import UserError
-from nld_train.masking.layout import block_indices
-from nld_train.masking.noise import draw_noise
+from nld_train.masking.noise import Noise, RandomStream, draw_noise, uniform
+from nld_train.masking.noisy_stream import NoisyStream, fit, last_tokens, noisy_stream
 
 Sample = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -42,6 +42,7 @@ class SampleSettings:
         global_size: samples per optimizer step.
         vocab_size: ids of the model.
         mask_token_id: the id that marks hidden tokens and so must not occur in the data.
+        eos_token_id: the end token, with which the last block of a document is filled up.
         level: a fixed noise level in [0, 1] instead of a drawn one.
     """
 
@@ -53,6 +54,7 @@ class SampleSettings:
     global_size: int
     vocab_size: int
     mask_token_id: int
+    eos_token_id: int
     level: float | None = None
 
 
@@ -74,7 +76,9 @@ class TrainingSamples(Dataset[Sample]):
         Returns:
             `tokens` int64 `[L+1]`; `documents` int64 `[L+1]` (all 0 when borders are ignored); `supervised` bool `[L]`
             (row i predicts token i+1; False where that token belongs to another document); `sample_index` int; and for
-            a joint stage `masked` bool `[L]`, `probability` float32 `[L]`, `maskable` bool `[L]` for tokens 0..L-1.
+            a joint stage the noisy stream, which has as many tokens as the clean one: `noisy_tokens`, `blocks` and
+            `begins` int64 `[L]` (`masking.noisy_stream`), `masked` bool `[L]`, `probability` float32 `[L]`, `maskable`
+            bool `[L]`.
 
         Raises:
             UserError: the sample holds the mask token, or an id that the model does not have.
@@ -90,26 +94,8 @@ class TrainingSamples(Dataset[Sample]):
             "supervised": documents[1:] == documents[:-1],
         }
         if self.settings.joint:
-            sample |= self._noise(sample_index, documents[:-1])
+            sample |= noisy_part(self.settings, sample_index, tokens[:-1], documents)
         return {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
-
-    def _noise(self, sample_index: int, documents: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        settings = self.settings
-        maskable = np.ones(
-            len(documents), dtype=bool
-        )  # all tokens: there is no fine-tuning, which would exclude prompts
-        blocks = block_indices(documents, settings.diffusion.block_size)
-        noise = draw_noise(
-            settings.diffusion,
-            settings.seed,
-            settings.stage,
-            sample_index,
-            settings.global_size,
-            maskable,
-            blocks,
-            level=settings.level,
-        )
-        return {"masked": noise.masked, "probability": noise.probability, "maskable": maskable}
 
     def _check(self, tokens: NDArray[np.int64], where: str) -> None:
         largest, smallest = int(tokens.max()), int(tokens.min())
@@ -124,6 +110,47 @@ class TrainingSamples(Dataset[Sample]):
                 f"{where} holds the mask token {self.settings.mask_token_id}, which must not occur in data: set "
                 "model.mask_token_id to a reserved id, or prepare the data again with nld-data prepare"
             )
+
+
+def draw_noisy_stream(
+    settings: SampleSettings, sample_index: int, documents: NDArray[np.int64]
+) -> tuple[NoisyStream, Noise]:
+    """The noisy stream of a sample, of L tokens, and its noise.
+
+    Args:
+        settings: of the samples.
+        sample_index: index in the stage.
+        documents: int64 `[L+1]`, documents of the tokens that it hides and of the next one.
+    """
+    length, size = len(documents) - 1, settings.diffusion.block_size
+    order = uniform(settings.seed, settings.stage, sample_index, RandomStream.LEFT_OUT, length)
+    stream = fit(noisy_stream(documents[:-1], last_tokens(documents), size), length, size, order)
+    noise = draw_noise(
+        settings.diffusion,
+        settings.seed,
+        settings.stage,
+        sample_index,
+        settings.global_size,
+        stream.maskable,
+        stream.blocks,
+        level=settings.level,
+    )
+    return stream, noise
+
+
+def noisy_part(
+    settings: SampleSettings, sample_index: int, clean: NDArray[np.int64], documents: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """What a sample has for its noisy stream, under the names of `TrainingSamples`; `clean` is int64 `[L]`."""
+    stream, noise = draw_noisy_stream(settings, sample_index, documents)
+    return {
+        "noisy_tokens": stream.tokens(clean, settings.eos_token_id, settings.mask_token_id),
+        "blocks": stream.blocks,
+        "begins": stream.begins,
+        "masked": noise.masked,
+        "probability": noise.probability,
+        "maskable": stream.maskable,
+    }
 
 
 def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
@@ -175,6 +202,7 @@ def _settings(config: Config, stage: str, joint: bool, level: float | None) -> S
         global_size=config.batch.global_size,
         vocab_size=config.model.vocab_size,
         mask_token_id=config.model.mask_token_id,
+        eos_token_id=config.model.eos_token_id,
         level=level,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ContextShard:
-    """The shard of samples of `length` tokens on one of `size` context-parallel ranks.
+    """The shard of samples on one of `size` context-parallel ranks.
 
     Each stream is split into 2 * size chunks of equal length; rank r owns chunks r and 2 * size - 1 - r of both streams
     (the zigzag split of Megatron). A late query sees more keys than an early one, so a chunk from the front and its
@@ -20,31 +20,31 @@ class ContextShard:
     Attributes:
         rank: 0 .. size - 1.
         size: ranks of the context-parallel group.
-        length: L, the tokens of one stream; a multiple of 2 * size.
-        two_streams: whether there is a noisy stream before the clean one.
+        length: L, the tokens of the clean stream; a multiple of 2 * size.
+        noisy_length: N, the tokens of the noisy stream before it; a multiple of 2 * size, 0 without one.
     """
 
     rank: int
     size: int
     length: int
-    two_streams: bool
+    noisy_length: int
 
-    @property
-    def chunks(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Begin and end of the rank's two chunks in each stream."""
-        chunk, mirrored = self.length // (2 * self.size), 2 * self.size - 1 - self.rank
+    def chunks(self, length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Begin and end of the rank's two chunks in a stream of `length` tokens."""
+        chunk, mirrored = length // (2 * self.size), 2 * self.size - 1 - self.rank
         return (self.rank * chunk, (self.rank + 1) * chunk), (mirrored * chunk, (mirrored + 1) * chunk)
 
     @cached_property
     def indices(self) -> Tensor:
         """int64 `[S / size]`: the rank's indices in the stacked streams of total length S, in the rank's order."""
-        one_stream = torch.cat([torch.arange(*chunk) for chunk in self.chunks])
-        return torch.cat([one_stream, one_stream + self.length]) if self.two_streams else one_stream
+        noisy = [torch.arange(*chunk) for chunk in self.chunks(self.noisy_length)]
+        clean = [torch.arange(*chunk) + self.noisy_length for chunk in self.chunks(self.length)]
+        return torch.cat(noisy + clean)
 
     @cached_property
     def order(self) -> Tensor:
         """int64 `[S]`: permutes the concatenated shards of all ranks into the order of the streams."""
-        ranks = (ContextShard(rank, self.size, self.length, self.two_streams) for rank in range(self.size))
+        ranks = (replace(self, rank=rank) for rank in range(self.size))
         return torch.cat([shard.indices for shard in ranks]).argsort()
 
     def find(self, rows: Tensor, batch: int) -> tuple[Tensor, Tensor]:

@@ -18,12 +18,14 @@ class DraftDraws:
         offset: where the first whole block of each document begins, 1 to B: block starts differ from step to step, and
             each has at least one token of real text before it.
         greedy: bool `[L]`, by index of the block: whether its drafts are the most likely tokens, not sampled ones.
-        uniform: float64 `[L]` in [0, 1), by index in the stream: the number from which a sampled draft is drawn.
+        uniform: float64 `[L]` in [0, 1), by index in the noisy stream: the number from which a sampled draft is drawn.
+        left_out: float64 `[L]` in [0, 1), by index of the block: which blocks are left out where not all fit.
     """
 
     offset: int
     greedy: NDArray[np.bool_]
     uniform: NDArray[np.float64]
+    left_out: NDArray[np.float64]
 
 
 def draw_drafts(
@@ -43,4 +45,5 @@ def draw_drafts(
         offset=1 + int(uniform(seed, stage, sample_index, RandomStream.BLOCK_OFFSET, 1)[0] * block_size),
         greedy=uniform(seed, stage, sample_index, RandomStream.GREEDY, length) < greedy_share,
         uniform=uniform(seed, stage, sample_index, RandomStream.DRAFTS, length),
+        left_out=uniform(seed, stage, sample_index, RandomStream.LEFT_OUT, length),
     )

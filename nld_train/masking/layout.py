@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,48 +46,97 @@ def block_indices(
 
 
 @dataclass(frozen=True)
+class NoisyLayout:
+    """The noisy tokens of one micro-batch; see `masking.noisy_stream`.
+
+    Attributes:
+        blocks: int64 `[b, N]`, block of each token, from 0, growing by one from block to block.
+        begins: int64 `[b, N]`, index in the clean stream at which the token's block begins.
+        positions: int64 `[b, N]`, RoPE position: that of the clean token at `begins`, counted on inside the block.
+    """
+
+    blocks: Tensor
+    begins: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, blocks: Tensor, begins: Tensor, clean_positions: Tensor) -> NoisyLayout:
+        """From blocks and begins, both int64 `[b, N]`, and positions of the clean stream, int64 `[b, L]`."""
+        index = torch.arange(blocks.shape[1], device=blocks.device).expand_as(blocks)
+        starts = torch.ones_like(blocks, dtype=torch.bool)
+        starts[:, 1:] = blocks.diff(dim=1) != 0
+        in_block = index - torch.where(starts, index, 0).cummax(dim=1).values
+        return cls(blocks, begins, clean_positions.gather(1, begins) + in_block)
+
+
+@dataclass(frozen=True)
 class StreamLayout:
     """Documents, positions and blocks of the tokens of one micro-batch. `of` creates the tensors on the CPU.
 
     Attributes:
-        documents: int64 `[b, L]`, document of each token.
-        positions: int64 `[b, L]`, RoPE position inside its document; both streams use the same (docs/method.md,
-            "Streams and visibility").
-        blocks: int64 `[b, L]`, block index over the sample.
-        two_streams: True for `[noisy | clean]` of length 2L, False for the clean stream alone.
+        documents: int64 `[b, L]`, document of each clean token.
+        positions: int64 `[b, L]`, RoPE position of each clean token inside its document.
+        noisy: the noisy stream of `[noisy | clean]`, of length N + L; None for the clean stream alone.
         causal_blocks: noisy tokens see the noisy tokens of their block causally instead of in both directions (the
             verification of self-speculation).
     """
 
     documents: Tensor
     positions: Tensor
-    blocks: Tensor
-    two_streams: bool
+    noisy: NoisyLayout | None
     causal_blocks: bool = False
 
     @classmethod
     def of(
         cls, documents: Tensor, block_size: int, two_streams: bool, offsets: NDArray[np.int64] | int = 0
     ) -> StreamLayout:
-        """The layout of packed samples: `documents` is int `[b, L]`; `offsets` as for `block_indices`."""
-        on_cpu = documents.cpu().numpy()
-        return cls(
-            documents=torch.from_numpy(np.ascontiguousarray(on_cpu)),
-            positions=torch.from_numpy(np.ascontiguousarray(positions_in_document(on_cpu))),
-            blocks=torch.from_numpy(block_indices(on_cpu, block_size, offsets)),
-            two_streams=two_streams,
-        )
+        """The layout of packed samples, with a noisy stream that repeats the clean one or with none.
+
+        Args:
+            documents: int `[b, L]`.
+            block_size: tokens per block.
+            two_streams: whether there is a noisy stream.
+            offsets: as for `block_indices`.
+        """
+        clean = cls.of_clean(documents)
+        if not two_streams:
+            return clean
+        blocks = block_indices(clean.documents.numpy(), block_size, offsets)
+        index = np.broadcast_to(np.arange(blocks.shape[1]), blocks.shape)
+        begins = np.maximum.accumulate(np.where(np.diff(blocks, axis=1, prepend=-1) != 0, index, 0), axis=1)
+        return clean.with_noisy(torch.from_numpy(blocks), torch.from_numpy(begins))
+
+    @classmethod
+    def of_clean(cls, documents: Tensor) -> StreamLayout:
+        """The layout of the clean stream of packed samples: `documents` is int `[b, L]`."""
+        on_cpu = np.ascontiguousarray(documents.cpu().numpy())
+        positions = np.ascontiguousarray(positions_in_document(on_cpu))
+        return cls(documents=torch.from_numpy(on_cpu), positions=torch.from_numpy(positions), noisy=None)
+
+    def with_noisy(self, blocks: Tensor, begins: Tensor) -> StreamLayout:
+        """The same clean stream with a noisy one before it; blocks and begins int64 `[b, N]`, see `NoisyLayout`."""
+        return replace(self, noisy=NoisyLayout.of(blocks.cpu(), begins.cpu(), self.positions))
+
+    @property
+    def two_streams(self) -> bool:
+        """Whether there is a noisy stream."""
+        return self.noisy is not None
 
     @property
     def length(self) -> int:
-        """L, the tokens of one stream."""
+        """L, the tokens of the clean stream."""
         return self.documents.shape[1]
 
     @property
+    def noisy_length(self) -> int:
+        """N, the tokens of the noisy stream; 0 without one."""
+        return 0 if self.noisy is None else self.noisy.blocks.shape[1]
+
+    @property
     def total_length(self) -> int:
-        """Length of the sequence that the model reads: 2L with a noisy stream, else L."""
-        return self.length * (2 if self.two_streams else 1)
+        """Length of the sequence that the model reads: N + L."""
+        return self.noisy_length + self.length
 
     def stacked_positions(self) -> Tensor:
-        """int64 `[b, total_length]`: positions 0..L-1 once per stream, never 0..2L-1."""
-        return torch.cat([self.positions, self.positions], dim=1) if self.two_streams else self.positions
+        """int64 `[b, total_length]`: positions of each stream, inside documents: never 0..N+L-1."""
+        return self.positions if self.noisy is None else torch.cat([self.noisy.positions, self.positions], dim=1)

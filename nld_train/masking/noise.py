@@ -28,6 +28,7 @@ class RandomStream(IntEnum):
     BLOCK_OFFSET = 3
     GREEDY = 4
     DRAFTS = 5
+    LEFT_OUT = 6
 
 
 class NoiseSettings(ScheduleSettings, Protocol):

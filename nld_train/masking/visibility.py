@@ -18,18 +18,21 @@ class Coordinates(NamedTuple):
 
     Attributes:
         noisy: bool, whether the token is in the noisy stream.
-        stream_index: int, its index in its stream, 0..L-1.
-        block: int, its block, growing through the sample.
-        document: int, its document.
+        stream_index: int, its index in its stream.
+        block: int, the block of a noisy token; of no meaning for clean ones.
+        begin: int, the index in the clean stream at which the block of a noisy token begins; of no meaning for clean
+            ones.
+        document: int, its document; of a noisy token the one in which its block begins.
     """
 
     noisy: Tensor
     stream_index: Tensor
     block: Tensor
+    begin: Tensor
     document: Tensor
 
     def expand(self, dim: int) -> Coordinates:
-        """All four tensors with a new dimension at `dim`, to pair queries with keys by broadcasting."""
+        """All tensors with a new dimension at `dim`, to pair queries with keys by broadcasting."""
         return Coordinates(*(field.unsqueeze(dim) for field in self))
 
     def at(self, indices: Tensor) -> Coordinates:
@@ -40,31 +43,38 @@ class Coordinates(NamedTuple):
 def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -> Tensor:
     """Whether `query` may attend to `key`: a bool tensor of the broadcast shape.
 
-    Inside one document: noisy tokens see the noisy tokens of their block in both directions (causally with
-    `causal_blocks`, for the verification of drafts), and the clean tokens of strictly earlier blocks; clean tokens see
-    clean tokens causally and never noisy ones. So the clean stream is an ordinary AR forward.
+    Noisy tokens see the noisy tokens of their block in both directions (causally with `causal_blocks`, for the
+    verification of drafts), and the clean tokens of their document before the block; clean tokens see the clean tokens
+    of their document causally and never noisy ones. So the clean stream is an ordinary AR forward.
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
     if causal_blocks:
         noisy_to_noisy = noisy_to_noisy & (key.stream_index <= query.stream_index)
-    noisy_to_clean = query.noisy & ~key.noisy & (key.block < query.block)
+    noisy_to_clean = query.noisy & ~key.noisy & (key.stream_index < query.begin)
     clean_to_clean = ~query.noisy & ~key.noisy & (key.stream_index <= query.stream_index)
-    return (query.document == key.document) & (noisy_to_noisy | noisy_to_clean | clean_to_clean)
+    return noisy_to_noisy | ((query.document == key.document) & (noisy_to_clean | clean_to_clean))
 
 
 def coordinates(layout: StreamLayout) -> Coordinates:
-    """Coordinates of every token of a micro-batch: four tensors `[b, total_length]`, the noisy stream first."""
-    batch, length = layout.documents.shape
-    streams, device = 2 if layout.two_streams else 1, layout.documents.device
-    noisy = torch.zeros(batch, streams * length, dtype=torch.bool, device=device)
-    if layout.two_streams:
-        noisy[:, :length] = True
-    return Coordinates(
-        noisy=noisy,
-        stream_index=torch.arange(length, device=device).repeat(streams).expand(batch, -1),
-        block=layout.blocks.repeat(1, streams),
-        document=layout.documents.repeat(1, streams),
+    """Coordinates of every token of a micro-batch: tensors `[b, total_length]`, the noisy stream first."""
+    zeros = torch.zeros_like(layout.documents)
+    clean = Coordinates(zeros.bool(), _indices(zeros), zeros, zeros, layout.documents)
+    if layout.noisy is None:
+        return clean
+    blocks, begins = layout.noisy.blocks, layout.noisy.begins
+    noisy = Coordinates(
+        noisy=torch.ones_like(blocks, dtype=torch.bool),
+        stream_index=_indices(blocks),
+        block=blocks,
+        begin=begins,
+        document=layout.documents.gather(1, begins),
     )
+    return Coordinates(*(torch.cat(pair, dim=1) for pair in zip(noisy, clean, strict=True)))
+
+
+def _indices(stream: Tensor) -> Tensor:
+    """int64, the index of each token of a stream `[b, n]` in it."""
+    return torch.arange(stream.shape[1], device=stream.device).expand_as(stream)
 
 
 def dense_mask(layout: StreamLayout, queries: Tensor | None = None) -> Tensor:

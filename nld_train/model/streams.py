@@ -129,7 +129,7 @@ class StreamContext:
 
 def _noisy_indices(layout: StreamLayout) -> Tensor:
     """Bool `[S, 1, 1]`, True in the noisy stream."""
-    return (torch.arange(layout.total_length) < layout.total_length - layout.length)[:, None, None]
+    return (torch.arange(layout.total_length) < layout.noisy_length)[:, None, None]
 
 
 def register(context: LayerContext) -> Tensor:

@@ -51,4 +51,5 @@ def settings() -> SampleSettings:
         global_size=8,
         vocab_size=260,
         mask_token_id=3,
+        eos_token_id=2,
     )

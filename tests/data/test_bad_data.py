@@ -157,7 +157,9 @@ def test_inspect_shows_set_and_sample(prepared: Callable[[], Path], capsys: pyte
     assert "document 0: 64 tokens" in shown
     assert "⟦" in shown
     assert main([*sample, "--level", "1"]) == 0
-    assert "64 masked" in capsys.readouterr().out
+    assert "64 of the tokens and 0 end tokens as fill after documents; 64 tokens and 0 of the fill masked" in (
+        capsys.readouterr().out
+    )
 
 
 def test_inspect_refuses_what_is_not_there(prepared: Callable[[], Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from naive import position_in_document
+from naive import noisy_tokens
 from torch import Tensor
 
 from nld_train.config.schema import AdapterConfig, Config
@@ -59,7 +59,7 @@ class NaiveDrafter:
         samples = training_samples(self.config, self.name, stage_orders(self.config, [_Plan(self.name)])[self.name])
         blocks = []
         for place in range(self.config.batch.global_size):
-            documents = samples[place]["documents"].tolist()[:-1]
+            documents = samples[place]["documents"].tolist()
             clean = samples[place]["tokens"].tolist()[:-1]
             draws = draw_drafts(
                 self.config.run.seed,
@@ -69,9 +69,7 @@ class NaiveDrafter:
                 self.adapter.block_size,
                 self.adapter.greedy_share,
             )
-            blocks += [
-                self._block(clean, documents, draws, *found) for found in _blocks(documents, draws.offset, self.adapter)
-            ]
+            blocks += [self._block(clean, draws, block) for block in _blocks(documents, draws, self.adapter)]
         parts = torch.stack([terms for terms, _, _ in blocks]).mean(0)
         parts[0].backward()
         greedy = [1 + accepted for _, accepted, was_greedy in blocks if was_greedy]
@@ -85,19 +83,16 @@ class NaiveDrafter:
             "blocks": float(len(blocks)),
         }
 
-    def _block(
-        self, clean: list[int], documents: list[int], draws: DraftDraws, index: int, start: int, stop: int
-    ) -> tuple[Tensor, int, bool]:
+    def _block(self, clean: list[int], draws: DraftDraws, block: _Block) -> tuple[Tensor, int, bool]:
         """Mean of the scored drafts' losses `[4]`, accepted drafts, and whether it was drafted greedily."""
-        first = next(place for place in range(start) if documents[place] == documents[start])
-        text, mask = clean[first:start], self.config.model.mask_token_id
+        text, mask = clean[block.document : block.begin], self.config.model.mask_token_id
         with torch.no_grad():
             seed = int(self._logits(text, len(text), causal=True, adapted=False)[-1].argmax())
-        drafted = self._logits([*text, seed, *[mask] * (stop - start - 1)], len(text), causal=False, adapted=True)
+        drafted = self._logits([*text, seed, *[mask] * (block.size - 1)], len(text), causal=False, adapted=True)
         z_draft = drafted[len(text) + 1 :]
-        greedy = bool(draws.greedy[index])
+        greedy = bool(draws.greedy[block.number])
         tokens = [
-            int(row.argmax()) if greedy else _draw(row, float(draws.uniform[start + 1 + step]))
+            int(row.argmax()) if greedy else _draw(row, float(draws.uniform[block.start + 1 + step]))
             for step, row in enumerate(z_draft.detach())
         ]
         with torch.no_grad():
@@ -150,18 +145,40 @@ class _Plan:
         self.name, self.samples = name, 0
 
 
-def _blocks(documents: list[int], offset: int, adapter: AdapterConfig) -> list[tuple[int, int, int]]:
-    """Index in the sample, start and end of each block that has text before it and a draft."""
-    found, index, start = [], -1, 0
-    for place in range(len(documents) + 1):
-        ends = place == len(documents)
-        position = -1 if ends else position_in_document(documents, place)
-        begins = position == 0 or (position >= offset and (position - offset) % adapter.block_size == 0)
-        if not (ends or begins):
-            continue
-        if place > 0 and position_in_document(documents, start) > 0 and place - start > 1:
-            found.append((index, start, place))
-        index, start = index + 1, place
+@dataclass(frozen=True)
+class _Block:
+    """A block with text before it and a draft: its number and first index in the noisy stream, and in the text.
+
+    `document` is where its document starts, `begin` where the block does; it has `size` tokens, the seed included.
+    """
+
+    number: int
+    start: int
+    document: int
+    begin: int
+    size: int
+
+
+def _blocks(documents: list[int], draws: DraftDraws, adapter: AdapterConfig) -> list[_Block]:
+    """The blocks of a sample; `documents` are those of its tokens and of the next one.
+
+    Where the blocks of all documents do not fit into the length of the text, those with the smallest numbers of
+    `left_out` go first.
+    """
+    length = len(documents) - 1
+    by_name: dict[tuple[int, int], list[int | None]] = {}
+    for source, _, document, block in noisy_tokens(documents, adapter.block_size, draws.offset):
+        by_name.setdefault((document, block), []).append(source)
+    kept = dict(enumerate(by_name.items()))
+    while sum(len(sources) for _, sources in kept.values()) > length:
+        del kept[min(kept, key=lambda number: draws.left_out[number])]
+    found, start = [], 0
+    for number, ((document, _), sources) in enumerate(kept.values()):
+        begin = sources[0]
+        assert begin is not None
+        if begin > document and len(sources) > 1:
+            found.append(_Block(number, start, document, begin, len(sources)))
+        start += len(sources)
     return found
 
 

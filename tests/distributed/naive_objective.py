@@ -73,23 +73,26 @@ class ScoredSample:
         self.supervised = [documents[i] == documents[i + 1] for i in range(length)]
         self.masked = sample["masked"].tolist() if joint else []
         mask = config.model.mask_token_id
-        noisy = [mask if hidden else token for hidden, token in zip(self.masked, self.clean, strict=False)]
+        self.hidden = sample["noisy_tokens"].tolist() if joint else []
+        noisy = [mask if masked else token for masked, token in zip(self.masked, self.hidden, strict=True)]
         self.first_clean = len(noisy)
-        self.logits = _logits(model, config, noisy + self.clean, documents[:length], joint)
+        layout = StreamLayout.of_clean(torch.tensor([documents[:length]]))
+        if joint:
+            layout = layout.with_noisy(sample["blocks"][None], sample["begins"][None])
+        self.logits = _logits(model, config, noisy + self.clean, layout)
 
     def ar_nll(self, place: int) -> Tensor:
         return _nll(self.logits[self.first_clean + place], self.tokens[place + 1])
 
     def diffusion_nll(self, place: int) -> Tensor:
-        return _nll(self.logits[place], self.clean[place])
+        return _nll(self.logits[place], self.hidden[place])
 
 
 def _nll(logits: Tensor, target: int) -> Tensor:
     return torch.logsumexp(logits.double(), dim=0) - logits.double()[target]
 
 
-def _logits(model: Any, config: Config, tokens: list[int], documents: list[int], joint: bool) -> Tensor:
-    layout = StreamLayout.of(torch.tensor([documents]), config.diffusion.block_size, joint)
+def _logits(model: Any, config: Config, tokens: list[int], layout: StreamLayout) -> Tensor:
     rotary = RotaryEmbedding(config.model, torch.device("cpu"))
     handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32))
     logits: Tensor = model(torch.tensor([tokens]), handle)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_shape import MASK
+import torch.nn.functional as F
+from tiny_shape import EOS, MASK
 from tolerance import assert_close_to_rounding, forward_additions, gradient_additions
 from torch import Tensor
 
@@ -17,33 +18,43 @@ from checkpoint_convert.hf_package.joint_loss import draw_noise
 
 @pytest.fixture
 def texts() -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask, and labels that leave out padding and the first three tokens of a prompt."""
+    """Ids, attention mask, and labels that leave out padding and the first three tokens of a prompt.
+
+    The first two texts end with the end token, one of them before padding; the third holds it in the middle.
+    """
     ids = torch.randint(6, 60, (4, 19), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 15:], mask[2, :4] = 0, 0
+    ids[0, 18], ids[1, 14], ids[2, 9] = EOS, EOS, EOS
     labels = ids.masked_fill(mask == 0, -100)
     labels[3, :3] = -100
     return ids, mask, labels
 
 
 def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int) -> Tensor:
-    """Row by row, without padding, block by block: each masked token from a separate forward."""
-    noise = draw_noise((labels != -100) & mask.bool(), torch.Generator().manual_seed(seed))
+    """Row by row, without padding, block by block: each masked token from a separate forward.
+
+    A text that ends with the end token goes on with end tokens up to a whole block.
+    """
+    texts = [(ids[row, real], labels[row, real]) for row, real in enumerate(mask.bool())]
+    fill = [-len(text) % block_size if text[-1] == EOS else 0 for text, _ in texts]
+    hidden = [F.pad(text, (0, count), value=EOS) for (text, _), count in zip(texts, fill, strict=True)]
+    targets = [torch.cat([label, label[-1:].expand(count)]) for (_, label), count in zip(texts, fill, strict=True)]
+    maskable = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100) != -100
+    noise = draw_noise(maskable, torch.Generator().manual_seed(seed))
     ar, diffusion = [], []
-    for row in range(len(ids)):
-        real = mask[row].bool()
-        text, target, masked = ids[row, real], labels[row, real], noise.masked[row, real]
+    for row, (text, target) in enumerate(texts):
         logs = model(text[None]).logits[0].log_softmax(-1)
         ar += [-logs[index - 1, target[index]] for index in range(1, len(text)) if target[index] != -100]
-        for start in range(0, len(text), block_size):
-            end = min(start + block_size, len(text))
-            noisy = torch.where(masked[start:end], MASK, text[start:end])
+        for start in range(0, len(hidden[row]), block_size):
+            end = min(start + block_size, len(hidden[row]))
+            masked = noise.masked[row, start:end]
+            noisy = torch.where(masked, MASK, hidden[row][start:end])
             whole = torch.cat([text[:start], noisy])[None]
-            logs = model(whole, mode="block", block_length=end - start).logits[0].log_softmax(-1)
-            diffusion += [
-                -logs[index, target[index]] / noise.probability[row, 0] for index in range(start, end) if masked[index]
-            ]
-    return torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / (labels != -100).sum()
+            logs = model(whole, mode="block", block_length=end - start).logits[0, start:].log_softmax(-1)
+            weight = 1 / noise.probability[row, 0]
+            diffusion += [-logs[i, targets[row][start + i]] * weight for i in masked.nonzero().flatten().tolist()]
+    return torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / maskable.sum()
 
 
 @pytest.mark.parametrize("seed", range(3))

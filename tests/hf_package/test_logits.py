@@ -12,7 +12,7 @@ from tiny_shape import MASK, SHAPE
 from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
 
-from checkpoint_convert.hf_package.padded_text import PaddedText
+from checkpoint_convert.hf_package.padded_text import NoisyText, PaddedText
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 
@@ -92,7 +92,7 @@ def test_the_rule_is_the_one_of_training(block_size: int) -> None:
         1
     )
     layout = StreamLayout.of(documents, block_size, two_streams=True)
-    text = PaddedText.of(None, layout.positions, documents, block_size).two_streams()
+    text = NoisyText.of(PaddedText.of(None, layout.positions, documents), block_size).text
     size = torch.arange(layout.total_length)
     found = text.rule()(torch.arange(3)[:, None, None], size[:, None], size)
     assert torch.equal(found, dense_mask(layout)[:, 0])

@@ -10,7 +10,7 @@ from nld_train.masking.context_parallel import ContextShard
 
 
 def shards(ranks: int, length: int, two_streams: bool) -> list[ContextShard]:
-    return [ContextShard(rank, ranks, length, two_streams) for rank in range(ranks)]
+    return [ContextShard(rank, ranks, length, length * two_streams) for rank in range(ranks)]
 
 
 def test_a_rank_has_matching_chunks_of_both_streams() -> None:
@@ -19,6 +19,12 @@ def test_a_rank_has_matching_chunks_of_both_streams() -> None:
         [2, 3, 4, 5, 10, 11, 12, 13],
     ]
     assert [shard.indices.tolist() for shard in shards(2, 8, two_streams=False)] == [[0, 1, 6, 7], [2, 3, 4, 5]]
+
+
+def test_streams_of_different_lengths_are_split_each_for_itself() -> None:
+    assert ContextShard(0, 2, 8, 4).indices.tolist() == [0, 3, 4, 5, 10, 11]
+    assert ContextShard(1, 2, 8, 4).indices.tolist() == [1, 2, 6, 7, 8, 9]
+    assert ContextShard(1, 2, 8, 4).order.tolist() == [0, 6, 7, 1, 2, 3, 8, 9, 10, 11, 4, 5]
 
 
 @pytest.mark.parametrize("two_streams", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import naive
@@ -56,7 +57,7 @@ def naive_sees(documents: list[int], size: int, offset: int, causal: bool, query
 
 def layout_of(rows: list[list[int]], size: int, offsets: list[int], causal: bool) -> StreamLayout:
     made = StreamLayout.of(torch.tensor(rows), size, True, np.array(offsets)[:, None])
-    return StreamLayout(made.documents, made.positions, made.blocks, True, causal)
+    return replace(made, causal_blocks=causal)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -144,9 +144,21 @@ def oracle_logits(
     positions: Callable[[Sequence[int], int], int] = naive.position_in_document,
 ) -> Tensor:
     """The same from `transformers`, with a mask and positions that come from plain loops."""
-    masks = torch.tensor([naive.visibility(row, block_size, two_streams) for row in documents])
-    additive = torch.zeros(masks.shape).masked_fill(~masks, torch.finfo(torch.float32).min).unsqueeze(1)
+    masks = [naive.visibility(row, block_size, two_streams) for row in documents]
     streams = 2 if two_streams else 1
-    position_ids = torch.tensor([[positions(row, index) for index in range(len(row))] * streams for row in documents])
-    result: Tensor = oracle(tokens, attention_mask=additive, position_ids=position_ids, use_cache=False).logits
+    position_ids = [[positions(row, index) for index in range(len(row))] * streams for row in documents]
+    return masked_logits(oracle, tokens, masks, position_ids)
+
+
+def masked_logits(
+    oracle: Ministral3ForCausalLM,
+    tokens: Tensor,
+    masks: Sequence[Sequence[Sequence[bool]]],
+    position_ids: Sequence[Sequence[int]],
+) -> Tensor:
+    """All logits of `transformers` `[b, S, vocab]` under any visibility `[b, S, S]`, queries first."""
+    visible = torch.tensor(masks)
+    additive = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min).unsqueeze(1)
+    positions = torch.tensor(position_ids)
+    result: Tensor = oracle(tokens, attention_mask=additive, position_ids=positions, use_cache=False).logits
     return result

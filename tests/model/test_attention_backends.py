@@ -19,7 +19,7 @@ from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import decomposed, flex
-from nld_train.model.attention.chunked import row_groups
+from nld_train.model.attention.chunked import Block, row_groups
 from nld_train.model.attention.core import backend
 from nld_train.model.attention.flex import block_mask
 from nld_train.model.rotary import RotaryEmbedding
@@ -256,7 +256,7 @@ def test_the_shares_of_context_parallel_ranks_make_the_whole(case: Case, name: s
     if name == "flex":
         inputs = [tensor.detach() for tensor in inputs]
     query, key, value = inputs
-    shards = [ContextShard(rank, ranks, 12, case.two_streams) for rank in range(ranks)]
+    shards = [ContextShard(rank, ranks, 12, 12 * case.two_streams) for rank in range(ranks)]
     outputs = [
         backend(name)(query[:, :, shard.indices], key, value, replace(case.context(), shard=shard)) for shard in shards
     ]
@@ -327,7 +327,8 @@ def test_rows_are_grouped_by_their_documents() -> None:
     layout = StreamLayout.of(torch.tensor([[0, 0, 0, 1], [0, 0, 0, 0], [5, 5, 5, 6]]), 2, True)
     groups = list(row_groups(layout))
     assert [group.rows for group in groups] == [(0, 2), (1,)]
-    assert [(span.start, span.stop, span.block_borders) for span in groups[0].spans] == [(0, 3, (0, 2)), (3, 4, (3,))]
+    assert groups[0].documents == ((0, 3), (3, 4))
+    assert groups[0].blocks == (Block(0, 0, 0, 2), Block(0, 2, 2, 3), Block(3, 3, 3, 4))
 
 
 def test_tiles_at_the_papers_length_are_as_counted() -> None:

@@ -9,11 +9,12 @@ import naive
 import numpy as np
 import pytest
 import torch
-from oracle import in_megatron_layout, oracle_logits, pair, tiny_config
+from oracle import in_megatron_layout, masked_logits, oracle_logits, pair, tiny_config
 from tolerance import approx_to_rounding, assert_close_to_rounding, forward_additions, gradient_additions
 from torch import Tensor
 
 from nld_train.config.schema import Config
+from nld_train.masking.noisy_stream import fit, last_tokens, noisy_stream
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
@@ -22,7 +23,7 @@ from nld_train.training.loop.micro_batch import StreamSettings, prepare
 
 pytestmark = pytest.mark.usefixtures("groups")
 CPU = torch.device("cpu")
-MASK, ALPHA = 66, 0.3
+EOS, MASK, ALPHA = 2, 66, 0.3
 AVERAGINGS: tuple[Any, ...] = ("global", "contributing", "masked", "sequence")
 Samples = dict[str, Tensor]
 
@@ -33,19 +34,33 @@ def forget_contexts() -> Iterator[None]:
     streams.clear()
 
 
-def random_samples(seed: int, count: int, length: int, masking: str = "random") -> Samples:
-    """A global batch: documents of random lengths, prompts that are not maskable, masks that may hit nothing or all."""
+def random_samples(seed: int, count: int, length: int, masking: str = "random", block: int = 4) -> Samples:
+    """A global batch: documents of random lengths, prompts that are not maskable, masks that may hit nothing or all.
+
+    The noisy streams have fill after documents, and are longer or shorter than the clean ones.
+    """
     generator = np.random.default_rng(seed)
     documents = np.cumsum(generator.random((count, length + 1)) < generator.choice([0.0, 0.15, 0.6]), axis=1)
-    maskable = np.arange(length) >= generator.integers(0, length // 2 + 1, (count, 1))
-    probability = generator.uniform(1e-3, 1, (count, 1)).repeat(length, axis=1)
+    tokens = generator.integers(1, MASK, (count, length + 1))
+    capacity = max(1, length + (5, -3, 0)[seed % 3])
+    streams = [
+        fit(noisy_stream(row[:-1], last_tokens(row), block), capacity, block, generator.random(length))
+        for row in documents
+    ]
+    hidden = [stream.tokens(row[:-1], EOS, MASK) for stream, row in zip(streams, tokens, strict=True)]
+    maskable = np.array([stream.maskable for stream in streams])
+    maskable &= np.array([stream.sources for stream in streams]) >= generator.integers(-1, length // 2 + 1, (count, 1))
+    probability = generator.uniform(1e-3, 1, (count, 1)).repeat(capacity, axis=1)
     share = {"random": probability, "nothing": 0.0, "everything": 1.0}[masking]
     return {
-        "tokens": torch.from_numpy(generator.integers(1, MASK, (count, length + 1))),
+        "tokens": torch.from_numpy(tokens),
         "documents": torch.from_numpy(documents),
         "supervised": torch.from_numpy(documents[:, 1:] == documents[:, :-1]),
+        "noisy_tokens": torch.from_numpy(np.array(hidden)),
+        "blocks": torch.from_numpy(np.array([stream.blocks for stream in streams])),
+        "begins": torch.from_numpy(np.array([stream.begins for stream in streams])),
         "maskable": torch.from_numpy(maskable),
-        "masked": torch.from_numpy(maskable & (generator.random((count, length)) < share)),
+        "masked": torch.from_numpy(maskable & (generator.random((count, capacity)) < share)),
         "probability": torch.from_numpy(probability.astype(np.float32)),
     }
 
@@ -55,7 +70,7 @@ def through_the_schedule(
 ) -> tuple[float, float]:
     """Both raw terms of the global batch; gradients are left in the model's parameters."""
     schedule = noise_schedule(config.diffusion)
-    settings = StreamSettings(alpha > 0, config.diffusion.block_size, MASK, averaging, schedule, torch.float32, CPU)
+    settings = StreamSettings(alpha > 0, MASK, averaging, schedule, torch.float32, CPU)
     cuts = range(0, len(samples["tokens"]), micro_size)
     batches = [{name: tensor[cut : cut + micro_size] for name, tensor in samples.items()} for cut in cuts]
     if alpha == 0:
@@ -69,27 +84,33 @@ def through_the_schedule(
 
 def through_loops(config: Config, oracle: Any, samples: Samples, averaging: str, alpha: float) -> tuple[Any, Any]:
     """The same from the oracle's whole logits, as scalars that carry gradients."""
-    clean, masked = samples["tokens"][:, :-1], samples["masked"]
-    length, joint = clean.shape[1], alpha > 0
-    noisy = [
-        [MASK if hit else token for token, hit in zip(*row, strict=True)]
-        for row in zip(clean.tolist(), masked.tolist(), strict=True)
-    ]
-    tokens = torch.cat([torch.tensor(noisy), clean], dim=1) if joint else clean
+    clean, masked, joint = samples["tokens"][:, :-1], samples["masked"], alpha > 0
     documents = samples["documents"][:, :-1].tolist()
-    logits = oracle_logits(oracle, tokens, documents, config.diffusion.block_size, joint).double().log_softmax(-1)
-
-    def nll(sequence: int, row: int, target: int) -> Any:
-        return -logits[sequence, row, samples["tokens"][sequence, target]]
+    if joint:
+        noisy = [
+            [MASK if hit else token for token, hit in zip(*row, strict=True)]
+            for row in zip(samples["noisy_tokens"].tolist(), masked.tolist(), strict=True)
+        ]
+        streams = list(zip(documents, samples["blocks"].tolist(), samples["begins"].tolist(), strict=True))
+        masks = [naive.visibility_of_streams(*row) for row in streams]
+        positions = [
+            [naive.noisy_position(*row, index) for index in range(masked.shape[1])]
+            + [naive.position_in_document(row[0], index) for index in range(clean.shape[1])]
+            for row in streams
+        ]
+        logits = masked_logits(oracle, torch.cat([torch.tensor(noisy), clean], dim=1), masks, positions)
+    else:
+        logits = oracle_logits(oracle, clean, documents, config.diffusion.block_size, False)
+    logits, first_clean = logits.double().log_softmax(-1), masked.shape[1] if joint else 0
 
     return naive.terms(
         averaging,
         samples["supervised"].tolist(),
         samples["maskable"].tolist(),
-        masked.tolist() if joint else [[False] * length] * len(clean),
+        masked.tolist() if joint else [[False] * masked.shape[1]] * len(clean),
         samples["probability"].tolist(),
-        ar_nll=lambda n, i: nll(n, i + (length if joint else 0), i + 1),
-        diffusion_nll=lambda n, i: nll(n, i, i),
+        ar_nll=lambda n, i: -logits[n, first_clean + i, samples["tokens"][n, i + 1]],
+        diffusion_nll=lambda n, i: -logits[n, i, samples["noisy_tokens"][n, i]],
     )
 
 
@@ -114,7 +135,7 @@ def test_the_joint_loss_and_its_gradients_are_the_naive_ones(
 ) -> None:
     config = tiny_config(diffusion__block_size=block, model__num_hidden_layers=1, execution__head_chunk_rows=5)
     ours, theirs = pair(config)
-    samples = random_samples(seed, count, length, masking)
+    samples = random_samples(seed, count, length, masking, block)
     check(config, ours, theirs, samples, averaging, ALPHA, micro_size=1 + seed % 2 if count % 2 == 0 else 1)
 
 
@@ -129,7 +150,7 @@ def test_the_ar_loss_and_its_gradients_are_the_naive_ones(averaging: Any) -> Non
 def test_the_micro_batch_size_changes_nothing(micro_size: int) -> None:
     config = tiny_config(diffusion__block_size=5, model__num_hidden_layers=1)
     ours, theirs = pair(config)
-    check(config, ours, theirs, random_samples(9, 6, 13), "global", ALPHA, micro_size)
+    check(config, ours, theirs, random_samples(9, 6, 13, block=5), "global", ALPHA, micro_size)
 
 
 def check(
@@ -137,7 +158,7 @@ def check(
 ) -> None:
     ar, diffusion = through_the_schedule(config, ours, samples, averaging, alpha, micro_size)
     naive_ar, naive_diffusion = through_loops(config, theirs, samples, averaging, alpha)
-    keys, rows = 2 * samples["tokens"].shape[1], samples["tokens"].numel()
+    keys, rows = sum(samples[name].shape[1] for name in ("tokens", "masked")), samples["tokens"].numel()
     additions = forward_additions(config.model, keys) + rows
     assert ar == approx_to_rounding(float(torch.as_tensor(naive_ar).detach()), additions)
     assert diffusion == approx_to_rounding(float(torch.as_tensor(naive_diffusion).detach()), additions)

@@ -43,7 +43,7 @@ def _kept_bytes(config: Config, joint: bool) -> int:
         documents = torch.zeros(config.batch.micro_size, config.batch.sequence_length, dtype=torch.int64)
         layout = StreamLayout.of(documents, config.diffusion.block_size, joint)
         rotary = RotaryEmbedding(config.model, device)
-        shard = ContextShard(0, ranks, layout.length, joint) if ranks > 1 else None
+        shard = ContextShard(0, ranks, layout.length, layout.noisy_length) if ranks > 1 else None
         handle = streams.register(streams.StreamContext.of(layout, rotary, torch.float32, shard=shard))
         context: Any = streams.lookup(handle)
         left_out = {

@@ -167,7 +167,8 @@ def copies_pattern(positions: Tensor, copy: Tensor, block_length: int) -> Tensor
         copy: int64 `[T]`, index of the noisy copy, -1 for the clean stream.
         block_length: B.
     """
-    tokens = Coordinates(copy >= 0, positions, positions // block_length, torch.zeros_like(positions))
+    block = positions // block_length
+    tokens = Coordinates(copy >= 0, positions, block, block * block_length, torch.zeros_like(positions))
     same_copy = copy[:, None] == copy[None, :]
     return visible(tokens.expand(1), tokens.expand(0)) & (same_copy | (copy < 0)[None, :])
 

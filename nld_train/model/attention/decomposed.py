@@ -9,8 +9,7 @@ mean:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.attention import causal, flex
 from nld_train.model.attention.blocks import Blocks
-from nld_train.model.attention.chunked import row_groups
+from nld_train.model.attention.chunked import Block, row_groups
 from nld_train.model.streams import StreamContext
 
 # A product's output and the log-sum-exp of its scores.
@@ -33,10 +32,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     assert context.shard is None, "the decomposition needs whole streams"
     if not context.layout.two_streams:
         return causal.attend(query, key, value, context)
-    length = context.layout.length
-    noisy_query, clean_query = query.split(length, dim=2)
-    noisy_key, clean_key = key.split(length, dim=2)
-    noisy_value, clean_value = value.split(length, dim=2)
+    lengths = [context.layout.noisy_length, context.layout.length]
+    noisy_query, clean_query = query.split(lengths, dim=2)
+    noisy_key, clean_key = key.split(lengths, dim=2)
+    noisy_value, clean_value = value.split(lengths, dim=2)
     own: Any = checkpoint(
         _own_blocks, noisy_query, noisy_key, noisy_value, context, use_reentrant=False, preserve_rng_state=False
     )
@@ -80,7 +79,8 @@ def _own_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamContex
     Recomputed in the backward pass instead of stored: its scores are larger than its inputs.
     """
     if "blocks" not in context.masks:
-        context.masks["blocks"] = Blocks.of(context.layout.blocks, query.device)
+        assert context.layout.noisy is not None
+        context.masks["blocks"] = Blocks.of(context.layout.noisy.blocks, query.device)
     blocks: Blocks = context.masks["blocks"]
     groups = key.shape[1]
     # Query heads that share keys are folded into the queries of the block.
@@ -108,8 +108,9 @@ def earlier_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamCon
 def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
     """`earlier_blocks` through FlexAttention, whose log-sum-exp has gradients."""
     if "decomposed" not in context.masks:
-        length = context.layout.length
-        noisy, clean = torch.arange(length), torch.arange(length, 2 * length)
+        noisy, clean = torch.arange(context.layout.total_length).split(
+            [context.layout.noisy_length, context.layout.length]
+        )
         context.masks["decomposed"] = flex.block_mask(context.layout, query.device, noisy, clean)
     named: dict[str, Any] = {"block_mask": context.masks["decomposed"], "enable_gqa": True}
     output, auxiliary = flex.kernel(query.device)(query, key, value, return_aux=AuxRequest(lse=True), **named)
@@ -123,7 +124,7 @@ def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLay
     for group in row_groups(layout):
         rows = torch.tensor(group.rows, device=query.device)
         order += group.rows
-        parts = _blocks_of_equal_rows(query[rows], key[rows], value[rows], [span.borders for span in group.spans])
+        parts = _blocks_of_equal_rows(query[rows], key[rows], value[rows], group.blocks)
         output, normaliser = zip(*parts, strict=True)
         found.append((torch.cat(output, dim=2), torch.cat(normaliser, dim=2)))
     back = torch.argsort(torch.tensor(order, device=query.device))
@@ -131,21 +132,18 @@ def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLay
     return torch.cat(outputs)[back], torch.cat(normalisers)[back]
 
 
-def _blocks_of_equal_rows(
-    query: Tensor, key: Tensor, value: Tensor, documents: list[tuple[int, ...]]
-) -> Iterator[Partial]:
-    """Block after block; `documents` has the borders of each document's blocks."""
+def _blocks_of_equal_rows(query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block]) -> Iterator[Partial]:
+    """Block after block of the noisy stream."""
     groups = key.shape[1]
-    for borders in documents:
-        for begin, end in pairwise(borders):
-            queries = query[:, :, begin:end]
-            if begin == borders[0]:
-                yield (
-                    torch.zeros_like(queries),
-                    queries.new_full(queries.shape[:-1], float("-inf"), dtype=_score_type(queries)),
-                )
-                continue
-            before = slice(borders[0], begin)
-            folded = queries.unflatten(1, (groups, -1)).flatten(2, 3)
-            output, normaliser = product(folded, key[:, :, before], value[:, :, before])
-            yield output.reshape(queries.shape), normaliser.reshape(queries.shape[:-1])
+    for block in blocks:
+        queries = query[:, :, block.start : block.stop]
+        if block.begin == block.document:
+            yield (
+                torch.zeros_like(queries),
+                queries.new_full(queries.shape[:-1], float("-inf"), dtype=_score_type(queries)),
+            )
+            continue
+        before = slice(block.document, block.begin)
+        folded = queries.unflatten(1, (groups, -1)).flatten(2, 3)
+        output, normaliser = product(folded, key[:, :, before], value[:, :, before])
+        yield output.reshape(queries.shape), normaliser.reshape(queries.shape[:-1])

@@ -76,17 +76,20 @@ def clear_masks() -> None:
 
 def _identity(layout: StreamLayout, device: torch.device, queries: Tensor | None, keys: Tensor | None) -> Any:
     """The cache key of a mask: the borders of documents and blocks; their ids do not matter."""
-    borders = [field.diff(dim=1).ne(0).numpy() for field in (layout.documents, layout.blocks)]
+    fields = [layout.documents.diff(dim=1).ne(0)]
+    if layout.noisy is not None:
+        fields += [layout.noisy.blocks.diff(dim=1).ne(0), layout.noisy.begins]
     if _equal_rows(layout):
-        borders = [field[:1] for field in borders]
+        fields = [field[:1] for field in fields]
     indices = (None if some is None else some.cpu().numpy().tobytes() for some in (queries, keys))
-    kinds = (layout.two_streams, layout.causal_blocks, layout.length, str(device))
-    return (*kinds, *((field.shape, field.tobytes()) for field in borders), *indices)
+    kinds = (layout.two_streams, layout.causal_blocks, layout.length, layout.noisy_length, str(device))
+    return (*kinds, *((field.shape, field.numpy().tobytes()) for field in fields), *indices)
 
 
 def _equal_rows(layout: StreamLayout) -> bool:
-    """Whether all rows have one mask. Rows with equal documents may have other blocks, whose offsets differ."""
-    return all(bool((field == field[:1]).all()) for field in (layout.documents, layout.blocks))
+    """Whether all rows have one mask. Rows with equal documents may have other blocks."""
+    noisy = () if layout.noisy is None else (layout.noisy.blocks, layout.noisy.begins)
+    return all(bool((field == field[:1]).all()) for field in (layout.documents, *noisy))
 
 
 def make_mask(

@@ -17,7 +17,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     """
     assert context.shard is None, "the halves need whole streams"
     flex.refuse_gradients_on_cpu(query, "split")
-    length = context.layout.length
+    length = context.layout.noisy_length
     if not context.layout.two_streams:
         return causal.attend(query, key, value, context)
     if "split" not in context.masks:

@@ -59,7 +59,6 @@ class StreamSettings:
     """Settings that turn samples into streams: the same for every micro-batch of a stage."""
 
     two_streams: bool
-    block_size: int
     mask_token_id: int
     averaging: Averaging
     schedule: NoiseSchedule
@@ -82,13 +81,15 @@ def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, ro
     """Builds a micro-batch and registers its stream context.
 
     Args:
-        samples: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two streams `masked` and
-            `probability` `[b, L]`.
+        samples: as of `data.samples`: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two streams
+            `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`.
         counts: rows of the whole optimizer step, over all ranks.
         settings: of the stage.
         rotary: the rotary embedding of the model.
     """
-    layout = StreamLayout.of(samples["documents"][:, :-1], settings.block_size, settings.two_streams)
+    layout = StreamLayout.of_clean(samples["documents"][:, :-1])
+    if settings.two_streams:
+        layout = layout.with_noisy(samples["blocks"], samples["begins"])
     rows = select_rows(samples, settings.two_streams)
     ar = ar_row_weights(settings.averaging, counts, samples["supervised"])[samples["supervised"]]
     diffusion = None
@@ -116,7 +117,7 @@ def _context_shard(layout: StreamLayout) -> ContextShard | None:
     group = parallel_state.get_context_parallel_group(check_initialized=False)
     if group is None or group.size() == 1:
         return None
-    return ContextShard(group.rank(), group.size(), layout.length, layout.two_streams)
+    return ContextShard(group.rank(), group.size(), layout.length, layout.noisy_length)
 
 
 def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:
@@ -124,17 +125,17 @@ def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:
     clean = samples["tokens"][:, :-1]
     if not settings.two_streams:
         return clean
-    return torch.cat([clean.masked_fill(samples["masked"], settings.mask_token_id), clean], dim=1)
+    return torch.cat([samples["noisy_tokens"].masked_fill(samples["masked"], settings.mask_token_id), clean], dim=1)
 
 
 def select_rows(samples: Samples, two_streams: bool) -> Rows:
     """Supervised rows of the clean stream (target: the next token) and masked rows of the noisy one (same token)."""
     tokens, batch = samples["tokens"], len(samples["tokens"])
     row, index = samples["supervised"].nonzero(as_tuple=True)
-    offset = tokens.shape[1] - 1 if two_streams else 0
+    offset = samples["noisy_tokens"].shape[1] if two_streams else 0
     indices, targets = [(offset + index) * batch + row], [tokens[row, index + 1]]
     if two_streams:
         row_masked, index_masked = samples["masked"].nonzero(as_tuple=True)
         indices.append(index_masked * batch + row_masked)
-        targets.append(tokens[row_masked, index_masked])
+        targets.append(samples["noisy_tokens"][row_masked, index_masked])
     return Rows(index=torch.cat(indices), targets=torch.cat(targets), ar_count=len(row))

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nld_train.config.schema import AdapterConfig
-from nld_train.masking.drafting import draw_drafts
+from nld_train.masking.drafting import DraftDraws, draw_drafts
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.noisy_stream import NoisyStream, fit, last_tokens, noisy_stream
 from nld_train.training.loop.micro_batch import Samples
 
 
@@ -33,14 +35,15 @@ class DraftBlocks:
     """The blocks of one micro-batch that have a seed and a draft.
 
     The first block of a document has no text before it, and so no AR prediction for a seed: it is left out, as are
-    blocks that the end of the document cuts to the seed alone.
+    blocks that the end of the sample cuts to the seed alone.
 
     Attributes:
         clean: int64 `[b, L]`, the text.
         layout: both streams, blocks in both directions.
         count: number of blocks.
+        begins: int64 `[count]`, index in the text at which each block begins, that of its seed.
         rows: int64 `[drafts]`, sample of each draft.
-        indices: int64 `[drafts]`, its index in the stream.
+        indices: int64 `[drafts]`, its index in the noisy stream.
         blocks: int64 `[drafts]`, its block, 0 .. count - 1.
         steps: int64 `[drafts]`, its index in the block, from 1; the seed has index 0.
         greedy: bool `[drafts]`, whether it is the most likely token instead of a sampled one.
@@ -50,6 +53,7 @@ class DraftBlocks:
     clean: Tensor
     layout: StreamLayout
     count: int
+    begins: Tensor
     rows: Tensor
     indices: Tensor
     blocks: Tensor
@@ -78,20 +82,27 @@ class DraftBlocks:
 
 
 def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
-    """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]`, `sample_index` `[b]`, see `data.samples`."""
-    clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"][:, :-1]
+    """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]`, `sample_index` `[b]`, see `data.samples`.
+
+    Blocks in which a document ends are whole, as in decoding; blocks that do not fit into L tokens are left out.
+    """
+    clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"].cpu().numpy()
     adapter, length = settings.adapter, clean.shape[1]
     draws = [
         draw_drafts(settings.seed, settings.stage, sample_index, length, adapter.block_size, adapter.greedy_share)
         for sample_index in samples["sample_index"].tolist()
     ]
-    offsets = np.array([draw.offset for draw in draws])[:, None]
-    layout = StreamLayout.of(documents, adapter.block_size, True, offsets)
+    noisy = [_noisy_stream(row, draw, adapter.block_size) for row, draw in zip(documents, draws, strict=True)]
+    blocks, begins, real = (
+        torch.from_numpy(np.stack([getattr(stream, name) for stream in noisy]))
+        for name in ("blocks", "begins", "maskable")
+    )
+    layout = StreamLayout.of_clean(samples["documents"][:, :-1]).with_noisy(blocks, begins)
     indices = torch.arange(length).expand(clean.shape)
-    begins = torch.ones_like(layout.blocks, dtype=torch.bool)
-    begins[:, 1:] = layout.blocks.diff(dim=1) > 0
-    start = torch.where(begins, indices, 0).cummax(dim=1).values
-    drafted = (layout.positions.gather(1, start) > 0) & ~begins
+    is_seed = torch.ones_like(blocks, dtype=torch.bool)
+    is_seed[:, 1:] = blocks.diff(dim=1) > 0
+    start = torch.where(is_seed, indices, 0).cummax(dim=1).values
+    drafted = real & (layout.positions.gather(1, begins) > 0) & ~is_seed
     row, index = drafted.nonzero(as_tuple=True)
     steps = index - start[row, index]
     greedy = torch.from_numpy(np.stack([draw.greedy for draw in draws]))
@@ -100,10 +111,17 @@ def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
         clean=clean,
         layout=layout,
         count=int((steps == 1).sum()),
+        begins=begins[row, index][steps == 1],
         rows=row,
         indices=index,
         blocks=(steps == 1).cumsum(0) - 1,
         steps=steps,
-        greedy=greedy[row, layout.blocks[row, index]],
+        greedy=greedy[row, blocks[row, index]],
         uniform=uniform[row, index],
     )
+
+
+def _noisy_stream(documents: NDArray[np.int64], draws: DraftDraws, block_size: int) -> NoisyStream:
+    """The blocks of one sample, in a stream of L tokens: `documents` is int `[L+1]`."""
+    whole = noisy_stream(documents[:-1], last_tokens(documents), block_size, draws.offset)
+    return fit(whole, len(documents) - 1, block_size, draws.left_out)

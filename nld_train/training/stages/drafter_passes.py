@@ -6,12 +6,11 @@ The clean stream is the text, of which each block sees the part before it (`mask
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from nld_train.masking.layout import StreamLayout
 from nld_train.model import streams
 from nld_train.model.ministral3 import Readout
 from nld_train.model.rotary import RotaryEmbedding
@@ -40,10 +39,8 @@ class Pass:
 
 def seed_pass(blocks: DraftBlocks, readout: Readout, settings: DrafterSettings, rotary: RotaryEmbedding) -> Pass:
     """The AR pass over the text, read at the token before each block: its next token is the seed."""
-    alone = StreamLayout(blocks.layout.documents, blocks.layout.positions, blocks.layout.blocks, two_streams=False)
-    context = streams.StreamContext.of(alone, rotary, settings.dtype)
-    rows, indices = blocks.rows[blocks.first], blocks.indices[blocks.first] - 2
-    return _pass(blocks.clean, context, rows, indices, readout, settings)
+    context = streams.StreamContext.of(replace(blocks.layout, noisy=None), rotary, settings.dtype)
+    return _pass(blocks.clean, context, blocks.rows[blocks.first], blocks.begins - 1, readout, settings)
 
 
 def draft_pass(
@@ -72,10 +69,7 @@ def verification_pass(
     rotary: RotaryEmbedding,
 ) -> Pass:
     """The AR pass over all drafts, adapter off, blocks causal; read at the token before each draft."""
-    layout = StreamLayout(
-        blocks.layout.documents, blocks.layout.positions, blocks.layout.blocks, two_streams=True, causal_blocks=True
-    )
-    context = streams.StreamContext.of(layout, rotary, settings.dtype)
+    context = streams.StreamContext.of(replace(blocks.layout, causal_blocks=True), rotary, settings.dtype)
     tokens = torch.cat([blocks.noisy(seeds, drafts, settings.mask_token_id), blocks.clean], dim=1)
     return _pass(tokens, context, blocks.rows, blocks.indices - 1, readout, settings)
 

@@ -31,7 +31,6 @@ def stream_settings(config: Config, stage: StageConfig, dtype: torch.dtype, devi
     """
     return StreamSettings(
         two_streams=stage_kind(stage.kind).noisy_stream,
-        block_size=config.diffusion.block_size,
         mask_token_id=config.model.mask_token_id,
         averaging=stage.averaging,
         schedule=noise_schedule(config.diffusion),
