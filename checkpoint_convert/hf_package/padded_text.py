@@ -103,7 +103,7 @@ class NoisyText:
                 (docs/method.md, "Endings"). None for noisy streams that repeat the clean ones, padding included.
         """
         ends = torch.zeros_like(text.counted) if ended is None else ended
-        rows = [_filled(*row, block_size) for row in _on_cpu(text.counted, text.real, text.layout.documents, ends)]
+        rows = [_filled(block_size, *row) for row in _on_cpu(text.counted, text.real, text.layout.documents, ends)]
         if ended is None:
             rows = [_repeated(stream, text.real.shape[1]) for stream in rows]
         length = max(len(row.sources) for row in rows)
@@ -131,9 +131,9 @@ def _on_cpu(*tensors: Tensor) -> Iterator[tuple[NDArray[Any], ...]]:
 
 
 def _filled(
-    counted: NDArray[Any], real: NDArray[Any], documents: NDArray[Any], ended: NDArray[Any], block_size: int
+    block_size: int, counted: NDArray[Any], real: NDArray[Any], documents: NDArray[Any], ended: NDArray[Any]
 ) -> NoisyStream:
-    """The counted tokens of a row, with fill; padding is inert. Arguments are `[L]`."""
+    """The counted tokens of a row, with fill; padding is inert. Arrays are `[L]`."""
     (index,) = counted.nonzero()
     stream = noisy_stream(documents[index], ended[index], block_size)
     sources = index[np.maximum(stream.sources, 0)]

@@ -1,20 +1,21 @@
 """How much of the noisy stream is fill: end tokens after the ends of documents (docs/method.md, "Endings").
 
-Read from the index of a set alone, with numpy: a dry run imports no torch.
+Read from the index of a set alone. A dry run imports no torch, and numpy only where there is a set to read.
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from nld_train.config.schema import Config, SourceConfig
 from nld_train.config.stage_kinds import running_kinds
-from nld_train.data.document_index import DocumentIndex
 from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.data.document_index import DocumentIndex
 
 # Samples, spread evenly over a set, from which its share is estimated: a standard error below 1 % of the noisy stream.
 _SAMPLES = 256
@@ -33,23 +34,26 @@ def fill_share(prefix: str, sequence_length: int, block_size: int) -> float:
     Raises:
         UserError: the set cannot be read, or is shorter than a sample.
     """
+    from nld_train.data.document_index import DocumentIndex
+
     index = DocumentIndex(prefix)
     samples = (index.tokens - 1) // sequence_length
     if samples < 1:
         raise UserError(f"{prefix}.bin has {index.tokens} tokens, fewer than one sample of {sequence_length} + 1")
-    chosen = np.unique(np.linspace(0, samples - 1, _SAMPLES).astype(np.int64))
-    fill = sum(
-        int((-_ended_lengths(index, int(sample) * sequence_length, sequence_length) % block_size).sum())
-        for sample in chosen
+    chosen = sorted({number * (samples - 1) // (_SAMPLES - 1) for number in range(_SAMPLES)})
+    lengths = (
+        length for sample in chosen for length in _ended_lengths(index, sample * sequence_length, sequence_length)
     )
+    fill = sum(-length % block_size for length in lengths)
     return fill / (fill + len(chosen) * sequence_length)
 
 
-def _ended_lengths(index: DocumentIndex, start: int, length: int) -> NDArray[np.int64]:
+def _ended_lengths(index: DocumentIndex, start: int, length: int) -> Iterator[int]:
     """Tokens in the sample at token `start` of each document that ends in it."""
     first = bisect_right(index, start)
-    last = bisect_left(index, start + length + 1, lo=first)
-    return np.diff([start, *(index[document] for document in range(first, last))])
+    for document in range(first, bisect_left(index, start + length + 1, lo=first)):
+        yield index[document] - start
+        start = index[document]
 
 
 def fill_facts(config: Config) -> Iterator[tuple[str, str]]:
@@ -68,11 +72,15 @@ def fill_facts(config: Config) -> Iterator[tuple[str, str]]:
 
 def _described(config: Config, sources: tuple[SourceConfig, ...]) -> str:
     length, size = config.batch.sequence_length, config.diffusion.block_size
+    for source in sources:
+        if not os.path.isfile(f"{source.prefix}.idx"):
+            return f"not counted: {source.prefix}.idx does not exist"
     try:
         shares = [fill_share(source.prefix, length, size) for source in sources]
     except UserError as error:
         return f"not counted: {error}"
-    share = np.average(shares, weights=[source.weight for source in sources])
+    weights = [source.weight for source in sources]
+    share = sum(share * weight for share, weight in zip(shares, weights, strict=True)) / sum(weights)
     return (
         f"{share:.1%} of the noisy stream are end tokens after documents, up to whole blocks of {size}; as many "
         "blocks are left out, at random"

@@ -84,7 +84,7 @@ def test_a_dry_run_says_how_much_is_fill(short_documents: str, capsys: pytest.Ca
     assert dict(fill_facts(config)).keys() == {"fill in stage joint"}
     assert not list(fill_facts(composed(*settings, "data.documents=ignore")))
     (missing,) = dict(fill_facts(composed("data.train=[{prefix: nowhere/set, weight: 1}]"))).values()
-    assert missing.startswith("not counted: nowhere/set.bin does not exist")
+    assert missing.startswith("not counted: nowhere/set.idx does not exist")
 
 
 def test_a_set_shorter_than_a_sample_has_no_share(short_documents: str) -> None:
