@@ -55,6 +55,7 @@ def test_a_precision_aware_optimizer_is_refused_without_cuda() -> None:
         build_optimizer(config, config.stages["joint"], [], torch.float32)
 
 
+@pytest.mark.long
 def test_compiled_layers_compute_the_same() -> None:
     """Every norm and MLP really goes through the compiler; names of weights stay as they are."""
     torch._dynamo.reset()
