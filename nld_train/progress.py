@@ -20,10 +20,12 @@ _LONGEST_PAUSE = 60.0
 
 
 @contextmanager
-def progress_bar(description: str, total: int, in_bytes: bool = False, shown: bool = True) -> Iterator[Advance]:
+def progress_bar(
+    description: str, total: int, in_bytes: bool = False, shown: bool = True, stays: bool = True
+) -> Iterator[Advance]:
     """Shows how far the work is and how long it still takes.
 
-    On a terminal that is a bar, which stays there when it is full. Elsewhere it is a line after five seconds and then
+    On a terminal that is a bar. Elsewhere it is a line after five seconds and then
     at growing intervals, so that short work prints nothing and the log of a long one shows that it goes on.
 
     Args:
@@ -31,6 +33,7 @@ def progress_bar(description: str, total: int, in_bytes: bool = False, shown: bo
         total: amount of work, in bytes or in items.
         in_bytes: shows sizes and the transfer rate instead of counts and the time elapsed.
         shown: False for a process that must show nothing.
+        stays: whether the bar stays on the terminal when the work is done.
     """
     if not shown:
         yield lambda count: None
@@ -43,12 +46,12 @@ def progress_bar(description: str, total: int, in_bytes: bool = False, shown: bo
     if not console.is_terminal:
         yield ProgressLines(description, total, in_bytes)
         return
-    with _bar(console, description, total, in_bytes) as advance:
+    with _bar(console, description, total, in_bytes, stays) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(console: Console, description: str, total: int, in_bytes: bool) -> Iterator[Advance]:
+def _bar(console: Console, description: str, total: int, in_bytes: bool, stays: bool) -> Iterator[Advance]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -62,7 +65,7 @@ def _bar(console: Console, description: str, total: int, in_bytes: bool) -> Iter
 
     amounts = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), TimeElapsedColumn())
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, transient=not stays) as progress:
         task = progress.add_task(description, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nld_train.progress import ProgressLines, duration, progress_bar
@@ -57,3 +59,22 @@ def test_counts_are_shown_as_counts(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_times_are_shown_in_two_units(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
+
+
+def test_a_long_check_of_a_checkpoint_shows_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nld_train.training.checkpoint.manifest import find_damage, write_manifest
+
+    monkeypatch.setattr("nld_train.progress._FIRST_LINE", 0.0)
+    monkeypatch.setattr("nld_train.training.checkpoint.manifest._CHUNK_BYTES", 100)
+    for name in ("model.json", ".metadata", "__0_0.distcp"):
+        (tmp_path / name).write_bytes(b"0" * 1000)
+    write_manifest(tmp_path, {})
+    assert find_damage(tmp_path) is None
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 29, "one after every chunk but the last"
+    assert lines[14].startswith(f"check {tmp_path.name}: 50% (")
+    assert find_damage(tmp_path, part=1, parts=2) is None
+    assert find_damage(tmp_path, parts=0) is None
+    assert capsys.readouterr().err == "", "the other ranks show nothing, and neither does a check of sizes"

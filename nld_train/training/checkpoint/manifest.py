@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nld_train.files import write_atomically
+from nld_train.progress import Advance, progress_bar
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
 MANIFEST = "manifest.json"
@@ -45,12 +46,13 @@ class Crc32:
         return f"{self.PREFIX}{self._value:08x}"
 
 
-def _checksum(file: Path, like: str = "") -> str:
+def _checksum(file: Path, like: str = "", advance: Advance = lambda _: None) -> str:
     """Checksum of a file, of the same kind as another checksum."""
     digest = Crc32() if like.startswith(Crc32.PREFIX) else hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
+            advance(len(chunk))
     return digest.hexdigest()
 
 
@@ -105,11 +107,16 @@ def find_damage(directory: Path, part: int = 0, parts: int = 1, size_only: str |
                 return f"{name} is missing"
             if (found := (directory / name).stat().st_size) != size:
                 return f"{name} has {found} bytes instead of {size}"
-        for name, (_, checksum) in listed[part::parts] if parts else ():
-            if size_only is not None and name.endswith(size_only):
-                continue
-            if _checksum(directory / name, checksum) != checksum:
-                return f"{name} does not have the content that was written (checksum)"
+        read = {
+            name: content
+            for name, content in (listed[part::parts] if parts else ())
+            if size_only is None or not name.endswith(size_only)
+        }
+        total, show = sum(size for size, _ in read.values()), part == 0 and bool(read)
+        with progress_bar(f"check {directory.name}", total, in_bytes=True, shown=show, stays=False) as advance:
+            for name, (_, checksum) in read.items():
+                if _checksum(directory / name, checksum, advance) != checksum:
+                    return f"{name} does not have the content that was written (checksum)"
     except ManifestError as error:
         return f"{MANIFEST} {error}"
     except FileNotFoundError as error:
