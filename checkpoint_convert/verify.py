@@ -234,7 +234,7 @@ def print_result(found: Verification) -> None:
         _print_table("Logits", found.logits)
     console = _console()
     for line in found.settings:
-        console.print(f"setting differs: {line}", markup=False)
+        console.print(f"setting differs: {line}")
     differing = sum(not row.agrees for row in found.tensors)
     poisoned = sum(not row.finite for row in found.tensors)
     not_finite = f", {poisoned} contain NaN or infinity" if poisoned else ""
@@ -244,9 +244,9 @@ def print_result(found: Verification) -> None:
 
 
 def _console() -> Any:
-    from rich.console import Console
+    from nld_train.console import plain_console
 
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
         console.width = _PRINTED_WIDTH
     return console

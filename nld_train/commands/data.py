@@ -8,13 +8,14 @@ import sys
 
 from nld_train.commands.command import Command
 from nld_train.errors import UserError
+from nld_train.results import check_result_files
 
 _STDLIB_VALIDATION = 0.05
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, datasets name, or `stdlib`")
-    parser.add_argument("--out", required=True, help="folder of the result")
+    parser.add_argument("--output", "--out", dest="out", required=True, metavar="DIR", help="folder of the result")
     parser.add_argument("--name", help="name of the set (default: that of the first source)")
     parser.add_argument(
         "--tokenizer", default="bytes", help="Hugging Face directory, `bytes` (default), or `train-bpe:VOCAB`"
@@ -118,7 +119,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
-    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL file to write")
+    parser.add_argument("--output", "--out", required=True, metavar="FILE", help="JSONL file to write")
     parser.add_argument("--count", type=int, default=16, metavar="N", help="prompts, of N documents (default: 16)")
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="length of each prompt (default: 128)")
     parser.add_argument("--tokenizer", metavar="DIR", help="to make text (default: the one that the manifest names)")
@@ -127,8 +128,8 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 def _prompts(options: argparse.Namespace) -> None:
     from nld_train.data.held_out_prompts import PromptRequest, write_prompts
 
-    request = PromptRequest(options.prefix, options.out, options.count, options.tokens, options.tokenizer)
-    print(f"{options.out}: {write_prompts(request)} prompts of {options.tokens} tokens")
+    request = PromptRequest(options.prefix, options.output, options.count, options.tokens, options.tokenizer)
+    print(f"{options.output}: {write_prompts(request)} prompts of {options.tokens} tokens")
 
 
 main = Command(
@@ -156,6 +157,7 @@ main = Command(
             "Takes prompts out of a held-out set, as JSONL for nld-decode --prompts.",
             _add_prompts,
             _prompts,
+            check_result_files,
             summary="take prompts for decoding out of a set",
         ),
     ),

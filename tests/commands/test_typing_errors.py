@@ -53,6 +53,7 @@ CASES = {
     "nld-data prepare none --out new": "none",
     "nld-data inspect none": "none",
     "nld-data prompts none --out new": "none",
+    "nld-data prompts none --output none/a.jsonl": "--output none/a.jsonl: there is no folder",
     "nld-status none": "none",
     "nld-plan gpus=none model=8b": "gpus",
     "nld-train run.dir=new": "data/stdlib/stdlib-train.bin does not exist",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nld_train.training.metrics.metric import Curve, Panel
 from nld_train.training.metrics.registry import MetricTable
-from nld_train.training.metrics.report import draw_report, report_panels, smoothed
+from nld_train.training.metrics.report import draw_report, report_panels, smoothed, write_report
 
 STEPS = 200
 
@@ -85,6 +87,14 @@ def test_a_running_mean_leaves_out_what_is_not_finite() -> None:
 
 def test_few_points_have_no_running_mean() -> None:
     assert smoothed([(float(x), 1.0) for x in range(19)], []) == []
+
+
+def test_the_name_of_a_run_is_no_formula(tmp_path: Path) -> None:
+    directory = tmp_path / "costs $x^$ and $\\frac$"
+    directory.mkdir()
+    lines = (json.dumps({**record, "$y^$": 1.0, "step_tokens": 10, "seconds": 1.0}) for record in RECORDS[:2])
+    (directory / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert write_report(directory).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_panel_without_a_title_is_named_by_what_it_shows() -> None:

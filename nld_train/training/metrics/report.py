@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.files import replaced_atomically
+from nld_train.printable import printable
 from nld_train.training.metrics.jsonl import Record, read_metrics
 from nld_train.training.metrics.metric import Curve, Panel, human
 from nld_train.training.metrics.registry import MetricTable
@@ -45,10 +46,12 @@ def write_report(directory: Path, metrics: MetricTable | None = None) -> Path:
 
     content = read_metrics(directory / "metrics.jsonl")
     records = content.records
-    figure = draw_report(report_panels(records, metrics or MetricTable()), records)
-    figure.suptitle(_title(directory, records))
-    if content.problems:
-        figure.supxlabel("; ".join(f"metrics.jsonl: {problem}" for problem in content.problems), color="tab:red")
+    # Names of runs and metrics are no formulas.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = draw_report(report_panels(records, metrics or MetricTable()), records)
+        figure.suptitle(printable(_title(directory, records)))
+        if content.problems:
+            figure.supxlabel("; ".join(f"metrics.jsonl: {problem}" for problem in content.problems), color="tab:red")
     path = directory / "report.png"
     with replaced_atomically(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
