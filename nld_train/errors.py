@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from nld_train.output import OutputError, flush_output, watch_output, write_error
 from nld_train.printable import one_line
 from nld_train.processes import rank
+from nld_train.startup import INTERRUPT_STATUS
 
 USER_ERROR_STATUS = 2
-INTERRUPT_STATUS = 130
+# 128 + SIGPIPE, as where a process is ended by that signal.
+NO_READER_STATUS = 141
 # How long the other ranks wait before they exit: torchrun ends all processes as soon as one has failed.
 RANK_ZERO_SECONDS = 3
 # Names in files from elsewhere can be of any length.
@@ -37,10 +42,10 @@ def report_error(message: str, status: int = USER_ERROR_STATUS, *, every_rank: b
     if len(line) > _LINE_CHARACTERS:
         line = f"{line[:_LINE_CHARACTERS]}..."
     if rank() == 0:
-        print(f"error: {line}", file=sys.stderr)
+        write_error(f"error: {line}")
         return status
     if every_rank:
-        print(f"error: rank {rank()}: {line}", file=sys.stderr)
+        write_error(f"error: rank {rank()}: {line}")
     time.sleep(RANK_ZERO_SECONDS)
     return status
 
@@ -50,22 +55,68 @@ def system_error(error: OSError) -> str:
     return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
 
 
-def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted", *, every_rank: bool = True) -> int:
     """Runs a command; returns its exit status.
 
     Args:
         run: the command; returns its own exit status, or None for 0.
         interrupted: the message after Ctrl-C.
+        every_rank: of its `UserError`s, see `report_error`.
 
     Returns:
         2 after a `UserError` or an error of the operating system (a full disk, a missing permission), 130 after
-        Ctrl-C, each with one line on standard error.
+        Ctrl-C, each with one line on standard error; 141, silently, where the reader of standard output has gone.
     """
+    watch_output()
+    status = _status(run, interrupted, every_rank)
     try:
-        return run() or 0
-    except UserError as error:
-        return report_error(str(error))
-    except OSError as error:
-        return report_error(system_error(error))
-    except KeyboardInterrupt:
-        return report_error(interrupted, INTERRUPT_STATUS, every_rank=False)
+        flush_output()
+    except OutputError as error:
+        status = status or _report(error, every_rank)
+    return status
+
+
+def _status(run: Callable[[], int | None], interrupted: str, every_rank: bool) -> int:
+    with _noted_interrupts() as interrupts:
+        try:
+            return run() or 0
+        except SystemExit as end:  # argparse's, after --help
+            if not isinstance(end.code, int | None):
+                raise
+            return end.code or 0
+        except KeyboardInterrupt:
+            return report_error(interrupted, INTERRUPT_STATUS, every_rank=False)
+        except Exception as error:
+            if interrupts:
+                return report_error(interrupted, INTERRUPT_STATUS, every_rank=False)
+            if not isinstance(error, UserError | OSError):
+                raise
+            return _report(error, every_rank)
+
+
+def _report(error: UserError | OSError, every_rank: bool) -> int:
+    if isinstance(error, OutputError):
+        return NO_READER_STATUS if error.silent else report_error(f"standard output: {error.strerror}")
+    if isinstance(error, UserError):
+        return report_error(str(error), every_rank=every_rank)
+    return report_error(system_error(error))
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The interrupts while it is open. During an import, a library in C++ makes an `ImportError` of one."""
+    noted: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield noted
+        return
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

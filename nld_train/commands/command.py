@@ -1,9 +1,9 @@
 """What all console scripts share: how they parse, report errors and exit.
 
 Every script prints one line, `error: ...`, on standard error and exits with status 2 for an error that a user caused,
-its command line included, and with 130 after Ctrl-C. Only the standard library is imported here, and no command
-imports more before its arguments are parsed, so `--help` is fast. What a command line alone decides, and whether its
-files exist, is checked before torch is imported (`Command.check`).
+its command line included, with 130 after Ctrl-C, and silently with 141 where the reader of its output has gone. Only
+the standard library is imported here, and no command imports more before its arguments are parsed, so `--help` is fast.
+What a command line alone decides, and whether its files exist, is checked before torch is imported (`Command.check`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from nld_train.errors import UserError, exit_status, report_error
+from nld_train.errors import UserError, exit_status
 from nld_train.results import file_instead_of_switch
 
 Run = Callable[[argparse.Namespace], int | None]
@@ -69,13 +69,20 @@ class Command:
 
     def __call__(self, words: Sequence[str] | None = None) -> int:
         """Runs a command line (default: that of this process); returns the exit status."""
-        try:
-            arguments = self.parser().parse_args(words)
-        except UserError as error:
-            given = sys.argv[1:] if words is None else words
-            return report_error(file_instead_of_switch(given, str(error)), every_rank=False)
+        parsed: list[argparse.Namespace] = []
+        status = exit_status(lambda: parsed.append(self._parse(words)), every_rank=False)
+        if not parsed:  # refused, or --help
+            return status
+        (arguments,) = parsed
         chosen: Command = arguments.chosen_command
         return exit_status(lambda: chosen._start(arguments), chosen.interrupted)
+
+    def _parse(self, words: Sequence[str] | None) -> argparse.Namespace:
+        try:
+            return self.parser().parse_args(words)
+        except UserError as error:
+            given = sys.argv[1:] if words is None else words
+            raise UserError(file_instead_of_switch(given, str(error))) from error
 
     def _start(self, arguments: argparse.Namespace) -> int | None:
         assert self.run is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,8 +16,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from nld_train.commands.sweep import FLAGS, Ended, named_job, print_jobs, refuse_shared_directories, sweep_arguments
-from nld_train.errors import INTERRUPT_STATUS, USER_ERROR_STATUS, UserError, report_error, system_error
+from nld_train.errors import USER_ERROR_STATUS, UserError, exit_status, report_error, system_error
+from nld_train.output import OutputError, output_not_required
 from nld_train.processes import rank
+from nld_train.startup import nothing_to_save_yet
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,27 +34,24 @@ def main(words: Sequence[str] | None = None) -> int:
         words: its arguments (default: those of this process).
 
     Returns:
-        The exit status: 0; 2 after one line about an error that a user caused; 130 after Ctrl-C; 75 where a signal
-        ended a run (`nld_train.training.loop.signals`).
+        The exit status: 0; 2 after one line about an error that a user caused; 75 or 130 after a signal
+        (`nld_train.startup`, `nld_train.training.loop.signals`).
     """
-    words = sys.argv[1:] if words is None else words
+    with nothing_to_save_yet():
+        # Every process reads the same settings and finds the same error.
+        return exit_status(lambda: _run(sys.argv[1:] if words is None else words), every_rank=False)
+
+
+def _run(words: Sequence[str]) -> int:
     if "--version" in words:
         from nld_train.revision import version_line
 
         print(version_line())
         return 0
-    try:
-        with _command_line(words):
-            jobs = _read_jobs()
-        # Outside Hydra, so that a failure's traceback is the program's own.
-        return _run_jobs(jobs, sweep=bool(FLAGS & set(words)))
-    except UserError as error:
-        # Every process reads the same settings and finds the same error.
-        return report_error(str(error), every_rank=False)
-    except OSError as error:  # such as a full disk, where a sweep has its record
-        return report_error(system_error(error))
-    except KeyboardInterrupt:
-        return report_error("interrupted", INTERRUPT_STATUS, every_rank=False)
+    with _command_line(words):
+        jobs = _read_jobs()
+    # Outside Hydra, so that a failure's traceback is the program's own.
+    return _run_jobs(jobs, sweep=bool(FLAGS & set(words)))
 
 
 @contextmanager
@@ -76,9 +74,6 @@ def _run_jobs(jobs: list[tuple[Config, int]], sweep: bool) -> int:
         ended.append(Ended(config, result))
         highest = max(highest, status)
         if status > USER_ERROR_STATUS:
-            # Launchers signal again, and a second one must not turn the exit code of a saved run into that of a kill.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             break
     if sweep and rank() == 0 and not any(job.config.run.dry for job in ended):
         print_jobs(ended, len(jobs))
@@ -156,6 +151,8 @@ def _run_job(config: Config, world_size: int) -> tuple[int, str]:
         status = _start(config, world_size)
     except UserError as error:
         return report_error(str(error)), f"failed: {error}"
+    except OutputError:  # of a dry run, in which nothing is lost
+        raise
     except OSError as error:
         return report_error(system_error(error)), f"failed: {system_error(error)}"
     return status, "finished" if status == 0 else f"ended with exit code {status}"
@@ -195,6 +192,7 @@ def _start(config: Config, world_size: int) -> int:
     check_paths(config)
     from nld_train.training.loop.run import train
 
+    output_not_required()
     return train(config)
 
 

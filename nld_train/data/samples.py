@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from nld_train.data.order import StageOrder, make_order, open_sets
 from nld_train.errors import UserError
 from nld_train.masking.noise import Noise, RandomStream, draw_noise, uniform
 from nld_train.masking.noisy_stream import NoisyStream, fit, last_tokens, noisy_stream
+from nld_train.processes import exit_with_parent
 
 Sample = dict[str, Any]
 Batch = dict[str, Tensor]
@@ -287,7 +289,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=_worker_context() if workers else None,
-        worker_init_fn=_ignore_first_sigterm if workers else None,
+        worker_init_fn=_start_worker if workers else None,
     )
     micro_batches = _without_errors(loader)
     for _ in range(first_step, last_step):
@@ -310,9 +312,14 @@ def _without_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
         ) from error
 
 
-def _ignore_first_sigterm(_worker: int) -> None:
-    """Makes a worker ignore its first SIGTERM, on which torch would end it: launchers send one to all processes of a
-    job (see `preload`). The second ends it: the training process sends it to a worker that does not exit by itself."""
+def _start_worker(_worker: int) -> None:
+    """Makes a worker end with the training process, whatever ends that, and ignore its first SIGTERM.
+
+    Torch would end it on that, but launchers send one to all processes of a job (see `preload`). The second ends it:
+    the training process sends it to a worker that does not exit by itself. The fork server and Python's resource
+    tracker, which removes semaphores, end with the last process that holds their pipes, so with the last worker.
+    """
+    exit_with_parent()
     signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL) and None)
 
 
@@ -320,6 +327,8 @@ def _worker_context() -> Any:
     """Workers start from a fork server: the training process has CUDA and NCCL threads, which do not survive a fork,
     and a spawned worker would import Megatron-Core for seconds, which the server does once for all of them."""
     _start_resource_tracker()
+    # Workers put their sockets into this process's folder, if there is one; the server removes it (`preload`).
+    get_temp_dir()
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "nld_train.data.preload"])
     return context

@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from nld_train.data.readers import Document, documents
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.tokenizer import Encoder, EncoderSpec
 from nld_train.errors import UserError
+from nld_train.processes import exit_with_parent
 
 _GROUP_CHARACTERS = 4 << 20
 
@@ -103,16 +103,8 @@ _worker: tuple[ShardJob, Encoder] | None = None
 def _start_worker(job: ShardJob) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     _worker = (job, Encoder(job.spec))
-
-
-def _exit_with_parent() -> None:
-    """Ends a worker whose parent was killed; else it would wait for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(number: int, pieces: list[Piece]) -> None:

@@ -96,11 +96,11 @@ def _progress(path: Path) -> Progress | None:
         return None
 
 
-def settings_of(states: list[CheckpointState]) -> Config | None:
-    """The settings of the newest checkpoint whose settings can be read; an earlier version may have written them."""
-    for state in states:
+def settings_of(directory: Path, states: list[CheckpointState]) -> Config | None:
+    """The settings of the last start; where an earlier version has not written them, those of the newest checkpoint."""
+    for folder in (directory, *(state.path for state in states)):
         try:
-            return read_saved_config((state.path / CONFIG_FILE).read_text(), default_config())
+            return read_saved_config((folder / CONFIG_FILE).read_text(), default_config())
         except (OSError, ValueError):  # also a `UserError`, and text that is not UTF-8
             continue
     return None

@@ -14,9 +14,11 @@ from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.monitoring.checkpoints import CheckpointState, being_written, checkpoint_states, settings_of
 from nld_train.monitoring.spikes import find_spikes
+from nld_train.training.checkpoint.paths import CONFIG_FILE
 from nld_train.training.metrics.jsonl import Content, Record, read_metrics
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.step_numbers import STEP_NUMBERS
+from nld_train.training.run_lock import LOCK_FILE, living_owner
 
 Status = dict[str, Any]
 # Steps over which the speed and the last losses are taken.
@@ -44,13 +46,14 @@ def run_status(directory: Path, read_all: bool = False) -> Status:
     checkpoints = checkpoint_states(directory, read_all)
     content = _read_tail(metrics, checkpoints)
     records = content.records
-    config = settings_of(checkpoints)
+    config = settings_of(directory, checkpoints)
     now, last = time.time(), records[-1] if records else None
     age = now - metrics.stat().st_mtime if metrics.exists() else None
     result = {
         "directory": str(directory),
         "name": None if config is None else config.run.name,
         "total_steps": None if config is None else total_steps(config),
+        "process": _process(directory),
         "seconds_since_last_record": age,
         "checkpoints": [asdict(state) | {"path": str(state.path)} for state in checkpoints],
         "unfinished_checkpoints": being_written(directory),
@@ -113,19 +116,37 @@ def _newest(records: Sequence[Record]) -> Status:
     return dict.fromkeys(table.measured) | {name: table[name].status(newest[name]) for name in newest}
 
 
+def _process(directory: Path) -> Status | None:
+    """The process that runs the run, and its host; None where there is none, or it cannot be found out."""
+    try:
+        owner = living_owner(directory)
+    except OSError:
+        return None
+    return None if owner is None else {"process": owner.process, "host": owner.host}
+
+
 def _state(result: Status, records: Sequence[Record], directory: Path, now: float) -> str:
-    """`finished`, `stopped` (ended regularly), `running`, `silent` (perhaps dead) or `not started`."""
-    last = result["last"]
-    if last is None:
-        return "not started"
-    if last["step"] == result["total_steps"] and any(
-        entry["step"] == last["step"] and entry["damage"] is None for entry in result["checkpoints"]
-    ):
+    """`finished`, `stopped` (saved, ended regularly), `died`, `not started`, `starting`, `running` or `silent`."""
+    last, running = result["last"], result["process"] is not None
+    if last is not None and last["step"] == result["total_steps"] and _is_saved(last["step"], result):
         return "finished"
-    summary = directory / "summary.json"
-    # A run that ends regularly writes the summary last; a resumed run first rewrites metrics.jsonl.
-    if summary.exists() and summary.stat().st_mtime >= (directory / "metrics.jsonl").stat().st_mtime:
+    if not running and last is not None and _ended_regularly(directory):
         return "stopped"
+    # Earlier versions wrote neither; of their runs it is not known whether they are running.
+    if not running and any((directory / name).exists() for name in (LOCK_FILE, CONFIG_FILE)):
+        return "died"
+    if last is None:
+        return "starting" if running else "not started"
     usual = max(record["seconds"] for record in records[-_RECENT:])
     quiet = now - (directory / "metrics.jsonl").stat().st_mtime
     return "silent" if quiet > max(_SILENT_SECONDS, _SILENT_STEPS * usual) else "running"
+
+
+def _is_saved(step: int, result: Status) -> bool:
+    return any(entry["step"] == step and entry["damage"] is None for entry in result["checkpoints"])
+
+
+def _ended_regularly(directory: Path) -> bool:
+    """A run that ends regularly writes the summary last; a resumed run first rewrites metrics.jsonl."""
+    summary = directory / "summary.json"
+    return summary.exists() and summary.stat().st_mtime >= (directory / "metrics.jsonl").stat().st_mtime

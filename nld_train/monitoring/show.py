@@ -14,8 +14,10 @@ from nld_train.training.metrics.registry import MetricTable
 
 _STATES = {
     "not started": "no step yet",
+    "starting": "starting, no step yet",
     "running": "running",
     "silent": "silent for longer than usual: perhaps dead",
+    "died": "ended without saving, killed or after an error; the same command continues from the last checkpoint",
     "stopped": "stopped, saved; the same command continues it",
     "finished": "finished",
 }
@@ -35,6 +37,8 @@ def show(status: Status) -> None:
 def _rows(status: Status) -> Iterator[tuple[str, str]]:
     age, last = status["seconds_since_last_record"], status["last"]
     yield "state", _STATES[status["state"]]
+    if status["process"] is not None:
+        yield "process", f"{status['process']['process']} on {status['process']['host']}"
     if age is not None and last is not None:
         yield "last record", f"{_duration(age)} ago"
     if last is not None:
@@ -50,9 +54,7 @@ def _progress(status: Status) -> Iterator[tuple[str, str]]:
     last, total = status["last"], status["total_steps"]
     of_stage = f" of {last['stage_steps']:,}" if last["stage_steps"] else ""
     yield "stage", f"{last['stage']}, step {last['stage_step']:,}{of_stage}"
-    done = (
-        f" of {total:,} ({last['step'] / total:.1%})" if total else " (of how many is known with the first checkpoint)"
-    )
+    done = f" of {total:,} ({last['step'] / total:.1%})" if total else ""
     yield "step", f"{last['step']:,}{done}"
     yield "tokens", f"{last['tokens']:,}"
     mfu = "" if last["mfu"] is None else f", FLOP utilisation {last['mfu']:.1%}"

@@ -236,8 +236,8 @@ class _Wait:
 def living_owner(directory: Path) -> Owner | None:
     """The process that has the lock of a run's directory; None where no run has it, or its process is gone.
 
-    A process on another machine counts as gone when its last sign of life is older than `STALE_SECONDS`, by the clock
-    of this machine.
+    A process on another machine, or on a file system without locks, counts as gone when its last sign of life is older
+    than `STALE_SECONDS`, by the clock of this machine.
 
     Raises:
         OSError: the file exists and cannot be read.
@@ -246,13 +246,16 @@ def living_owner(directory: Path) -> Owner | None:
     owner = _owner_of(path)
     if owner is None:
         return None
-    if not owner.on_this_machine:
+    state = LockState.UNSUPPORTED
+    if owner.on_this_machine:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            state = take_lock(descriptor, path, shared=True)
+        finally:
+            os.close(descriptor)
+    if state == LockState.UNSUPPORTED:
         return owner if time.time() - path.stat().st_mtime < STALE_SECONDS else None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return owner if take_lock(descriptor, path, shared=True) == LockState.HELD else None
-    finally:
-        os.close(descriptor)
+    return owner if state == LockState.HELD else None
 
 
 def _create(path: Path) -> int | None:

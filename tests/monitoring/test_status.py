@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from nld_train.commands.status import main
 from nld_train.monitoring.run_status import run_status
 from nld_train.monitoring.spikes import find_spikes
 from nld_train.training.metrics.jsonl import read_metrics
+from nld_train.training.run_lock import RunLock
 
 PROBE = """
 import sys
@@ -102,8 +104,10 @@ def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path
         file.write(json.dumps({**records_of(directory)[-1], "step": 4}) + '\n{"stage": "jo')
     after = (directory / "summary.json").stat().st_mtime + 10
     os.utime(directory / "metrics.jsonl", (after, after))
+    lock = RunLock(directory)
     found = run_status(directory)
     assert (found["state"], found["last"]["step"]) == ("running", 4)
+    assert found["process"] == {"process": os.getpid(), "host": socket.gethostname()}
     # Nobody has written for an hour.
     hour_ago = time.time() - 3600
     for name in ("metrics.jsonl", "summary.json"):
@@ -111,6 +115,33 @@ def test_a_stopped_run_goes_on_or_dies(settings: tuple[str, ...], tmp_path: Path
     found = run_status(directory)
     assert found["state"] == "silent"
     assert found["seconds_since_last_record"] == pytest.approx(3600, abs=60)
+    lock.release()
+
+
+def test_a_killed_run_is_not_running(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """At once, on its own machine; one that has only just started as well."""
+    (copy / "summary.json").unlink()
+    shutil.rmtree(copy / "checkpoints")
+    lock = RunLock(copy)
+    assert run_status(copy)["state"] == "running"
+    os.close(lock._descriptor)  # what a kill does: the file stays
+    found = run_status(copy)
+    assert (found["state"], found["process"]) == ("died", None)
+    (copy / "metrics.jsonl").write_text("")
+    assert run_status(copy)["state"] == "died"
+    assert main([str(copy)]) == 0
+    assert "ended without saving" in capfd.readouterr().out
+    lock = RunLock(copy)
+    assert run_status(copy)["state"] == "starting"
+    lock.release()
+
+
+def test_a_run_of_an_earlier_version_may_be_running(copy: Path) -> None:
+    """It had neither a lock nor its settings in its directory."""
+    for name in ("config.yaml", "summary.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "checkpoints")
+    assert run_status(copy)["state"] == "running"
 
 
 def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -121,11 +152,14 @@ def test_before_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_before_the_first_checkpoint(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The settings of the last start say how many steps there will be."""
     shutil.rmtree(copy / "checkpoints")
     found = run_status(copy)
-    assert (found["total_steps"], found["checkpoints"]) == (None, [])
+    assert (found["total_steps"], found["checkpoints"]) == (8, [])
     assert main([str(copy)]) == 0
-    assert "none yet" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "none yet" in printed
+    assert "8 of 8 (100.0%)" in printed
 
 
 def test_damage_is_reported_with_the_sound_one_before_it(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +180,7 @@ def test_damage_is_reported_with_the_sound_one_before_it(copy: Path, capfd: pyte
 
 def test_settings_of_an_older_version_are_read(copy: Path, finished: Path) -> None:
     """It knew fewer keys, and one that is gone."""
+    (copy / "config.yaml").unlink()
     path = copy / "checkpoints/step_00000008/config.yaml"
     settings = yaml.safe_load(path.read_text())
     for group, key in (

@@ -5,11 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
+import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from children import Child, ranks
+from forked import Forked
 from run_equality import assert_same_run
 from tiny_runs import SHORT, composed, newest_checkpoint, records_of, short_stages
 from training_runs import Train
@@ -17,6 +22,8 @@ from training_runs import Train
 from nld_train.config.plan import stage_plans
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.errors import UserError
+from nld_train.training.loop.parallel import _torchrun_store
 
 STEPS = 16
 # Longer than such a step takes: of those that are left when a signal is sent, some are left when it arrives.
@@ -70,6 +77,30 @@ def test_data_workers_outlive_it(data: tuple[str, ...], tmp_path: Path, number: 
     assert child.wait() == (INTERRUPT if number == signal.SIGINT else REQUEUE), child.output()
     assert "Traceback" not in child.output()
     assert_saved_where_it_stopped(tmp_path / "run")
+
+
+@pytest.mark.long
+def test_a_killed_run_leaves_no_process(data: tuple[str, ...], tmp_path: Path) -> None:
+    """Data workers, their fork server and Python's resource tracker go, with their semaphores and sockets."""
+    with tempfile.TemporaryDirectory() as sockets:  # a short path: that of a socket has at most 107 bytes
+        settings = (*data, *SETTINGS, "data.workers=2")
+        child = Child(tmp_path / "run", settings, step_seconds=STEP_SECONDS, environment={"TMPDIR": sockets})
+        child.wait_for_step(1)
+        started = psutil.Process(child.process.pid).children(recursive=True)
+        assert len(started) == 4, started
+        semaphores = semaphores_of(started)
+        assert semaphores
+        child.signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert psutil.wait_procs(started, timeout=20)[1] == []
+        assert not any(path.exists() for path in semaphores)
+        assert os.listdir(sockets) == []
+
+
+def semaphores_of(processes: list[psutil.Process]) -> set[Path]:
+    """The named semaphores that are mapped into some processes."""
+    maps = {mapped.path for process in processes for mapped in process.memory_maps()}
+    return {Path(path) for path in maps if path.startswith("/dev/shm/sem.")}
 
 
 def test_a_sweep_ends_with_the_job_that_was_asked_to_leave(data: tuple[str, ...], tmp_path: Path) -> None:
@@ -147,3 +178,41 @@ def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGTERM)
     assert len(list(steps)) == 49
+
+
+@pytest.mark.long
+def test_a_rank_that_is_stopped_is_named_when_the_others_have_waited(data: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = (*data, *SETTINGS, "batch.micro_size=2", "execution.timeout_minutes=0.1")
+    first, second = ranks(2, tmp_path / "run", overrides, step_seconds=STEP_SECONDS)
+    first.wait_for_step(2)
+    second.signal(signal.SIGSTOP)
+    assert first.wait() == 2, first.output()
+    (line,) = [line for line in first.output().splitlines() if line.startswith("error: ")]
+    assert "rank 1 does not answer" in line
+    assert "execution.timeout_minutes=0.1" in line
+    assert "Traceback" not in first.output()
+    second.process.kill_group()
+    assert second.wait() == -signal.SIGKILL
+
+
+def test_a_run_whose_port_is_in_use_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", address.rpartition(":")[2])):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match=f"{address}: another program has this port; choose another"):
+            _torchrun_store(timedelta(seconds=5))
+
+
+def test_a_run_whose_terminal_has_gone_continues(data: tuple[str, ...], tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    settings = (*data, *SHORT, *short_stages(1, 1), f"run.dir={tmp_path / 'run'}")
+    with open(writer, "wb") as pipe, (tmp_path / "errors").open("wb") as errors:
+        process = Forked(["-m", "nld_train.train", *settings], pipe, errors=errors)
+        assert process.poll(120) == 0, (tmp_path / "errors").read_text()
+    said = [line for line in (tmp_path / "errors").read_text().splitlines() if "standard output" in line]
+    assert said == ["warning: standard output: Broken pipe; the run continues without it"]
+    assert len(records_of(tmp_path / "run")) == 2

@@ -16,6 +16,7 @@ from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model import cpu_patches
 from nld_train.model.accelerator import destroy_overlap_buffers
+from nld_train.training.loop.lost_ranks import naming_lost_ranks
 
 
 def resolve_device(device: str) -> torch.device:
@@ -35,7 +36,11 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def parallel_groups(config: Config) -> Iterator[torch.device]:
-    """Creates the process group and Megatron's groups, yields this process's device, and destroys them at the end."""
+    """Creates the process group and Megatron's groups, yields this process's device, and destroys them at the end.
+
+    Raises:
+        UserError: a rank does not answer any more, or never came.
+    """
     device = resolve_device(config.execution.device)
     if device.type == "cpu":
         cpu_patches.install()
@@ -43,8 +48,9 @@ def parallel_groups(config: Config) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     _join(device, timedelta(minutes=config.execution.timeout_minutes))
     try:
-        _build_groups(config)
-        yield device
+        with naming_lost_ranks(config.execution.timeout_minutes):
+            _build_groups(config)
+            yield device
     finally:
         _leave()
 
@@ -67,8 +73,19 @@ _jobs = itertools.count()
 
 @cache
 def _torchrun_store(timeout: timedelta) -> dist.Store:
-    """The store of torchrun's environment, opened once."""
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    """The store of torchrun's environment, opened once.
+
+    Raises:
+        UserError: another program has its port, nobody listens there, or some process has not come.
+    """
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    except dist.DistNetworkError as error:
+        reason = "another program has this port" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        raise UserError(f"{address}: {reason}; choose another port (torchrun --master-port, MASTER_PORT)") from error
+    except dist.DistStoreError as error:
+        raise UserError(f"{address}: not all processes have come ({str(error).splitlines()[0]})") from error
     return store
 
 

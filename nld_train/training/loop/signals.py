@@ -5,21 +5,19 @@
 | SIGTERM, SIGUSR1  | the step ends, a checkpoint is saved, the process ends | 75        |
 | SIGINT            | the same; a second one ends the process at once        | 130       |
 
-75 is `EX_TEMPFAIL` of sysexits.h: the same command, started again, resumes the run. A launcher may requeue on it.
+Before a run handles them itself, each ends the process at once with the same exit code (`nld_train.startup`).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-REQUEUE_STATUS = 75
-INTERRUPT_STATUS = 130
-_REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from nld_train.startup import INTERRUPT_STATUS, REQUEUE_SIGNALS, STOP_SIGNALS, numbers_at_once, stop_status
 
 
 class StopRequest:
@@ -34,45 +32,39 @@ class StopRequest:
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler: only stores the exit code."""
-        self.status = INTERRUPT_STATUS if number == signal.SIGINT else REQUEUE_STATUS
+        self.status = stop_status(number)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Handles the signals while it is open; restores the previous handlers afterwards."""
+    """Handles the signals while it is open, and restores the previous handlers afterwards, with two exceptions.
+
+    After a signal has stopped the run, SIGTERM and SIGUSR1 are ignored: launchers signal again, and a second one must
+    not turn the exit code of a saved run into that of a kill. SIGINT then ends the process without a word. After an
+    error, SIGTERM and SIGUSR1 kill: there is nothing that a launcher should continue.
+    """
     request = StopRequest()
-    numbers = (*_REQUEUE_SIGNALS, signal.SIGINT)
-    with _leave_at_second_interrupt():
-        before = {number: signal.signal(number, request.handle) for number in numbers}
+    with numbers_at_once(_leave_at_second_interrupt()):
+        after: dict[signal.Signals, Any] = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
         try:
             yield request
+        except BaseException:
+            after |= dict.fromkeys(REQUEUE_SIGNALS, signal.SIG_DFL)
+            raise
         finally:
-            for number, handler in before.items():
+            if request.status:
+                after = {signal.SIGINT: signal.SIG_DFL, **dict.fromkeys(REQUEUE_SIGNALS, signal.SIG_IGN)}
+            for number, handler in after.items():
                 signal.signal(number, handler)
 
 
-@contextmanager
-def _leave_at_second_interrupt() -> Iterator[None]:
-    """Ends the process at the second SIGINT while it is open, even if the main thread is blocked.
-
-    A handler in Python runs only when the main thread returns to Python, and that may be blocked inside gloo or NCCL on
-    a process that has ended. A thread reads at once what the C handler writes into the wakeup descriptor.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_count_interrupts, args=(reader,), name="interrupts", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-
-
-def _count_interrupts(reader: int) -> None:
+def _leave_at_second_interrupt() -> Callable[[bytes], None]:
     interrupts = 0
-    while numbers := os.read(reader, 64):
+
+    def received(numbers: bytes) -> None:
+        nonlocal interrupts
         interrupts += numbers.count(signal.SIGINT)
         if interrupts > 1:
             os._exit(INTERRUPT_STATUS)
-    os.close(reader)
+
+    return received

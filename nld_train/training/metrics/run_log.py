@@ -6,8 +6,10 @@ import os
 import sys
 from pathlib import Path
 
+from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
-from nld_train.files import set_aside
+from nld_train.files import set_aside, write_atomically
+from nld_train.training.checkpoint.paths import CONFIG_FILE
 from nld_train.training.metrics.console import LOG_FILE, ConsoleLog
 from nld_train.training.metrics.jsonl import MetricsFile
 from nld_train.training.metrics.records import StepRecord
@@ -41,6 +43,7 @@ class RunLog:
         self.failure: OSError | None = None
         if self._first_rank:
             _set_aside_folders(self._directory)
+            write_atomically(self._directory / CONFIG_FILE, config_to_yaml(config))
             every, stages = config.logging.every, config.run.stages
             self._console = ConsoleLog(self._directory, total_steps, every, metrics, stages)
             self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)

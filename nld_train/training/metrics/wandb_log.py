@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from nld_train.config.load import config_to_dict
 from nld_train.config.schema import Config
 from nld_train.files import open_regular, set_aside, write_atomically
+from nld_train.output import write_error
+from nld_train.printable import one_line
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import flat
 from nld_train.training.metrics.registry import MetricTable
@@ -20,52 +23,92 @@ from nld_train.training.metrics.registry import MetricTable
 # What Weights & Biases takes as one.
 _LONGEST_IDENTITY = 128
 _IDENTITY = rf"[\w.-]{{1,{_LONGEST_IDENTITY}}}"
+# How long a start waits for the server before the run is logged offline, and an end for what was not sent yet.
+_START_SECONDS = 60.0
+_END_SECONDS = 600.0
 
 
 class WandbLog:
     """Weights & Biases, offline unless configured; a continued run keeps its identity.
 
+    No failure of it ends the run: without a key or a connection, one line says so and the run is logged offline.
+
     Args:
         config: the run.
         metrics: of the run; None for the registered ones.
+        start_seconds: how long to wait for the server at the start.
     """
 
-    def __init__(self, config: Config, metrics: MetricTable | None = None) -> None:
+    def __init__(
+        self, config: Config, metrics: MetricTable | None = None, start_seconds: float = _START_SECONDS
+    ) -> None:
         self._metrics = metrics or MetricTable()
         self._run: Any = None
-        if config.logging.wandb.mode == "disabled":
-            return
-        import wandb
+        modes = {"disabled": (), "offline": ("offline",), "online": ("online", "offline")}
+        for mode in modes[config.logging.wandb.mode]:
+            try:
+                self._run = _start(config, mode, start_seconds)
+                return
+            except Exception as error:  # whatever the library raises
+                hint = "; logged offline, to be sent by `wandb sync`" if mode == "online" else ""
+                _warn(f"logging.wandb.mode={mode} fails ({one_line(str(error))}){hint}")
 
-        settings = config.logging.wandb
-        self._run = wandb.init(
-            mode=settings.mode,
-            project=settings.project,
-            entity=settings.entity,
+    def write(self, record: Record) -> None:
+        """Logs what every metric of a step gives: numbers, tables and plots."""
+        if self._run is not None:
+            values = wandb_values(record, self._metrics)
+            self._attempt(lambda run: run.log(values, step=record["step"]))
+
+    def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
+        """Ends the run, with its summary and, if there is one, the image of its curves."""
+        if summary is not None:
+            self._attempt(lambda run: run.summary.update(flat(summary)))
+        if image is not None:
+            self._attempt(lambda run: run.log({"report": _image(image)}))
+        self._attempt(lambda run: run.finish())
+
+    def _attempt(self, call: Callable[[Any], Any]) -> None:
+        """A call of the library. After a failure there are no further ones."""
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:  # whatever the library raises
+            self._run = None
+            _warn(f"Weights & Biases fails ({one_line(str(error))}); the run continues without it")
+
+
+def _start(config: Config, mode: Any, start_seconds: float) -> Any:
+    import wandb
+
+    options = {"init_timeout": start_seconds, "finish_timeout": _END_SECONDS}
+    known = {name: value for name, value in options.items() if name in wandb.Settings.model_fields}
+    try:
+        return wandb.init(
+            mode=mode,
+            project=config.logging.wandb.project,
+            entity=config.logging.wandb.entity,
             name=config.run.name,
             id=_wandb_identity(Path(config.run.dir)),
             resume="allow",
             dir=config.run.dir,
             config=config_to_dict(config),
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=settings.mode == "offline"),
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=mode == "offline", **known),
         )
+    except Exception:
+        # Its service has the run's identity in use otherwise.
+        wandb.teardown()
+        raise
 
-    def write(self, record: Record) -> None:
-        """Logs what every metric of a step gives: numbers, tables and plots."""
-        if self._run is not None:
-            self._run.log(wandb_values(record, self._metrics), step=record["step"])
 
-    def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
-        """Ends the run, with its summary and, if there is one, the image of its curves."""
-        if self._run is None:
-            return
-        if summary is not None:
-            self._run.summary.update(flat(summary))
-        if image is not None:
-            import wandb
+def _image(path: Path) -> Any:
+    import wandb
 
-            self._run.log({"report": wandb.Image(str(image))})
-        self._run.finish()
+    return wandb.Image(str(path))
+
+
+def _warn(line: str) -> None:
+    write_error(f"warning: {line}")
 
 
 def wandb_values(record: Record, metrics: MetricTable) -> Record:
