@@ -97,7 +97,7 @@ class RunLog:
 
 def _set_aside_folders(directory: Path) -> None:
     """Renames what is no file and has the name of one that a run writes, so that the run need not end for it."""
-    for name in (LOG_FILE, "summary.json", "report.png"):
+    for name in (CONFIG_FILE, LOG_FILE, "summary.json", "report.png"):
         path = directory / name
         if os.path.lexists(path) and not path.is_file():
             print(f"warning: {path} is not a file and is renamed to {set_aside(path).name}", file=sys.stderr)
