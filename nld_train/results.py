@@ -39,7 +39,9 @@ def file_instead_of_switch(words: Sequence[str], message: str) -> str:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, equals, value = word.partition("=")
         file = value if equals else following
-        if option == "--json" and file and not file.startswith("-") and file in message:
+        # Where it stands before the other arguments, it is taken for the first of them, and the last one is too many.
+        refused = file in message or (file.endswith(".json") and "unrecognized arguments" in message)
+        if option == "--json" and file and not file.startswith("-") and refused:
             return f"--json {file}: --json takes no file, it prints the JSON; --output {file} writes it there"
     return message
 

@@ -64,6 +64,12 @@ def test_a_file_after_json_is_told_the_new_option(
     assert "--output out.json" in error
 
 
+def test_a_file_after_json_before_the_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line of earlier versions in another order."""
+    assert import_module(COMMANDS["nld-curve"]).main(["--json", "out.json", "checkpoint", "--prompt", "a"]) == 2
+    assert "--output out.json" in capsys.readouterr().err
+
+
 def test_other_errors_of_a_command_line_with_json_stay(capsys: pytest.CaptureFixture[str]) -> None:
     assert import_module(COMMANDS["nld-curve"]).main(["a", "--json", "--prompt", "a", "--promt", "b"]) == 2
     assert "--promt" in capsys.readouterr().err

@@ -121,7 +121,7 @@ def test_initial_weights_and_a_folder_that_cannot_be_made(folder: Path, data: tu
         "init.checkpoint=folder": "init.checkpoint: folder is neither a checkpoint nor a run",
         "run.dir=file": "run.dir: file cannot be written",
         "run.dir=file/below": "run.dir: file/below cannot be written",
-        "data.tokenizer=none": "none",
+        "data.tokenizer=none": "data.tokenizer=none: there is no such folder",
     }
     lines = [["nld-train", *data, "run.dir=new", case] for case in cases]
     for (status, errors), message in zip(outcomes(folder, lines), cases.values(), strict=True):

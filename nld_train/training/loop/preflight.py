@@ -12,7 +12,6 @@ from pathlib import Path
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
 from nld_train.data.packed import check_files as check_token_set
-from nld_train.data.tokenizer import require_directory
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
 from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
@@ -27,8 +26,11 @@ def check_paths(config: Config) -> None:
     """
     for prefix in _prefixes(config):
         check_token_set(prefix)
-    if config.data.tokenizer is not None:
-        require_directory(config.data.tokenizer)
+    tokenizer = config.data.tokenizer
+    if tokenizer is not None and not Path(tokenizer).is_dir():
+        raise UserError(
+            f"data.tokenizer={tokenizer}: there is no such folder; name that of the data's tokenizer, or null"
+        )
     directory = Path(config.run.dir)
     # A run that continues needs no initial weights, which may have been deleted since.
     if config.init.checkpoint is not None and not written_checkpoints(checkpoints_directory(directory)):
