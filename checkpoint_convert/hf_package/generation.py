@@ -130,8 +130,8 @@ class GenerationMethods:
             max_new_tokens: maximum of new tokens per sequence.
             block_length: drafts per cycle; None for `config.block_size`.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
-            ar_weight: weight of the AR prediction in the ensemble that the bonus token is drawn from; only 1 is
-                lossless.
+            ar_weight: weight of the AR prediction in the ensemble of both predictions that accepts drafts and gives the
+                bonus token; only 1 is lossless.
             **settings: as in `ar_generate`.
 
         Returns:

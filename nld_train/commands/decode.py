@@ -53,8 +53,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="W",
-        help="quadratic: weight of the AR head in the ensemble that predicts the bonus token; below 1 the text is no "
-        "longer AR's (default: 1)",
+        help="quadratic: weight of the AR prediction in the ensemble that accepts drafts and gives the bonus token; "
+        "below 1 the text is no longer AR's (default: 1)",
     )
 
 

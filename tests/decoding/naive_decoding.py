@@ -35,6 +35,14 @@ class Reader:
         """The AR prediction after a text."""
         return int(self.logits(text)[-1].argmax())
 
+    def mixture(self, text: list[int], length: int, ar_weight: float) -> Tensor:
+        """`[V]`, probabilities of the ensemble after a text; the diffusion one at the first of `length` masks."""
+        ar = self.logits(text)[-1].softmax(-1)
+        if ar_weight == 1:
+            return ar
+        masks = self.logits(text + [self.mask] * length, block=length)[len(text)].softmax(-1)
+        return ar_weight * ar + (1 - ar_weight) * masks
+
 
 @dataclass
 class Naive:
@@ -78,21 +86,26 @@ def linear(reader: Reader, prompt: list[int], limit: int, length: int, stops: tu
     return Naive(new, accepted, forwards)
 
 
-def quadratic(reader: Reader, prompt: list[int], limit: int, length: int, stops: tuple[int, ...] = ()) -> Naive:
+def quadratic(
+    reader: Reader, prompt: list[int], limit: int, length: int, stops: tuple[int, ...] = (), ar_weight: float = 1.0
+) -> Naive:
     """Each group of a cycle by a forward of its own: the text, the drafts up to the group's, and its masks."""
 
     def masks_after(text: list[int]) -> list[int]:
         return reader.logits(text + [reader.mask] * length, block=length)[len(text) :].argmax(-1).tolist()
 
-    new, over = cut([reader.next_token(prompt)], limit, stops)
+    def target(text: list[int]) -> int:
+        return int(reader.mixture(text, length, ar_weight).argmax())
+
+    new, over = cut([target(prompt)], limit, stops)
     drafts = [new[0], *masks_after(prompt)[1:]]
     accepted, cycles = [], 0
     while not over:
         text = prompt + new[:-1]
         kept = 1
-        while kept < length and reader.next_token(text + drafts[:kept]) == drafts[kept]:
+        while kept < length and target(text + drafts[:kept]) == drafts[kept]:
             kept += 1
-        bonus = reader.next_token(text + drafts[:kept])
+        bonus = target(text + drafts[:kept])
         before = len(new)
         new, over = cut([*new, *drafts[1:kept], bonus], limit, stops)
         drafts = [bonus, *masks_after(text + drafts[:kept])[1:]]

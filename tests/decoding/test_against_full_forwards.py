@@ -62,6 +62,23 @@ def test_quadratic(models: Models, readers: Readers, weights: str, length: int) 
     check(result, [quadratic(readers[weights], prompt, LIMIT, length, STOPS) for prompt in PROMPTS])
 
 
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("ar_weight", [0.5, 0.0])
+def test_with_an_ar_weight_below_1_the_ensemble_accepts_drafts(
+    models: Models, readers: Readers, weights: str, ar_weight: float
+) -> None:
+    options = DecodeOptions(LIMIT, block_length=4, stop_tokens=STOPS, ar_weight=ar_weight)
+    result = decode(CountingEngine(models[weights]), PROMPTS, "quadratic", options)
+    expected = [quadratic(readers[weights], prompt, LIMIT, 4, STOPS, ar_weight) for prompt in PROMPTS]
+    check(result, expected)
+    assert any(count > 1 for row in result.accepted for count in row)
+    ids, forwards = models[weights].quadratic_spec_generate(
+        torch.tensor([PROMPTS[1]]), LIMIT, 4, eos_token_id=STOPS, ar_weight=ar_weight
+    )
+    assert ids[0, len(PROMPTS[1]) :].tolist() == expected[1].tokens
+    assert forwards == expected[1].forwards + 1
+
+
 class Listener(CountingEngine):
     """Keeps the logits of every token of each step too."""
 

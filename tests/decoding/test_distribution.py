@@ -77,6 +77,36 @@ def test_samples_are_distributed_as_ar_sampling(small: NemotronLabsDiffusionMode
     assert p_value(samples(small, mode, settings), ar_probabilities(small, settings)) > 1e-3
 
 
+@torch.no_grad()
+def ensemble_probabilities(model: NemotronLabsDiffusionModel, settings: DecodeOptions) -> dict[tuple[int, ...], float]:
+    """Probability of every continuation if each token is drawn from the mixture after the text before it."""
+    ordinary, masks = [token for token in range(VOCABULARY) if token != MASK], [MASK] * settings.block_length
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(LENGTH):
+        texts = list(found)
+        ids = torch.tensor([PROMPT + list(text) for text in texts])
+        noisy = torch.tensor([PROMPT + list(text) + masks for text in texts])
+        ar = model(ids).logits[:, -1]
+        diffusion = model(noisy, mode="block", block_length=settings.block_length).logits[:, -settings.block_length]
+        ar[:, MASK] = diffusion[:, MASK] = float("-inf")
+        mixture = settings.ar_weight * ar.softmax(-1) + (1 - settings.ar_weight) * diffusion.softmax(-1)
+        steps = TokenSampling(settings, [0]).distribution(mixture.log()).double()
+        rows = zip(texts, steps, strict=True)
+        found = {(*text, token): found[text] * float(row[token]) for text, row in rows for token in ordinary}
+    return found
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_with_an_ar_weight_below_1_samples_are_distributed_as_the_ensemble(
+    small: NemotronLabsDiffusionModel, changes: dict
+) -> None:
+    settings = options(ar_weight=0.4, **changes)
+    found = samples(small, "quadratic", settings)
+    assert p_value(found, ensemble_probabilities(small, settings)) > 1e-3
+    if not changes:
+        assert p_value(found, ar_probabilities(small, settings)) < 1e-6
+
+
 def test_drafts_of_an_adapter_change_no_distribution(tmp_path: Path) -> None:
     """Another q, the same output."""
     model = small_model()

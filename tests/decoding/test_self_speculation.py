@@ -13,6 +13,8 @@ from tiny_models import LENGTHS, CountingEngine, random_model, trained_model
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.decoding import DecodeOptions, DecodeResult
 from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.sampling import TokenSampling
+from nld_train.decoding.algorithms.verification import Drafts, mixed_logits, verify
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17, 59, 58], list(range(10, 40))]
@@ -135,6 +137,16 @@ def test_an_ensemble_of_both_predictions_is_another_text(models: Models, ar_text
     ]
     assert texts[0].token_ids == texts[1].token_ids == ar_texts["random"]
     assert texts[2].token_ids != ar_texts["random"]
+
+
+def test_a_draft_that_only_the_ensemble_prefers_is_accepted() -> None:
+    """After the first draft the AR argmax is token 1, the argmax of the mixture token 0."""
+    target = mixed_logits(torch.tensor([0.3, 0.4, 0.3]).log(), torch.tensor([0.8, 0.1, 0.1]).log(), ar_weight=0.5)
+    greedy = TokenSampling(DecodeOptions(2), [0, 1])
+    drafts = Drafts(torch.tensor([[2, 0], [2, 1]]), torch.tensor([2, 2]), None)
+    accepted, bonus = verify(greedy, drafts, target.expand(2, 2, 3))
+    assert accepted.tolist() == [1, 0]
+    assert bonus.tolist() == [0, 0]
 
 
 def test_a_random_model_predicts_many_tokens(ar_texts: dict) -> None:

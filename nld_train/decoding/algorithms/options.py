@@ -33,7 +33,8 @@ class DecodeOptions:
         stop_strings: texts that end a sequence at the token that completes one; they need `to_text`.
         to_text: turns the new ids of a sequence into text.
         adapter: draft with the drafter adapter (linear self-speculation only).
-        ar_weight: w of quadratic self-speculation; only w = 1 preserves the AR distribution.
+        ar_weight: w of quadratic self-speculation, whose target is `w * AR + (1 - w) * diffusion`; only w = 1 preserves
+            the AR distribution.
 
     Raises:
         ValueError: a value out of its range.

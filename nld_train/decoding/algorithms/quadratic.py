@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nld_train.decoding.algorithms.batch import Batch
-from nld_train.decoding.algorithms.verification import Drafts, Ensemble, verify
+from nld_train.decoding.algorithms.verification import Drafts, mixed_logits, verify
 
 
 def decode_quadratic(batch: Batch) -> None:
@@ -22,8 +22,7 @@ def decode_quadratic(batch: Batch) -> None:
         before = batch.session.lengths
         target_logits = _cycle(batch, drafts.tokens)
         length = drafts.tokens.shape[1]
-        ensemble = _ensemble(batch, _first_mask(batch, length))
-        accepted, bonus = verify(batch.sampling, drafts, target_logits, ensemble)
+        accepted, bonus = verify(batch.sampling, drafts, target_logits)
         # Of the k groups only one is used: the head runs over its k masks instead of all k * k.
         predictions = batch.session.logits_at(masks_of(accepted, length))
         batch.session.crop(before + 1 + accepted)
@@ -32,11 +31,13 @@ def decode_quadratic(batch: Batch) -> None:
 
 
 def _prefill(batch: Batch, slots: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Prefills `[prompt | MASK x k]`: predictions `[n, k, V]` at the masks, int64 `[n]` the AR tokens before them."""
+    """Prefills `[prompt | MASK x k]`: predictions `[n, k, V]` at the masks, int64 `[n]` the target's first tokens."""
     logits = batch.prefill(slots, masks=batch.options.block_length)
     no_drafts = Drafts(torch.zeros(len(logits), 1).long(), torch.ones(len(logits)).long(), logits[:, :1])
-    ensemble = _ensemble(batch, lambda _: logits[:, 1])
-    _, first = verify(batch.sampling.at(slots), no_drafts, logits[:, :1], ensemble)
+    target = logits[:, :1]
+    if batch.options.ar_weight < 1:
+        target = mixed_logits(target, logits[:, 1:2], batch.options.ar_weight)
+    _, first = verify(batch.sampling.at(slots), no_drafts, target)
     batch.commit_first(slots, first)
     return logits[:, 1:], first
 
@@ -49,11 +50,6 @@ def _next_drafts(batch: Batch, predictions: Tensor, bonus: Tensor) -> Drafts:
         if not admitted:
             return _drafts_from(batch, predictions, bonus)
         predictions[admitted], bonus[admitted] = _prefill(batch, admitted)
-
-
-def _ensemble(batch: Batch, predictions: Callable[[Tensor], Tensor]) -> Ensemble | None:
-    """The ensemble that the bonus token is drawn from; None for w = 1, which is lossless."""
-    return Ensemble(batch.options.ar_weight, predictions) if batch.options.ar_weight < 1 else None
 
 
 def _drafts_from(batch: Batch, predictions: Tensor, first: Tensor) -> Drafts:
@@ -72,17 +68,19 @@ def _drafts_from(batch: Batch, predictions: Tensor, first: Tensor) -> Drafts:
 
 
 def _cycle(batch: Batch, drafts: Tensor) -> Tensor:
-    """One forward over the drafts and the masks after each: target logits `[a, k, V]` after each draft."""
+    """One forward over the drafts and the masks after each: target logits `[a, k, V]` after each draft.
+
+    With w < 1 the target is the ensemble of the AR prediction and that of the first mask of the draft's group.
+    """
     rows, length = drafts.shape
     group, offsets = groups(length)
     masks = torch.full((rows, len(group) - length), batch.mask_token_id)
     tokens = torch.cat([drafts, masks], 1)
-    return batch.session.forward_append_pattern(tokens, offsets, group_pattern(group, length), length)
-
-
-def _first_mask(batch: Batch, length: int) -> Callable[[Tensor], Tensor]:
-    """A function from groups int64 `[a]` of the last cycle to the logits `[a, V]` at the first mask of each."""
-    return lambda group: batch.session.logits_at(masks_of(group, length)[:, :1])[:, 0]
+    logits = batch.session.forward_append_pattern(tokens, offsets, group_pattern(group, length), length)
+    if batch.options.ar_weight == 1:
+        return logits
+    first_masks = masks_of(torch.arange(length), length)[:, 0].expand(rows, -1)
+    return mixed_logits(logits, batch.session.logits_at(first_masks), batch.options.ar_weight)
 
 
 def masks_of(groups: Tensor, length: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,34 +25,19 @@ class Drafts:
     logits: Tensor | None
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """AR and diffusion predictions mixed in the bonus token (quadratic self-speculation with w < 1).
-
-    Attributes:
-        ar_weight: w, the weight of the AR prediction.
-        logits: from int64 `[a]`, the accepted drafts of each sequence, to float32 `[a, V]`, the diffusion prediction
-            after them.
-    """
-
-    ar_weight: float
-    logits: Callable[[Tensor], Tensor]
-
-
-def verify(
-    sampling: TokenSampling, drafts: Drafts, target_logits: Tensor, ensemble: Ensemble | None = None
-) -> tuple[Tensor, Tensor]:
+def verify(sampling: TokenSampling, drafts: Drafts, target_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Accepts drafts and finds the bonus token after them.
 
-    Greedily, a draft is accepted if it is the AR argmax; the output is the AR output, token for token. With a
-    temperature, a draft x from q is accepted with probability min(1, p(x) / q(x)), and the token after a rejected one
-    is drawn from max(p - q, 0): the output is distributed as AR sampling (Leviathan et al. 2023, arXiv 2211.17192).
+    Greedily, a draft is accepted if it is the argmax of the target logits; the output is that of the target, token for
+    token. With a temperature, a draft x from q is accepted with probability min(1, p(x) / q(x)), and the token after a
+    rejected one is drawn from max(p - q, 0): the output is distributed as samples of the target (Leviathan et al. 2023,
+    arXiv 2211.17192).
 
     Args:
         sampling: for these sequences.
         drafts: `[a, T]`.
-        target_logits: float32 `[a, T, V]`, of the target model (AR mode); row j is conditioned on drafts 0..j.
-        ensemble: mixes another prediction into the bonus token.
+        target_logits: float32 `[a, T, V]`, of the target: the AR mode, or an ensemble (`mixed_logits`); row j is
+            conditioned on drafts 0..j.
 
     Returns:
         int64 `[a]` accepted drafts after column 0, and int64 `[a]` the bonus tokens.
@@ -67,17 +51,10 @@ def verify(
         q = p if drafts.logits is None else sampling.distribution(drafts.logits)
         passed = sampling.uniform(tested) * _of(drafts.tokens[:, 1:], q[:, 1:]) < _of(drafts.tokens[:, 1:], p[:, :-1])
     accepted = (passed & tested).to(torch.int64).cumprod(1).sum(1)
-    if sampling.greedy and ensemble is None:
-        return accepted, target_logits[rows, accepted].argmax(-1).cpu()
-    bonus = sampling.distribution(target_logits[rows, accepted])
-    if not sampling.greedy:
-        rejected = accepted < drafts.sizes - 1
-        bonus = _residual(bonus, q[rows, (accepted + 1).clamp(max=q.shape[1] - 1)], rejected)
-    if ensemble is not None:
-        other = ensemble.logits(accepted)
-        bonus = _mixed(sampling, target_logits[rows, accepted], bonus, other, ensemble.ar_weight)
     if sampling.greedy:
-        return accepted, bonus.argmax(-1).cpu()
+        return accepted, target_logits[rows, accepted].argmax(-1).cpu()
+    rejected = accepted < drafts.sizes - 1
+    bonus = _residual(p[rows, accepted], q[rows, (accepted + 1).clamp(max=q.shape[1] - 1)], rejected)
     return accepted, pick(bonus, sampling.uniform(torch.ones(len(rows), 1, dtype=torch.bool))[:, 0])
 
 
@@ -95,11 +72,11 @@ def _residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:
     return torch.where(usable, rest / total.clamp(min=torch.finfo(p.dtype).tiny), p)
 
 
-def _mixed(sampling: TokenSampling, target: Tensor, bonus: Tensor, other: Tensor, ar_weight: float) -> Tensor:
-    """`w * AR + (1 - w) * diffusion` in probabilities; in greedy decoding of the whole softmax, not of one-hot vectors.
+def mixed_logits(ar_logits: Tensor, diffusion_logits: Tensor, ar_weight: float) -> Tensor:
+    """Logits `[..., V]` of the ensemble `w * p_AR + (1 - w) * p_diff`, a mixture of probabilities.
+
+    A temperature, top-k and top-p apply to the mixture.
 
     Source: arXiv 2607.05722, Appendix C.
     """
-    if sampling.greedy:
-        return ar_weight * target.softmax(-1) + (1 - ar_weight) * other.softmax(-1)
-    return ar_weight * bonus + (1 - ar_weight) * sampling.distribution(other)
+    return torch.log(ar_weight * ar_logits.softmax(-1) + (1 - ar_weight) * diffusion_logits.softmax(-1))
