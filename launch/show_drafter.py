@@ -22,6 +22,7 @@ def main() -> None:
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
+    from nld_train.data.text_ids import text_ids
     from nld_train.decoding import DecodeOptions
     from nld_train.decoding.algorithms.decode import decode
     from nld_train.decoding.algorithms.statistics import accepted_length, tokens_per_forward
@@ -30,7 +31,7 @@ def main() -> None:
     directory = Path(sys.argv[1])
     source = find_source(directory)
     lines = (directory / "prompts.jsonl").read_text().splitlines()
-    prompts = [source.tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
+    prompts = [text_ids(source.tokenizer, json.loads(line)["prompt"]) for line in lines]
     length = block_length(source.directory)
     table = Table("drafts of linear self-speculation", "tokens/forward", "tokens/cycle", "tokens/s", "equal to AR")
     with source.open() as engine:

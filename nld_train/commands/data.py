@@ -37,6 +37,11 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         f"(default: 0, one set NAME; {_STDLIB_VALIDATION} for stdlib)",
     )
     parser.add_argument("--no-end-of-document", action="store_true", help="put no end token after documents")
+    parser.add_argument(
+        "--no-beginning-of-document",
+        action="store_true",
+        help="put no token before documents, also where the tokenizer's template puts one (BOS) before a text",
+    )
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one per core)")
     parser.add_argument("--shard-megabytes", type=float, default=8.0, help="input per unit of work (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name, and OUT/tokenizer")
@@ -77,6 +82,7 @@ def _prepare(options: argparse.Namespace) -> None:
         settings=settings,
         validation=held_out,
         append_end=not options.no_end_of_document,
+        prepend_beginning=not options.no_beginning_of_document,
         workers=options.workers,
         overwrite=options.overwrite,
     )

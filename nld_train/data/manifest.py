@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ class Manifest:
         vocabulary_size: largest id of the tokenizer + 1.
         end_of_document: id after each document, or null.
         documents: number of documents.
-        tokens: number of tokens, end-of-document tokens included.
+        tokens: number of tokens, those that begin and end documents included.
         largest_id: largest id that occurs.
         dtype: numpy type of the tokens in the `.bin`.
         fingerprint: sha256 of the sha256 digests of `.bin` and `.idx`: every byte.
         quick_fingerprint: `nld_train.data.packed.quick_fingerprint`, which is checked at each start.
         versions: of the packages that made the set.
+        beginning_of_document: ids before each document; sets of earlier versions have none.
     """
 
     format_version: int
@@ -55,6 +56,7 @@ class Manifest:
     fingerprint: str
     quick_fingerprint: str
     versions: dict[str, str]
+    beginning_of_document: list[int] = field(default_factory=list)
 
     def tokenizer_directory(self, prefix: str) -> str:
         """Directory of the tokenizer of the set with this prefix."""

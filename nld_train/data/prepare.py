@@ -54,14 +54,15 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     if not 0 <= request.validation < 1:
         raise UserError(f"--validation {request.validation} must be a fraction in [0, 1)")
     shards = plan_shards(request.sources, request.settings)
-    identity = request_hash(request, shards)
+    given = _given_encoder(request)
+    identity = request_hash(request, shards, given.beginning_of_document if given else ())
     if (finished := finished_before(request, identity)) is not None:
         console.print("already prepared: nothing to do")
         return finished
     os.makedirs(request.out, exist_ok=True)
     work = work_folder(request, identity)
     work.mkdir(exist_ok=True)
-    tokenizer, spec = _tokenizer(request, shards, work)
+    tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work)
     job = ShardJob(request.settings, spec, request.validation, work)
     _encode(job, shards, request.workers, console)
     finished_shards = [job.path(number) for number in range(len(shards))]
@@ -81,16 +82,21 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     return manifests
 
 
-def _tokenizer(
+def _given_encoder(request: PrepareRequest) -> EncoderSpec | None:
+    """The encoder of the Hugging Face directory of a request; None where the tokenizer is made here."""
+    if request.makes_tokenizer:
+        return None
+    return directory_spec(request.tokenizer, request.append_end, request.prepend_beginning)
+
+
+def _own_tokenizer(
     request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path
-) -> tuple[Tokenizer | None, EncoderSpec]:
-    """The encoder, and its tokenizer where that is made here and has to be saved beside the sets.
+) -> tuple[Tokenizer, EncoderSpec]:
+    """The tokenizer that is made here and has to be saved beside the sets, and its encoder.
 
     Raises:
-        UserError: the tokenizer cannot be loaded or trained, or another one exists where it would be saved.
+        UserError: the tokenizer cannot be trained, or another one exists where it would be saved.
     """
-    if not request.makes_tokenizer:
-        return None, directory_spec(request.tokenizer, request.append_end)
     tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work)
     is_saved(tokenizer, request.tokenizer_directory, request.overwrite)  # refused now, not after all the encoding
     return tokenizer, own_spec(tokenizer, request.append_end)
@@ -149,6 +155,7 @@ def _manifest(request: PrepareRequest, identity: str, spec: EncoderSpec, content
         tokenizer=os.path.basename(directory) if request.makes_tokenizer else directory,
         tokenizer_hash=tokenizer_hash(directory),
         vocabulary_size=spec.vocabulary_size,
+        beginning_of_document=list(spec.beginning_of_document),
         end_of_document=spec.end_of_document,
         documents=content.documents,
         tokens=content.tokens,

@@ -31,6 +31,7 @@ class PrepareRequest:
         settings: how sources are read.
         validation: fraction of documents that is held out, 0 for none.
         append_end: whether each document ends with the tokenizer's end-of-sequence token.
+        prepend_beginning: whether each document begins with the tokens that the tokenizer puts before a text.
         workers: processes; they do not change the result.
         overwrite: replace a set of the same name, and the tokenizer beside it.
     """
@@ -42,6 +43,7 @@ class PrepareRequest:
     settings: SourceSettings
     validation: float = 0.0
     append_end: bool = True
+    prepend_beginning: bool = True
     workers: int = 1
     overwrite: bool = False
 
@@ -64,8 +66,14 @@ class PrepareRequest:
         return os.path.join(self.out, "tokenizer") if self.makes_tokenizer else os.path.abspath(self.tokenizer)
 
 
-def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> str:
-    """Hash of everything that determines the sets; input files count by name, size and time of change."""
+def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]], beginning: Sequence[int] = ()) -> str:
+    """Hash of everything that determines the sets; input files count by name, size and time of change.
+
+    Args:
+        request: sources, tokenizer and arguments.
+        shards: pieces of the sources.
+        beginning: ids before each document.
+    """
     parts = [
         FORMAT_VERSION,
         asdict(request.settings),
@@ -73,6 +81,8 @@ def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> 
         request.append_end,
         request.tokenizer if request.makes_tokenizer else tokenizer_hash(request.tokenizer),
         [[(p.kind, p.path, p.name, p.begin, p.end, p.size, p.stamp) for p in pieces] for pieces in shards],
+        # Only where there are some, so that a set without them keeps its hash of earlier versions.
+        *([list(beginning)] if beginning else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nld_train.data.text_ids import beginning_of_text
 from nld_train.data.tokenizer_files import VOCABULARY_FILES
 from nld_train.errors import UserError
 
@@ -40,12 +41,14 @@ class EncoderSpec:
         end_of_document: id put after each document, or None.
         forbidden: special ids that text must never become.
         vocabulary_size: largest id of the tokenizer + 1.
+        beginning_of_document: ids put before each document; see `text_ids`.
     """
 
     definition: str
     end_of_document: int | None
     forbidden: tuple[int, ...]
     vocabulary_size: int
+    beginning_of_document: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> type[np.integer[Any]]:
@@ -67,17 +70,17 @@ class Encoder:
         self._forbidden = np.array(spec.forbidden, dtype=np.int64)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
-        """Ids of each text, `[tokens]`, with the end-of-document token appended.
+        """Ids of each text, `[tokens]`, between those that begin a document and the one that ends it.
 
         Raises:
             UserError: the tokenizer turns some text into a special token even when its special strings are split.
         """
         well_formed = [_without_lone_surrogates(text) for text in texts]
         encoded = [ids for batch in _batches(well_formed) for ids in self._encode_batch(batch)]
-        if self.spec.end_of_document is None:
-            return encoded
-        end = np.array([self.spec.end_of_document], dtype=self.spec.dtype)
-        return [np.concatenate([ids, end]) for ids in encoded]
+        begin = np.array(self.spec.beginning_of_document, dtype=self.spec.dtype)
+        ends = () if self.spec.end_of_document is None else (self.spec.end_of_document,)
+        end = np.array(ends, dtype=self.spec.dtype)
+        return [np.concatenate([begin, ids, end]) for ids in encoded] if len(begin) or len(end) else encoded
 
     def _encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
         if self._plain_bytes:
@@ -218,7 +221,7 @@ def own_spec(tokenizer: Tokenizer, append_end: bool) -> EncoderSpec:
     )
 
 
-def directory_spec(directory: str, append_end: bool) -> EncoderSpec:
+def directory_spec(directory: str, append_end: bool, prepend_beginning: bool = True) -> EncoderSpec:
     """Encoder of a Hugging Face tokenizer directory.
 
     Raises:
@@ -236,6 +239,7 @@ def directory_spec(directory: str, append_end: bool) -> EncoderSpec:
         end_of_document=tokenizer.eos_token_id if append_end else None,
         forbidden=tuple(sorted((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})),
         vocabulary_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        beginning_of_document=beginning_of_text(tokenizer) if prepend_beginning else (),
     )
 
 

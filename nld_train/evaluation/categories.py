@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nld_train.data.text_ids import plain_ids, text_ids
 from nld_train.decoding.command_line.request import lines_of
 from nld_train.errors import UserError
 
@@ -86,9 +87,9 @@ class Conversation:
         """Adds the user's turn; returns the ids of the conversation up to it, to be continued by an answer."""
         self._messages.append({"role": "user", "content": self.question.turns[turn]})
         if getattr(self._tokenizer, "chat_template", None):
-            ids = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True, tokenize=False)
-            return list(self._tokenizer.encode(ids, add_special_tokens=False))
-        return list(self._tokenizer.encode("\n".join(message["content"] for message in self._messages)))
+            text = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True, tokenize=False)
+            return plain_ids(self._tokenizer, text)
+        return text_ids(self._tokenizer, "\n".join(message["content"] for message in self._messages))
 
     def add_answer(self, token_ids: Sequence[int]) -> None:
         """Adds the answer to the last turn."""

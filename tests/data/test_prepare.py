@@ -18,12 +18,15 @@ import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from tokenizers import processors
 
 from nld_train.commands.data import main
 from nld_train.data.manifest import read_manifest
 from nld_train.data.packed import indexed_dataset_module
 from nld_train.data.readers import Document
 from nld_train.data.shards import is_held_out
+from nld_train.data.text_ids import text_ids
+from nld_train.data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer
 
 TEXTS = [f"Document {i}: " + "some text <mask> </s> é漢\U0001f600 " * (i % 5 + 1) for i in range(40)]
 
@@ -155,6 +158,41 @@ def test_documents_without_an_end_token(tmp_path: Path) -> None:
     run(tmp_path / "a.txt", "--out", tmp_path, "--no-end-of-document")
     indexed = indexed_dataset_module().IndexedDataset(f"{tmp_path}/a")  # unmaps its files when it goes
     assert indexed[0].tolist() == [101, 102, 103]
+
+
+def test_documents_begin_as_prompts_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the tokens that the tokenizer's template puts before a text, and not with those that it puts after one."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s> </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    save_tokenizer(tokenizer, str(tmp_path / "tokenizer"))
+    (tmp_path / "a.txt").write_text("abc")
+    words = (tmp_path / "a.txt", "--out", tmp_path, "--tokenizer", tmp_path / "tokenizer")
+    run(*words)
+    assert indexed_dataset_module().IndexedDataset(f"{tmp_path}/a")[0].tolist() == [1, 101, 102, 103, 2]
+    manifest = read_manifest(f"{tmp_path}/a")
+    assert manifest is not None
+    assert (manifest.beginning_of_document, manifest.end_of_document, manifest.tokens) == ([1], 2, 5)
+    prompt = text_ids(load_tokenizer(str(tmp_path / "tokenizer")), "abc")
+    assert prompt == [1, 101, 102, 103]
+    run(*words)
+    assert "already prepared" in capsys.readouterr().out
+    assert main(["prepare", *map(str, words), "--no-beginning-of-document"]) == 2
+    run(*words, "--no-beginning-of-document", "--name", "bare")
+    assert indexed_dataset_module().IndexedDataset(f"{tmp_path}/bare")[0].tolist() == [101, 102, 103, 2]
+
+
+def test_a_set_of_an_earlier_version_begins_with_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    run(tmp_path / "a.txt", "--out", tmp_path)
+    path = tmp_path / "a.manifest.json"
+    record = json.loads(path.read_text())
+    assert record.pop("beginning_of_document") == []
+    path.write_text(json.dumps(record))
+    manifest = read_manifest(f"{tmp_path}/a")
+    assert manifest is not None
+    assert manifest.beginning_of_document == []
 
 
 @pytest.mark.parametrize("shard_megabytes", ["0.0005", "0.00123", "1"])

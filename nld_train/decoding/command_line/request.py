@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nld_train.data.text_ids import text_ids
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.policies.policy_declaration import PolicyOf
@@ -52,7 +53,7 @@ def read_request(arguments: Namespace) -> Request:
     texts = _read_prompts(arguments)
     check_batch_size(arguments)
     source = source_of(arguments)
-    return Request(source, texts, [source.tokenizer.encode(text) for text in texts], arguments.batch_size)
+    return Request(source, texts, [text_ids(source.tokenizer, text) for text in texts], arguments.batch_size)
 
 
 def source_of(arguments: Namespace) -> Source:

@@ -51,11 +51,9 @@ def score_by_bound(
     sequence; each sees the context, the clean tokens of its earlier blocks, and its own masked block.
     """
     found = [(0.0, 0.0)] * len(requests)
-    completed(sum(not request.continuation for request in requests))
     by_context: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-        if request.continuation:
-            by_context[request.context].append(index)
+        by_context[request.context].append(index)
     # Contexts with the most continuations first, so that the slots of the others can be freed before.
     contexts = sorted(by_context, key=lambda context: (len(by_context[context]), len(context)), reverse=True)
     for batch in batches(contexts, batch_size):

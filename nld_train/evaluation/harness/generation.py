@@ -79,11 +79,9 @@ def greedy_continuations(
 ) -> list[bool]:
     """For each request, whether greedy diffusion decoding gives the continuation."""
     found = [True] * len(requests)
-    completed(sum(not request.continuation for request in requests))
     groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, request in enumerate(requests):
-        if request.continuation:
-            groups[len(request.continuation)][request.context].append(index)
+        groups[len(request.continuation)][request.context].append(index)
     for size, by_context in groups.items():
         settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
         contexts = sorted(by_context, key=len, reverse=True)

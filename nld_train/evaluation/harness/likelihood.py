@@ -35,11 +35,9 @@ def score_exactly(
     """
     by_inputs: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-        if request.continuation:
-            by_inputs[request.inputs].append(index)
+        by_inputs[request.inputs].append(index)
     sums = [0.0] * len(requests)
     greedy = [True] * len(requests)
-    completed(sum(not request.continuation for request in requests))
     for batch in batches(sorted(by_inputs, key=len, reverse=True), batch_size):
         first = min(len(requests[index].context) for inputs in batch for index in by_inputs[inputs]) - 1
         for begin, values in _predictions(engine, batch, first, logits_at_once):

@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
 from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of
 from nld_train.decoding.load import Source, find_source
@@ -27,6 +28,8 @@ from nld_train.processes import rank
 
 # The default of lm_eval's own models.
 _MAX_NEW_TOKENS = 256
+# Characters of a task's text in messages.
+_SHOWN = 40
 
 
 @register_model("nld")
@@ -70,6 +73,7 @@ class NldModel(TemplateLM):
         worker = Worker(engine, self.source, self.settings, policy(engine), shows_progress=rank() == 0)
         self.workers = WorkerGroup(worker.answer, group)
         self.tokenizer = self.source.tokenizer
+        self._beginning, self._chat = beginning_of_text(self.tokenizer), chat
         self.max_length = self.source.description.context_length
         self.errors: list[float] = []
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -90,9 +94,8 @@ class NldModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The context in place of an empty one: the BOS token, or if there is none, the token that ends a text."""
-        bos: int | None = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else bos
+        """The context in place of an empty one: the last token before any text, else the one that ends a document."""
+        return self._beginning[-1] if self._beginning else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -100,7 +103,8 @@ class NldModel(TemplateLM):
         return str(self.source.directory).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation by the tokenizer's template."""
+        """The text of a conversation by the tokenizer's template, to which nothing is added from then on."""
+        self._chat = True
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -110,12 +114,35 @@ class NldModel(TemplateLM):
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids as in `nld-decode`; a text that begins with the BOS token gets no second one."""
+        """Ids as in `nld-decode`; a text from a chat template has all its special tokens."""
         if add_special_tokens is None:
-            bos = self.tokenizer.bos_token
-            add_special_tokens = bos is None or not string.startswith(bos)
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return ids
+            add_special_tokens = not self._chat
+        return (text_ids if add_special_tokens else plain_ids)(self.tokenizer, string)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether greedy decoding gives them."""
+        return self._loglikelihood_tokens([(request.args, *self._encode_pair(*request.args)) for request in requests])
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context, without the spaces at its end, and of the continuation with them.
+
+        The continuation has the ids of the whole text after those of the context. Where the context's are not the
+        beginning of the whole, because a token spans the join, it is encoded alone.
+
+        Raises:
+            UserError: the continuation has no token: its likelihood of 1 would win every comparison.
+        """
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        before, whole = self.tok_encode(stripped), self.tok_encode(stripped + continuation)
+        ids = whole[len(before) :] if whole[: len(before)] == before else []
+        ids = ids or plain_ids(self.tokenizer, continuation)
+        if not ids:
+            raise UserError(
+                f"--tasks: the continuation {continuation!r} after {stripped[-_SHOWN:]!r} has no token, and so no "
+                "likelihood"
+            )
+        return before, ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -132,7 +159,7 @@ class NldModel(TemplateLM):
         windows: list[Scoring] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0], add_special_tokens=False)
+            ids = text_ids(self.tokenizer, request.args[0])[len(self._beginning) :]
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, self._most_ids - 1, 1):
                 windows.append(self._truncated(*make_disjoint_window(pair)))
                 owners.append(number)

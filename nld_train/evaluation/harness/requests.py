@@ -15,11 +15,15 @@ class Scoring:
 
     Attributes:
         context: at least one id.
-        continuation: any number of ids.
+        continuation: at least one id: an empty one would have the likelihood 1.
     """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert self.context
+        assert self.continuation
 
     @property
     def inputs(self) -> tuple[int, ...]:
