@@ -10,7 +10,7 @@ from checkpoint_convert.checkpoint_paths import require_megatron
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
-from checkpoint_convert.source_config import SourceConfig, read_json, read_source_config
+from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, read_json, read_source_config
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
@@ -68,6 +68,15 @@ class Record:
             return ()
         stages = (self.config.stages[name].train or () for name in self.config.run.stages)
         return tuple(source.prefix for sources in (self.config.data.train, *stages) for source in sources)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block: of the run that wrote it, else of the original model, else of the released models."""
+        if self.config is not None:
+            return self.config.diffusion.block_size
+        return (
+            BLOCK_SIZE if self.origin is None else block_size(self.origin.directory / "config.json", self.origin.outer)
+        )
 
 
 def read_record(directory: Path) -> Record:

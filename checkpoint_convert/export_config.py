@@ -12,7 +12,6 @@ from nld_train.config.schema import ModelConfig
 from nld_train.config.stage_kinds import stage_kind
 
 ALPHA = 0.3  # of the paper's joint stages (docs/method.md, "Objective")
-BLOCK_SIZE = 32  # of the released models (docs/method.md, "Noise")
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -108,14 +107,13 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
 def _diffusion(record: Record) -> dict[str, Any]:
     """Settings of the objective: of the run's last joint stage, else of the original model, else the paper's."""
     origin = record.origin.outer if record.origin is not None else {}
-    alpha, block_size = origin.get("dlm_loss_weight", ALPHA), origin.get("block_size", BLOCK_SIZE)
+    alpha = origin.get("dlm_loss_weight", ALPHA)
     if record.config is not None:
         stages = [record.config.stages[name] for name in stages_begun(record)]
         alphas = [stage.alpha for stage in stages if stage_kind(stage.kind).noisy_stream]
         alpha = alphas[-1] if alphas else alpha
-        block_size = record.config.diffusion.block_size
     return {
-        "block_size": block_size,
+        "block_size": record.block_size,
         "dlm_paradigm": "bidirectional",
         "dlm_loss_weight": alpha,
         "ar_loss_weight": 1.0,

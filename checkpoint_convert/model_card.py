@@ -41,7 +41,6 @@ def model_card(record: Record, model: ModelConfig, name: str, output_format: str
         output_format: `nld` or `ministral3`.
         dtype: name of the type of the weights.
     """
-    block = record.config.diffusion.block_size if record.config else 32
     lines = [
         "---",
         "library_name: transformers",
@@ -54,7 +53,7 @@ def model_card(record: Record, model: ModelConfig, name: str, output_format: str
         f"width {model.hidden_size}, {dtype}). {_WHAT[output_format]}",
         "",
         "```python",
-        _USE[output_format].format(name=name, block=block),
+        _USE[output_format].format(name=name, block=record.block_size),
         "```",
         "",
         *(_training(record, record.config) if record.config else _untrained(record)),

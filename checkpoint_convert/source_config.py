@@ -27,6 +27,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
 }
 
+# Tokens per block of the released models, if a directory does not say (docs/method.md, "Noise").
+BLOCK_SIZE = 32
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -191,3 +194,12 @@ def _token_ids(source: SourceConfig, vocabulary: int) -> dict[str, int]:
             named = [found["eos_token_id"] if key in source.text and found else min(default, vocabulary - 1)]
         found[key] = named[0]
     return found
+
+
+def block_size(path: Path, config: dict[str, Any]) -> int:
+    """Tokens per block in the training of a model with this `config.json`.
+
+    Raises:
+        UserError: the key is not a positive integer.
+    """
+    return positive_integer(path, {"block_size": BLOCK_SIZE, **config}, "block_size")

@@ -26,6 +26,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
 
 
+def temporary_of(path: Path) -> Path:
+    """The name of a file while it is written."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextmanager
 def replaced_atomically(path: Path) -> Iterator[Path]:
     """Yields the name of another file, to be written; it replaces `path` when the block ends without an error.
@@ -33,7 +38,7 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; the old content stays, and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
         yield temporary
         synchronise(temporary)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.errors import UserError
-from nld_train.files import write_atomically
+from nld_train.files import temporary_of, write_atomically
 
 # The options whose value is a file that a command writes.
 _FILES = ("output", "plot")
@@ -50,17 +50,39 @@ def check_result_files(arguments: Namespace) -> None:
     """Refuses files that cannot be written, before anything is computed.
 
     Raises:
-        UserError: the folder of a file does not exist, or the file is a folder.
+        UserError: a file cannot be written (see `check_output`), or two options name the same file.
     """
-    for name in _FILES:
-        given = getattr(arguments, name, None)
-        if given is None:
-            continue
-        path = Path(given).absolute()
-        if not path.parent.is_dir():
-            raise UserError(f"--{name} {given}: there is no folder {path.parent}")
-        if path.is_dir():
-            raise UserError(f"--{name} {given}: is a folder; name a file")
+    given = {name: value for name in _FILES if (value := getattr(arguments, name, None)) is not None}
+    for name, value in given.items():
+        check_output(f"--{name} {value}", Path(value))
+    if len({Path(value).resolve() for value in given.values()}) < len(given):
+        raise UserError(f"{', '.join(f'--{name}' for name in given)}: each needs a file of its own")
+
+
+def check_output(what: str, path: Path) -> None:
+    """Refuses a file that cannot be written, before the work whose result it will hold.
+
+    Args:
+        what: names the file in the message.
+        path: the file, which may exist.
+
+    Raises:
+        UserError: its folder does not exist or cannot be written to, or it exists and is no regular file.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{what}: there is no folder {folder}")
+    if path.is_dir():
+        raise UserError(f"{what}: is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{what}: is no regular file")
+    try:
+        # Permissions alone do not tell: a file system may be read-only, or the name too long.
+        with temporary_of(path).open("a"):
+            pass
+        temporary_of(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror})") from error
 
 
 def give_result(

@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modes", nargs="+", choices=MODES, default=["diffusion", "linear", "quadratic"], help="(default: all but ar)"
     )
-    add_block_lengths(parser, default=(8, 16, 32))
+    add_block_lengths(parser, default=(8, 16, 32), always_read=False)
     add_lengths(parser, block_length=False)
     add_policy(parser)
     add_adapter(parser)

@@ -58,19 +58,26 @@ def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True) -> N
         parser.add_argument(
             "--block-length",
             type=int,
-            default=32,
             metavar="B",
-            help="tokens per block of diffusion and linear (diffusion.block_size in training), drafts per cycle of "
-            "quadratic (default: 32)",
+            help="tokens per block of diffusion and linear, drafts per cycle of quadratic (default: the checkpoint's "
+            "diffusion.block_size)",
         )
 
 
-def add_block_lengths(parser: argparse.ArgumentParser, default: tuple[int, ...]) -> None:
-    """--block-lengths, several with commas."""
+def add_block_lengths(parser: argparse.ArgumentParser, default: tuple[int, ...], always_read: bool = True) -> None:
+    """--block-lengths, several with commas.
+
+    Args:
+        parser: of the command.
+        default: block lengths if none are given.
+        always_read: False for a command in some of whose modes they are refused: without them `block_lengths` is then
+            None, and `default_block_lengths` has the default.
+    """
+    parser.set_defaults(default_block_lengths=default)
     parser.add_argument(
         "--block-lengths",
         type=numbers(int),
-        default=default,
+        default=default if always_read else None,
         metavar="B,B,..",
         help=f"tokens per block (default: {','.join(map(str, default))})",
     )
@@ -82,18 +89,15 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threshold(parser: argparse.ArgumentParser) -> None:
-    """--threshold."""
-    _add_argument(parser, THRESHOLD)
+    """--threshold, of a command that always reads it."""
+    _add_argument(parser, THRESHOLD, THRESHOLD.default)
 
 
-def _add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
+def _add_argument(parser: argparse.ArgumentParser, argument: Argument, value: object = None) -> None:
+    """An option whose value is `value` if it is not given; None, so that a mode that does not read it can refuse it."""
     default = "" if argument.default is None else f" (default: {argument.default})"
     parser.add_argument(
-        argument.option,
-        type=argument.type,
-        default=argument.default,
-        metavar=argument.metavar,
-        help=argument.help + default,
+        argument.option, type=argument.type, default=value, metavar=argument.metavar, help=argument.help + default
     )
 
 
@@ -115,7 +119,6 @@ def add_policy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=tuple(POLICIES),
-        default=DEFAULT,
         help=f"what a denoising pass of diffusion commits. {summaries} (default: {DEFAULT})",
     )
     for argument in policy_arguments().values():

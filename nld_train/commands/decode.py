@@ -22,8 +22,9 @@ from nld_train.results import add_result_options
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     add_layout(parser)
-    parser.add_argument("--mode", choices=MODES, help="decode mode")
-    parser.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
+    modes = parser.add_mutually_exclusive_group(required=True)
+    modes.add_argument("--mode", choices=MODES, help="decode mode")
+    modes.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
     add_prompts(parser)
     add_lengths(parser)
     add_policy(parser)
@@ -38,20 +39,18 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0: greedy (default: 0)"
     )
     parser.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="sample among the K most likely tokens; 0: among all"
+        "--top-k", type=int, metavar="K", help="sample among the K most likely tokens (default: among all)"
     )
     parser.add_argument(
         "--top-p",
         type=float,
-        default=1.0,
         metavar="P",
-        help="sample among the most likely tokens whose probabilities add up to P",
+        help="sample among the most likely tokens whose probabilities add up to P (default: among all)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="prompt i draws with seed S + i (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="S", help="prompt i draws with seed S + i (default: 0)")
     parser.add_argument(
         "--ar-weight",
         type=float,
-        default=1.0,
         metavar="W",
         help="quadratic: weight of the AR prediction in the ensemble that accepts drafts and gives the bonus token; "
         "below 1 the text is no longer AR's (default: 1)",
@@ -68,20 +67,13 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from nld_train.decoding.command_line.variants import refuse_unread
-
-    refuse_unread(arguments)
-    check_command_line(arguments)
-
-
 main = Command(
     "nld-decode",
     "Continues prompts with the weights of a checkpoint, in any decode mode. Started by torchrun, all processes share "
     "one model.",
     _add_arguments,
     Imported("nld_train.decoding.command_line.command:run"),
-    _check,
+    check_command_line,
 )
 
 if __name__ == "__main__":

@@ -32,15 +32,14 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-length",
         type=int,
-        default=32,
         metavar="B",
-        help="tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic (default: 32)",
+        help="tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic (default: the "
+        "checkpoint's diffusion.block_size)",
     )
     add_policy(parser)
     parser.add_argument(
         "--samples",
         type=int,
-        default=32,
         metavar="N",
         help="mode diffusion: noise samples per block of a log-likelihood's bound (default: 32)",
     )

@@ -15,6 +15,7 @@ from nld_train.data.packed import check_files, indexed_dataset_module
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.results import check_output
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def write_prompts(request: PromptRequest) -> int:
     """
     if request.count < 1 or request.tokens < 1:
         raise UserError("--count and --tokens must be at least 1")
+    check_output(f"--out {request.out}", Path(request.out))
     check_files(request.prefix)
     tokenizer = load_tokenizer(_tokenizer_directory(request))
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in _pieces(request)]

@@ -49,6 +49,7 @@ class Source:
         description: properties against which a request is checked.
         tokenizer: of `transformers`.
         stop_tokens: ids that end a text.
+        block_length: tokens per block in its training.
         open: reads the weights; a context that yields the engine.
     """
 
@@ -56,6 +57,7 @@ class Source:
     description: Description
     tokenizer: Any
     stop_tokens: tuple[int, ...]
+    block_length: int
     open: Callable[[], AbstractContextManager[Engine]]
 
 
@@ -117,6 +119,7 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
         description=_description(model, adapter),
         tokenizer=_tokenizer(directory, tokenizer, record.tokenizers, record.data, model),
         stop_tokens=stops or (model.eos_token_id,),
+        block_length=record.block_size,
         open=partial(_open_megatron, directory, config, adapter),
     )
 
@@ -155,7 +158,7 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
 
 
 def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
-    from checkpoint_convert.source_config import model_config, read_json, read_source_config, stop_tokens
+    from checkpoint_convert.source_config import block_size, model_config, read_json, read_source_config, stop_tokens
     from nld_train.library_warnings import quiet_transformers
 
     quiet_transformers()
@@ -175,6 +178,7 @@ def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -
         description=_description(model, adapter),
         tokenizer=_tokenizer(directory, tokenizer, (directory,), (), model),
         stop_tokens=stop_tokens(source, model.vocab_size) or (model.eos_token_id,),
+        block_length=block_size(directory / "config.json", config),
         open=partial(_open_export, directory, adapter),
     )
 

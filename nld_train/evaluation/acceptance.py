@@ -27,11 +27,13 @@ from nld_train.decoding.command_line.request import (
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
+from nld_train.evaluation.by_category import CATEGORIES, MEAN, mean_figures
 from nld_train.evaluation.categories import Conversation, Question, read_questions
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.results import check_result_files, give_result
 
 OVERALL = "overall"
+_ROWS = {OVERALL: f"{OVERALL}, pooled"}
 _SHOWN = ("accepted_length", "tokens_per_forward")
 
 
@@ -52,6 +54,7 @@ def run(arguments: Namespace) -> None:
     check_result_files(arguments)
     check_batch_size(arguments)
     questions = read_questions(Path(arguments.prompts))
+    _refuse_reserved(questions)
     source = source_of(arguments)
     policy = policy_of(arguments, source)
     variants = _variants(arguments, source)
@@ -68,10 +71,8 @@ def _variants(arguments: Namespace, source: Source) -> list[AcceptanceVariant]:
     """Every mode at every block length; linear without and, with `--adapter`, also with the adapter.
 
     Raises:
-        UserError: an adapter that no mode would draft with.
+        UserError: an option out of its range.
     """
-    if arguments.adapter and "linear" not in arguments.modes:
-        raise UserError("--adapter: only linear drafts with one; add it to --modes")
     modes = [(mode, False) for mode in arguments.modes]
     if arguments.adapter:
         modes.insert(modes.index(("linear", False)) + 1, ("linear", True))
@@ -84,7 +85,7 @@ def _variants(arguments: Namespace, source: Source) -> list[AcceptanceVariant]:
                 ),
             )
             for mode, adapter in modes
-            for length in arguments.block_lengths
+            for length in arguments.block_lengths or arguments.default_block_lengths
         ]
 
 
@@ -100,9 +101,10 @@ def measure_acceptance(
 
     Returns:
         `variants`: for each its `mode`, `block_length`, `adapter` and `categories`: for each category, and for all
-        turns under `overall`, `accepted_length` (tokens per verification pass: accepted drafts and the bonus token;
-        positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and `skipped_turns`,
-        those that did not fit into the context after the conversation before them.
+        turns pooled under `overall`, `accepted_length` (tokens per verification pass: accepted drafts and the bonus
+        token; positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and
+        `skipped_turns`, those that did not fit into the context with their answers after the turns before; and
+        `mean_over_categories`, the unweighted means of the first two over categories.
     """
     return {"variants": [_measure(engine, source, questions, variant, policy, batch_size) for variant in variants]}
 
@@ -127,11 +129,13 @@ def _measure(
                 skipped[category] += 1
             else:
                 results[category].append(result)
+    categories = _by_category(questions, results, skipped)
     return {
         "mode": variant.mode,
         "block_length": variant.options.block_length,
         "adapter": variant.options.adapter,
-        "categories": _by_category(questions, results, skipped),
+        CATEGORIES: categories,
+        MEAN: mean_figures({name: figures for name, figures in categories.items() if name != OVERALL}),
     }
 
 
@@ -147,7 +151,7 @@ def _converse(
     for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
         active = [conversation for conversation in conversations if turn < len(conversation.question.turns)]
         prompts = [conversation.prompt(turn) for conversation in active]
-        fits = [len(prompt) < engine.context_length for prompt in prompts]
+        fits = [len(prompt) + variant.options.max_new_tokens <= engine.context_length for prompt in prompts]
         for conversation, fit in zip(active, fits, strict=True):
             if not fit:
                 yield conversation.question.category, None
@@ -169,6 +173,12 @@ def _by_category(
     return {**found, OVERALL: _figures([one for name in names for one in results[name]], sum(skipped.values()))}
 
 
+def _refuse_reserved(questions: Sequence[Question]) -> None:
+    for question in questions:
+        if question.category == OVERALL:
+            raise UserError(f"{question.where}: the category {OVERALL!r} is the report's name for all; use another")
+
+
 def _figures(results: list[DecodeResult], skipped: int) -> Figures:
     return {**decoding_figures(merged(results)), "turns": len(results), "skipped_turns": skipped}
 
@@ -179,12 +189,18 @@ def print_acceptance(console: Console, report: Figures) -> None:
         variants = list(group)
         lengths = [f"B = {variant['block_length']}" for variant in variants]
         table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)))
-        for category, figures in variants[0]["categories"].items():
+        for category, figures in variants[0][CATEGORIES].items():
             if category == OVERALL:
                 table.add_section()
-            cells = (shown(variant["categories"][category][key]) for key in _SHOWN for variant in variants)
-            table.add_row(category, str(figures["turns"]), *cells)
+                table.add_row("category mean", "", *_cells([variant[MEAN] for variant in variants]))
+            cells = _cells([variant[CATEGORIES][category] for variant in variants])
+            table.add_row(_ROWS.get(category, category), str(figures["turns"]), *cells)
         console.print(f"{name}: accepted length, then tokens per forward", table, sep="\n")
+
+
+def _cells(figures: Sequence[Figures]) -> list[str]:
+    """The figures of a row at each block length: all of the first key, then all of the next."""
+    return [shown(one.get(key)) for key in _SHOWN for one in figures]
 
 
 def _name(variant: Figures) -> str:

@@ -45,6 +45,15 @@ def read_questions(path: Path) -> list[Question]:
     return [_question(f"--prompts {path}:{number}", line) for number, line in enumerate(lines_of(path), start=1)]
 
 
+def has_categories(path: Path) -> bool:
+    """Whether the lines of a file of prompts have categories, by its first line.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    return path.suffix == ".jsonl" and '"category"' in lines_of(path)[0]
+
+
 def _question(where: str, line: str) -> Question:
     try:
         record = json.loads(line)

@@ -117,14 +117,10 @@ class DecodingHook(Hook):
             "prefill": result.prefill,
         }
         if variant.mode in _SPECULATIVE:
-            budgets = [self._budget(prompt) for prompt in self.prompts]
+            budgets = [self.config.evaluation.max_new_tokens] * len(self.prompts)
             rates = acceptance_by_position(result, variant.options.block_length, budgets)
             figures["acceptance"] = {str(position): rate for position, rate in rates.items()}
         return figures
-
-    def _budget(self, prompt: list[int]) -> int:
-        room = self.config.model.max_position_embeddings - len(prompt)
-        return min(self.config.evaluation.max_new_tokens, room)
 
     @cached_property
     def _tokenizer(self) -> Any:

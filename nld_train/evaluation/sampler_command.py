@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def run(arguments: Namespace) -> None:
         }
         save_sampler(directory, sampler, engine, report)
         _print_quality(console, report, directory)
-        testing = request.prompts[-held_out:]
-        curves = measure_curves(engine, testing, options, arguments.thresholds, sampler, request.batch_size)
+        testing = replace(request, prompts=request.prompts[-held_out:], categories=list(request.categories)[-held_out:])
+        curves = measure_curves(engine, testing, options, arguments.thresholds, sampler)
     give_report(
         arguments, report | curves, lambda: print_curves(console, curves), lambda path: draw_curves(path, curves)
     )

@@ -15,15 +15,20 @@ from rich.console import Console
 from rich.table import Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, Threshold
-from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.statistics import decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
+from nld_train.evaluation.by_category import MEAN
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.evaluation.oracle import Oracle, OracleBlock
-from nld_train.evaluation.reports import give_report, plot, read_report_request, trained_sampler_directory
+from nld_train.evaluation.reports import (
+    ReportRequest,
+    give_report,
+    plot,
+    read_report_request,
+    trained_sampler_directory,
+)
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 ORACLE = "oracle"
@@ -51,10 +56,7 @@ def run(arguments: Namespace) -> None:
         policies: dict[str, CommitPolicy] = {f"threshold {arguments.threshold:g}": Threshold(arguments.threshold)}
         if directory:
             policies["trained sampler"] = SamplerPolicy(load_sampler(directory, engine), arguments.threshold)
-        bounds = [
-            measure_bound(engine, request.prompts, options, policies, request.batch_size, arguments.budget)
-            for options in settings
-        ]
+        bounds = [measure_bound(engine, request, options, policies, arguments.budget) for options in settings]
     give_report(
         arguments,
         {"bounds": bounds},
@@ -65,25 +67,23 @@ def run(arguments: Namespace) -> None:
 
 def measure_bound(
     engine: Engine,
-    prompts: Sequence[Sequence[int]],
+    request: ReportRequest,
     options: DecodeOptions,
     policies: Mapping[str, CommitPolicy],
-    batch_size: int,
     budget: int,
 ) -> Figures:
     """Decodes the prompts with the oracle, with every policy and in every other mode, at one block length.
 
     Args:
         engine: the model.
-        prompts: ids of each.
+        request: the prompts, and their categories.
         options: greedy, with the block length.
         policies: of diffusion decoding, by name, which are compared with the oracle.
-        batch_size: maximum number of sequences that are decoded together.
         budget: of the oracle, uncounted forwards per block.
 
     Returns:
-        `block_length`; `variants`, by name what `decoding_figures` returns; `oracle_blocks`, what `block_figures`
-        returns.
+        `block_length`; `variants`, by name what `decoding_figures` returns, of all prompts and by category;
+        `oracle_blocks`, what `block_figures` returns.
     """
     oracle = Oracle(budget, policies)
     denoising = {f"{DIFFUSION}, {name}": policy for name, policy in {**policies, "one per pass": ONE_PER_PASS}.items()}
@@ -96,14 +96,14 @@ def measure_bound(
     if engine.has_adapter:
         wanted[_WITH_ADAPTER] = ("linear", None)
     variants: dict[str, DecodeResult] = {}
-    sequences = len(wanted) * len(prompts)
+    sequences = len(wanted) * len(request.prompts)
     with decoding_progress(f"blocks of {options.block_length}", sequences, options.max_new_tokens) as observer:
         for name, (mode, policy) in wanted.items():
             own = replace(options, adapter=name == _WITH_ADAPTER)
-            variants[name] = decode(engine, prompts, mode, own, policy, observer(), batch_size)
+            variants[name] = request.decode(engine, mode, own, policy, observer())
     return {
         "block_length": options.block_length,
-        "variants": {name: decoding_figures(result, variants["ar"]) for name, result in variants.items()},
+        "variants": {name: request.figures(result, variants["ar"]) for name, result in variants.items()},
         "oracle_blocks": block_figures(oracle.blocks),
     }
 
@@ -148,8 +148,12 @@ def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
         ("tokens per forward", variants, "tokens_per_forward"),
         ("accepted per denoising pass", denoising, "accepted_length"),
     ):
-        rows = {name: [shown(bound["variants"][name][key]) for bound in bounds] for name in names}
+        figures = {name: [bound["variants"][name] for bound in bounds] for name in names}
+        rows = {name: [shown(one[key]) for one in ones] for name, ones in figures.items()}
         console.print(_table(title, bounds, rows))
+        if MEAN in bounds[0]["variants"][ORACLE]:
+            means = {name: [shown(one[MEAN].get(key)) for one in ones] for name, ones in figures.items()}
+            console.print(_table(f"{title}, mean over categories", bounds, means))
     blocks = [bound["oracle_blocks"] for bound in bounds]
     console.print(_table("blocks of the oracle", bounds, _block_rows(blocks)))
 

@@ -9,14 +9,19 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, Threshold
-from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.statistics import agreement, decoding_figures
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.sampler_network import TrainedSampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
+from nld_train.evaluation.by_category import MEAN
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
-from nld_train.evaluation.reports import give_report, plot, read_report_request, trained_sampler_directory
+from nld_train.evaluation.reports import (
+    ReportRequest,
+    give_report,
+    plot,
+    read_report_request,
+    trained_sampler_directory,
+)
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
 
@@ -30,7 +35,7 @@ def run(arguments: Namespace) -> None:
     directory = trained_sampler_directory(arguments, request)
     with request.source.open() as engine:
         sampler = load_sampler(directory, engine) if directory else None
-        measured = measure_curves(engine, request.prompts, options, arguments.thresholds, sampler, request.batch_size)
+        measured = measure_curves(engine, request, options, arguments.thresholds, sampler)
     give_report(
         arguments,
         measured,
@@ -41,71 +46,70 @@ def run(arguments: Namespace) -> None:
 
 def measure_curves(
     engine: Engine,
-    prompts: Sequence[Sequence[int]],
+    request: ReportRequest,
     options: DecodeOptions,
     thresholds: Sequence[float],
     sampler: TrainedSampler | None,
-    batch_size: int,
 ) -> Figures:
     """Decodes the prompts at every threshold.
 
     Args:
         engine: the model.
-        prompts: ids of each.
+        request: the prompts, and their categories.
         options: greedy.
         thresholds: each in [0, 1].
         sampler: its curve is measured too, beside that of the model's confidence; None for no such curve.
-        batch_size: maximum number of sequences that are decoded together.
 
     Returns:
         `block_length`; `ar` and `one_per_pass`, the references; `curves`: for `confidence` (and `sampler`)
         one object per threshold, lowest first: `threshold`, what `statistics.decoding_figures` returns, and
-        `agreement_with_one_per_pass`.
+        `agreement_with_one_per_pass`; all of them of all prompts and by category.
     """
     policies: dict[str, Callable[[float], CommitPolicy]] = {"confidence": Threshold}
     if sampler is not None:
         policies["sampler"] = lambda threshold: SamplerPolicy(sampler, threshold)
     decodings = 2 + len(policies) * len(thresholds)
-    with decoding_progress("curve", decodings * len(prompts), options.max_new_tokens) as observer:
+    with decoding_progress("curve", decodings * len(request.prompts), options.max_new_tokens) as observer:
 
         def decoded(mode: Mode, policy: CommitPolicy | None) -> DecodeResult:
-            return decode(engine, prompts, mode, options, policy, observer(), batch_size)
+            return request.decode(engine, mode, options, policy, observer())
 
         reference, slow = decoded("ar", None), decoded("diffusion", ONE_PER_PASS)
 
         def point(policy: CommitPolicy, threshold: float) -> Figures:
             result = decoded("diffusion", policy)
-            same = agreement(result.token_ids, slow.token_ids)
-            return {"threshold": threshold, **decoding_figures(result, reference), "agreement_with_one_per_pass": same}
+            return {"threshold": threshold, **request.figures(result, reference, agreement_with_one_per_pass=slow)}
 
         return {
             "block_length": options.block_length,
-            "ar": decoding_figures(reference, reference),
-            "one_per_pass": decoding_figures(slow, reference),
+            "ar": request.figures(reference, reference),
+            "one_per_pass": request.figures(slow, reference, agreement_with_one_per_pass=slow),
             "curves": {name: [point(policy(t), t) for t in sorted(thresholds)] for name, policy in policies.items()},
         }
 
 
 def print_curves(console: Console, measured: Figures) -> None:
-    """Prints one table, a row per curve and threshold."""
+    """Prints one table, a row per curve and threshold, and with categories one of the means over them."""
+    console.print(_table(measured, lambda point: point))
+    if MEAN in measured["one_per_pass"]:
+        console.print("mean over categories", _table(measured, lambda point: point[MEAN]), sep="\n")
+
+
+def _table(measured: Figures, figures_of: Callable[[Figures], Figures]) -> Table:
     columns = ("threshold", "tokens per forward", "accepted per pass", "same as AR", "same as one per pass")
     table = Table(Column("commits by", no_wrap=True), *map(numeric, columns))
     for name, points in measured["curves"].items():
         for point in points:
-            table.add_row(name, *_cells(point))
+            table.add_row(name, shown(point["threshold"], "g"), *_cells(figures_of(point)))
         table.add_section()
-    table.add_row("one per pass", *_cells({**measured["one_per_pass"], "agreement_with_one_per_pass": 1.0}))
-    console.print(table)
+    table.add_row("one per pass", "-", *_cells(figures_of(measured["one_per_pass"])))
+    return table
 
 
 def _cells(point: Figures) -> list[str]:
-    shares = (point["agreement"], point["agreement_with_one_per_pass"])
-    return [
-        shown(point.get("threshold"), "g"),
-        shown(point["tokens_per_forward"]),
-        shown(point["accepted_length"]),
-        *(shown(share, ".1%") for share in shares),
-    ]
+    shares = (point.get("agreement"), point.get("agreement_with_one_per_pass"))
+    speeds = (point.get("tokens_per_forward"), point.get("accepted_length"))
+    return [*map(shown, speeds), *(shown(share, ".1%") for share in shares)]
 
 
 def draw_curves(path: str, measured: Figures) -> None:

@@ -40,6 +40,12 @@ def stored(prefix: str | Path) -> list[str]:
     return [bytes((document[:-1] - 4).astype(np.uint8)).decode() for document in documents]
 
 
+def first_document(prefix: Path) -> list[int]:
+    indexed = indexed_dataset_module().IndexedDataset(str(prefix))  # unmaps its files when it goes
+    ids: list[int] = indexed[0].tolist()
+    return ids
+
+
 def run(*arguments: str | Path) -> None:
     assert main(["prepare", *map(str, arguments)]) == 0
 
@@ -156,8 +162,7 @@ def test_text_files_are_documents_or_paragraphs(tmp_path: Path) -> None:
 def test_documents_without_an_end_token(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
     run(tmp_path / "a.txt", "--out", tmp_path, "--no-end-of-document")
-    indexed = indexed_dataset_module().IndexedDataset(f"{tmp_path}/a")  # unmaps its files when it goes
-    assert indexed[0].tolist() == [101, 102, 103]
+    assert first_document(tmp_path / "a") == [101, 102, 103]
 
 
 def test_documents_begin_as_prompts_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +175,7 @@ def test_documents_begin_as_prompts_do(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "a.txt").write_text("abc")
     words = (tmp_path / "a.txt", "--out", tmp_path, "--tokenizer", tmp_path / "tokenizer")
     run(*words)
-    assert indexed_dataset_module().IndexedDataset(f"{tmp_path}/a")[0].tolist() == [1, 101, 102, 103, 2]
+    assert first_document(tmp_path / "a") == [1, 101, 102, 103, 2]
     manifest = read_manifest(f"{tmp_path}/a")
     assert manifest is not None
     assert (manifest.beginning_of_document, manifest.end_of_document, manifest.tokens) == ([1], 2, 5)
@@ -180,7 +185,7 @@ def test_documents_begin_as_prompts_do(tmp_path: Path, capsys: pytest.CaptureFix
     assert "already prepared" in capsys.readouterr().out
     assert main(["prepare", *map(str, words), "--no-beginning-of-document"]) == 2
     run(*words, "--no-beginning-of-document", "--name", "bare")
-    assert indexed_dataset_module().IndexedDataset(f"{tmp_path}/bare")[0].tolist() == [101, 102, 103, 2]
+    assert first_document(tmp_path / "bare") == [101, 102, 103, 2]
 
 
 def test_a_set_of_an_earlier_version_begins_with_text(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_options(settings: dict, message: str) -> None:
         ([[1] * 16], "prompt 0 has 16 tokens, which leaves no room in the context of 16"),
         ([[1, 60]], "prompt 0 has ids outside the vocabulary of 60"),
         ([[1, -1]], "prompt 0 has ids outside the vocabulary of 60"),
+        ([[1], [1] * 14], "3 do not fit into the context of 16 after the 14 tokens of prompt 1; at most 2 do"),
     ],
 )
 def test_prompts(engine: CountingEngine, prompts: list[list[int]], message: str) -> None:

@@ -43,8 +43,10 @@ def test_help_lists_every_policy_and_argument(
 def test_defaults_are_in_range_and_settings_are_complete() -> None:
     settings = PolicySettings()
     assert settings.name == DEFAULT
-    assert settings.values == {name: argument.default for name, argument in policy_arguments().items()}
+    assert settings.arguments == {argument.name: argument.default for argument in settings.declaration.arguments}
     assert PolicySettings.of(settings.record()) == settings
+    for argument in policy_arguments().values():
+        argument.check(argument.default)
 
 
 def test_settings_of_the_harness_are_keywords() -> None:

@@ -121,13 +121,15 @@ def linear(model: NemotronLabsDiffusionModel, length: int, **settings: Any) -> D
     return decode(CountingEngine(model), PROMPTS, "linear", DecodeOptions(LIMIT, block_length=length, **settings))
 
 
-def test_the_context_ends_a_sequence(models: Models) -> None:
+def test_a_sequence_may_fill_the_context(models: Models) -> None:
     model = random_model(max_position_embeddings=32)
-    expected = decode(CountingEngine(model), [[9] * 30, [8] * 10], "ar", DecodeOptions(40)).token_ids
-    assert [len(tokens) for tokens in expected] == [2, 22]
-    for mode in ("linear", "quadratic"):
-        result = decode(CountingEngine(model), [[9] * 30, [8] * 10], mode, DecodeOptions(40, block_length=8))
-        assert result.token_ids == expected
+    for length in (30, 10):
+        prompt, room = [[9] * length], 32 - length
+        expected = decode(CountingEngine(model), prompt, "ar", DecodeOptions(room)).token_ids
+        assert len(expected[0]) == room
+        for mode in ("linear", "quadratic"):
+            result = decode(CountingEngine(model), prompt, mode, DecodeOptions(room, block_length=8))
+            assert result.token_ids == expected
 
 
 def test_an_ensemble_of_both_predictions_is_another_text(models: Models, ar_texts: dict) -> None:

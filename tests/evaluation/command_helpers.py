@@ -10,9 +10,21 @@ import pytest
 PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here", "eight is", "here seven", "is and that")
 # Arguments of commands that decode.
 FEW = ("--max-new-tokens", "16", "--batch-size", "4")
+# A short block and a low threshold, and the modes that read them.
+_SETTINGS = {"--block-length": ("4", ("diffusion", "linear", "quadratic")), "--threshold": ("0.3", ("diffusion",))}
 Main = Callable[[list[str]], int]
 Report = Callable[..., dict[str, Any]]
 Decoded = Callable[..., list[dict[str, Any]]]
+
+
+def short(*words: object) -> list[str]:
+    """A command line with the settings above, as far as its mode and policy read them; a comparison reads all."""
+    given = list(map(str, words))
+    mode = given[given.index("--mode") + 1] if "--mode" in given else None
+    for option, (value, modes) in _SETTINGS.items():
+        if option not in given and mode in (None, *modes) and (modes != ("diffusion",) or "--policy" not in given):
+            given += [option, value]
+    return given
 
 
 def per_forward(records: list[dict[str, Any]], mode: str) -> float:

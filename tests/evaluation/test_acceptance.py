@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nld_train.commands import acceptance
 from nld_train.evaluation import acceptance as acceptance_report
+from nld_train.evaluation.by_category import mean_figures
 
 QUESTIONS = [
     {"question_id": "1", "category": "sums", "turns": ["seven times"], "multiturn": False},
@@ -46,6 +47,9 @@ def test_acceptance_by_category(
         overall = one["categories"]["overall"]
         assert overall["new_tokens"] == sum(one["categories"][name]["new_tokens"] for name in ("sums", "ends"))
         assert 1 <= overall["accepted_length"] <= one["block_length"]
+        for key in ("accepted_length", "tokens_per_forward"):
+            sums, ends = (one["categories"][name][key] for name in ("sums", "ends"))
+            assert one["mean_over_categories"][key] == pytest.approx((sums + ends) / 2)
         if one["mode"] == "quadratic":
             # One forward per cycle; the first token of each turn comes from the prefill.
             cycles = overall["new_tokens"] / overall["tokens_per_forward"]
@@ -84,6 +88,20 @@ def test_the_tables_fit_a_terminal(reported: Report, questions: Path, trained: P
         variants = [one["categories"]["sums"] for one in found["variants"] if one["mode"] == mode]
         cells = [f"{one[key]:.2f}" for key in ("accepted_length", "tokens_per_forward") for one in variants]
         assert any(line.replace("\u2502", " ").split() == ["sums", "4", *cells] for line in lines)
+        means = [one["mean_over_categories"] for one in found["variants"] if one["mode"] == mode]
+        cells = [f"{one[key]:.2f}" for key in ("accepted_length", "tokens_per_forward") for one in means]
+        assert any(line.replace("\u2502", " ").split() == ["category", "mean", *cells] for line in lines)
+
+
+def test_a_category_with_many_turns_decides_only_the_pooled_figures() -> None:
+    """Three categories, of which one has most tokens and one has none."""
+    categories = {
+        "many": {"accepted_length": 1.0, "tokens_per_forward": 0.5, "new_tokens": 900, "turns": 9},
+        "few": {"accepted_length": 5.0, "tokens_per_forward": 2.5, "new_tokens": 10, "turns": 1},
+        "none": {"accepted_length": None, "tokens_per_forward": 0.0, "new_tokens": 0, "turns": 0},
+    }
+    assert mean_figures(categories) == {"accepted_length": 3.0, "tokens_per_forward": 1.5}
+    assert mean_figures({"none": categories["none"]}) == {}
 
 
 BAD_LINES = [
@@ -100,6 +118,7 @@ BAD_LINES = [
     ),
     ('{"category": "a", "turns": ["one <mask> two"]}', "prompt 0 contains the mask token (id 3)"),
     (json.dumps({"category": "a", "turns": ["x" * 96]}), "prompt 0 has 96 tokens, which leaves no room"),
+    ('{"category": "overall", "turns": ["a"]}', ":1: the category 'overall' is the report's name for all"),
     ("", "holds no prompt"),
 ]
 
@@ -118,9 +137,16 @@ def test_questions_that_are_none(
     [
         (["--block-lengths", "8,0"], "block_length: 0 is not 1 or more"),
         (["--threshold", "2"], "threshold: 2.0 is not in [0, 1]"),
-        (["--adapter"], "this model has no drafter adapter"),
+        (["--adapter", "--max-new-tokens", "16"], "this model has no drafter adapter"),
         (["--policy", "sampler"], "holds no trained sampler"),
-        (["--adapter", "--modes", "quadratic"], "--adapter: only linear drafts with one"),
+        (
+            ["--adapter", "--modes", "quadratic"],
+            "--adapter: mode 'quadratic' does not draft with one; only linear does",
+        ),
+        (["--modes", "linear", "quadratic", "--threshold", "0.9"], "--threshold: none of the modes linear, quadratic"),
+        (["--modes", "ar", "--block-lengths", "8"], "--block-lengths: mode 'ar' has no blocks"),
+        (["--max-new-tokens", "96"], "96 do not fit into the context of 96"),
+        (["--output", "."], "--output .: is a folder; name a file"),
         (["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
     ],
 )

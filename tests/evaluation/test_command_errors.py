@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_helpers import Main, refusal
+from command_helpers import FEW, Main, refusal
 
 from nld_train.commands import acceptance, bound, curve, decode, sampler
 
@@ -20,7 +20,14 @@ from nld_train.commands import acceptance, bound, curve, decode, sampler
         (decode.main, ["--mode", "diffusion", "--policy", "entropy", "--entropy", "-1"], "entropy of -1.0"),
         (curve.main, ["--thresholds", "0,1.5"], "threshold: 1.5 is not in [0, 1]"),
         (curve.main, ["--block-length", "0"], "block_length: 0 is not 1 or more"),
-        (curve.main, ["--sampler", "nowhere"], "nowhere: holds no trained sampler"),
+        (curve.main, ["--sampler", "nowhere", *FEW], "nowhere: holds no trained sampler"),
+        (curve.main, ["--max-new-tokens", "96"], "96 do not fit into the context of 96"),
+        (curve.main, ["--output", "."], "--output .: is a folder; name a file"),
+        (curve.main, ["--output", "/dev/null"], "--output /dev/null: is no regular file"),
+        (curve.main, ["--output", "x" * 253], "cannot be written (File name too long)"),
+        (curve.main, ["--output", "same", "--plot", "same"], "--output, --plot: each needs a file of its own"),
+        (bound.main, ["--max-new-tokens", "96"], "96 do not fit into the context of 96"),
+        (sampler.main, ["--sampler", "/dev/null/sampler", *FEW], "/dev/null is no directory that can be written to"),
         (curve.main, ["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
         (curve.main, ["--plot", "no/where/curve.png"], "there is no folder"),
         (bound.main, ["--threshold", "-1"], "threshold: -1.0 is not in [0, 1]"),
@@ -28,7 +35,7 @@ from nld_train.commands import acceptance, bound, curve, decode, sampler
         (bound.main, ["--budget", "0"], "--budget: 0 is not 1 or more"),
         (sampler.main, ["--width", "0"], "width: 0 is not 1 or more"),
         (sampler.main, ["--steps", "0"], "steps: 0 is not 1 or more"),
-        (sampler.main, ["--held-out", "1"], "--held-out: 1.0 is not between 0 and 1"),
+        (sampler.main, ["--held-out", "1", *FEW], "--held-out: 1.0 is not between 0 and 1"),
     ],
 )
 def test_mistakes_are_one_line(

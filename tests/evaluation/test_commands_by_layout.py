@@ -15,7 +15,7 @@ from nld_train.commands import decode, eval
 
 WORKER = Path(__file__).with_name("commands_worker.py")
 COMPARE = ("--compare", "--block-length", "4", "--threshold", "0.3", *FEW, "--json")
-SAMPLED = ("--mode", "quadratic", "--ar-weight", "0.7", "--temperature", "0.8", *COMPARE[1:])
+SAMPLED = ("--mode", "quadratic", "--ar-weight", "0.7", "--temperature", "0.8", "--block-length", "4", *FEW, "--json")
 LAYOUTS = {
     "tensor": ("--tensor", "2"),
     "pipeline": ("--pipeline", "2"),
@@ -44,7 +44,7 @@ def decoding(trained: Path, prompts: Path, layout: str, variant: tuple[str, ...]
 
 
 def evaluation(trained: Path, layout: str, output: Path) -> dict[str, Any]:
-    options = [*words(trained, "diffusion", output), "--policy", "number", "--number", "2", *LAYOUTS.get(layout, ())]
+    options = words(trained, "diffusion", output, "--policy", "number", "--number", "2", *LAYOUTS.get(layout, ()))
     return {"module": "nld_train.commands.eval", "words": options, "output": str(output) + ".printed"}
 
 

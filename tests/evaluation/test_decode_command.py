@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_helpers import short
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tiny_runs import newest_checkpoint, run_python
@@ -22,7 +24,7 @@ from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
-SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--threshold", "0.3")
+SHORT = ("--max-new-tokens", "20")
 PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here")
 
 
@@ -52,7 +54,7 @@ def records(capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs a command line with --json; returns its objects without the time."""
 
     def run(*words: object) -> list[dict[str, Any]]:
-        assert main([*SHORT, *map(str, words), "--json"]) == 0
+        assert main(short(*SHORT, *words, "--json")) == 0
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert all(record.pop("seconds") > 0 for record in found)
         return found
@@ -144,10 +146,55 @@ def test_the_ar_weight_mixes_both_heads(records: Any, export: Path, prompts_file
     assert all(record["agreement"] == 1 for record in compared if record["mode"] == "linear")
 
 
+def test_without_a_block_length_it_is_that_of_the_training(
+    trained: Path, export: Path, imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`diffusion.block_size` is 8 in the run, and so in its export and in an import of that."""
+    for path in (trained, newest_checkpoint(trained), export, imported):
+        forwards = []
+        for given in ((), ("--block-length", "8"), ("--block-length", "4")):
+            words = (
+                str(path),
+                "--mode",
+                "diffusion",
+                "--threshold",
+                "0",
+                *SHORT,
+                "--prompt",
+                "seven",
+                "--json",
+                *given,
+            )
+            assert main(list(words)) == 0
+            forwards.append(json.loads(capsys.readouterr().out)["forwards"])
+        assert forwards[0] == forwards[1] != forwards[2]
+
+
+def test_a_comparison_shows_its_progress_on_standard_error(
+    trained: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bar of new tokens for each mode, on a console that acts as a terminal; each ends full."""
+    shown = io.StringIO()
+    streams: list[dict[str, Any]] = []
+
+    def console(**settings: Any) -> Console:
+        streams.append(settings)
+        return Console(file=shown, force_terminal=True, width=100)
+
+    monkeypatch.setattr("nld_train.console.plain_console", console)
+    assert main(short(trained, "--prompts", prompts_file, "--compare", *SHORT, "--json")) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(MODES) * len(PROMPTS)
+    assert streams == [{"stderr": True}] * len(MODES)
+    lines = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.getvalue()).splitlines()
+    for number, mode in enumerate(MODES, start=1):
+        bars = [line for line in lines if f"{mode} ({number} of 4)" in line]
+        assert "60/60" in bars[-1]
+
+
 def test_sampled_texts_are_not_compared_with_ar(records: Any, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--prompt", "seven", "--compare", "--temperature", 1)
     assert {record["agreement"] for record in records(export, *words)} == {None}
-    assert main([str(export), *SHORT, *map(str, words)]) == 0
+    assert main(short(export, *SHORT, *words)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.rstrip(" \u2502").endswith(" -") for line in lines) == len(MODES)
 
@@ -166,7 +213,7 @@ def test_what_is_shown_and_what_warms_up_is_not_timed(
 
     real = command.decode
     monkeypatch.setattr(command, "decode", decode)
-    assert main([str(trained), *SHORT, "--prompt", "seven", "--compare", "--json"]) == 0
+    assert main(short(trained, *SHORT, "--prompt", "seven", "--compare", "--json")) == 0
     assert calls == [(mode, length) for mode in MODES for length in (8, 20)]
     assert len(capsys.readouterr().out.splitlines()) == len(MODES)
 
@@ -174,7 +221,7 @@ def test_what_is_shown_and_what_warms_up_is_not_timed(
 def test_the_table_shows_the_modes_side_by_side(
     trained: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(trained), "--prompts", str(prompts_file), "--compare", *SHORT]) == 0
+    assert main(short(trained, "--prompts", prompts_file, "--compare", *SHORT)) == 0
     printed = capsys.readouterr().out
     assert all(f" {mode} " in printed for mode in MODES)
     assert printed.count("100.0%") >= 3
@@ -188,7 +235,7 @@ def longer_texts(trained: Path) -> list[str]:
     """Of each mode, longer than a line of the table."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert main([str(trained), *SHORT, *LONGER, "--json"]) == 0
+        assert main(short(trained, *SHORT, *LONGER, "--json")) == 0
     return [json.loads(line)["text"] for line in printed.getvalue().splitlines()]
 
 
@@ -206,7 +253,7 @@ def test_the_table_has_one_line_per_mode(
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     capsys.readouterr()
-    assert main([str(trained), *SHORT, *LONGER]) == 0
+    assert main(short(trained, *SHORT, *LONGER)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) == width
     assert len(lines) == len(MODES) + 4
@@ -248,7 +295,7 @@ def test_a_terminal_sees_colours_and_growth(
     monkeypatch.setattr(command, "Console", lambda **_: console)
     monkeypatch.setattr(terminal, "_REFRESH_SECONDS", 0.0)
     for mode in MODES:
-        assert main([str(trained), "--prompt", "seven times", "--mode", mode, *SHORT]) == 0
+        assert main(short(trained, "--prompt", "seven times", "--mode", mode, *SHORT)) == 0
         shown = terminal_text.getvalue()
         terminal_text.seek(0)
         terminal_text.truncate()
@@ -259,11 +306,11 @@ def test_a_terminal_sees_colours_and_growth(
 
 
 BAD = [
-    (["--prompt", "seven", "--mode", "ar", "--block-length", "0"], "block_length: 0 is not 1 or more"),
+    (["--prompt", "seven", "--mode", "linear", "--block-length", "0"], "block_length: 0 is not 1 or more"),
     (["--prompt", "seven", "--mode", "diffusion", "--threshold", "1.5"], "threshold: 1.5 is not in [0, 1]"),
     (["--prompt", "seven", "--mode", "ar", "--threshold", "-1"], "threshold: -1.0 is not in [0, 1]"),
     (["--prompt", "seven", "--mode", "ar", "--temperature", "-1"], "temperature"),
-    (["--prompt", "seven", "--mode", "ar", "--top-p", "0"], "top_p"),
+    (["--prompt", "seven", "--mode", "ar", "--temperature", "1", "--top-p", "0"], "top_p"),
     (["--prompt", "seven", "--mode", "ar", "--max-new-tokens", "0"], "max_new_tokens"),
     (["--prompt", "seven", "--mode", "ar", "--batch-size", "0"], "--batch-size"),
     (["--prompt", "", "--mode", "ar"], "--prompt: is empty"),
@@ -278,7 +325,22 @@ BAD = [
     (["--prompt", "seven", "--mode", "linear", "--ar-weight", "0.5"], "--ar-weight: mode 'linear' does not mix"),
     (["--prompt", "seven", "--mode", "quadratic", "--ar-weight", "1.5"], "ar_weight: 1.5 is not in [0, 1]"),
     (["--prompt", "seven", "--mode", "ar", "--stop", "a", "--stop", ""], "--stop: an empty text"),
-    (["--prompt", "seven"], "--mode: choose one of ar, diffusion, linear, quadratic"),
+    (["--prompt", "seven"], "one of the arguments --mode --compare is required"),
+    (["--prompt", "seven", "--mode", "ar", "--compare"], "--compare: not allowed with argument --mode"),
+    (["--prompt", "seven", "--mode", "ar", "--threshold", "0.9"], "--threshold: mode 'ar' has no denoising passes"),
+    (["--prompt", "seven", "--mode", "quadratic", "--threshold", "0.5"], "--threshold: mode 'quadratic' has no"),
+    (["--prompt", "seven", "--mode", "ar", "--policy", "threshold"], "--policy: mode 'ar' has no denoising passes"),
+    (["--prompt", "seven", "--mode", "ar", "--block-length", "8"], "--block-length: mode 'ar' has no blocks"),
+    (["--prompt", "seven", "--mode", "ar", "--ar-weight", "1"], "--ar-weight: mode 'ar' does not mix"),
+    (
+        ["--prompt", "seven", "--mode", "diffusion", "--policy", "number", "--threshold", "0.9"],
+        "--threshold: the policy 'number' does not read it",
+    ),
+    (["--prompt", "seven", "--mode", "ar", "--top-k", "5"], "--top-k: without a temperature nothing is sampled"),
+    (["--prompt", "seven", "--compare", "--top-p", "0.9"], "--top-p: without a temperature nothing is sampled"),
+    (["--prompt", "seven", "--mode", "linear", "--seed", "3"], "--seed: without a temperature nothing is sampled"),
+    (["--prompt", "seven", "--mode", "linear", "--max-new-tokens", "92"], "92 do not fit into the context of 96"),
+    (["--prompt", "seven", "--compare", "--max-new-tokens", "5000"], "at most 91 do"),
     (["--prompts", "nowhere.txt", "--mode", "ar"], "--prompts nowhere.txt: cannot be read"),
     (["--prompt", "seven", "--mode", "ar", "--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nld_train.model.adapter_files import (
     write_adapter,
 )
 
-SHORT = ("--max-new-tokens", "20", "--block-length", "4", "--mode", "linear")
+SHORT = ("--max-new-tokens", "20", "--mode", "linear", "--block-length", "4")
 PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here")
 
 
@@ -70,8 +71,9 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def records(capsys: pytest.CaptureFixture[str], prompts_file: Path) -> Any:
-    def run(*words: object) -> list[dict[str, Any]]:
-        assert main([str(words[0]), "--prompts", str(prompts_file), *SHORT, *map(str, words[1:]), "--json"]) == 0
+    def run(checkpoint: Path, *words: object, mode: Sequence[str] = SHORT[2:]) -> list[dict[str, Any]]:
+        given = [str(checkpoint), "--prompts", str(prompts_file), *SHORT[:2], *mode, *map(str, words), "--json"]
+        assert main(given) == 0
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert all(record.pop("seconds") > 0 for record in found)
         return found
@@ -90,7 +92,7 @@ def test_both_engines_draft_the_same(records: Any, drafted: Path, export: Path, 
 
 def test_the_text_is_the_ar_text_with_any_adapter(records: Any, drafted: Path, learned: Path) -> None:
     adapted, plain = records(drafted, "--adapter", learned), records(drafted)
-    ar = records(drafted, "--mode", "ar")
+    ar = records(drafted, mode=("--mode", "ar"))
     texts = [[record["token_ids"] for record in found] for found in (adapted, plain, ar)]
     assert texts[0] == texts[1] == texts[2]
     forwards = [[record["forwards"] for record in found] for found in (adapted, plain)]
@@ -113,7 +115,7 @@ def test_an_evaluation_drafts_with_it(drafted: Path, learned: Path, tmp_path: Pa
 
 
 def test_a_comparison_has_a_line_with_the_adapter(records: Any, drafted: Path) -> None:
-    modes = {record["mode"] for record in records(drafted, "--compare", "--adapter")}
+    modes = {record["mode"] for record in records(drafted, "--adapter", mode=("--compare",))}
     assert modes == {"ar", "diffusion", "linear", "quadratic", "linear + adapter"}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_helpers import short
 from forked import run_ranks
 
 from nld_train.commands import decode, eval
@@ -16,14 +17,14 @@ TASKS = Path(__file__).with_name("harness_tasks")
 DOCUMENTS = [json.loads(line) for line in (TASKS / "documents.jsonl").read_text(encoding="utf-8").splitlines()]
 MODES = ("ar", "diffusion", "linear", "quadratic")
 LOCAL = ("local_choice", "local_text", "local_perplexity", "local_sampled")
-SHORT = ("--block-length", "4", "--threshold", "0.3", "--samples", "6")
 STOPS = ("is", "s e", "zzz")
 Results = dict[str, Any]
 
 
 def words(checkpoint: Path, mode: str, output: Path, *more: str) -> list[str]:
-    common = ["--include-path", str(TASKS), *SHORT, "--log-samples", "--output", str(output)]
-    return [str(checkpoint), "--mode", mode, "--tasks", *LOCAL, *common, *more]
+    common = ["--include-path", str(TASKS), "--log-samples", "--output", str(output), *more]
+    samples = ["--samples", "6"] if mode == "diffusion" else []
+    return short(checkpoint, "--mode", mode, "--tasks", *LOCAL, *common, *samples)
 
 
 def evaluated(checkpoint: Path, mode: str, folder: Path, *more: str) -> Results:
@@ -109,8 +110,8 @@ def test_texts_are_those_of_nld_decode(
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": document["question"]}) + "\n" for document in DOCUMENTS))
     capsys.readouterr()
-    options = ["--max-new-tokens", "20", *SHORT[:4], "--json"]
-    assert decode.main([str(trained), "--mode", mode, "--prompts", str(prompts), *options]) == 0
+    options = ["--max-new-tokens", "20", "--json"]
+    assert decode.main(short(trained, "--mode", mode, "--prompts", prompts, *options)) == 0
     decoded = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
     expected = [min((text.partition(stop)[0] for stop in STOPS), key=len) for text in decoded]
     assert texts(results[mode]) == expected
@@ -217,9 +218,15 @@ BAD = [
     (["--tasks", "arc_eazy"], "'arc_eazy' is no task; nearest: arc_easy"),
     (["--tasks", "paper_base"], "allow it with --unsafe-code"),
     (["--tasks", "paper_base", "paper_instruct"], "the lists differ in chat_template"),
-    (["--block-length", "0"], "--block-length: 0 is not 1 or more"),
+    (["--mode", "linear", "--block-length", "0"], "--block-length: 0 is not 1 or more"),
+    (["--block-length", "8"], "--block-length: mode 'ar' has no blocks; only diffusion, linear and quadratic do"),
+    (["--threshold", "0.9"], "--threshold: mode 'ar' has no denoising passes; only diffusion does"),
+    (["--samples", "32"], "--samples: mode 'ar' computes no bound of likelihoods; only diffusion does"),
+    (["--log-samples"], "--log-samples: documents and answers are part of --output and --json"),
+    (["--output", str(TASKS)], "harness_tasks: is a folder; name a file"),
+    (["--max-new-tokens", "96"], "--max-new-tokens: 96 is not less than the model's context of 96"),
     (["--batch-size", "0"], "--batch-size: 0 is not 1 or more"),
-    (["--samples", "1"], "--samples: 1 is not 2 or more"),
+    (["--mode", "diffusion", "--samples", "1"], "--samples: 1 is not 2 or more"),
     (["--threshold", "1.5"], "--threshold: 1.5 is not in [0, 1]"),
     (["--max-new-tokens", "0"], "--max-new-tokens: 0 is not 1 or more"),
     (["--policy", "sampler"], "--policy: mode 'ar' has no denoising passes"),
@@ -286,6 +293,70 @@ def test_a_missing_template_is_found_before_the_weights(
     options = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--chat-template"]
     assert eval.main([str(trained), *options]) == 2
     assert "--chat-template: the tokenizer of" in capfd.readouterr().err.splitlines()[-1]
+
+
+UNSUPPORTED = [
+    ("num_beams: 4", "num_beams=4 is not supported; only max_gen_toks"),
+    ("repetition_penalty: 1.2", "repetition_penalty=1.2 is not supported"),
+    ("min_p: 0.1", "min_p=0.1 is not supported"),
+    ("seed: 7", "seed=7 is not supported"),
+    ("max_gen_toks: 0", "max_gen_toks: 0 is not 1 or more"),
+    ("max_gen_toks: many", "generation_kwargs of local_wrong: invalid literal"),
+    ("max_tokens: -5", "max_gen_toks: -5 is not 1 or more"),
+    ("max_gen_toks: 96", "max_gen_toks 96 is not less than the model's context of 96; give --max-new-tokens"),
+    ("temperature: -1\n  do_sample: true", "temperature: -1.0 is not 0 or more"),
+    ("top_p: 2\n  do_sample: true", "top_p: 2.0 is not in (0, 1]"),
+    ("top_k: -1\n  do_sample: true", "top_k: -1 is not 0 or more"),
+    ("until: [5]", "until: [5] is neither a text nor a list of texts"),
+]
+
+
+@pytest.mark.parametrize(("argument", "message"), UNSUPPORTED, ids=[argument[:20] for argument, _ in UNSUPPORTED])
+def test_a_task_that_asks_for_what_is_not_supported_is_refused_before_the_weights(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    argument: str,
+    message: str,
+) -> None:
+    from nld_train.decoding import load
+
+    monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
+    for name in ("local.py", "documents.jsonl"):
+        (tmp_path / name).write_text((TASKS / name).read_text())
+    text = (TASKS / "text.yaml").read_text().replace("local_text", "local_wrong")
+    kept, _, rest = text.partition('  until: ["is", "s e", "zzz"]\n  max_gen_toks: 20\n')
+    (tmp_path / "wrong.yaml").write_text(f"{kept}  {argument}\n{rest}")
+    words = ["--mode", "ar", "--tasks", "local_wrong", "--include-path", str(tmp_path)]
+    assert eval.main([str(trained), *words]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --tasks: generation_kwargs of local_wrong: ")
+    assert message in error
+
+
+def test_arguments_that_change_nothing_are_accepted() -> None:
+    from nld_train.evaluation.harness.generation_arguments import TextLimits, generation_settings
+    from nld_train.evaluation.harness.requests import GenerationSettings
+
+    neutral = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True, "min_p": None, "length_penalty": 1}
+    limits = TextLimits(None, 96)
+    assert generation_settings(neutral, limits) == GenerationSettings(48)
+    assert generation_settings({"max_tokens": 7, "until": "."}, limits) == GenerationSettings(7, (".",))
+    assert generation_settings({"max_gen_toks": 2048}, TextLimits(20, 96)) == GenerationSettings(20)
+
+
+def test_a_prompt_that_fills_the_context_leaves_half_of_it_for_the_text(trained: Path) -> None:
+    from nld_train.evaluation.harness.model import NldModel
+
+    model = NldModel(str(trained), mode="linear")
+    assert model.resolved["block_length"] == 8
+    try:
+        for most, size, room in ((20, 76, 20), (60, 48, 48)):
+            generation = model._generation("x" * 200, {"max_gen_toks": most})
+            assert (len(generation.prompt), generation.settings.max_new_tokens) == (size, room)
+    finally:
+        model.close()
 
 
 @pytest.mark.parametrize(

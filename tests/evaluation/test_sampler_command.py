@@ -88,7 +88,7 @@ def test_the_sampler_of_another_model_is_refused(
     message = refusal(capsys, decode.main, str(older), *options, "--sampler", str(checkpoint / "trained_sampler"))
     assert "trained for the weights of another model" in message
     for main in (curve.main, bound.main):
-        words = ["--prompt", "seven", "--sampler", str(checkpoint / "trained_sampler")]
+        words = ["--prompt", "seven", "--sampler", str(checkpoint / "trained_sampler"), *FEW]
         assert "trained for the weights of another model" in refusal(capsys, main, str(older), *words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,30 @@ def test_the_bound_stands_above_what_ends_at_its_target(
             # Passes that write the cache are counted in one figure and not in the other.
             assert oracle["accepted_length"] >= 1.0
             assert oracle["accepted_length"] == pytest.approx(blocks["masks"] / blocks["passes"], rel=0.2)
+
+
+def test_the_bound_of_prompts_with_categories_is_also_a_mean_over_them(
+    reported: Report, trained: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    texts = [("sums", "seven times"), ("ends", "that ends here"), ("sums", "eight is")]
+    path.write_text("".join(json.dumps({"category": name, "turns": [text]}) + "\n" for name, text in texts))
+    words = ("--prompts", path, "--block-lengths", "4")
+    found = reported(bound.main, trained, *words)
+    for figures in found["bounds"][0]["variants"].values():
+        assert list(figures["categories"]) == ["sums", "ends"]
+        assert figures["new_tokens"] == sum(one["new_tokens"] for one in figures["categories"].values())
+        for key in ("tokens_per_forward", "accepted_length"):
+            both = [one[key] for one in figures["categories"].values()]
+            assert figures["mean_over_categories"][key] == pytest.approx(sum(both) / 2)
+    alone = tmp_path / "alone.jsonl"
+    alone.write_text(json.dumps({"prompt": "that ends here"}) + "\n")
+    (same,) = reported(bound.main, trained, "--prompts", alone, "--block-lengths", "4")["bounds"]
+    for name, figures in same["variants"].items():
+        assert figures == found["bounds"][0]["variants"][name]["categories"]["ends"]
+    console = Console(width=80, file=io.StringIO())
+    print_bound(console, found["bounds"])
+    assert "mean over categories" in " ".join(console.file.getvalue().replace("\u2502", " ").split())
 
 
 def block(masks: int, passes: int, fewest: int | None = None, complete: bool = True, **policies: Any) -> OracleBlock:

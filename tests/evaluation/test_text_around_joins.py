@@ -61,7 +61,7 @@ def evaluated(engine: CachedEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
     def build(tokenizer: Any, mode: str = "ar") -> harness.NldModel:
         description = Description(60, MASK, 256, has_adapter=False)
-        source = Source(Path("nowhere"), description, tokenizer, (2,), opened)
+        source = Source(Path("nowhere"), description, tokenizer, (2,), 32, opened)
         monkeypatch.setattr(harness, "find_source", lambda *_: source)
         return harness.NldModel("nowhere", mode=mode)
 

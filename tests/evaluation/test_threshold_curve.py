@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,22 @@ def test_the_curve_is_what_nld_decode_says(reported: Report, decoded: Decoded, t
     # A certainty of exactly 1 is all that a threshold of 1 commits beyond the best position.
     assert points[-1]["agreement_with_one_per_pass"] > 0.9
     assert found["one_per_pass"]["accepted_length"] == 1.0
+
+
+def test_the_curve_of_prompts_with_categories_is_also_a_mean_over_them(
+    reported: Report, trained_export: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "questions.jsonl"
+    texts = [("sums", "seven times"), ("ends", "that ends here"), ("sums", "eight is")]
+    path.write_text("".join(json.dumps({"category": name, "prompt": text}) + "\n" for name, text in texts))
+    found = reported(curve.main, trained_export, "--prompts", path, "--block-length", 8, "--thresholds", "0.3,1")
+    for point in [*found["curves"]["confidence"], found["one_per_pass"]]:
+        for key in ("tokens_per_forward", "accepted_length", "agreement", "agreement_with_one_per_pass"):
+            both = [one[key] for one in point["categories"].values()]
+            assert point["mean_over_categories"][key] == pytest.approx(sum(both) / 2)
+    console = Console(width=80, file=io.StringIO())
+    print_curves(console, found)
+    assert "mean over categories\n" in console.file.getvalue()
 
 
 def test_the_table_fits_a_terminal(reported: Report, trained: Path) -> None:

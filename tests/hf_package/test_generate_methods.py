@@ -212,6 +212,7 @@ def test_a_greedy_call_leaves_the_global_generator_alone(model: Any, prompts: An
         ([[7, 8]], {"attention_mask": [[1]]}, "attention_mask: shape"),
         ([7, 8], {}, "input_ids: shape"),
         ([[7, 8]], {"max_new_tokens": 0}, "max_new_tokens: 0 is not 1 or more"),
+        ([[7, 8]], {"max_new_tokens": 255}, "255 do not fit into the context of 256 after the 2 tokens of prompt 0"),
         ([[7, 8]], {"block_length": 0}, "block_length: 0 is not 1 or more"),
         ([[7, 8]], {"stop_strings": "x"}, "stop_strings: they need"),
     ],

@@ -40,11 +40,8 @@ class Batch:
         slots = len(prompts) if slots is None else min(slots, len(prompts))
         self.options = options
         self.observer = observer
-        self.outputs = [
-            SequenceOutput(min(options.max_new_tokens, engine.context_length - len(prompt)), options)
-            for prompt in prompts
-        ]
-        longest = max(len(prompt) + output.budget for prompt, output in zip(prompts, self.outputs, strict=True))
+        self.outputs = [SequenceOutput(options.max_new_tokens, options) for _ in prompts]
+        longest = max(map(len, prompts)) + options.max_new_tokens
         self.session = Session(engine, prompts, slots, longest + slack)
         self.sampling = TokenSampling(options, range(slots))
         self.mask_token_id = engine.mask_token_id

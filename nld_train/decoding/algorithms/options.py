@@ -21,7 +21,7 @@ class DecodeOptions:
     """Options of one call; every mode reads the ones that apply to it.
 
     Attributes:
-        max_new_tokens: maximum number of new tokens of a sequence; a sequence also ends at the context length.
+        max_new_tokens: maximum number of new tokens of a sequence, which must fit into the context after each prompt.
         block_length: B of diffusion and linear, k of quadratic self-speculation. The same quantity as `block_size` in
             the training configuration; the values may differ.
         temperature: 0 decodes greedily.
@@ -78,7 +78,8 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
 
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
-            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required.
+            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required; more
+            new tokens than the context has room for after a prompt.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
@@ -92,6 +93,17 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
         raise ValueError(f"adapter: mode {mode!r} does not draft with one; only linear does")
     if options.adapter and not model.has_adapter:
         raise ValueError("adapter: this model has no drafter adapter")
+    _check_room(model, prompts, options.max_new_tokens)
+
+
+def _check_room(model: Limits, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    number, prompt = max(enumerate(prompts), key=lambda numbered: len(numbered[1]))
+    room = model.context_length - len(prompt)
+    if max_new_tokens > room:
+        raise ValueError(
+            f"max_new_tokens: {max_new_tokens} do not fit into the context of {model.context_length} after the "
+            f"{len(prompt)} tokens of prompt {number}; at most {room} do"
+        )
 
 
 def _check_prompt(model: Limits, number: int, prompt: Sequence[int]) -> None:

@@ -9,19 +9,24 @@ from __future__ import annotations
 import errno
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from nld_train.data.tokenizer import require_directory
-from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.command_line.request import check_batch_size, layout_of, value_errors_as_user_errors
 from nld_train.decoding.load import locate
+from nld_train.decoding.mode_options import refuse_unread
+from nld_train.decoding.policies.policy_declaration import option
 from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.decoding.policies.threshold import THRESHOLD
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import require_adapter
 from nld_train.results import check_result_files
+
+_SAMPLING = ("top_k", "top_p", "seed")
 
 
 def check_command_line(arguments: Namespace) -> None:
@@ -33,13 +38,34 @@ def check_command_line(arguments: Namespace) -> None:
     check_batch_size(arguments)
     layout_of(arguments)
     with value_errors_as_user_errors():
-        for value in (*getattr(arguments, "thresholds", ()), getattr(arguments, "threshold", THRESHOLD.default)):
-            THRESHOLD.check(value)
+        for value in (*getattr(arguments, "thresholds", ()), getattr(arguments, "threshold", None)):
+            if value is not None:
+                THRESHOLD.check(value)
         if hasattr(arguments, "policy"):
             PolicySettings.of(vars(arguments))
-        for length in getattr(arguments, "block_lengths", (getattr(arguments, "block_length", None),)):
+        for length in getattr(arguments, "block_lengths", None) or (getattr(arguments, "block_length", None),):
             _options(arguments, length)
+        if (modes := _modes(arguments)) is not None:
+            refuse_unread(vars(arguments), modes)
+    _refuse_unread_sampling(arguments)
     check_files(arguments)
+
+
+def _modes(arguments: Namespace) -> Sequence[str] | None:
+    """The decode modes of a command line; None for a command without a choice. A comparison has all of them."""
+    if hasattr(arguments, "modes"):
+        return list(arguments.modes)
+    if not hasattr(arguments, "mode"):
+        return None
+    return get_args(Mode) if arguments.mode is None else [arguments.mode]
+
+
+def _refuse_unread_sampling(arguments: Namespace) -> None:
+    for name in _SAMPLING:
+        if getattr(arguments, "temperature", None) == 0 and getattr(arguments, name) is not None:
+            raise UserError(f"{option(name)}: without a temperature nothing is sampled; give --temperature")
+    if "" in getattr(arguments, "stop", ()):
+        raise UserError("--stop: an empty text would stop every text at once")
 
 
 def check_files(arguments: Namespace) -> None:

@@ -17,7 +17,7 @@ from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, per_forward
 from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
-from nld_train.decoding.command_line.observers import InOrder, Observers
+from nld_train.decoding.command_line.observers import InOrder, Observers, TokenCounter
 from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
 from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, printable, report_console
 from nld_train.decoding.command_line.variants import DecodeVariant, variants_of
@@ -26,6 +26,7 @@ from nld_train.decoding.layout import only_rank_zero_prints
 from nld_train.files import write_atomically
 from nld_train.printable import printable_json
 from nld_train.processes import rank
+from nld_train.progress import progress_bar
 
 # Longer than the line of any terminal.
 _START_CHARACTERS = 200
@@ -125,9 +126,8 @@ class Job(Request):
         """Decodes in every variant, AR first, and shows them side by side."""
         table = Table(Column("mode", no_wrap=True), "text", *map(numeric, ("tokens/forward", "tokens/s", "same as AR")))
         reference: list[list[int]] = []
-        for variant in variants:
-            self._warm_up(engine, variant)
-            decoded = self._decode(engine, variant)
+        for number, variant in enumerate(variants, start=1):
+            decoded = self._decode_shown(engine, variant, f"{variant.name} ({number} of {len(variants)})")
             token_ids = decoded.result.token_ids
             reference = reference or token_ids
             for ended in decoded.sequences:
@@ -142,6 +142,13 @@ class Job(Request):
             table.add_row(variant.name, self._one_line(token_ids[0]), *figures)
         if not records.printed:
             report_console().print(table)
+
+    def _decode_shown(self, engine: Engine, variant: DecodeVariant, description: str) -> Decoded:
+        """Decodes after a warm-up, and shows the progress in new tokens on standard error."""
+        most = variant.options.max_new_tokens
+        with progress_bar(description, most * len(self.prompts), shown=rank() == 0) as advance:
+            self._warm_up(engine, variant)
+            return self._decode(engine, variant, TokenCounter(advance, most))
 
     def _warm_up(self, engine: Engine, variant: DecodeVariant) -> None:
         """Decodes a few tokens first, so that one-time costs of the first forwards do not count in the speed."""

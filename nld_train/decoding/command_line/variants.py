@@ -8,11 +8,12 @@ from typing import get_args
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.algorithms.stop_strings import stopping
-from nld_train.decoding.command_line.request import value_errors_as_user_errors
 from nld_train.decoding.load import Source
 from nld_train.decoding.policies.policy_declaration import PolicyOf
-from nld_train.decoding.policies.registry import DEFAULT, PolicySettings
-from nld_train.errors import UserError
+from nld_train.decoding.policies.registry import DEFAULT
+
+# Options with a default of the decoder, and their names there.
+_DEFAULTED = {"top_k": "top_k", "top_p": "top_p", "seed": "seeds", "ar_weight": "ar_weight"}
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,6 @@ class DecodeVariant:
     policy: PolicyOf | None
 
 
-def refuse_unread(arguments: Namespace) -> None:
-    """Refuses options that the mode does not read, and invalid ones; a comparison reads all options.
-
-    Raises:
-        UserError: no mode; an option of another mode; an empty `--stop`.
-    """
-    if "" in arguments.stop:
-        raise UserError("--stop: an empty text would stop every text at once")
-    if arguments.compare:
-        return
-    if arguments.mode is None:
-        raise UserError("--mode: choose one of ar, diffusion, linear, quadratic, or --compare all of them")
-    with value_errors_as_user_errors():
-        PolicySettings.of(vars(arguments)).check_mode(arguments.mode)
-    if arguments.mode != "quadratic" and arguments.ar_weight != 1:
-        raise UserError(f"--ar-weight: mode {arguments.mode!r} does not mix both heads; only quadratic does")
-
-
 def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[DecodeVariant]:
     """The variants to decode: one, or with `--compare` every mode, AR first, and with `--adapter` linear with it.
 
@@ -68,15 +51,15 @@ def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[
 def _variant(
     arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, adapter: bool = False
 ) -> DecodeVariant:
+    given = {name: value for key, name in _DEFAULTED.items() if (value := getattr(arguments, key)) is not None}
+    if mode != "quadratic":
+        given.pop("ar_weight", None)
     options = DecodeOptions(
         max_new_tokens=arguments.max_new_tokens,
-        block_length=arguments.block_length,
+        block_length=source.block_length if arguments.block_length is None else arguments.block_length,
         temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seeds=arguments.seed,
         adapter=adapter,
-        ar_weight=arguments.ar_weight if mode == "quadratic" else 1.0,
+        **given,
         **stopping(source.tokenizer, arguments.stop, source.stop_tokens),
     )
     return DecodeVariant(_name(arguments, mode, adapter), mode, options, policy if mode == "diffusion" else None)
@@ -85,8 +68,8 @@ def _variant(
 def _name(arguments: Namespace, mode: Mode, adapter: bool) -> str:
     if adapter:
         return f"{mode} + adapter"
-    if mode == "diffusion" and arguments.policy != DEFAULT:
+    if mode == "diffusion" and arguments.policy not in (None, DEFAULT):
         return f"{mode} + {arguments.policy}"
-    if mode == "quadratic" and arguments.ar_weight != 1:
+    if mode == "quadratic" and arguments.ar_weight not in (None, 1):
         return f"{mode}, AR weight {arguments.ar_weight:g}"
     return mode

@@ -19,6 +19,11 @@ PolicyOf = Callable[["Engine"], "CommitPolicy"]
 Build = Callable[[Mapping[str, Any], Path], PolicyOf]
 
 
+def option(name: str) -> str:
+    """The option on a command line that sets a keyword."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True)
 class Argument:
     """An argument of a commit policy.
@@ -32,7 +37,6 @@ class Argument:
         lowest: smallest value; None for values without an order.
         highest: largest value; None for no limit.
         phrase: how an error message names a value, which replaces the `{}`.
-        ignorable: whether the argument is ignored, instead of refused, with a policy or mode that does not use it.
     """
 
     name: str
@@ -43,12 +47,11 @@ class Argument:
     lowest: float | None = None
     highest: float | None = None
     phrase: str = "{}"
-    ignorable: bool = False
 
     @property
     def option(self) -> str:
         """The option on a command line."""
-        return "--" + self.name.replace("_", "-")
+        return option(self.name)
 
     def check(self, value: Any) -> None:
         """Refuses a value out of its range.

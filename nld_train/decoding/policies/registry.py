@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.decoding.policies import entropy, even_steps, fixed_number, threshold, trained_sampler
-from nld_train.decoding.policies.policy_declaration import Argument, PolicyDeclaration, PolicyOf
+from nld_train.decoding.policies.policy_declaration import Argument, PolicyDeclaration, PolicyOf, option
 from nld_train.errors import UserError
 
 DEFAULT = threshold.DECLARATION.name
@@ -38,55 +38,52 @@ def policy_arguments() -> dict[str, Argument]:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """A commit policy and its arguments as chosen by the user.
+    """A commit policy and its arguments as given by the user.
 
     Attributes:
-        name: key of `POLICIES`.
-        values: values of the arguments of all policies, by name.
+        given: key of `POLICIES`; None if no policy was given, which means the default one.
+        values: values of the arguments that were given, by name, of whatever policy.
 
     Raises:
         ValueError: an unknown policy, or a value out of its range.
     """
 
-    name: str = DEFAULT
+    given: str | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
             raise ValueError(f"policy: {self.name!r} is not one of {', '.join(POLICIES)}")
-        arguments = policy_arguments()
-        values = {name: self.values.get(name, argument.default) for name, argument in arguments.items()}
-        object.__setattr__(self, "values", values)
-        for name, argument in arguments.items():
-            argument.check(values[name])
+        for name, value in self.values.items():
+            policy_arguments()[name].check(value)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> PolicySettings:
-        """From parsed arguments or keywords: `policy` and the policies' arguments; other keys are ignored."""
-        return cls(settings.get("policy", DEFAULT), settings)
+        """From parsed arguments or keywords: `policy` and the policies' arguments, None where one was not given.
+
+        Other keys are ignored.
+        """
+        given = {name: settings[name] for name in policy_arguments() if settings.get(name) is not None}
+        return cls(settings.get("policy"), given)
+
+    @property
+    def name(self) -> str:
+        """Key of `POLICIES`."""
+        return DEFAULT if self.given is None else self.given
 
     @property
     def declaration(self) -> PolicyDeclaration:
         """The declaration of the chosen policy."""
         return POLICIES[self.name]
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Values of the chosen policy's arguments by name, with the defaults of those that were not given."""
+        return {one.name: self.values.get(one.name, one.default) for one in self.declaration.arguments}
+
     def record(self) -> dict[str, Any]:
         """The settings as keywords, the inverse of `of`."""
-        return {"policy": self.name, **self.values}
-
-    def check_mode(self, mode: str) -> None:
-        """Refuses a policy or an argument of one in a mode that has no denoising passes.
-
-        Raises:
-            UserError: one of them differs from its default.
-        """
-        modes = self.declaration.modes
-        if mode in modes:
-            return
-        given = ["policy"] if self.name != DEFAULT else []
-        for name in [*given, *self._given()]:
-            reader = " and ".join(modes)
-            raise UserError(f"{_option(name)}: mode {mode!r} has no denoising passes; only {reader} reads it")
+        return {"policy": self.given, **{name: self.values.get(name) for name in policy_arguments()}}
 
     def build(self, checkpoint: Path, processes: int) -> PolicyOf:
         """A function that makes the policy for an engine.
@@ -99,26 +96,13 @@ class PolicySettings:
             UserError: an argument of another policy, several processes for a policy that needs the whole model, or what
                 the policy's `build` refuses.
         """
-        for name in self._given():
-            if name not in {argument.name for argument in self.declaration.arguments}:
+        for name in self.values:
+            if name not in self.arguments:
                 readers = [one.name for one in POLICIES.values() if name in {each.name for each in one.arguments}]
                 raise UserError(
-                    f"{_option(name)}: the policy {self.name!r} does not read it; add --policy {' or '.join(readers)}"
+                    f"{option(name)}: the policy {self.name!r} does not read it; add --policy {' or '.join(readers)}"
                 )
         if processes > 1 and self.declaration.one_process:
             reason = self.declaration.one_process
             raise UserError(f"--policy {self.name}: {reason}; use --tensor 1 and --pipeline 1")
-        values = {argument.name: self.values[argument.name] for argument in self.declaration.arguments}
-        return self.declaration.build(values, checkpoint)
-
-    def _given(self) -> list[str]:
-        """Names of the arguments that differ from their defaults and must be read by the policy."""
-        return [
-            name
-            for name, argument in policy_arguments().items()
-            if not argument.ignorable and self.values[name] != argument.default
-        ]
-
-
-def _option(name: str) -> str:
-    return "--policy" if name == "policy" else policy_arguments()[name].option
+        return self.declaration.build(self.arguments, checkpoint)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -57,10 +58,13 @@ def check_directory(directory: Path) -> None:
     """Refuses to save a sampler in a directory with other files: its content is replaced.
 
     Raises:
-        UserError: it is not a directory, or contains files that do not belong to a sampler.
+        UserError: it is not a directory and cannot become one, or contains files that do not belong to a sampler.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is no directory; a sampler is saved in one of its own")
+    parent = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{directory}: cannot be made: {parent} is no directory that can be written to")
     others = sorted({path.name for path in directory.glob("*")} - {_WEIGHTS, _DESCRIPTION})
     if others:
         raise UserError(f"{directory}: holds {others[0]}, and a sampler is saved in a directory of its own")

@@ -20,7 +20,6 @@ THRESHOLD = Argument(
     metavar="P",
     lowest=0,
     highest=1,
-    ignorable=True,
 )
 
 

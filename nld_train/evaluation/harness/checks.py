@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from nld_train.decoding.command_line.checks import check_files
-from nld_train.decoding.policies.registry import PolicySettings
+from nld_train.decoding.policies.registry import policy_arguments
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, resolve
@@ -25,6 +25,8 @@ def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, TaskLi
             raise UserError(f"--include-path: there is no folder {path}")
     if tasks.unsafe_code and not arguments.unsafe_code:
         raise UserError("--tasks: some tasks run code that the model wrote; allow it with --unsafe-code, in a sandbox")
+    if arguments.log_samples and arguments.output is None and not arguments.json:
+        raise UserError("--log-samples: documents and answers are part of --output and --json; give one of them")
     check_files(arguments)
     return settings, tasks
 
@@ -34,23 +36,14 @@ def _settings(arguments: Namespace) -> EvaluationSettings:
         raise UserError(f"--limit: {arguments.limit} is not 1 or more")
     if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
         raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
+    names = ("mode", "batch_size", "block_length", "samples", "max_new_tokens", "seed", "tensor", "pipeline")
+    given = {name: getattr(arguments, name) for name in (*names, "policy", *policy_arguments())}
+    # Without a value, `--adapter` means the checkpoint's own.
+    directory = arguments.adapter if isinstance(arguments.adapter, str) else None
     try:
-        settings = EvaluationSettings(
-            mode=arguments.mode,
-            batch_size=arguments.batch_size,
-            block_length=arguments.block_length,
-            policy=PolicySettings.of(vars(arguments)),
-            samples=arguments.samples,
-            max_new_tokens=arguments.max_new_tokens,
-            adapter=bool(arguments.adapter),
-            # Without a value, `--adapter` means the checkpoint's own.
-            adapter_directory=arguments.adapter if isinstance(arguments.adapter, str) else None,
-            seed=arguments.seed,
-            tensor=arguments.tensor,
-            pipeline=arguments.pipeline,
-        )
+        return EvaluationSettings.of(**given, adapter=bool(arguments.adapter), adapter_directory=directory)
+    except UserError:
+        raise
     except ValueError as error:
         name, _, rest = str(error).partition(":")
         raise UserError(f"--{name.replace('_', '-')}:{rest}") from error
-    settings.policy.check_mode(settings.mode)
-    return settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from nld_train.errors import UserError
@@ -60,23 +61,24 @@ def _task_manager(folders: list[str], task_list: TaskList) -> Any:
 
 
 def _refuse_unsafe(tasks: list[Any], allowed: bool) -> None:
-    for task in tasks:
-        for part in getattr(task, "get_all_tasks", lambda task=task: [task])():
-            if getattr(part, "UNSAFE_CODE", False) and not allowed:
-                raise UserError(
-                    f"--tasks: {part.task_name} runs code that the model wrote; "
-                    "allow it with --unsafe-code, in a sandbox"
-                )
+    from nld_train.evaluation.harness.generation_arguments import tasks_within
+
+    for task in tasks_within(tasks):
+        if getattr(task, "UNSAFE_CODE", False) and not allowed:
+            raise UserError(
+                f"--tasks: {task.task_name} runs code that the model wrote; allow it with --unsafe-code, in a sandbox"
+            )
 
 
-def _model(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList) -> Any:
-    """The model of this rank."""
+def _model(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList, tasks: Sequence[Any] = ()) -> Any:
+    """The model of this rank, after a check of the tasks' arguments."""
     from nld_train.evaluation.harness.model import NldModel
 
     values = settings.record()
     if settings.max_new_tokens is None:
         values["max_new_tokens"] = task_list.max_new_tokens
-    return NldModel(arguments.checkpoint, arguments.tokenizer, chat=_chat(arguments, task_list), **values)
+    chat = _chat(arguments, task_list)
+    return NldModel(arguments.checkpoint, arguments.tokenizer, chat=chat, tasks=tasks, **values)
 
 
 def _chat(arguments: Namespace, task_list: TaskList) -> bool:
@@ -94,7 +96,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    model = _model(arguments, settings, task_list)
+    model = _model(arguments, settings, task_list, tasks)
     results: dict[str, Any] = simple_evaluate(
         model=model,
         tasks=tasks,
@@ -106,7 +108,7 @@ def _evaluate(
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.unsafe_code,
     )
-    results["evaluation"] = {"checkpoint": str(model.source.directory), **model.settings.record(), **model.figures()}
+    results["evaluation"] = {"checkpoint": str(model.source.directory), **model.resolved, **model.figures()}
     model.close()
     return results
 
@@ -123,6 +125,9 @@ def _show(results: dict[str, Any], settings: EvaluationSettings) -> None:
             f"{task}: {figures['tokens_per_forward']:.2f} tokens per forward in mode {settings.mode} "
             f"({figures['new_tokens']} tokens, {figures['forwards']} forwards)"
         )
+    if len(evaluation.get("generation", {})) > 1:
+        mean = evaluation["mean_over_tasks"]["tokens_per_forward"]
+        print(f"mean over {len(evaluation['generation'])} tasks: {mean:.2f} tokens per forward")
     if "bound" in evaluation:
         bound = evaluation["bound"]
         print(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
@@ -20,14 +21,13 @@ from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
-from nld_train.evaluation.harness.requests import Generated, Generation, GenerationSettings, Score, Scoring
+from nld_train.evaluation.harness.generation_arguments import TextLimits, check_tasks, generation_settings
+from nld_train.evaluation.harness.requests import Generated, Generation, Score, Scoring
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.worker import Worker
 from nld_train.evaluation.harness.worker_group import WorkerGroup, all_processes
 from nld_train.processes import rank
 
-# The default of lm_eval's own models.
-_MAX_NEW_TOKENS = 256
 # Characters of a task's text in messages.
 _SHOWN = 40
 
@@ -42,6 +42,8 @@ class NldModel(TemplateLM):
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
         chat: whether prompts will be formatted with the tokenizer's chat template.
+        tasks: of lm_eval, whose generation arguments are checked before the weights are read; those of other tasks are
+            checked as they are used.
         **settings: of `EvaluationSettings.of`.
 
     Raises:
@@ -56,6 +58,7 @@ class NldModel(TemplateLM):
         max_batch_size: int | None = None,
         device: str | None = None,
         chat: bool = False,
+        tasks: Sequence[Any] = (),
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -66,6 +69,9 @@ class NldModel(TemplateLM):
         adapter = None if directory is None else Path(directory)
         self.source = find_source(Path(checkpoint), tokenizer, adapter, layout)
         _check(self.source, self.settings, chat)
+        self._limits = TextLimits(self.settings.max_new_tokens, self.source.description.context_length)
+        check_tasks(tasks, self._limits)
+        self.resolved = self.settings.resolved(self.source.block_length)
         policy = self.settings.policy.build(self.source.directory, layout.processes)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
@@ -195,12 +201,12 @@ class NldModel(TemplateLM):
     def _generation(self, context: str, arguments: dict[str, Any]) -> Generation:
         prompt = self.tok_encode(context) or [self.prefix_token_id]
         self._refuse_masks(prompt, ())
-        settings = _generation_settings(arguments)
-        room = self.max_length - self.settings.most_new_tokens(settings)
+        settings = generation_settings(arguments, self._limits)
         # At least half of the context is for the prompt, whatever the limit of new tokens.
-        prompt = prompt[-max(room, self.max_length // 2) :]
+        prompt = prompt[-max(self.max_length - settings.max_new_tokens, self.max_length // 2) :]
+        room = min(settings.max_new_tokens, self.max_length - len(prompt))
         self._texts += 1
-        return Generation(tuple(prompt), settings, self.settings.seed + self._texts - 1)
+        return Generation(tuple(prompt), replace(settings, max_new_tokens=room), self.settings.seed + self._texts - 1)
 
     def _refuse_masks(self, *texts: Sequence[int]) -> None:
         if any(self.source.description.mask_token_id in text for text in texts):
@@ -210,17 +216,20 @@ class NldModel(TemplateLM):
             )
 
     def figures(self) -> dict[str, Any]:
-        """Figures that lm_eval does not compute: errors of the bounds, and tokens per forward of each task."""
+        """Figures that lm_eval does not compute: errors of the bounds, tokens per forward by task and their mean."""
         figures: dict[str, Any] = {
             task: dict(count) | {"tokens_per_forward": per_forward(count["new_tokens"], count["forwards"])}
             for task, count in self.counts.items()
         }
-        found: dict[str, Any] = {"generation": figures} if figures else {}
+        found: dict[str, Any] = {}
+        if figures:
+            mean = fmean(figure["tokens_per_forward"] for figure in figures.values())
+            found = {"generation": figures, "mean_over_tasks": {"tokens_per_forward": mean}}
         if self.settings.bounds and self.errors:
             mean_square = sum(error**2 for error in self.errors) / len(self.errors)
             found["bound"] = {
-                "samples": self.settings.samples,
-                "block_length": self.settings.block_length,
+                "samples": self.settings.noise_samples,
+                "block_length": self.resolved["block_length"],
                 "requests": len(self.errors),
                 "sampled": sum(error > 0 for error in self.errors),
                 "standard_error": sqrt(mean_square),
@@ -235,16 +244,3 @@ def _check(source: Source, settings: EvaluationSettings, chat: bool) -> None:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
     if chat and not source.tokenizer.chat_template:
         raise UserError(f"--chat-template: the tokenizer of {source.directory} has none")
-
-
-def _generation_settings(arguments: dict[str, Any]) -> GenerationSettings:
-    """Settings from a task's `generation_kwargs`."""
-    known = normalize_gen_kwargs(arguments, default_max_gen_toks=_MAX_NEW_TOKENS)
-    temperature = float(known.get("temperature", 1.0)) if known["do_sample"] else 0.0
-    return GenerationSettings(
-        max_new_tokens=known["max_gen_toks"],
-        stop_strings=tuple(stop for stop in known["until"] if stop),
-        temperature=temperature,
-        top_k=int(known.get("top_k") or 0) if temperature else 0,
-        top_p=float(known.get("top_p") or 1.0) if temperature else 1.0,
-    )

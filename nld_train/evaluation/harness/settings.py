@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
+from nld_train.decoding.mode_options import refuse_unread
 from nld_train.decoding.policies.registry import PolicySettings
-from nld_train.evaluation.harness.requests import GenerationSettings
+
+# Of the bound.
+_SAMPLES = 32
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,10 @@ class EvaluationSettings:
         mode: the decode mode of texts. Likelihoods are exact in `ar`, `linear` and `quadratic`, which have the same
             distribution, and lower bounds in `diffusion`.
         batch_size: sequences that run together.
-        block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; the
-            `block_size` of a training configuration.
+        block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; None for the
+            checkpoint's own.
         policy: commit policy of diffusion decoding.
-        samples: maximum number of noise samples per block of the bound.
+        samples: maximum number of noise samples per block of the bound; None for 32.
         max_new_tokens: maximum number of new tokens of a text, in place of each task's.
         adapter: draft with the drafter adapter (linear).
         adapter_directory: directory of an adapter to use instead of the checkpoint's.
@@ -35,9 +38,9 @@ class EvaluationSettings:
 
     mode: Mode = "ar"
     batch_size: int = 16
-    block_length: int = 32
+    block_length: int | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
-    samples: int = 32
+    samples: int | None = None
     max_new_tokens: int | None = None
     adapter: bool = False
     adapter_directory: str | None = None
@@ -47,13 +50,12 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         for name, lowest in (("batch_size", 1), ("samples", 2), ("seed", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
-        if self.adapter and self.mode != "linear":
-            raise ValueError(f"adapter: mode {self.mode!r} does not draft with one; only linear does")
+            if (value := getattr(self, name)) is not None and value < lowest:
+                raise ValueError(f"{name}: {value} is not {lowest} or more")
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
-        DecodeOptions(max_new_tokens=most, block_length=self.block_length, adapter=self.adapter)
+        length = 1 if self.block_length is None else self.block_length
+        DecodeOptions(max_new_tokens=most, block_length=length, adapter=self.adapter)
 
     @classmethod
     def of(cls, **settings: Any) -> EvaluationSettings:
@@ -61,10 +63,13 @@ class EvaluationSettings:
 
         Raises:
             ValueError: a value out of its range.
+            UserError: an option that the mode does not read.
         """
         policy = PolicySettings.of(settings)
         others = {name: value for name, value in settings.items() if name not in policy.record()}
-        return cls(policy=policy, **others)
+        found = cls(policy=policy, **others)
+        refuse_unread(settings, [found.mode])
+        return found
 
     def record(self) -> dict[str, Any]:
         """The settings as keywords, the inverse of `of`."""
@@ -76,6 +81,23 @@ class EvaluationSettings:
         """Whether likelihoods are bounds."""
         return self.mode == "diffusion"
 
-    def most_new_tokens(self, settings: GenerationSettings) -> int:
-        """Maximum number of new tokens of a text: that of the evaluation, else the task's."""
-        return settings.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+    @property
+    def noise_samples(self) -> int:
+        """Maximum number of noise samples per block of the bound."""
+        return _SAMPLES if self.samples is None else self.samples
+
+    def resolved(self, block_length: int) -> dict[str, Any]:
+        """The settings that the mode reads by name, with the values of those that were not given.
+
+        Args:
+            block_length: of the checkpoint.
+        """
+        found = {name: value for name, value in self.record().items() if name not in self.policy.record()}
+        if self.mode == "ar":
+            del found["block_length"]
+        elif self.block_length is None:
+            found["block_length"] = block_length
+        if self.bounds:
+            return {**found, "samples": self.noise_samples, "policy": self.policy.name, **self.policy.arguments}
+        del found["samples"]
+        return found

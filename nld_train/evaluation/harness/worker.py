@@ -41,6 +41,7 @@ class Worker:
     ) -> None:
         self.engine, self.source, self.settings, self.policy = engine, source, settings, policy
         self.shows_progress = shows_progress
+        self.block_length = source.block_length if settings.block_length is None else settings.block_length
 
     def answer(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         """Answers requests in order.
@@ -62,14 +63,14 @@ class Worker:
 
     def _bounds(self, requests: Sequence[Scoring], with_greedy: bool) -> list[Score]:
         engine, settings = self.engine, self.settings
-        bound = BoundSettings(settings.block_length, settings.samples, settings.seed)
+        bound = BoundSettings(self.block_length, settings.noise_samples, settings.seed)
         with self._bar("bounds of log-likelihoods", requests) as completed:
             found = score_by_bound(engine, requests, settings.batch_size, bound, completed)
         same = [False] * len(requests)
         if with_greedy:
             with self._bar("greedy continuations", requests) as completed:
                 same = greedy_continuations(
-                    engine, requests, settings.batch_size, settings.block_length, self.policy, completed
+                    engine, requests, settings.batch_size, self.block_length, self.policy, completed
                 )
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
@@ -92,8 +93,8 @@ class Worker:
 
     def _options(self, settings: GenerationSettings, seeds: tuple[int, ...]) -> DecodeOptions:
         return DecodeOptions(
-            max_new_tokens=self.settings.most_new_tokens(settings),
-            block_length=self.settings.block_length,
+            max_new_tokens=settings.max_new_tokens,
+            block_length=self.block_length,
             temperature=settings.temperature,
             top_k=settings.top_k,
             top_p=settings.top_p,

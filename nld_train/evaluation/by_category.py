@@ -1,0 +1,56 @@
+"""Figures by category of prompts, and their unweighted mean over categories, as the paper reports them.
+
+Pooled figures weigh a category by its tokens and cycles: one with many long answers decides them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+from nld_train.decoding.algorithms.outputs import DecodeResult
+from nld_train.decoding.algorithms.statistics import merged, one_sequence
+from nld_train.evaluation.measure import Figures
+
+CATEGORIES, MEAN = "categories", "mean_over_categories"
+# Everything else in figures is a rate, of which a mean over categories can be taken.
+_COUNTS = ("new_tokens", "forwards", "turns", "skipped_turns")
+
+
+def pooled_and_by_category(
+    prompts: int, categories: Sequence[str], figures_of: Callable[[Sequence[int]], Figures]
+) -> Figures:
+    """The figures of all prompts, and where they have categories, those of each and their mean.
+
+    Args:
+        prompts: number of prompts.
+        categories: one for each prompt; empty where prompts have none.
+        figures_of: from indices of prompts to their figures.
+
+    Returns:
+        The pooled figures; with categories also `categories` (name -> figures) and `mean_over_categories`.
+    """
+    pooled = figures_of(range(prompts))
+    if not categories:
+        return pooled
+    found = {
+        name: figures_of([index for index, category in enumerate(categories) if category == name])
+        for name in dict.fromkeys(categories)
+    }
+    return {**pooled, CATEGORIES: found, MEAN: mean_figures(found)}
+
+
+def mean_figures(categories: Mapping[str, Figures]) -> Figures:
+    """Unweighted means over the categories in which anything was decoded; None for a figure that none of them has."""
+    decoded = [figures for figures in categories.values() if figures["new_tokens"]]
+    names = dict.fromkeys(name for figures in decoded for name in figures if name not in _COUNTS)
+    return {name: _mean([figures[name] for figures in decoded if figures[name] is not None]) for name in names}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def selected(result: DecodeResult, indices: Sequence[int]) -> DecodeResult:
+    """Some sequences of a result, each as if decoded alone."""
+    return merged([one_sequence(result, index) for index in indices])
