@@ -55,7 +55,11 @@ def test_json_is_a_switch_and_output_a_file_in_every_command() -> None:
 def test_a_file_after_json_is_told_the_new_option(
     name: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    required = {"nld-acceptance": ["--prompts", "a"], "nld-eval": ["--mode", "ar", "--tasks", "a"]}
+    required = {
+        "nld-acceptance": ["--prompts", "a"],
+        "nld-decode": ["--prompt", "a", "--mode", "ar"],
+        "nld-eval": ["--mode", "ar", "--tasks", "a"],
+    }
     given = ["checkpoint", *required.get(name, ["--prompt", "a"]), *words]
     assert import_module(COMMANDS[name]).main(given) == 2
     error = capsys.readouterr().err
