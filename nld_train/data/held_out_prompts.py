@@ -47,7 +47,7 @@ def write_prompts(request: PromptRequest) -> int:
     """
     if request.count < 1 or request.tokens < 1:
         raise UserError("--count and --tokens must be at least 1")
-    check_output(f"--out {request.out}", Path(request.out))
+    check_output(f"--output {request.out}", Path(request.out))
     check_files(request.prefix)
     tokenizer = load_tokenizer(_tokenizer_directory(request))
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in _pieces(request)]
