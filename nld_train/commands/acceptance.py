@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.arguments import (
-    MODES,
-    add_adapter,
-    add_block_lengths,
-    add_checkpoint,
-    add_lengths,
-    add_outputs,
-    add_policy,
-    check_command_line,
-)
 from nld_train.commands.command import Command, Imported
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import (
+        MODES,
+        add_adapter,
+        add_block_lengths,
+        add_checkpoint,
+        add_lengths,
+        add_outputs,
+        add_policy,
+    )
+
     add_checkpoint(parser)
     parser.add_argument(
         "--prompts",
@@ -42,7 +42,7 @@ main = Command(
     "commits in each.",
     _add_arguments,
     Imported("nld_train.evaluation.acceptance:run"),
-    check_command_line,
+    Imported("nld_train.decoding.command_line.checks:check_command_line"),
 )
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Callable
 from typing import get_args
 
-from nld_train.commands.command import Imported
 from nld_train.config.schema import DecodingMode
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
@@ -15,8 +14,6 @@ from nld_train.decoding.policies.trained_sampler import SAMPLER
 from nld_train.results import add_result_options
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
-# The check of every command with these arguments.
-check_command_line = Imported("nld_train.decoding.command_line.checks:check_command_line")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.arguments import (
-    add_block_lengths,
-    add_checkpoint,
-    add_lengths,
-    add_outputs,
-    add_prompts,
-    add_sampler,
-    add_threshold,
-    check_command_line,
-)
 from nld_train.commands.command import Command, Imported
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import (
+        add_block_lengths,
+        add_checkpoint,
+        add_lengths,
+        add_outputs,
+        add_prompts,
+        add_sampler,
+        add_threshold,
+    )
+
     add_checkpoint(parser)
     add_prompts(parser)
     add_block_lengths(parser, default=(4, 8, 16, 32))
@@ -37,7 +37,7 @@ main = Command(
     "the block of one-token-per-pass decoding. Reports it beside every decode mode.",
     _add_arguments,
     Imported("nld_train.evaluation.speed_bound:run"),
-    check_command_line,
+    Imported("nld_train.decoding.command_line.checks:check_command_line"),
 )
 
 if __name__ == "__main__":

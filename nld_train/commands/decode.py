@@ -5,21 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.arguments import (
-    MODES,
-    add_adapter,
-    add_checkpoint,
-    add_layout,
-    add_lengths,
-    add_policy,
-    add_prompts,
-    check_command_line,
-)
 from nld_train.commands.command import Command, Imported
 from nld_train.results import add_result_options
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import (
+        MODES,
+        add_adapter,
+        add_checkpoint,
+        add_layout,
+        add_lengths,
+        add_policy,
+        add_prompts,
+    )
+
     add_checkpoint(parser)
     add_layout(parser)
     modes = parser.add_mutually_exclusive_group(required=True)
@@ -73,7 +73,7 @@ main = Command(
     "one model.",
     _add_arguments,
     Imported("nld_train.decoding.command_line.command:run"),
-    check_command_line,
+    Imported("nld_train.decoding.command_line.checks:check_command_line"),
 )
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.arguments import MODES, add_adapter, add_checkpoint, add_layout, add_policy
 from nld_train.commands.command import Command, Imported
 from nld_train.results import add_result_options
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import MODES, add_checkpoint, add_layout
+
     add_checkpoint(parser)
     add_layout(parser)
     parser.add_argument("--mode", choices=MODES, required=True, help="decode mode")
@@ -26,6 +27,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import add_adapter, add_policy
+
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="sequences that run together (default: 16)"
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.arguments import (
-    add_checkpoint,
-    add_lengths,
-    add_outputs,
-    add_prompts,
-    add_sampler,
-    add_thresholds,
-    check_command_line,
-)
 from nld_train.commands.command import Command, Imported
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import (
+        add_checkpoint,
+        add_lengths,
+        add_outputs,
+        add_prompts,
+        add_sampler,
+        add_thresholds,
+    )
+
     add_checkpoint(parser)
     add_prompts(parser)
     add_lengths(parser)
@@ -52,7 +52,7 @@ main = Command(
     "that are finally committed, saves it beside the model, and evaluates it on held-out prompts.",
     _add_arguments,
     Imported("nld_train.evaluation.sampler_command:run"),
-    check_command_line,
+    Imported("nld_train.decoding.command_line.checks:check_command_line"),
 )
 
 if __name__ == "__main__":

@@ -42,10 +42,24 @@ def test_a_run_that_is_signalled_while_it_imports_has_nothing_to_save(
     assert found == status
 
 
-def test_a_command_that_is_interrupted_while_it_imports_prints_one_line(tmp_path: Path) -> None:
-    words = ["-m", "nld_train.commands.data", "prepare", "text.txt", "--out", "sets"]
-    said = "error: interrupted: the same command continues where this one stopped\n"
-    assert interrupted_import(tmp_path, signal.SIGINT, "rich", *words) == (130, said)
+@pytest.mark.parametrize(
+    ("library", "words", "message"),
+    [
+        (
+            "rich",
+            "data prepare text.txt --output sets",
+            "interrupted: the same command continues where this one stopped",
+        ),
+        ("annotated_types", "decode checkpoint --mode ar --prompt x", "interrupted"),
+    ],
+    ids=["running", "arguments"],
+)
+def test_a_command_that_is_interrupted_while_it_imports_prints_one_line(
+    tmp_path: Path, library: str, words: str, message: str
+) -> None:
+    name, *rest = words.split()
+    done = interrupted_import(tmp_path, signal.SIGINT, library, "-m", f"nld_train.commands.{name}", *rest)
+    assert done == (130, f"error: {message}\n")
 
 
 @contextmanager
