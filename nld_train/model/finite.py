@@ -21,7 +21,7 @@ def first_non_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
         if tensor.is_floating_point() and tensor.numel() > 0:
             names.append(name)
             # A NaN is both the smallest and the largest value of its tensor.
-            extremes.append(torch.stack(torch.aminmax(tensor.detach())).float())
+            extremes.append(torch.stack(torch.aminmax(tensor.detach())).double())
     for device in dict.fromkeys(found.device for found in extremes):
         own = [index for index, found in enumerate(extremes) if found.device == device]
         # One transfer for all tensors of a device.

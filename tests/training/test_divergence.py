@@ -15,6 +15,7 @@ from tiny_runs import SHORT, newest_checkpoint, records_of, saved_tensors, short
 
 from nld_train.training.checkpoint import save as saving
 from nld_train.training.checkpoint.paths import written_checkpoints
+from nld_train.training.loop.adam import GroupStepAdamW
 
 Command = Callable[..., tuple[int, str]]
 SETTINGS = (
@@ -97,6 +98,20 @@ def test_an_update_that_makes_infinity_is_not_saved(run: Command, two_steps: Pat
     assert f"the last checkpoint, {good}, is unchanged; resume from it with a lower learning rate" in message
     assert steps(two_steps) == [good.name]
     assert list((two_steps / "checkpoints").glob("*.tmp")) == []
+
+
+def test_moments_that_overflow_are_not_saved(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are finite, and would never change again."""
+    step = GroupStepAdamW.step
+
+    def overflow(optimizer: GroupStepAdamW) -> None:
+        step(optimizer)
+        next(iter(optimizer.state.values()))["exp_avg_sq"][0] = torch.inf
+
+    monkeypatch.setattr(GroupStepAdamW, "step", overflow)
+    message = line_of(run(tmp_path / "run", *rates("1e-3")))
+    assert "after the update of step 1 the optimizer's exp_avg_sq contains NaN or infinity" in message
+    assert steps(tmp_path / "run") == []
 
 
 def test_finite_weights_that_are_of_no_use_do_not_replace_the_good_ones(run: Command, two_steps: Path) -> None:

@@ -171,7 +171,7 @@ class CheckpointWriter:
             newest_is_good: False if the failed step shows that the weights before it were the cause. Those may be the
                 weights of the newest checkpoint.
         """
-        remedy = "with a lower learning rate or other data"
+        remedy = "with a lower learning rate" if newest_is_good else "with a lower learning rate or other data"
         if self._newest is None:
             return f"there is no checkpoint yet; start again {remedy}"
         if newest_is_good or self._followed:
