@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from checkpoint_convert.checkpoint_paths import require_megatron
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import SOURCE
 from checkpoint_convert.megatron import MegatronWeights
-from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, read_json, read_source_config
+from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, read_source_config
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
 from nld_train.data.tokenizer_files import TOKENIZER
-from nld_train.training.checkpoint.contents import saved_config
+from nld_train.outside_json import read_object
+from nld_train.training.checkpoint.contents import read_progress, saved_config
 from nld_train.training.checkpoint.paths import (
     CONFIG_FILE,
     PROGRESS_FILE,
@@ -97,11 +98,11 @@ def read_record(directory: Path) -> Record:
     return Record(
         directory=directory,
         config=config,
-        progress=read_json(progress) if progress.is_file() else {},
+        progress=asdict(read_progress(directory)) if progress.is_file() else {},
         origin=origin,
         lost=lost,
         tokenizers=tuple(tokenizers),
-        imported=read_json(note) if note.is_file() else {},
+        imported=read_object(note) if note.is_file() else {},
     )
 
 

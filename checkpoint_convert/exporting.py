@@ -26,6 +26,7 @@ from nld_train.data.vocabulary import holds_tokenizer, refuse_other_tokenizer, t
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import copy_adapter, resolve_adapter
 from nld_train.model.finite import is_finite
+from nld_train.printable import say
 from nld_train.progress import progress_bar
 
 
@@ -37,7 +38,7 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     adapter: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
 ) -> None:
     """Converts a Megatron checkpoint.
 

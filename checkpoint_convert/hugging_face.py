@@ -9,9 +9,10 @@ from torch import Tensor
 
 from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
 from checkpoint_convert.safetensors_file import DTYPES, FP8, SafetensorsFile, Stored
-from checkpoint_convert.source_config import SourceConfig, model_config, read_json, read_source_config
+from checkpoint_convert.source_config import SourceConfig, model_config, read_source_config
 from checkpoint_convert.weights import row_blocks
 from nld_train.errors import UserError
+from nld_train.outside_json import brief, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -42,6 +43,7 @@ class HuggingFaceWeights:
         self.source: SourceConfig = read_source_config(directory)
         self.model = model_config(self.source, mask_token_id)
         self._files, self._shard_of = _open_shards(directory)
+        self._refuse_more_layers_than_tensors()
         self.naming = self._find_naming()
         self.head_is_copy = self.naming.head not in self._shard_of
         self._fp8 = self._check_tensors()
@@ -81,6 +83,14 @@ class HuggingFaceWeights:
 
     def _stored(self, full: str) -> Stored:
         return self._files[self._shard_of[full]].tensors[full]
+
+    def _refuse_more_layers_than_tensors(self) -> None:
+        """The tensors of a config's layers are listed below, and a small file can ask for a billion of them."""
+        if self.model.num_hidden_layers > len(self._shard_of):
+            raise UserError(
+                f"{self.source.directory}/config.json: num_hidden_layers={self.model.num_hidden_layers}, but the "
+                f"weights have only {len(self._shard_of)} tensors"
+            )
 
     def _find_naming(self) -> Naming:
         """The naming of this architecture under which the embedding exists."""
@@ -139,7 +149,9 @@ def _safetensors_name(source: SourceConfig) -> str:
     """Type to which FP8 weights are dequantised, as safetensors names it."""
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     if source.dtype not in names:
-        raise UserError(f"{source.directory}/config.json: dtype {source.dtype!r} must be one of {', '.join(names)}")
+        raise UserError(
+            f"{source.directory}/config.json: dtype {brief(source.dtype)} must be one of {', '.join(names)}"
+        )
     return names[source.dtype]
 
 
@@ -179,14 +191,14 @@ def _refuse_two_models(directory: Path, listed: dict[str, str]) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    listed = read_json(index).get("weight_map")
+    listed = read_object(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise UserError(f"{index}: has no weight_map")
     for tensor, name in listed.items():
         # The index is untrusted: it may name files of this directory only.
         if not isinstance(name, str) or PurePath(name).name != name or not name.endswith(".safetensors"):
             raise UserError(
-                f"{index}: tensor {tensor} is in {name!r}, which is not a .safetensors file of the same directory"
+                f"{index}: tensor {tensor} is in {brief(name)}, which is not a .safetensors file of the same directory"
             )
     return listed
 

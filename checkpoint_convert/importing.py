@@ -17,6 +17,7 @@ from nld_train.data.tokenizer_files import TOKENIZER, copy_tokenizer
 from nld_train.data.vocabulary import DEFINITION, read_vocabulary
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import copy_adapter, resolve_adapter
+from nld_train.printable import say
 from nld_train.progress import progress_bar
 from nld_train.revision import SOFTWARE, software
 from nld_train.training.checkpoint.manifest import write_manifest
@@ -27,7 +28,7 @@ _CONFIGS = ("config.json", "generation_config.json")
 
 
 def import_checkpoint(
-    source: Path, destination: Path, mask_token_id: int | None = None, report: Callable[[str], None] = print
+    source: Path, destination: Path, mask_token_id: int | None = None, report: Callable[[str], None] = say
 ) -> None:
     """Converts a Hugging Face directory.
 

@@ -20,11 +20,11 @@ from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from checkpoint_convert.mapped_file import map_file
 from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
-from checkpoint_convert.source_config import read_json
 from checkpoint_convert.stored_piece import StoredPiece
 from nld_train.config.load import model_from_dict
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.outside_json import read_object
 from nld_train.training.checkpoint.manifest import MANIFEST, find_damage, read_manifest
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
@@ -173,7 +173,7 @@ def read_model(directory: Path) -> ModelConfig:
         UserError: it cannot be read, or has a key of another version that may change what the model computes.
     """
     path = directory / MODEL_FILE
-    settings = read_json(path)
+    settings = read_object(path)
     try:
         return model_from_dict(settings)
     except UserError as error:

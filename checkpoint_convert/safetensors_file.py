@@ -6,11 +6,9 @@ for a file larger than memory.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +16,8 @@ from torch import Tensor
 
 from checkpoint_convert.mapped_file import map_file, tensor_view
 from nld_train.errors import UserError
+from nld_train.files import open_regular
+from nld_train.outside_json import parse_object
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 FP8 = "F8_E4M3"
@@ -53,14 +53,14 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, _MAX_HEADER_BYTES)), object_pairs_hook=_without_duplicates)
+                header = parse_object(file.read(min(size, _MAX_HEADER_BYTES)), "header")
                 with safe_open(path, framework="np"):  # refuses a header that is damaged, or whose tensors overlap
                     self._mapping = map_file(file)
         except FileNotFoundError as error:
             raise UserError(f"{path}: missing, though the index lists it") from error
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path}: not a complete safetensors file ({error})") from error
         self.tensors = {
             name: Stored(value["dtype"], tuple(value["shape"]), 8 + size + value["data_offsets"][0])
@@ -83,13 +83,3 @@ class SafetensorsFile:
         stored = self.tensors[name]
         data = self._mapping[stored.start : stored.start + _TORCH[stored.dtype].itemsize]
         return float(torch.frombuffer(bytearray(data), dtype=_TORCH[stored.dtype]).float().item())
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without repeated names, of which the library would use the last without an error."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name} is duplicated")
-        found[name] = value
-    return found

@@ -5,7 +5,6 @@ Every value comes from the directory. A setting that a `ModelConfig` cannot expr
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from checkpoint_convert.source_rope import rope_parameters
 from checkpoint_convert.source_values import is_token, named_tokens, number, positive_integer, shown
 from nld_train.config.schema import SIZE_KEYS, ModelConfig
 from nld_train.errors import UserError
+from nld_train.outside_json import brief, read_object
 
 ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
 # The mask token: a reserved id of the Ministral3 tokenizer (docs/method.md, "Objective").
@@ -50,36 +50,12 @@ class SourceConfig:
     generation: dict[str, Any]
 
     @property
-    def quantization(self) -> dict[str, Any] | None:
-        """Settings of quantised weights."""
-        return self.outer.get("quantization_config") or self.text.get("quantization_config")
-
-    @property
     def dtype(self) -> str:
         """Name of the type in which the model computes, and to which quantised weights are dequantised."""
         for config in (self.text, self.outer):
             if name := config.get("dtype") or config.get("torch_dtype"):
                 return str(name).removeprefix("torch.")
         return "bfloat16"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: it cannot be read, or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    except RecursionError as error:
-        raise UserError(f"{path}: is nested too deeply to be read") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object, not {type(value).__name__}")
-    return value
 
 
 def read_source_config(directory: Path) -> SourceConfig:
@@ -91,18 +67,21 @@ def read_source_config(directory: Path) -> SourceConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise UserError(f"{directory}: has no config.json; name a Hugging Face model directory")
-    outer = read_json(path)
-    named = outer.get("architectures") or [f"of model_type {outer.get('model_type')!r}"]
+    outer = read_object(path)
+    named = outer.get("architectures") or [f"of model_type {shown(outer, 'model_type')}"]
     if not isinstance(named, list):
         raise UserError(f"{path}: architectures must be a list of one name, but is {shown(outer, 'architectures')}")
-    architecture = str(named[0])
+    architecture = _name(named[0])
     if len(named) != 1 or architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{path}: architecture {', '.join(map(str, named))} is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
+        others, supported = ", ".join(map(_name, named)), ", ".join(ARCHITECTURES)
+        raise UserError(f"{path}: architecture {others} is not supported; supported: {supported}")
     text = _text_config(path, outer) if architecture == "Mistral3ForConditionalGeneration" else outer
     generation = directory / "generation_config.json"
-    return SourceConfig(directory, architecture, outer, text, read_json(generation) if generation.is_file() else {})
+    return SourceConfig(directory, architecture, outer, text, read_object(generation) if generation.is_file() else {})
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else brief(value)
 
 
 def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +90,7 @@ def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path}: has no text_config, which {outer['architectures'][0]} requires")
     if text.get("model_type") != "ministral3":
         raise UserError(
-            f"{path}: text_config.model_type {text.get('model_type')!r} is not supported; it must be 'ministral3'"
+            f"{path}: text_config.model_type {shown(text, 'model_type')} is not supported; it must be ministral3"
         )
     return text
 
@@ -130,8 +109,10 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
     text, path = source.text, source.directory / "config.json"
     for key, valid in _FIXED.items():
         if text.get(key, valid[0]) not in valid:
-            raise UserError(f"{path}: {key}={text[key]!r} is not supported; it must be {json.dumps(valid[0])}")
+            raise UserError(f"{path}: {key}={shown(text, key)} is not supported; it must be {brief(valid[0])}")
     _refuse_layer_types(path, text)
+    if source.architecture == "NemotronLabsDiffusionModel":
+        _check_diffusion(path, text)
     shapes = {key: positive_integer(path, text, key) for key in SIZE_KEYS}
     if shapes["num_attention_heads"] % shapes["num_key_value_heads"]:
         raise UserError(
@@ -149,11 +130,22 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
     )
 
 
+def _check_diffusion(path: Path, text: dict[str, Any]) -> None:
+    """The settings of the objective, which an export of the model keeps."""
+    if text.get("dlm_paradigm") not in (None, "bidirectional"):
+        raise UserError(f'{path}: dlm_paradigm={shown(text, "dlm_paradigm")} is not supported; only "bidirectional" is')
+    if text.get("block_size") is not None:
+        positive_integer(path, text, "block_size")
+    for key in ("dlm_loss_weight", "ar_loss_weight"):
+        if text.get(key) is not None:
+            number(path, text, key, from_zero=True)
+
+
 def _refuse_layer_types(path: Path, text: dict[str, Any]) -> None:
     kinds = text.get("layer_types") or []
     if not isinstance(kinds, list):
         raise UserError(f"{path}: layer_types must be a list of names, but is {shown(text, 'layer_types')}")
-    if other := {str(kind) for kind in kinds} - {"full_attention"}:
+    if other := {_name(kind) for kind in kinds} - {"full_attention"}:
         raise UserError(f"{path}: layer_types {', '.join(sorted(other))} are not supported; only full_attention is")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from checkpoint_convert.source_values import number, shown
 from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import RopeParameters
 from nld_train.errors import UserError
+from nld_train.outside_json import brief
 
 # Keys that `RopeParameters` does not have, with the values that have no effect.
 _ROPE_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -37,13 +37,13 @@ def rope_parameters(path: Path, text: dict[str, Any]) -> RopeParameters:
     given = _given_rope(path, text)
     rope_type = _rope_type(given)
     if rope_type not in ROPE_TYPES:
-        raise UserError(f"{path}: rope_type {rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
+        raise UserError(f"{path}: rope_type {brief(rope_type)} is not supported; supported: {', '.join(ROPE_TYPES)}")
     names = [field.name for field in fields(RopeParameters)]
     _check_rope_numbers(path, given, yarn=rope_type == "yarn")
     without_effect = _ROPE_WITHOUT_EFFECT | (_UNSCALED if keeps_lengths(given) else {})
     for key, value in given.items():
         if key not in (*names, *_ROPE_ALIASES) and value not in without_effect.get(key, ()):
-            raise UserError(f"{path}: rope_parameters.{key}={json.dumps(value)} is not supported")
+            raise UserError(f"{path}: rope_parameters.{key}={brief(value)} is not supported")
     return _normalised({**{name: given.get(name) for name in names}, "rope_type": rope_type})
 
 
@@ -60,7 +60,7 @@ def _check_rope_numbers(path: Path, rope: dict[str, Any], yarn: bool) -> None:
         if key in needed or rope.get(key) is not None:
             number(path, rope, key, from_zero=key in _ROPE_FROM_ZERO)
     key = "original_max_position_embeddings"
-    if (key in needed or rope.get(key) is not None) and number(path, rope, key) % 1:
+    if (key in needed or rope.get(key) is not None) and (number(path, rope, key) % 1 or rope[key] > 2**53):
         raise UserError(f"{path}: {key} must be an integer above 0, but is {shown(rope, key)}")
 
 

@@ -6,19 +6,19 @@ Each function takes the path of the file (for messages), the JSON object with th
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from nld_train.errors import UserError
+from nld_train.outside_json import brief, is_finite_number
+
+_LARGEST = 2**53
 
 
 def positive_integer(path: Path, config: dict[str, Any], key: str) -> int:
-    """An integer above 0."""
+    """An integer above 0 that torch can compute with."""
     value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
         raise UserError(f"{path}: {key} must be an integer above 0, but is {shown(config, key)}")
     return value
 
@@ -26,16 +26,15 @@ def positive_integer(path: Path, config: dict[str, Any], key: str) -> int:
 def number(path: Path, config: dict[str, Any], key: str, from_zero: bool = False) -> float:
     """A finite number above 0, or `from_zero`; Python also reads NaN, infinity and huge integers as JSON."""
     value = config.get(key)
-    found = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if (found > 0 or from_zero) and 0 <= found <= sys.float_info.max:
-        return float(found)
+    if is_finite_number(value) and (value > 0 or (from_zero and value == 0)):
+        return float(value)
     valid = "of 0 or more" if from_zero else "above 0"
     raise UserError(f"{path}: {key} must be a number {valid}, but is {shown(config, key)}")
 
 
 def shown(config: dict[str, Any], key: str) -> str:
     """A value as JSON, for a message."""
-    return json.dumps(config[key]) if key in config else "missing"
+    return brief(config[key]) if key in config else "missing"
 
 
 def is_token(value: Any, vocabulary: int) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,10 +17,12 @@ from checkpoint_convert.checkpoints import open_weights
 from checkpoint_convert.logits import logit_blocks
 from checkpoint_convert.mapping import EMBEDDING, Named, part_shape, tensors
 from checkpoint_convert.megatron import MegatronWeights
+from checkpoint_convert.source_values import is_token
 from checkpoint_convert.weights import Weights, row_blocks, widest
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.model.finite import is_finite
+from nld_train.outside_json import parse_json, read_bytes
 from nld_train.progress import Advance, progress_bar
 
 LOGIT_TOLERANCE = 1e-5
@@ -208,14 +210,11 @@ def _tokens(given: str, model: ModelConfig) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def _read_tokens(path: Path, vocabulary: int) -> Tensor:
-    try:
-        text = path.read_text()
-        ids = json.loads(text) if text.lstrip().startswith("[") else [int(word) for word in text.split()]
-    except OSError as error:
-        raise UserError(f"--tokens {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--tokens {path}: must contain token ids, as JSON or separated by spaces ({error})") from error
-    if not ids or not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
+    content = read_bytes(path, f"--tokens {path}").removeprefix(BOM_UTF8)
+    if not content.lstrip().startswith(b"["):
+        content = b"[" + b",".join(content.split()) + b"]"
+    ids = parse_json(content, f"--tokens {path}, token ids as JSON or separated by spaces")
+    if not ids or not all(is_token(token, vocabulary) for token in ids):
         raise UserError(f"--tokens {path}: must contain at least one token id, all from 0 to {vocabulary - 1}")
     return torch.tensor([ids])
 

@@ -6,9 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nld_train.console import plain_console
 
 # Blocks as long as those that the quickstart trains with.
 NEW_TOKENS, BLOCK_LENGTH, SHOWN = 64, 16, 60
@@ -30,7 +31,7 @@ def main() -> None:
     for name, (found, forwards) in calls.items():
         text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).replace("\n", "⏎")
         table.add_row(name, text[:SHOWN], str(found.shape[1] - ids.shape[1]), str(forwards))
-    Console(width=120, highlight=False).print(table)
+    plain_console(width=120).print(table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 NEW_TOKENS = 192
@@ -22,6 +21,7 @@ def main() -> None:
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
+    from nld_train.console import plain_console
     from nld_train.data.text_ids import text_ids
     from nld_train.decoding import DecodeOptions
     from nld_train.decoding.algorithms.decode import decode
@@ -45,7 +45,7 @@ def main() -> None:
             found.append(tokens_per_forward(result))
             equal = "yes" if result.token_ids == ar.token_ids else "no"
             table.add_row(name, f"{found[-1]:.3f}", f"{accepted_length(result):.2f}", f"{speed:.0f}", equal)
-    console = Console(width=120, highlight=False)
+    console = plain_console(width=120)
     console.print(table)
     console.print(
         f"{len(prompts)} held-out prompts, blocks of {length}: {found[1] / found[0] - 1:+.0%} tokens per forward"

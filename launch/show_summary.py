@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from nld_train.console import plain_console
 from nld_train.training.metrics.summary import progress_lines
 
 
@@ -30,10 +30,10 @@ def main() -> None:
             change(stage, "diffusion_loss"),
             f"{validation['ar_loss']:.3f}" if validation else "",
         )
-    console = Console(width=120, highlight=False)
+    console = plain_console(width=120)
     console.print(table)
     for line in progress_lines(summary):
-        console.print(line, markup=False)
+        console.print(line)
     for file in ("summary.json", "report.png", "metrics.jsonl"):
         console.print(directory / file)
 

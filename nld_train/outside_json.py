@@ -10,7 +10,7 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from nld_train.errors import UserError
 from nld_train.files import open_regular
@@ -146,11 +146,11 @@ def _is_of(value: Any, hint: Any) -> bool:
     if kind is list:
         return isinstance(value, list) and all(_is_of(item, inner[0]) for item in value)
     if kind is float:
-        return is_finite(value)
+        return is_finite_number(value)
     return kind is Any or (isinstance(value, kind) and not isinstance(value, bool))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value of JSON is a number that a float can be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 

@@ -8,6 +8,7 @@ import sys
 
 from nld_train.commands.command import Command
 from nld_train.errors import UserError
+from nld_train.printable import say
 from nld_train.results import check_result_files
 
 _STDLIB_VALIDATION = 0.05
@@ -52,8 +53,7 @@ def _cores() -> int:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
+    from nld_train.console import plain_console
     from nld_train.data.prepare import prepare
     from nld_train.data.request import PrepareRequest
     from nld_train.data.sources import STDLIB, SourceSettings
@@ -86,7 +86,7 @@ def _prepare(options: argparse.Namespace) -> None:
         workers=options.workers,
         overwrite=options.overwrite,
     )
-    console = Console(highlight=False)
+    console = plain_console()
     for name, manifest in prepare(request, console).items():
         console.print(
             f"{request.prefixes[name]}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
@@ -135,7 +135,7 @@ def _prompts(options: argparse.Namespace) -> None:
     from nld_train.data.held_out_prompts import PromptRequest, write_prompts
 
     request = PromptRequest(options.prefix, options.output, options.count, options.tokens, options.tokenizer)
-    print(f"{options.output}: {write_prompts(request)} prompts of {options.tokens} tokens")
+    say(f"{options.output}: {write_prompts(request)} prompts of {options.tokens} tokens")
 
 
 main = Command(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -121,9 +120,11 @@ def print_jobs(ended: Sequence[Ended], jobs: int, console: Console | None = None
 
 def _figures(directory: Path) -> list[str]:
     """Steps and last losses of a job from its `summary.json`; empty where it has none."""
+    from nld_train.outside_json import read_object
+
     try:
-        stages: dict[str, Any] = json.loads((directory / "summary.json").read_text())["stages"]
-    except (OSError, ValueError, KeyError):
+        stages: dict[str, Any] = read_object(directory / "summary.json")["stages"]
+    except (UserError, KeyError):
         return [""] * (1 + len(_LOSSES))
     last: dict[str, Any] = next(reversed(stages.values()), {})
     losses = [last.get(key) for key in _LOSSES.values()]

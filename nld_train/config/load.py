@@ -7,7 +7,6 @@ dotted name.
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -20,7 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nld_train.config.schema import Config, ModelConfig, RopeParameters
 from nld_train.errors import UserError
+from nld_train.outside_json import brief, is_finite_number, parse_yaml
 
+# Of a wrong value in a message.
+_SHOWN_CHARACTERS = 80
 _SIMPLE_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", types.NoneType: "null"}
 
 
@@ -68,11 +70,7 @@ def config_to_yaml(config: Config) -> str:
 
 def config_from_yaml(text: str) -> Config:
     """Read back what `config_to_yaml` wrote: an equal `Config`. Raises `UserError` for anything else."""
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration: not valid YAML: {' '.join(str(error).split())}") from error
-    return config_from_dict(settings)
+    return config_from_dict(parse_yaml(text, "configuration"))
 
 
 def unknown_key_message(key: str, valid_names: Sequence[str]) -> str:
@@ -182,7 +180,7 @@ def _missing_message(missing: Mapping[str, Any]) -> str:
 
 def _convert_simple(value: Any, hint: Any, key: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and not math.isfinite(value):
+    if number and not is_finite_number(value):
         raise _wrong_type(value, hint, key)
     if hint is int and number and value == int(value):
         return int(value)
@@ -194,7 +192,7 @@ def _convert_simple(value: Any, hint: Any, key: str) -> Any:
 
 
 def _wrong_type(value: Any, hint: Any, key: str) -> UserError:
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    shown = repr(value) if isinstance(value, str) and len(value) < _SHOWN_CHARACTERS else brief(value)
     quote = " (put it in quotes)" if hint is str and isinstance(value, int | float) else ""
     return UserError(f"{key or 'configuration'}={shown}: must be {describe_type(hint)}{quote}")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from nld_train.config.counts import padded_vocabulary, parameter_count, rank_parameter_counts, step_flops
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config
+from nld_train.console import plain_console
 
 # Wide enough for every row, so that a plan reads the same in a terminal, a pipe and a log file.
 _WIDTH = 120
@@ -24,7 +24,7 @@ def print_plan(config: Config, world_size: int, data_facts: Iterable[tuple[str, 
         world_size: number of processes.
         data_facts: names and values of further figures, which come from the data.
     """
-    console = Console(width=_WIDTH, highlight=False)
+    console = plain_console(width=_WIDTH)
     facts = Table(box=None, show_header=False, title=f"Plan of {config.run.name}", title_justify="left")
     for name, value in (*plan_facts(config, world_size), *data_facts):
         facts.add_row(name, value)

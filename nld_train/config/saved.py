@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-import yaml
-
 from nld_train.config.load import config_from_dict, config_to_dict
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.outside_json import parse_yaml
 
 
 def _kind(stage: Mapping[str, Any]) -> str:
@@ -32,7 +31,7 @@ DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
-def read_saved_config(text: str, base: Config) -> Config:
+def read_saved_config(text: str | bytes, base: Config) -> Config:
     """The settings in a checkpoint's `config.yaml`, under the keys of this version.
 
     Args:
@@ -46,10 +45,7 @@ def read_saved_config(text: str, base: Config) -> Config:
     Raises:
         UserError: the text contains no settings, or a value is of a type that its key cannot have.
     """
-    try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    settings = parse_yaml(text, "settings")
     if not isinstance(settings, Mapping):
         raise UserError("holds no settings")
     settings = with_current_keys(settings)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nld_train.config.schema import DiffusionConfig
+from nld_train.console import plain_console
 from nld_train.data.endings import fill_share
 from nld_train.data.manifest import Manifest, read_manifest, require_tokenizer
 from nld_train.data.packed import PackedSamples, check_files, indexed_dataset_module
@@ -57,7 +58,7 @@ def inspect_set(request: InspectRequest, console: Console | None = None) -> None
     Raises:
         UserError: the set cannot be read, there is no such sample, or a setting is out of range.
     """
-    console = console or Console(highlight=False)
+    console = console or plain_console()
     _check(request)
     manifest = read_manifest(request.prefix)
     if request.sample is None:
@@ -159,11 +160,10 @@ class _Decoder:
         self._tokenizer = tokenizer
 
     def decode(self, ids: list[int]) -> str:
-        """Text of a run of tokens; control characters other than newline and tab as escapes."""
+        """Text of a run of tokens."""
         if self._tokenizer is None:
             return " ".join(map(str, ids)) + " "
-        text = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def _decoder(request: InspectRequest, manifest: Manifest | None) -> _Decoder:

@@ -14,6 +14,7 @@ import numpy as np
 from nld_train.data.packed import check_files, quick_fingerprint
 from nld_train.data.tokenizer import tokenizer_hash
 from nld_train.errors import UserError
+from nld_train.outside_json import as_record, read_object
 
 FORMAT_VERSION = 1
 
@@ -77,9 +78,10 @@ def read_manifest(prefix: str) -> Manifest | None:
     if not os.path.exists(path):
         return None
     try:
-        manifest = Manifest(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): prepare the set again, or remove the file") from error
+        manifest = as_record(Manifest, read_object(Path(path)), path)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise UserError(f"{path} is damaged ({reason}): prepare the set again, or remove the file") from error
     if manifest.format_version != FORMAT_VERSION:
         raise UserError(f"{path} has version {manifest.format_version}, this code reads {FORMAT_VERSION}")
     return manifest

@@ -24,7 +24,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from nld_train.data.text_ids import beginning_of_text
 from nld_train.data.tokenizer_files import VOCABULARY_FILES
+from nld_train.data.tokenizer_growth import refuse_growth
 from nld_train.errors import UserError
+from nld_train.outside_json import parse_object, read_bytes
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
 _BATCH_CHARACTERS = 1 << 20
@@ -247,11 +249,12 @@ def load_tokenizer(directory: str) -> Any:
     """The `transformers` tokenizer of a local directory, which may contain a model as well. No code there is run.
 
     Raises:
-        UserError: there is no tokenizer, or one that needs code of its own.
+        UserError: there is no tokenizer, or one that needs code of its own or makes very long texts of short ones.
     """
     require_directory(directory)
     from transformers import AutoTokenizer
 
+    refuse_growth(Path(directory))
     try:
         # Without this argument it asks on standard input whether to run the code of an exported model.
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -279,10 +282,7 @@ def tokenizer_hash(directory: str) -> str:
     require_directory(directory)
     definition = Path(directory, "tokenizer.json")
     if definition.is_file():
-        try:
-            return definition_hash(definition.read_text(encoding="utf-8"))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{definition} is damaged: {error}") from error
+        return definition_hash(read_bytes(definition), str(definition))
     files = [path for name in VOCABULARY_FILES if (path := Path(directory, name)).is_file()]
     if not files:
         raise UserError(f"{directory} holds no tokenizer (no tokenizer.json and no vocabulary file)")
@@ -292,8 +292,16 @@ def tokenizer_hash(directory: str) -> str:
     return digest.hexdigest()
 
 
-def definition_hash(definition: str) -> str:
-    """Hash of those parts of a `tokenizer.json` that determine the ids of plain text."""
-    parsed = json.loads(definition)
+def definition_hash(definition: str | bytes, where: str = "tokenizer.json") -> str:
+    """Hash of those parts of a `tokenizer.json` that determine the ids of plain text.
+
+    Args:
+        definition: content of the file.
+        where: the file, for messages.
+
+    Raises:
+        UserError: it is not a JSON object.
+    """
+    parsed = parse_object(definition, where)
     parts = {name: parsed.get(name) for name in _HASHED_PARTS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -21,10 +21,12 @@ from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import read_shape, read_tensors, resolve_adapter
+from nld_train.outside_json import brief, read_object
 from nld_train.training.checkpoint.manifest import find_damage
 from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
 
 if TYPE_CHECKING:
+    from checkpoint_convert.hugging_face import HuggingFaceWeights
     from nld_train.decoding.engines.engine import Engine
 
 EXPORT_TYPE = "nemotron_labs_diffusion"
@@ -158,39 +160,40 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
 
 
 def _find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
-    from checkpoint_convert.source_config import block_size, model_config, read_json, read_source_config, stop_tokens
+    from checkpoint_convert.hugging_face import HuggingFaceWeights
+    from checkpoint_convert.source_config import block_size, stop_tokens
     from nld_train.library_warnings import quiet_transformers
 
     quiet_transformers()
-    config = read_json(directory / "config.json")
+    config = read_object(directory / "config.json")
     if config.get("model_type") != EXPORT_TYPE:
         raise UserError(
-            f"{directory}: a Hugging Face model of type {config.get('model_type')!r} is not decoded here; "
+            f"{directory}: a Hugging Face model of type {brief(config.get('model_type'))} is not decoded here; "
             "nld-convert import converts it to a checkpoint"
         )
-    source = read_source_config(directory)
-    model = model_config(source)
-    if "mask_token_id" not in source.text:
+    # The checks of the import: names, shapes and types of all tensors, in the files of this directory alone.
+    weights = HuggingFaceWeights(directory)
+    model = weights.model
+    if "mask_token_id" not in weights.source.text:
         raise UserError(f"{directory}/config.json: mask_token_id is missing")
     adapter = resolve_adapter(directory, model, adapter)
     return Source(
         directory=directory,
         description=_description(model, adapter),
         tokenizer=_tokenizer(directory, tokenizer, (directory,), (), model),
-        stop_tokens=stop_tokens(source, model.vocab_size) or (model.eos_token_id,),
+        stop_tokens=stop_tokens(weights.source, model.vocab_size) or (model.eos_token_id,),
         block_length=block_size(directory / "config.json", config),
-        open=partial(_open_export, directory, adapter),
+        open=partial(_open_export, weights, adapter),
     )
 
 
 @contextmanager
-def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
+def _open_export(weights: HuggingFaceWeights, adapter: Path | None) -> Iterator[Engine]:
     """The exported package's model and engine, from this checkout: no code of the directory is run."""
     import torch
 
     from checkpoint_convert.hf_package.cached_engine import CachedEngine
-    from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-    from nld_train.model.finite import first_non_finite
+    from checkpoint_convert.open_export import load_export
     from nld_train.training.loop.parallel import resolve_device
 
     device = resolve_device("auto")
@@ -198,18 +201,7 @@ def _open_export(directory: Path, adapter: Path | None) -> Iterator[Engine]:
         # Under torchrun every process has its own device.
         torch.cuda.set_device(device)
     # Matrix products in bf16 are hundreds of times slower than in fp32 on CPUs.
-    dtype = "auto" if device.type == "cuda" else torch.float32
-    try:
-        model, loading = NemotronLabsDiffusionModel.from_pretrained(
-            directory, local_files_only=True, output_loading_info=True, dtype=dtype
-        )
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{directory}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    if loading["missing_keys"]:
-        raise UserError(f"{directory}: tensor {min(loading['missing_keys'])} is missing")
-    if (bad := first_non_finite(model.named_parameters())) is not None:
-        raise UserError(f"{directory}: tensor {bad} contains NaN or infinity; decode weights that are finite")
-    model = model.to(device).eval()
+    model = load_export(weights, device, None if device.type == "cuda" else torch.float32)
     if adapter is not None:
         read_tensors(adapter)  # refuses NaN and infinity
         try:

@@ -7,7 +7,6 @@ of the user's texts), `source`, `src_id`, `difficulty` and `multiturn`; prepared
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from nld_train.data.text_ids import plain_ids, text_ids
 from nld_train.decoding.command_line.request import lines_of
 from nld_train.errors import UserError
+from nld_train.outside_json import parse_object
 
 # The published files have this in place of texts that may not be redistributed; SPEED-Bench's tools fill them in.
 PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
@@ -55,11 +55,8 @@ def has_categories(path: Path) -> bool:
 
 
 def _question(where: str, line: str) -> Question:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: is no JSON object") from error
-    if not isinstance(record, dict) or not isinstance(record.get("category"), str) or not record["category"]:
+    record = parse_object(line, where)
+    if not isinstance(record.get("category"), str) or not record["category"]:
         raise UserError(f'{where}: is not an object with a "category"')
     turns = _turns(record)
     if not turns or not all(isinstance(turn, str) and turn for turn in turns):

@@ -99,7 +99,8 @@ def read_report_request(
             )
             for length in block_lengths
         ]
-        check_request(request.source.description, request.prompts, "diffusion", settings[0])
+        for each in settings:
+            check_request(request.source.description, request.prompts, "diffusion", each)
     return request, settings
 
 

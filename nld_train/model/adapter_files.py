@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.files import open_regular
+from nld_train.outside_json import brief, is_finite_number, read_object
 
 # Commands that must start fast import this module: torch is imported only where tensors are read or written.
 if TYPE_CHECKING:
@@ -24,8 +26,21 @@ DIRECTORY = "linear_spec_lora"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 _TARGET = "o_proj"
-# Settings of PEFT under which the adapter is not lora_alpha / rank * B A x.
-_UNSUPPORTED = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "lora_bias")
+_READ = ("r", "lora_alpha", "peft_type", "target_modules")
+# Settings that do not change what a loaded adapter computes. Any other that is set could: PEFT has a dozen, some of
+# which replace weights of the model, and each version adds some.
+_WITHOUT_EFFECT = (
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+)
+_VALID: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, False)}
+_TYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -137,11 +152,12 @@ def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
     config = _read_config(directory / CONFIG_FILE)
     shape = AdapterShape(config["r"], config["lora_alpha"])
     width = model.num_attention_heads * model.head_dim
+    found = _shapes(directory / TENSOR_FILE)
     expected: dict[str, list[int]] = {}
-    for layer in range(model.num_hidden_layers):
+    # One layer more than the file can have is enough to find what is missing.
+    for layer in range(min(model.num_hidden_layers, len(found) + 1)):
         down, up = tensor_names(layer)
         expected |= {down: [shape.rank, width], up: [model.hidden_size, shape.rank]}
-    found = _shapes(directory / TENSOR_FILE)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise UserError(
@@ -168,24 +184,28 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("r"), int) or config["r"] < 1:
+    config = read_object(path)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise UserError(f"{path}: r is missing or not an integer of 1 or more")
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise UserError(f"{path}: lora_alpha is missing or not a number")
+    if not is_finite_number(alpha):
+        raise UserError(f"{path}: lora_alpha is missing or not a finite number")
     if config.get("peft_type") != "LORA" or config.get("target_modules") not in ([_TARGET], _TARGET):
         raise UserError(f"{path}: not a LoRA on {_TARGET} alone, which a drafter adapter must be")
-    if unsupported := next((name for name in _UNSUPPORTED if config.get(name)), None):
-        raise UserError(f"{path}: {unsupported} is set, which is not supported here")
+    for name, value in config.items():
+        if name not in (*_READ, *_WITHOUT_EFFECT) and value and value not in _VALID.get(name, ()):
+            raise UserError(f"{path}: {name} is set to {brief(value)}, which is not supported here")
     return config
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as tensors:
-            return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            for name, found in slices.items():
+                if found.get_dtype() not in _TYPES:
+                    raise UserError(f"{path}: {name} has type {found.get_dtype()}; supported: {', '.join(_TYPES)}")
+            return {name: list(found.get_shape()) for name, found in slices.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from rich.table import Table
 
 from nld_train.config.counts import parameter_count, rank_parameter_counts
 from nld_train.config.schema import Config
+from nld_train.console import plain_console
 from nld_train.model import cpu_patches
 
 
@@ -30,7 +30,7 @@ def build_plan(config: Config) -> int:
     )
     for stage, (expected, found) in enumerate(zip(counted, built, strict=True)):
         table.add_row(str(stage), f"{expected:,}", f"{found:,}")
-    console = Console(width=120)
+    console = plain_console(width=120)
     console.print(table)
     console.print(f"model: {parameter_count(config.model):,} parameters, padding and replicas not counted")
     return 0 if counted == built else 1

@@ -10,6 +10,7 @@ from nld_train.config.compose import default_config
 from nld_train.config.saved import read_saved_config
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.outside_json import read_bytes
 from nld_train.training.checkpoint.contents import Progress, read_progress
 from nld_train.training.checkpoint.manifest import MANIFEST, find_damage
 from nld_train.training.checkpoint.paths import (
@@ -100,8 +101,8 @@ def settings_of(directory: Path, states: list[CheckpointState]) -> Config | None
     """The settings of the last start; where an earlier version has not written them, those of the newest checkpoint."""
     for folder in (directory, *(state.path for state in states)):
         try:
-            return read_saved_config((folder / CONFIG_FILE).read_text(), default_config())
-        except (OSError, ValueError):  # also a `UserError`, and text that is not UTF-8
+            return read_saved_config(read_bytes(folder / CONFIG_FILE), default_config())
+        except UserError:
             continue
     return None
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from rich.console import Console
 from rich.table import Table
 
+from nld_train.console import plain_console
 from nld_train.monitoring.run_status import Status
 from nld_train.training.metrics.registry import MetricTable
 
@@ -31,7 +31,7 @@ def show(status: Status) -> None:
     table = Table(box=None, show_header=False, title=status["directory"], title_justify="left", title_style="bold")
     for name, value in _rows(status):
         table.add_row(name, value)
-    Console(width=_WIDTH, highlight=False, markup=False).print(table)
+    plain_console(width=_WIDTH).print(table)
 
 
 def _rows(status: Status) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from nld_train.config.checks import positive
 from nld_train.errors import UserError
+from nld_train.outside_json import read_object
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -120,9 +120,9 @@ def _step_figures(path: Path) -> Iterable[tuple[str, dict[str, Any], str]]:
     Steps on the CPU of a machine with a GPU are left out, as are those of a device whose peak is not known.
     """
     try:
-        result = json.loads(path.read_text())
+        result = read_object(path)
         gpu = result["machine"]["gpu"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return
     pending = [(path.name, result.get("figures"))]
     while pending:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
 from nld_train.config.checks import at_least, positive, refuse_unless
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
 from nld_train.config.stage_kinds import stage_kind
 from nld_train.errors import UserError
+from nld_train.outside_json import is_finite_number, parse_yaml
 from nld_train.planner.layouts import CHOSEN, Choices
 
 # Short names of keys on the command line.
@@ -100,11 +99,11 @@ def _refuse_uncounted(config: Config) -> None:
 def _number(key: str, value: str) -> int | float:
     """A number as YAML and Hydra read it, e.g. 1e3."""
     try:
-        number = yaml.safe_load(value)
+        number = parse_yaml(value, key)
         number = float(number) if isinstance(number, str) else number
-    except (yaml.YAMLError, ValueError):
+    except ValueError:  # a UserError among them
         number = None
-    if isinstance(number, bool) or not isinstance(number, int | float):
+    if not is_finite_number(number):
         raise UserError(f"{key}={value}: must be a number")
     return int(number) if number == int(number) else number
 

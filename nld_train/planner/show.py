@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from nld_train.config.counts import parameter_count
 from nld_train.config.plan import data_parallel_size, stage_plans
+from nld_train.console import plain_console
 from nld_train.planner.hardware import Assumptions
 from nld_train.planner.layouts import override_words
 from nld_train.planner.plan import GIBIBYTE, LayoutPlan
@@ -24,7 +24,7 @@ _WIDTH = 160
 
 def show(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) -> None:
     """Prints the best plans, their assumptions, and the first one as a line of overrides."""
-    console = Console(width=_WIDTH, highlight=False, markup=False)
+    console = plain_console(width=_WIDTH)
     config, gpus = request.config, request.choices.gpus
     fitting = sum(plan.fits for plan in plans)
     console.print(

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from nld_train.errors import UserError
 from nld_train.locks import LockState, is_same_file, take_lock
+from nld_train.outside_json import parse_object
 from nld_train.processes import rank
 
 LOCK_FILE = "run.lock"
@@ -284,10 +285,10 @@ def _owner_of(path: Path) -> Owner | None:
 def _read_owner(descriptor: int) -> Owner | None:
     """The owner that an open file names; None where it names none, such as while it is being written."""
     try:
-        found = json.loads(os.pread(descriptor, _LONGEST_RECORD, 0))
+        found = parse_object(os.pread(descriptor, _LONGEST_RECORD, 0), "lock")
         host = "".join(letter for letter in str(found["host"]) if letter.isprintable())
         return Owner(int(found["process"]), host, str(found["system"]), str(found["token"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # a UserError among them
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hugging_face_sources import (
+    TEXT,
     change_config,
     change_tensors,
     named,
@@ -26,6 +28,8 @@ from checkpoint_convert.cli import main
 from checkpoint_convert.importing import import_checkpoint
 from checkpoint_convert.staging import staged
 from nld_train.errors import UserError
+from nld_train.printable import printable
+from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 FP8_SCALE = "language_model.model.layers.1.self_attn.q_proj.weight_scale_inv"
@@ -160,10 +164,10 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
     "FP8 in blocks": ("fp8", tensors(**{FP8_SCALE.replace(".", "__"): torch.ones(2, 2)}), (FP8_SCALE, "per tensor")),
     "FP8 into nothing known": ("fp8", config(("text_config",), dtype="float8_e4m3fn"), ("float8_e4m3fn",)),
     "architecture": ("untied", config(architectures=["LlamaForCausalLM"]), ("LlamaForCausalLM", "supported:")),
-    "no architecture": ("untied", config(architectures=None, model_type="llama"), ("'llama'", "supported:")),
-    "text model of the wrapper": ("wrapper_tied", config(("text_config",), model_type="mistral"), ("'mistral'",)),
+    "no architecture": ("untied", config(architectures=None, model_type="llama"), ('"llama"', "supported:")),
+    "text model of the wrapper": ("wrapper_tied", config(("text_config",), model_type="mistral"), ('"mistral"',)),
     "wrapper without text": ("wrapper_tied", config(text_config=None), ("text_config",)),
-    "rope type": ("untied", config(ROPE, rope_type="llama3"), ("rope_type 'llama3'", "default, yarn")),
+    "rope type": ("untied", config(ROPE, rope_type="llama3"), ('rope_type "llama3"', "default, yarn")),
     "rope setting": ("untied", config(ROPE, partial_rotary_factor=0.5), ("partial_rotary_factor",)),
     "rope scaling that is off elsewhere": ("untied", config(ROPE, apply_yarn_scaling=False), ("apply_yarn_scaling",)),
     "rope value": ("untied", config(ROPE, factor=None), ("factor",)),
@@ -326,6 +330,55 @@ def test_a_pointer_that_names_no_checkpoint(text: str, tmp_path: Path, capsys: p
     assert f"{pointer} must hold the name of a checkpoint" in refused(capsys, arguments, tmp_path / "out")
     with pytest.raises(UserError, match=f"init.checkpoint: {pointer} must hold the name of a checkpoint"):
         find_initial_checkpoint(tmp_path / "run")
+
+
+HOSTILE = 'a"b`c|<img>[x](http)\x1b]0;owned\x07\u202egnp\x9b'
+
+
+def test_hostile_names_stay_text_in_the_model_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the folder, and of the checkpoint that another program may have written."""
+    write_source(tmp_path / "source", named("untied"))
+    imported, out = tmp_path / f"{HOSTILE}-imported", tmp_path / HOSTILE
+    import_checkpoint(tmp_path / "source", imported)
+    record = imported / "source" / "conversion.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"architecture": HOSTILE}))
+    (imported / MANIFEST).unlink()
+    write_manifest(imported, {})
+    assert main(["export", str(imported), str(out), "--format", "nld"]) == 0
+    printed = capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    for found in (printed, card):
+        assert printable(found) == found
+    assert '# a"b\\`c\\|\\<img\\>\\[x\\]\\(http\\)\\\\x1b' in card
+    code = card.split("```")[1].removeprefix("python\n")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func).endswith(".from_pretrained")]
+    assert [ast.literal_eval(call.args[0]) for call in loads] == [HOSTILE] * 2
+    assert 'an import of a a"b\\`c' in card
+    assert 'the weights are those of `` a"b`c|<img>' in card
+
+
+def test_a_hostile_config_is_one_printable_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "source", named("untied"))
+    for changes in (
+        {"architectures": [HOSTILE]},
+        {"architectures": [{"a": HOSTILE}] * 1000},
+        {"hidden_act": HOSTILE * 1000},
+        {"layer_types": [HOSTILE]},
+        {"rope_parameters": {"rope_type": [HOSTILE] * 1000}},
+    ):
+        change_config(tmp_path / "source", changes)
+        message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
+        assert message.removesuffix("\n").isprintable()
+        assert len(message) < 2200
+        change_config(tmp_path / "source", {**TEXT, "architectures": ["Ministral3ForCausalLM"], "layer_types": None})
+
+
+def test_a_tensor_with_a_hostile_name_is_printed_as_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_source(tmp_path / "source", named("untied"))
+    change_tensors(tmp_path / "source", {f"{HOSTILE}[/nope]": torch.ones(1)})
+    message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
+    assert 'extra tensor a"b`c|<img>[x](http)\\x1b]0;owned\\x07\\u202egnp\\x9b[/nope]' in message
 
 
 def test_the_mask_token_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

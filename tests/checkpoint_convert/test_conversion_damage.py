@@ -117,7 +117,7 @@ def test_a_pickle_that_is_not_listed_is_not_read(
     (imported / "manifest.json").write_text(json.dumps(manifest))
     arguments = [command, str(imported), str(tmp_path / ("out" if command == "export" else "source"))]
     message = refused(capsys, arguments + ["--format", "nld"] * (command == "export"), tmp_path / "out")
-    assert message == f"error: {imported}/.metadata: is not in manifest.json, and will not be unpickled\n"
+    assert message == f"error: {imported} is damaged: manifest.json does not list .metadata\n"
 
 
 def test_the_manifest_names_every_file(imported: Path) -> None:

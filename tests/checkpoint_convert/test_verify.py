@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,16 @@ def test_tokens_from_a_file(pair: tuple[Path, Path], tmp_path: Path, capsys: pyt
     for text in ("[4, 5, 66]", "4 5\n66\n"):
         (tmp_path / "tokens").write_text(text)
         assert status(*pair, "--tokens", str(tmp_path / "tokens")) == 0
-    for text in ("[4, 67]", "-1", "", "four", "[]", "[1.5]"):
+    for text in ("[4, 67]", "-1", "", "four", "[]", "[1.5]", "9" * 5000, f"[{'9' * 5000}]", "[" * 10**5, "[true]"):
         (tmp_path / "tokens").write_text(text)
         assert status(*pair, "--tokens", str(tmp_path / "tokens")) == 2
-        assert "--tokens" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: --tokens {tmp_path}/tokens")
+        assert message.count("\n") == 1
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "none", tmp_path):
+        assert status(*pair, "--tokens", str(path)) == 2
+        assert capsys.readouterr().err.startswith(f"error: --tokens {path}: ")
 
 
 def test_other_shapes_are_no_comparison(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,19 +55,32 @@ def test_prompts(engine: CountingEngine, prompts: list[list[int]], message: str)
 
 def test_modes_and_what_they_need(engine: CountingEngine) -> None:
     with pytest.raises(ValueError, match="mode: 'backwards' is not one of ar, diffusion, linear, quadratic"):
-        decode(engine, [[1]], "backwards", DecodeOptions(3))
+        decode(engine, [[1]], "backwards", DecodeOptions(3, block_length=4))
     with pytest.raises(ValueError, match="policy: mode 'diffusion' needs one"):
-        decode(engine, [[1]], "diffusion", DecodeOptions(3))
+        decode(engine, [[1]], "diffusion", DecodeOptions(3, block_length=4))
     with pytest.raises(ValueError, match="policy: mode 'ar' takes none"):
-        decode(engine, [[1]], "ar", DecodeOptions(3), Threshold(0.5))
+        decode(engine, [[1]], "ar", DecodeOptions(3, block_length=4), Threshold(0.5))
     with pytest.raises(ValueError, match="adapter: this model has no drafter adapter"):
-        decode(engine, [[1]], "linear", DecodeOptions(3, adapter=True))
+        decode(engine, [[1]], "linear", DecodeOptions(3, block_length=4, adapter=True))
     with pytest.raises(ValueError, match="adapter: mode 'quadratic' does not draft with one"):
-        decode(engine, [[1]], "quadratic", DecodeOptions(3, adapter=True))
+        decode(engine, [[1]], "quadratic", DecodeOptions(3, block_length=4, adapter=True))
     with pytest.raises(ValueError, match="batch_size: 0 is not 1 or more"):
-        decode(engine, [[1]], "ar", DecodeOptions(3), batch_size=0)
+        decode(engine, [[1]], "ar", DecodeOptions(3, block_length=4), batch_size=0)
     with pytest.raises(ValueError, match="seeds: 3 of them for 1 prompts"):
-        decode(engine, [[1]], "ar", DecodeOptions(3, seeds=(1, 2, 3)))
+        decode(engine, [[1]], "ar", DecodeOptions(3, block_length=4, seeds=(1, 2, 3)))
+
+
+def test_blocks_longer_than_the_context() -> None:
+    """A pass computes logits for a whole block: a billion of them would be terabytes."""
+    engine = CountingEngine(random_model(max_position_embeddings=16))
+    for mode, policy in (("diffusion", Threshold(0.5)), ("linear", None), ("quadratic", None)):
+        with pytest.raises(ValueError, match="block_length: 17 is longer than the context of 16"):
+            decode(engine, [[1]], mode, DecodeOptions(3, block_length=17), policy)
+    engine = CountingEngine(random_model(max_position_embeddings=100))
+    with pytest.raises(ValueError, match=r"computes 4160 positions in a pass with 64 drafts; the most here is 4096"):
+        decode(engine, [[1]], "quadratic", DecodeOptions(3, block_length=64))
+    assert not engine.steps
+    decode(engine, [[1]], "ar", DecodeOptions(1, block_length=10**9))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

@@ -278,7 +278,13 @@ def test_a_missing_a_damaged_and_a_foreign_sampler_are_refused(
     for other in (models["random"], random_model(vocab_size=70)):
         with pytest.raises(UserError, match="trained for the weights of another model"):
             load_sampler(tmp_path / "whole", CountingEngine(other))
-    for name, content in (("sampler.safetensors", b"short"), ("sampler.json", b"{}"), ("sampler.json", b"[")):
+    settings = json.loads((tmp_path / "whole" / "sampler.json").read_text())
+    huge = [
+        ("sampler.json", json.dumps({**settings, **sizes}).encode())
+        for sizes in ({"layers": 10**9}, {"width": 12 * 10**12}, {"components": 10**9}, {"vocabulary_size": 10**15})
+    ]
+    damages = [("sampler.safetensors", b"short"), ("sampler.json", b"{}"), ("sampler.json", b"["), *huge]
+    for name, content in damages:
         damaged = shutil.copytree(tmp_path / "whole", tmp_path / "damaged", dirs_exist_ok=True)
         (damaged / name).write_bytes(content)
         with pytest.raises(UserError, match="damaged: cannot be read") as error:

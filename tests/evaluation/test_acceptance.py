@@ -105,8 +105,8 @@ def test_a_category_with_many_turns_decides_only_the_pooled_figures() -> None:
 
 
 BAD_LINES = [
-    ("not json", ":1: is no JSON object"),
-    ("[]", ':1: is not an object with a "category"'),
+    ("not json", ":1: not JSON"),
+    ("[]", ":1: must be a JSON object"),
     ('{"turns": ["a"]}', ':1: is not an object with a "category"'),
     ('{"category": "a"}', ':1: has no text under "turns"'),
     ('{"category": "a", "turns": []}', ':1: has no text under "turns"'),
@@ -136,6 +136,7 @@ def test_questions_that_are_none(
     ("words", "message"),
     [
         (["--block-lengths", "8,0"], "block_length: 0 is not 1 or more"),
+        (["--block-lengths", "8,1000000000"], "block_length: 1000000000 is longer than the context of 96"),
         (["--threshold", "2"], "threshold: 2.0 is not in [0, 1]"),
         (["--adapter", "--max-new-tokens", "16"], "this model has no drafter adapter"),
         (["--policy", "sampler"], "holds no trained sampler"),

@@ -292,7 +292,7 @@ def test_a_terminal_sees_colours_and_growth(
 
     terminal_text = io.StringIO()
     console = Console(file=terminal_text, force_terminal=True, color_system="standard", width=80)
-    monkeypatch.setattr(command, "Console", lambda **_: console)
+    monkeypatch.setattr(command, "plain_console", lambda **_: console)
     monkeypatch.setattr(terminal, "_REFRESH_SECONDS", 0.0)
     for mode in MODES:
         assert main(short(trained, "--prompt", "seven times", "--mode", mode, *SHORT)) == 0
@@ -341,6 +341,8 @@ BAD = [
     (["--prompt", "seven", "--mode", "linear", "--seed", "3"], "--seed: without a temperature nothing is sampled"),
     (["--prompt", "seven", "--mode", "linear", "--max-new-tokens", "92"], "92 do not fit into the context of 96"),
     (["--prompt", "seven", "--compare", "--max-new-tokens", "5000"], "at most 91 do"),
+    (["--prompt", "seven", "--mode", "linear", "--block-length", "1000000000"], "block_length: 1000000000 is longer"),
+    (["--prompt", "seven", "--mode", "quadratic", "--block-length", "64"], "computes 4160 positions in a pass"),
     (["--prompts", "nowhere.txt", "--mode", "ar"], "--prompts nowhere.txt: cannot be read"),
     (["--prompt", "seven", "--mode", "ar", "--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
 ]
@@ -375,6 +377,54 @@ def test_prompts_without_text_are_refused(
 ) -> None:
     (tmp_path / "prompts.txt").write_text(lines)
     assert message in refusal(capsys, str(trained), "--mode", "ar", "--prompts", str(tmp_path / "prompts.txt"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt": "seven", "id": ' + b"9" * 5000 + b"}", ":2: has an integer of more than 4300 digits"),
+        (b'{"prompt":' + b"[" * 100_000, ":2: is nested too deeply"),
+        (b'{"prompt": "seven", "prompt": "eight"}', ":2: prompt is duplicated"),
+        (b'["seven"]', ":2: must be a JSON object, not list"),
+        (b'{"text": "seven"}', ':2: is not an object with a "prompt"'),
+    ],
+    ids=["digits", "nested", "twice", "list", "other key"],
+)
+def test_a_line_of_prompts_that_cannot_be_read_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: bytes, message: str
+) -> None:
+    (tmp_path / "prompts.jsonl").write_bytes(b'{"prompt": "one"}\n' + line + b"\n")
+    said = refusal(capsys, str(trained), "--mode", "ar", "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert f"--prompts {tmp_path}/prompts.jsonl{message}" in said
+
+
+def test_a_config_that_names_kernels_and_quantisation_changes_nothing(
+    export: Path, tmp_path: Path, records: Any
+) -> None:
+    """An export from elsewhere: what its config asks of `transformers` is not done."""
+    copy = shutil.copytree(export, tmp_path / "export")
+    settings = {
+        "attn_implementation": "evil/kernel",
+        "_attn_implementation": "evil/kernel",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        "auto_map": {"AutoModel": "evil/code--modeling.Model"},
+        "dtype": "float16",
+    }
+    (copy / "config.json").write_text(json.dumps(json.loads((copy / "config.json").read_text()) | settings))
+    words = ("--mode", "linear", "--prompt", "seven times")
+    assert records(copy, *words) == records(export, *words)
+
+
+def test_decoded_text_with_escapes_is_printable_json(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A prompt is repeated in the record, and the model may write such characters as well."""
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a\x1b[2J\x9b\u202e\x7fb"}) + "\n")
+    capsys.readouterr()
+    assert main([str(export), "--mode", "ar", "--prompts", str(tmp_path / "prompts.jsonl"), *SHORT, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert json.loads(line)["prompt"] == "a\x1b[2J\x9b\u202e\x7fb"
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

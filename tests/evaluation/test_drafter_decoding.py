@@ -168,7 +168,7 @@ def other_adapter(folder: Path, learned: Path, change: str) -> Path:
         ("target", "not a LoRA on o_proj alone"),
         ("variant", "use_dora is set"),
         ("cut", f"{TENSOR_FILE}: cannot be read"),
-        ("config", f"{CONFIG_FILE}: cannot be read"),
+        ("config", f"{CONFIG_FILE}: not JSON"),
     ],
 )
 def test_adapters_that_do_not_fit(

@@ -15,7 +15,8 @@ from rich.text import Text
 from nld_train.decoding import Progress
 from nld_train.decoding.command_line import terminal
 from nld_train.decoding.command_line.observers import InOrder, Observers
-from nld_train.decoding.command_line.terminal import Screen, SequenceView, Watcher, pieces, printable, styles_of
+from nld_train.decoding.command_line.terminal import Screen, SequenceView, Watcher, pieces, styles_of
+from nld_train.printable import printable
 
 
 def decode_bytes(ids: list[int]) -> str:
@@ -37,7 +38,7 @@ def test_spaces_between_tokens_stay() -> None:
 
 
 def test_nothing_printed_controls_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\r\tc\n") == "a\ufffd[2Jb\ufffd\tc\n"
+    assert printable("a\x1b[2Jb\r\tc\n") == "a\\x1b[2Jb\\r\tc\n"
 
 
 def test_masks_become_text_in_the_colour_of_their_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from documented_commands import ROOT
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +20,7 @@ from nld_train.errors import UserError, exit_status
 from nld_train.outside_json import (
     as_record,
     brief,
-    is_finite,
+    is_finite_number,
     parse_json,
     parse_object,
     parse_yaml,
@@ -115,7 +117,7 @@ def test_a_value_in_a_message_is_short() -> None:
     assert len(brief("x" * 10**6)) < 200
     assert brief({"a": [1, None, True, "\u00e9"]}) == '{"a": [1, null, true, "\u00e9"]}'
     assert brief(1 << 10**5).endswith("...")
-    assert [is_finite(value) for value in (1, 0.5, 10**400, float("nan"), float("inf"), True, "1", None)] == (
+    assert [is_finite_number(value) for value in (1, 0.5, 10**400, float("nan"), float("inf"), True, "1", None)] == (
         [True, True] + 6 * [False]
     )
 
@@ -193,3 +195,24 @@ def test_a_hostile_name_in_markdown() -> None:
     assert markdown("a|b\n[x](http://y) <b>*_`") == r"a\|b \[x\]\(http://y\) \<b\>\*\_\`"
     assert markdown_code("a``b\x1b") == "``` a``b\\x1b ```"
     assert markdown_code("tiny_run") == "`tiny_run`"
+
+
+# Readers whose files this program wrote itself, moments before or inside the same command.
+OWN_READERS = {
+    "nld_train/outside_json.py",
+    "nld_train/data/readers.py",
+}
+
+
+def _calls(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def test_outside_text_has_one_reader_and_one_console() -> None:
+    """A reader that calls `json.loads` itself, or a console that reads markup, is a traceback on the next odd file."""
+    for path in [path for folder in ("nld_train", "checkpoint_convert") for path in (ROOT / folder).rglob("*.py")]:
+        name, calls = path.relative_to(ROOT).as_posix(), _calls(path)
+        if name not in OWN_READERS:
+            assert not calls & {"json.loads", "json.load"}, name
+        assert "Console" not in calls, name

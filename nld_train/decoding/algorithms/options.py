@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
 # Seeds of torch's generators, with room for a batch: sequence i adds i.
 _SEEDS = 2**63
+# Positions of a pass of quadratic self-speculation that are allowed with a shorter context.
+_QUADRATIC_POSITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
             vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required; more
-            new tokens than the context has room for after a prompt.
+            new tokens than the context has room for after a prompt; what `check_block_length` refuses.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
@@ -94,6 +96,7 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
     if options.adapter and not model.has_adapter:
         raise ValueError("adapter: this model has no drafter adapter")
     _check_room(model, prompts, options.max_new_tokens)
+    check_block_length(model, mode, options.block_length)
 
 
 def _check_room(model: Limits, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -103,6 +106,23 @@ def _check_room(model: Limits, prompts: Sequence[Sequence[int]], max_new_tokens:
         raise ValueError(
             f"max_new_tokens: {max_new_tokens} do not fit into the context of {model.context_length} after the "
             f"{len(prompt)} tokens of prompt {number}; at most {room} do"
+        )
+
+
+def check_block_length(model: Limits, mode: str, block_length: int) -> None:
+    """Refuses blocks for which no memory would suffice: a pass computes logits and attention for all their positions.
+
+    Raises:
+        ValueError: a block longer than the context, or more positions of a quadratic pass than the context, or
+            `_QUADRATIC_POSITIONS` where that is shorter.
+    """
+    if mode != "ar" and block_length > model.context_length:
+        raise ValueError(f"block_length: {block_length} is longer than the context of {model.context_length}")
+    most, positions = max(model.context_length, _QUADRATIC_POSITIONS), block_length * (block_length + 1)
+    if mode == "quadratic" and positions > most:
+        raise ValueError(
+            f"block_length: mode 'quadratic' computes {positions} positions in a pass with {block_length} drafts; "
+            f"the most here is {most}"
         )
 
 

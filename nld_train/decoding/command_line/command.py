@@ -9,22 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from nld_train.console import plain_console
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, per_forward
 from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
 from nld_train.decoding.command_line.observers import InOrder, Observers, TokenCounter
 from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
-from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, printable, report_console
+from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, report_console
 from nld_train.decoding.command_line.variants import DecodeVariant, variants_of
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import only_rank_zero_prints
 from nld_train.files import write_atomically
-from nld_train.printable import printable_json
+from nld_train.printable import printable, printable_json
 from nld_train.processes import rank
 from nld_train.progress import progress_bar
 
@@ -105,7 +105,7 @@ class Job(Request):
 
     def show(self, engine: Engine, variants: list[DecodeVariant], records: Records) -> None:
         """Decodes in one variant; shows sequences while they grow, and prints them, or their JSON, when finished."""
-        variant, console = variants[0], Console(highlight=False, soft_wrap=True)
+        variant, console = variants[0], plain_console(soft_wrap=True)
         noted = InOrder(lambda ended: records.add(self._record(variant, ended)))
         if records.printed:
             self._decode(engine, variant, noted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.policies.policy_declaration import PolicyOf
 from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
+from nld_train.outside_json import parse_object
 
 
 @contextmanager
@@ -120,10 +120,10 @@ def lines_of(path: Path) -> list[str]:
 def _prompt_of(path: Path, number: int, line: str) -> str:
     text: Any = line
     if path.suffix == ".jsonl":
-        try:
-            text = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"') from error
+        record = parse_object(line, f"--prompts {path}:{number}")
+        if "prompt" not in record:
+            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"')
+        text = record["prompt"]
     if not isinstance(text, str) or not text:
         raise UserError(f"--prompts {path}:{number}: the prompt is empty")
     return text

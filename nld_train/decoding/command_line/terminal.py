@@ -13,8 +13,10 @@ from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
 
+from nld_train.console import plain_console
 from nld_train.decoding.algorithms.options import Mode
 from nld_train.decoding.algorithms.outputs import Progress
+from nld_train.printable import printable
 
 # Tokens of one denoising pass have one colour; neighbouring passes differ.
 _PASSES = ("cyan", "green", "yellow", "magenta", "blue", "red")
@@ -34,7 +36,7 @@ def report_console(errors: bool = False) -> Console:
     Args:
         errors: on standard error in place of standard output.
     """
-    return Console(highlight=False, width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns, stderr=errors)
+    return plain_console(width=shutil.get_terminal_size((_PIPE_WIDTH, 0)).columns, stderr=errors)
 
 
 def numeric(name: str) -> Column:
@@ -66,11 +68,6 @@ def _prompt(text: str) -> Text:
 
 def _decode_of(tokenizer: Any) -> Decode:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which could command the terminal; tabs and line breaks stay."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 def coloured(decode: Decode, token_ids: Sequence[int], styles: Sequence[str]) -> Text:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nld_train.errors import UserError
-from nld_train.files import write_atomically
+from nld_train.files import open_regular, write_atomically
 from nld_train.model.finite import first_non_finite
+from nld_train.outside_json import as_record, read_object
+from nld_train.printable import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,19 +111,26 @@ def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
     Raises:
         UserError: there is none, it is damaged, or it was trained for other weights.
     """
+    import torch
     from safetensors.torch import load_file
 
     from nld_train.decoding.policies.sampler_network import SamplerShape, TrainedSampler
 
     require_sampler(directory)
     try:
-        description = json.loads((directory / _DESCRIPTION).read_text())
-        shape = SamplerShape(**{name: int(description[name]) for name in asdict(SamplerShape())})
-        trained_for = description["model"]
-        sampler = TrainedSampler(shape, int(description["vocabulary_size"]))
-        sampler.load_state_dict(load_file(directory / _WEIGHTS))
+        description = read_object(directory / _DESCRIPTION)
+        shape = as_record(SamplerShape, description, _DESCRIPTION)
+        trained_for, vocabulary = description["model"], description["vocabulary_size"]
+        open_regular(directory / _WEIGHTS).close()
+        tensors = load_file(directory / _WEIGHTS)
+        if shape.layers > len(tensors):
+            raise UserError(f"{_DESCRIPTION}: layers={shape.layers}, but {_WEIGHTS} has {len(tensors)} tensors")
+        # Made without memory: sizes that do not fit the tensors may be of any size.
+        with torch.device("meta"):
+            sampler = TrainedSampler(shape, int(vocabulary))
+        sampler.load_state_dict(tensors, assign=True)
     except Exception as error:  # the errors of safetensors and torch have no common base class
-        raise UserError(f"{directory}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{directory}: cannot be read ({one_line(str(error))})") from error
     if (bad := first_non_finite(sampler.named_parameters())) is not None:
         raise UserError(f"{directory}: tensor {bad} contains NaN or infinity; run nld-sampler again")
     if trained_for != fingerprint(engine):

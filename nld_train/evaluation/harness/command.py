@@ -11,6 +11,7 @@ from nld_train.errors import UserError
 from nld_train.evaluation.harness.checks import check_command_line
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks
+from nld_train.printable import say
 from nld_train.processes import rank
 from nld_train.results import give_result
 
@@ -116,12 +117,12 @@ def _evaluate(
 def _show(results: dict[str, Any], settings: EvaluationSettings) -> None:
     from lm_eval.utils import make_table
 
-    print(make_table(results))
+    say(make_table(results))
     if results.get("groups"):
-        print(make_table(results, "groups"))
+        say(make_table(results, "groups"))
     evaluation = results["evaluation"]
     for task, figures in evaluation.get("generation", {}).items():
-        print(
+        say(
             f"{task}: {figures['tokens_per_forward']:.2f} tokens per forward in mode {settings.mode} "
             f"({figures['new_tokens']} tokens, {figures['forwards']} forwards)"
         )

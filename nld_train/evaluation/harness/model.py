@@ -17,8 +17,9 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
+from nld_train.decoding.algorithms.options import check_block_length
 from nld_train.decoding.algorithms.outputs import per_forward
-from nld_train.decoding.command_line.request import layout_of
+from nld_train.decoding.command_line.request import layout_of, value_errors_as_user_errors
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.generation_arguments import TextLimits, check_tasks, generation_settings
@@ -240,6 +241,8 @@ class NldModel(TemplateLM):
 
 def _check(source: Source, settings: EvaluationSettings, chat: bool) -> None:
     """Refuses a missing adapter or chat template before any weight is read."""
+    with value_errors_as_user_errors():
+        check_block_length(source.description, settings.mode, settings.block_length)
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
     if chat and not source.tokenizer.chat_template:

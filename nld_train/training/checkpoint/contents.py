@@ -72,11 +72,8 @@ def saved_config(directory: Path, current: Config) -> Config:
         UserError: they cannot be read.
     """
     path = directory / CONFIG_FILE
+    content = read_bytes(path)
     try:
-        return read_saved_config(path.read_text(), current)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the checkpoint is incomplete") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; the checkpoint is damaged") from error
+        return read_saved_config(content, current)
     except UserError as error:
         raise UserError(f"{path}: {error}; use the version that wrote it") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from nld_train.errors import UserError
+from nld_train.printable import printable
 from nld_train.training.checkpoint.collective_errors import RankFailedError, on_first_rank
 from nld_train.training.checkpoint.contents import find_damaged_progress
 from nld_train.training.checkpoint.manifest import find_damage
@@ -110,4 +111,4 @@ def _report_skipped(damages: list[str], latest: str | None, found: Path | None) 
         lines.append(f"{latest}; {found.name} is used")
     if dist.get_rank() == 0:
         for line in lines:
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)

@@ -8,7 +8,9 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.outside_json import read_object
 from nld_train.progress import Advance, progress_bar
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
@@ -75,14 +77,15 @@ def read_manifest(directory: Path) -> Checksums:
     Raises:
         ManifestError: there is no manifest, it cannot be read, or lists no checkpoint.
     """
+    path = directory / MANIFEST
+    if not path.exists():
+        raise ManifestError("is missing: the directory was not written to its end")
     try:
-        listed = json.loads((directory / MANIFEST).read_text())["files"]
+        listed = read_object(path)["files"]
         files = {name: (int(size), str(checksum)) for name, (size, checksum) in listed.items()}
-    except FileNotFoundError as error:
-        raise ManifestError("is missing: the directory was not written to its end") from error
-    except OSError as error:
-        raise ManifestError(f"cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except UserError as error:
+        raise ManifestError(f"cannot be read ({str(error).removeprefix(f'{path}: ')})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ManifestError(f"cannot be read ({type(error).__name__}: {error})") from error
     for name in _REQUIRED:
         if name not in files:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nld_train.config.schema import CheckpointConfig
 from nld_train.errors import UserError
 from nld_train.files import synchronise
+from nld_train.printable import one_line
 from nld_train.training.checkpoint.contents import read_progress
 from nld_train.training.checkpoint.paths import (
     UNFINISHED,
@@ -86,7 +87,8 @@ def delete(directory: Path) -> None:
 
 
 def _warn(path: Path, error: OSError) -> None:
-    print(f"warning: {path} cannot be deleted ({error.strerror or error}); the run continues", file=sys.stderr)
+    line = f"warning: {path} cannot be deleted ({error.strerror or error}); the run continues"
+    print(one_line(line), file=sys.stderr)
 
 
 def make_room(final: Path) -> Path:

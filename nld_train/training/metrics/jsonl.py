@@ -11,7 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nld_train.errors import UserError
 from nld_train.files import open_regular, set_aside, synchronise, write_atomically
+from nld_train.outside_json import is_finite_number, parse_object
 
 # A line of it: what one step measured.
 Record = dict[str, Any]
@@ -125,10 +127,10 @@ def _read_lines(path: Path, most_bytes: int | None) -> tuple[bool, list[bytes], 
 def _parse(line: bytes) -> Record | None:
     """None for a line that is no record of a step, such as zeros after a crash of the file system."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_object(line, "")
+    except UserError:
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("stage"), str) or type(record.get("step")) is not int:
+    if not isinstance(record.get("stage"), str) or type(record.get("step")) is not int:
         return None
     numbers = all(_is_number(record.get(name)) for name in _NUMBERS)
     return (
@@ -137,7 +139,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return is_finite_number(value) or isinstance(value, float)
 
 
 def _damages(numbers: Sequence[int], whole: bool) -> list[str]:

@@ -1,0 +1,56 @@
+"""Opens an export for decoding, from weights that `HuggingFaceWeights` has checked.
+
+Neither `transformers`' loading nor the directory's code takes part. Of `config.json` only what the import reads has an
+effect: no attention kernel, no quantisation, no pickled weights and no file of another directory.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers.models.ministral3.modeling_ministral3 import Ministral3RotaryEmbedding
+
+from checkpoint_convert.export_config import decoder_config
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from checkpoint_convert.hugging_face import HuggingFaceWeights
+from checkpoint_convert.mapping import NAMING_OF_FORMAT, part_shape, tensors
+from nld_train.errors import UserError
+from nld_train.model.finite import is_finite
+
+_ATTENTION = "sdpa"
+
+
+@torch.no_grad()
+def load_export(
+    weights: HuggingFaceWeights, device: torch.device, dtype: torch.dtype | None = None
+) -> NemotronLabsDiffusionModel:
+    """The exported package's model, from this checkout, with an export's weights.
+
+    Args:
+        weights: of the export.
+        device: of the model.
+        dtype: of the model; None keeps the type of each tensor.
+
+    Raises:
+        UserError: a tensor contains NaN or infinity.
+    """
+    config = NemotronLabsDiffusionConfig(
+        **decoder_config(weights.model), mask_token_id=weights.model.mask_token_id, tie_word_embeddings=False
+    )
+    with torch.device("meta"):
+        model = NemotronLabsDiffusionModel._from_config(config, attn_implementation=_ATTENTION)
+    naming = NAMING_OF_FORMAT["nld"]
+    state = {}
+    for tensor in tensors(weights.model):
+        rows = weights.rows(tensor.name, 0, part_shape(tensor.part, weights.model)[0])
+        name = naming.full(tensor.name)
+        if not is_finite(rows):
+            raise UserError(
+                f"{weights.source.directory}: tensor {name} contains NaN or infinity; decode weights that are finite"
+            )
+        # A copy: the view of a file must not be written to.
+        state[name] = rows.to(device, dtype or rows.dtype, copy=True)
+    model.load_state_dict(state, assign=True)
+    # Its frequencies are in no file, and were made on the meta device.
+    model.encoder.rotary_emb = Ministral3RotaryEmbedding(config).to(device)
+    return model.eval()
