@@ -71,9 +71,11 @@ def test_both_terms_both_denominators_and_alpha_make_the_loss(whole: Path) -> No
     for record in records_of(whole)[AR_STEPS:]:
         assert record["alpha"] == 0.3
         assert record["loss"] == pytest.approx(record["ar_loss"] + 0.3 * record["diffusion_loss"])
-        assert record["maskable_tokens"] == record["diffusion_denominator"] == STEP_TOKENS
+        assert record["maskable_tokens"] == record["diffusion_denominator"]
+        # Where blocks are left out, less than a block of each of the 8 samples can be inert.
+        assert STEP_TOKENS - 8 * 5 < record["maskable_tokens"] <= STEP_TOKENS
         assert record["ar_denominator"] == record["ar_tokens"]
-        assert 0 < record["masked_tokens"] < STEP_TOKENS
+        assert 0 < record["masked_tokens"] < record["maskable_tokens"]
 
 
 def test_each_stage_has_a_schedule_of_its_own(whole: Path) -> None:
