@@ -15,7 +15,7 @@ from nld_train.errors import UserError
 from nld_train.monitoring.checkpoints import CheckpointState, being_written, checkpoint_states, settings_of
 from nld_train.monitoring.spikes import find_spikes
 from nld_train.training.checkpoint.paths import CONFIG_FILE
-from nld_train.training.metrics.jsonl import Content, Record, read_metrics
+from nld_train.training.metrics.jsonl import Content, Record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 from nld_train.training.run_lock import LOCK_FILE, living_owner
@@ -69,7 +69,7 @@ def _read_tail(metrics: Path, checkpoints: Sequence[CheckpointState]) -> Content
     """The last steps, which should reach the newest sound checkpoint; none where the file cannot be read."""
     reached = max((state.step for state in checkpoints if state.damage is None), default=0)
     try:
-        return read_metrics(metrics, _TAIL_BYTES, reached)
+        return MetricTable().read(metrics, _TAIL_BYTES, reached)
     except OSError as error:
         return Content([], [f"cannot be read ({error.strerror})"])
 

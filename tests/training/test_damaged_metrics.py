@@ -16,6 +16,8 @@ from training_runs import Train
 from nld_train.commands.status import main as status_command
 from nld_train.monitoring.run_status import run_status
 from nld_train.training.metrics.jsonl import read_metrics
+from nld_train.training.metrics.report import write_report
+from nld_train.training.metrics.summary import write_summary
 
 Command = Callable[..., tuple[int, str]]
 
@@ -156,6 +158,19 @@ def test_records_that_two_runs_wrote(run: Path) -> None:
     assert [record["step"] for record in content.records] == [1, 2, 3, 4, 5, 6]
     assert [record["loss"] for record in content.records[3:]] == [9.0] * 3
     assert content.problems == []
+
+
+def test_a_measurement_of_another_form(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Summary, report and status leave it out and name it; the step counts."""
+    lines = records_of(run)
+    lines[1]["validation"], lines[2]["decoding"], lines[3]["drafter"] = "x", {"modes": 3}, [1]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    problems = write_summary(run)["problems"]
+    names = (("validation", 2), ("decoding", 3), ("drafter", 4))
+    assert problems == [f"metrics.jsonl: {name} of step {step} is damaged" for name, step in names]
+    assert write_report(run).exists()
+    assert status_command([str(run)]) == 0
+    assert "decoding of step 3 is damaged" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,23 @@ def test_a_manifest_that_lists_no_checkpoint(run: Path, content: str, capfd: pyt
     assert "step 1 of the run" in printed
 
 
+def test_a_pipe_in_place_of_a_manifest(run: Path) -> None:
+    """Reading it would wait for ever."""
+    newest = run / "checkpoints" / NEWEST
+    (newest / MANIFEST).unlink()
+    os.mkfifo(newest / MANIFEST)
+    assert find_damage(newest) == f"{MANIFEST} cannot be read (is not a regular file)"
+
+
+def test_checkpoints_on_a_disk_that_is_not_there(command: Command, run: Path, tmp_path: Path) -> None:
+    """`checkpoints` is a link to it; the run does not begin again."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to(tmp_path / "gone")
+    status, errors = command(f"run.dir={run}")
+    assert (status, len(errors.splitlines())) == (2, 1)
+    assert f"run.dir: {run / 'checkpoints'} cannot be read (No such file or directory" in errors
+
+
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("content", ["{}", "[]", "\0", '{"step": "2", "stage": "ar"}'])
 def test_a_progress_file_that_says_nothing(run: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:

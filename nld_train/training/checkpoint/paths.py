@@ -113,7 +113,8 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(directory) as entries:
             yield from entries
     except FileNotFoundError:
-        return
+        if directory.is_symlink():  # to a disk that is not there: what it has must not be begun again
+            raise
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -147,7 +147,7 @@ def _damages(numbers: Sequence[int], whole: bool) -> list[str]:
         return []
     if not whole:
         return [f"{len(numbers)} lines near its end are damaged"]
-    return [f"{_listed('line', [str(number) for number in numbers], len(numbers))} damaged"]
+    return [f"{listed('line', numbers, len(numbers))} damaged"]
 
 
 def _gaps(records: Sequence[Record], whole: bool, reached: int) -> list[str]:
@@ -158,10 +158,11 @@ def _gaps(records: Sequence[Record], whole: bool, reached: int) -> list[str]:
     if not gaps:
         return []
     names = [str(first) if first == end else f"{first} to {end}" for first, end in gaps]
-    return [f"{_listed('step', names, sum(end - first + 1 for first, end in gaps))} missing"]
+    return [f"{listed('step', names, sum(end - first + 1 for first, end in gaps))} missing"]
 
 
-def _listed(noun: str, names: list[str], count: int) -> str:
+def listed(noun: str, names: Sequence[object], count: int) -> str:
     """Subject and verb of a sentence: the first few of some things by name."""
     more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return f"{noun}{'' if count == 1 else 's'} {', '.join([*names[:_NAMED], *more])} {'is' if count == 1 else 'are'}"
+    shown = ", ".join([*map(str, names[:_NAMED]), *more])
+    return f"{noun} {shown} is" if count == 1 else f"{noun}s {shown} are"

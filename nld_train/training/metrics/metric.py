@@ -130,6 +130,20 @@ class Metric:
         value = record[self.name]
         return {"step": record["step"], **(value if isinstance(value, dict) else {"value": value})}
 
+    def can_show(self, record: Record) -> bool:
+        """Whether a record that was read from a file has the metric in the form that the other methods expect.
+
+        Args:
+            record: of a step; has the metric.
+        """
+        try:
+            self.panels([record])
+            self.summary([record])
+            self.status_text(self.status(record))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return False
+        return True
+
     def status_text(self, status: Record) -> tuple[str, str]:
         """Title and text of its row in the table of `nld-status`, without the step.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from nld_train.registry import resolve
-from nld_train.training.metrics.jsonl import Record
+from nld_train.training.metrics.jsonl import Content, Record, listed, read_metrics
 from nld_train.training.metrics.metric import Metric
 from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 
@@ -40,6 +41,22 @@ class MetricTable(Mapping[str, Metric]):
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def read(self, path: Path, most_bytes: int | None = None, reached: int = 0) -> Content:
+        """The steps in a `metrics.jsonl`, without values of a form that their metric does not have; see `read_metrics`.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        content = read_metrics(path, most_bytes, reached)
+        damaged: dict[str, list[int]] = {}
+        for record in content.records:
+            for name, metric in self.measured.items():
+                if name in record and not metric.can_show(record):
+                    del record[name]
+                    damaged.setdefault(name, []).append(record["step"])
+        found = [f"{name} of {listed('step', steps, len(steps))} damaged" for name, steps in damaged.items()]
+        return Content(content.records, [*content.problems, *found])
 
     def of(self, records: Sequence[Record]) -> list[Metric]:
         """The known metrics, and after them those of other names in some records, in the order of their names there."""

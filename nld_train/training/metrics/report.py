@@ -10,7 +10,7 @@ from typing import Any
 
 from nld_train.files import replaced_atomically
 from nld_train.printable import printable
-from nld_train.training.metrics.jsonl import Record, read_metrics
+from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import Curve, Panel, human
 from nld_train.training.metrics.registry import MetricTable
 
@@ -44,11 +44,12 @@ def write_report(directory: Path, metrics: MetricTable | None = None) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    content = read_metrics(directory / "metrics.jsonl")
+    metrics = metrics or MetricTable()
+    content = metrics.read(directory / "metrics.jsonl")
     records = content.records
     # Names of runs and metrics are no formulas.
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure = draw_report(report_panels(records, metrics or MetricTable()), records)
+        figure = draw_report(report_panels(records, metrics), records)
         figure.suptitle(printable(_title(directory, records)))
         if content.problems:
             figure.supxlabel("; ".join(f"metrics.jsonl: {problem}" for problem in content.problems), color="tab:red")

@@ -10,7 +10,7 @@ from statistics import median
 
 from nld_train.files import write_atomically
 from nld_train.revision import git_revision
-from nld_train.training.metrics.jsonl import Record, read_metrics
+from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.registry import MetricTable
 
 _PACKAGES = ("nld-train", "torch", "megatron-core", "transformers", "transformer-engine", "numpy")
@@ -24,7 +24,7 @@ def write_summary(directory: Path, metrics: MetricTable | None = None) -> Record
         metrics: of the run; None for the registered ones.
     """
     metrics = metrics or MetricTable()
-    content = read_metrics(directory / "metrics.jsonl")
+    content = metrics.read(directory / "metrics.jsonl")
     records = content.records
     names = dict.fromkeys(record["stage"] for record in records)
     stages = {name: _stage_summary([r for r in records if r["stage"] == name], metrics) for name in names}
