@@ -45,7 +45,14 @@ def with_tables(page: str, results: Path) -> str:
 
 
 _OF_STEPS = (steps.step, steps.memory, steps.baseline, steps.attention, steps.head, steps.mfu)
-_OF_COMMANDS = (commands.scaling, commands.data, commands.start, commands.convert, commands.decode)
+_OF_COMMANDS = (
+    commands.scaling,
+    commands.data,
+    commands.many_documents,
+    commands.start,
+    commands.convert,
+    commands.decode,
+)
 _LAST = (commands.decode_targets, commands.runs)
 TABLES: dict[str, Callable[[Path], str]] = {each.__name__: each for each in (*_OF_STEPS, *_OF_COMMANDS, *_LAST)}
 

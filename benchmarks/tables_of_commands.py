@@ -45,6 +45,19 @@ def data(results: Path) -> str:
     )
 
 
+def many_documents(results: Path) -> str:
+    """Writing and reading the index of many documents."""
+    columns = ("command", "seconds", "cores used", "bytes of memory per document", "target")
+    result = load(results, "many_documents")
+    if result is None:
+        return markdown(columns, [blank("all", len(columns))])
+    rows = []
+    for name, row in result["figures"]["rows"].items():
+        target = "at most 32" if name == "write .bin and .idx" else ""
+        rows.append((name, f"{row['seconds']:.2f}", f"{row['cores']:.2f}", f"{row['bytes_per_document']:.1f}", target))
+    return markdown(columns, rows)
+
+
 def start(results: Path) -> str:
     """Start-up times."""
     columns = ("command", "seconds", "limit", "of limit")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import get_args
 
+from nld_train.commands.command import utf8
 from nld_train.config.schema import DecodingMode
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
@@ -39,9 +40,9 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     """--prompt or --prompts."""
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", metavar="TEXT", help="continue this text")
+    prompts.add_argument("--prompt", type=utf8, metavar="TEXT", help="continue this text")
     prompts.add_argument(
-        "--prompts", metavar="FILE", help='continue every line of a file; of .jsonl the text under "prompt"'
+        "--prompts", metavar="FILE", help='continue every line of a file; of JSONL the text under "prompt"'
     )
 
 

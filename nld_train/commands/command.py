@@ -126,3 +126,17 @@ class Imported:
         module, _, name = self.path.partition(":")
         status: int | None = getattr(import_module(module), name)(arguments)
         return status
+
+
+def utf8(word: str) -> str:
+    """The type of an argument that is text. Python lets bytes that are not UTF-8 pass in file names and all others.
+
+    Raises:
+        argparse.ArgumentTypeError: there are such bytes.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        byte = f"0x{ord(word[error.start]) & 0xFF:02x}"
+        raise argparse.ArgumentTypeError(f"is not UTF-8: byte {byte} after {word[: error.start]!r}") from None
+    return word

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
-from nld_train.commands.command import Command
+from nld_train.commands.command import Command, utf8
 from nld_train.errors import UserError
 from nld_train.printable import say
 from nld_train.results import check_result_files
@@ -23,7 +24,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
     )
     formats = ["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
     parser.add_argument("--format", choices=formats, default="auto", help="what the sources are (default: by name)")
-    parser.add_argument("--text-key", default="text", help="key or column of the text (default: text)")
+    parser.add_argument("--text-key", type=utf8, default="text", help="key or column of the text (default: text)")
     parser.add_argument("--documents-per", choices=["file", "line", "paragraph"], default="file", help="in text files")
     parser.add_argument("--glob", default="**/*", help="files of a folder to read (default: all)")
     parser.add_argument("--split", default="train", help="split of a datasets source (default: train)")
@@ -56,6 +57,7 @@ def _prepare(options: argparse.Namespace) -> None:
     from nld_train.console import plain_console
     from nld_train.data.prepare import prepare
     from nld_train.data.request import PrepareRequest
+    from nld_train.data.run_words import run_words
     from nld_train.data.sources import STDLIB, SourceSettings
 
     if options.shard_megabytes <= 0 or options.workers < 1:
@@ -86,13 +88,14 @@ def _prepare(options: argparse.Namespace) -> None:
         workers=options.workers,
         overwrite=options.overwrite,
     )
-    console = plain_console()
-    for name, manifest in prepare(request, console).items():
+    console = plain_console(soft_wrap=True)
+    manifests = prepare(request, console)
+    for name, manifest in manifests.items():
         console.print(
             f"{request.prefixes[name]}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-            f"vocabulary {manifest.vocabulary_size:,}",
-            soft_wrap=True,
+            f"vocabulary {manifest.vocabulary_size:,}"
         )
+    console.print(f"use in a run: {shlex.join(['nld-train', *run_words(request, manifests)])}")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

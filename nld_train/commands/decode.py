@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.command import Command, Imported
+from nld_train.commands.command import Command, Imported, utf8
 from nld_train.results import add_result_options
 
 
@@ -60,6 +60,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_stop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop",
+        type=utf8,
         action="append",
         default=[],
         metavar="TEXT",

@@ -7,7 +7,7 @@ from typing import overload
 
 import numpy as np
 
-from nld_train.data.packed import HEADER_BYTES, check_files
+from nld_train.data.token_index import check_files
 
 
 class DocumentIndex(Sequence[int]):
@@ -23,14 +23,13 @@ class DocumentIndex(Sequence[int]):
     def __init__(self, prefix: str) -> None:
         header = check_files(prefix)
         count = header.sequences
-        lengths, pointers = HEADER_BYTES, HEADER_BYTES + 4 * count
         self._itemsize = np.dtype(header.dtype).itemsize
         # Mapped, not read: a set has up to billions of documents. The arrays are not aligned in the file.
-        self._pointers = np.memmap(f"{prefix}.idx", dtype="<i8", mode="r", offset=pointers, shape=(count,))
+        self._pointers = np.memmap(f"{prefix}.idx", dtype="<i8", mode="r", offset=header.pointer_at(0), shape=(count,))
         self._first_sequences = np.memmap(
-            f"{prefix}.idx", dtype="<i8", mode="r", offset=pointers + 8 * count, shape=(header.documents,)
+            f"{prefix}.idx", dtype="<i8", mode="r", offset=header.border_at(0), shape=(header.documents,)
         )
-        last = np.memmap(f"{prefix}.idx", dtype="<i4", mode="r", offset=lengths, shape=(count,))[-1]
+        last = np.memmap(f"{prefix}.idx", dtype="<i4", mode="r", offset=header.length_at(0), shape=(count,))[-1]
         self.tokens = int(self._pointers[-1]) // self._itemsize + int(last)
 
     def __len__(self) -> int:

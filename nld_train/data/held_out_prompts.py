@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nld_train.data.manifest import read_manifest, require_tokenizer
-from nld_train.data.packed import check_files, indexed_dataset_module
+from nld_train.data.packed import indexed_dataset_module
+from nld_train.data.token_index import check_files, document_spans
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.progress import Advance, progress_bar
 from nld_train.results import check_output
 
 
@@ -48,9 +51,10 @@ def write_prompts(request: PromptRequest) -> int:
     if request.count < 1 or request.tokens < 1:
         raise UserError("--count and --tokens must be at least 1")
     check_output(f"--output {request.out}", Path(request.out))
-    check_files(request.prefix)
+    documents = check_files(request.prefix).documents
     tokenizer = load_tokenizer(_tokenizer_directory(request))
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in _pieces(request)]
+    with progress_bar("documents", 2 * documents) as advance:  # they are counted, then chosen
+        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in _pieces(request, advance)]
     write_atomically(Path(request.out), "".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return len(texts)
 
@@ -66,19 +70,33 @@ def _tokenizer_directory(request: PromptRequest) -> str:
     return directory
 
 
-def _pieces(request: PromptRequest) -> Iterator[list[int]]:
+def _pieces(request: PromptRequest, advance: Advance) -> Iterator[list[int]]:
     """The tokens before the middle of each chosen document: the head is often a licence, and a prompt that ends with
     its document cannot be continued."""
     indexed: Any = indexed_dataset_module().IndexedDataset(request.prefix, mmap=True)
-    borders = np.array(indexed.document_indices)
-    ends = np.cumsum(indexed.sequence_lengths, dtype=np.int64)
-    starts = np.concatenate([[0], ends])[borders]
-    long = np.flatnonzero(np.diff(starts) >= 2 * request.tokens)
-    if len(long) < request.count:
+    for start, length in _chosen(request, advance):
+        middle = start + length // 2
+        yield indexed.get(0, offset=middle - request.tokens, length=request.tokens).tolist()
+
+
+def _chosen(request: PromptRequest, advance: Advance) -> Iterator[tuple[int, int]]:
+    """First token and length of documents that are long enough, taken evenly over the set."""
+    found = sum(len(lengths) for _, lengths in _long(request, advance))
+    if found < request.count:
         raise UserError(
-            f"{request.prefix} has {len(long)} documents of {2 * request.tokens} tokens or more, fewer than --count "
+            f"{request.prefix} has {found} documents of {2 * request.tokens} tokens or more, fewer than --count "
             f"{request.count}: take fewer or shorter prompts"
         )
-    for document in long[np.arange(request.count) * len(long) // request.count]:
-        middle = int(starts[document] + starts[document + 1]) // 2
-        yield indexed.get(0, offset=middle - request.tokens, length=request.tokens).tolist()
+    wanted = np.arange(request.count) * found // request.count
+    passed = 0
+    for starts, lengths in _long(request, advance):
+        here = wanted[(wanted >= passed) & (wanted < passed + len(lengths))] - passed
+        yield from zip(starts[here].tolist(), lengths[here].tolist(), strict=True)
+        passed += len(lengths)
+
+
+def _long(request: PromptRequest, advance: Advance) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """`document_spans` of the documents of at least twice the length of a prompt."""
+    for starts, lengths in document_spans(request.prefix, advance):
+        long = lengths >= 2 * request.tokens
+        yield starts[long], lengths[long]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -18,9 +19,11 @@ from nld_train.config.schema import DiffusionConfig
 from nld_train.console import plain_console
 from nld_train.data.endings import fill_share
 from nld_train.data.manifest import Manifest, read_manifest, require_tokenizer
-from nld_train.data.packed import PackedSamples, check_files, indexed_dataset_module
+from nld_train.data.packed import PackedSamples
+from nld_train.data.token_index import check_files, document_spans
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
+from nld_train.progress import Advance, progress_bar
 
 if TYPE_CHECKING:
     from nld_train.data.samples import SampleSettings
@@ -77,17 +80,15 @@ def _check(request: InspectRequest) -> None:
 def _show_set(request: InspectRequest, manifest: Manifest | None, console: Console) -> None:
     prefix = request.prefix
     header = check_files(prefix)
-    indexed = indexed_dataset_module().IndexedDataset(prefix, mmap=True)
-    totals = np.concatenate([[0], np.cumsum(indexed.sequence_lengths, dtype=np.int64)])
-    borders = totals[np.array(indexed.document_indices)]
-    lengths = np.quantile(np.diff(borders), _QUANTILES)
+    with progress_bar("documents", header.documents) as advance:
+        lengths = _LengthHistogram(prefix, advance)
     table = Table(title=prefix, show_header=False, title_justify="left")
     table.add_row("documents", f"{header.documents:,}")
-    table.add_row("tokens", f"{int(totals[-1]):,}")
+    table.add_row("tokens", f"{lengths.tokens:,}")
     table.add_row("token type", np.dtype(header.dtype).name)
-    quantiles = ", ".join(f"{fraction:.0%} {length:,.0f}" for fraction, length in zip(_QUANTILES, lengths, strict=True))
+    quantiles = ", ".join(f"{fraction:.0%} {lengths.quantile(fraction):,.0f}" for fraction in _QUANTILES)
     table.add_row("document lengths", quantiles)
-    if totals[-1] > request.sequence_length:
+    if lengths.tokens > request.sequence_length:
         share = fill_share(prefix, request.sequence_length, request.block_size)
         setting = f"samples of {request.sequence_length:,} tokens, blocks of {request.block_size}"
         table.add_row("fill after documents", f"{share:.1%} of the noisy stream ({setting}, documents=isolate)")
@@ -95,6 +96,35 @@ def _show_set(request: InspectRequest, manifest: Manifest | None, console: Conso
         if name not in ("documents", "tokens", "dtype"):
             table.add_row(name, value if isinstance(value, str) else json.dumps(value))
     console.print(table)
+
+
+class _LengthHistogram:
+    """How many documents of a set have each length. T tokens have at most sqrt(2 T) different lengths.
+
+    Raises:
+        UserError: the `.idx` is damaged.
+    """
+
+    def __init__(self, prefix: str, advance: Advance) -> None:
+        values, counts = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        for _, lengths in document_spans(prefix, advance):
+            found = np.unique(lengths, return_counts=True)
+            values, inverse = np.unique(np.concatenate([values, found[0]]), return_inverse=True)
+            sums = np.zeros(len(values), dtype=np.int64)
+            np.add.at(sums, inverse, np.concatenate([counts, found[1]]))
+            counts = sums
+        self._lengths, self._documents = values, np.cumsum(counts)
+        self.tokens = int(values @ counts)
+
+    def quantile(self, fraction: float) -> float:
+        """As `np.quantile` of all lengths, which interpolates linearly."""
+        rank = fraction * (int(self._documents[-1]) - 1)
+        below, above = (self._at(round_to(rank)) for round_to in (math.floor, math.ceil))
+        return below + (above - below) * (rank - math.floor(rank))
+
+    def _at(self, rank: int) -> int:
+        """The length of this rank, from 0."""
+        return int(self._lengths[np.searchsorted(self._documents, rank, side="right")])
 
 
 def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, console: Console) -> None:

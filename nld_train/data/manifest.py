@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from nld_train.data.packed import check_files, quick_fingerprint
+from nld_train.data.packed import quick_fingerprint
+from nld_train.data.token_index import check_files
 from nld_train.data.tokenizer import tokenizer_hash
 from nld_train.errors import UserError
 from nld_train.outside_json import as_record, read_object
+from nld_train.progress import Advance
 
 FORMAT_VERSION = 1
+_BLOCK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,14 @@ def _occurrences(prefix: str, token: int) -> int:
     return int(counts[token]) if 0 <= token < len(counts) else 0
 
 
-def full_fingerprint(prefix: str) -> str:
-    """Hash of every byte of a set's `.bin` and `.idx`."""
+def full_fingerprint(prefix: str, advance: Advance = lambda count: None) -> str:
+    """Hash of every byte of a set's `.bin` and `.idx`; `advance` is called with the number of bytes read."""
     digest = hashlib.sha256()
     for suffix in (".bin", ".idx"):
+        part = hashlib.sha256()
         with open(prefix + suffix, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+            while block := stream.read(_BLOCK):
+                part.update(block)
+                advance(len(block))
+        digest.update(part.digest())
     return digest.hexdigest()

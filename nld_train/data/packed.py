@@ -9,40 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import warnings
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
-# The header of an `.idx`: magic, version, dtype code, sequences, document borders.
-_HEADER = struct.Struct("<9sQBQQ")
-HEADER_BYTES = _HEADER.size
-_MAGIC = b"MMIDIDX\x00\x00"
-_TOKEN_TYPES: dict[int, type[np.integer[Any]]] = {
-    1: np.uint8,
-    2: np.int8,
-    3: np.int16,
-    4: np.int32,
-    5: np.int64,
-    8: np.uint16,
-}
 _PIECES, _PIECE_BYTES = 64, 4096
-
-
-@dataclass(frozen=True)
-class IndexHeader:
-    """The header of an `.idx`: Megatron's dtype code, sequences, and documents."""
-
-    dtype: type[np.integer[Any]]
-    sequences: int
-    documents: int
 
 
 class PackedSamples:
@@ -133,53 +110,6 @@ def indexed_dataset_module() -> ModuleType:
         warnings.simplefilter("ignore")  # it warns of each accelerator package that is not installed
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
-
-
-def check_files(prefix: str) -> IndexHeader:
-    """Checks that `prefix` names a whole `.bin/.idx` pair, by their sizes and the header of the `.idx`.
-
-    Raises:
-        UserError: a file is missing, truncated, or not Megatron's; or the two do not belong together.
-    """
-    for suffix in (".bin", ".idx"):
-        if not os.path.isfile(prefix + suffix):
-            raise UserError(f"{prefix}{suffix} does not exist: a token set is NAME.bin and NAME.idx (nld-data prepare)")
-    try:
-        header, expected = _read_index(f"{prefix}.idx")
-        actual = os.path.getsize(f"{prefix}.bin")
-    except OSError as error:
-        raise UserError(f"{prefix}.bin/.idx cannot be read: {error.strerror}") from error
-    if actual != expected:
-        what = "is truncated" if actual < expected else "does not belong to its .idx"
-        raise UserError(f"{prefix}.bin {what}: it has {actual} bytes, and {prefix}.idx requires {expected}")
-    return header
-
-
-def _read_index(path: str) -> tuple[IndexHeader, int]:
-    """Header of an `.idx`, and the bytes that its `.bin` must have."""
-    with open(path, "rb") as stream:
-        raw = stream.read(_HEADER.size)
-        if len(raw) < _HEADER.size or not raw.startswith(_MAGIC):
-            raise UserError(f"{path} is not an index of Megatron's (or is cut off in its first {_HEADER.size} bytes)")
-        _, version, code, sequences, borders = _HEADER.unpack(raw)
-        if version != 1 or code not in _TOKEN_TYPES:
-            raise UserError(f"{path}: version {version}, dtype code {code} is not a token index of version 1")
-        needed = _HEADER.size + 12 * sequences + 8 * borders
-        if os.path.getsize(path) < needed:
-            raise UserError(f"{path} is truncated: {os.path.getsize(path)} bytes of {needed}")
-        if sequences < 1 or borders < 2:
-            raise UserError(f"{path} lists no documents: the set is empty")
-        length = _integer(stream, _HEADER.size + 4 * (sequences - 1), 4)
-        pointer = _integer(stream, _HEADER.size + 4 * sequences + 8 * (sequences - 1), 8)
-        if _integer(stream, needed - 8, 8) != sequences:
-            raise UserError(f"{path} is damaged: its documents do not end with its last sequence")
-    dtype = _TOKEN_TYPES[code]
-    return IndexHeader(dtype, sequences, borders - 1), pointer + length * np.dtype(dtype).itemsize
-
-
-def _integer(stream: Any, offset: int, size: int) -> int:
-    stream.seek(offset)
-    return int.from_bytes(stream.read(size), "little", signed=True)
 
 
 def quick_fingerprint(prefix: str) -> str:

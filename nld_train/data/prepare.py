@@ -9,22 +9,22 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
-from nld_train.data.assemble import SetContent, assemble
+from nld_train.data.assemble import SetContent, assemble, plan_assembly
 from nld_train.data.manifest import FORMAT_VERSION, Manifest, full_fingerprint
 from nld_train.data.packed import quick_fingerprint
-from nld_train.data.readers import documents
+from nld_train.data.readers import Document, documents
 from nld_train.data.request import SUFFIXES, PrepareRequest, finished_before, request_hash, work_folder
-from nld_train.data.shards import ShardJob, encode_shards, is_held_out
-from nld_train.data.sources import Piece, plan_shards
+from nld_train.data.shards import ShardJob, encode_shards
+from nld_train.data.sources import Piece, SourceSettings, plan_shards
+from nld_train.data.split import check_split, is_held_out
 from nld_train.data.tokenizer import (
     EncoderSpec,
     bytes_tokenizer,
@@ -36,6 +36,7 @@ from nld_train.data.tokenizer import (
     train_bpe,
 )
 from nld_train.errors import UserError
+from nld_train.progress import progress_bar
 
 _BPE_CHARACTERS = 256 << 20
 
@@ -53,28 +54,24 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
         raise UserError(f"--name {request.name!r} must be a plain file name")
     if not 0 <= request.validation < 1:
         raise UserError(f"--validation {request.validation} must be a fraction in [0, 1)")
-    shards = plan_shards(request.sources, request.settings)
+    shards = plan_shards(request.sources, request.settings, console.print)
     given = _given_encoder(request)
     identity = request_hash(request, shards, given.beginning_of_document if given else ())
     if (finished := finished_before(request, identity)) is not None:
         console.print("already prepared: nothing to do")
         return finished
+    check_split(_all_documents(shards, request.settings), request.validation)
     os.makedirs(request.out, exist_ok=True)
     work = work_folder(request, identity)
     work.mkdir(exist_ok=True)
-    tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work)
+    tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work, console)
     job = ShardJob(request.settings, spec, request.validation, work)
     _encode(job, shards, request.workers, console)
-    finished_shards = [job.path(number) for number in range(len(shards))]
-    try:
-        contents = {name: assemble(str(work / name), name, finished_shards, spec) for name in request.prefixes}
-    except UserError:  # a set without documents: continuing from these shards would fail again
-        shutil.rmtree(work)
-        raise
+    contents = _assemble(request, job, len(shards))
     # Last, so that a failed request leaves no tokenizer that a corrected request would be refused for.
     if tokenizer is not None:
         save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite)
-    manifests = {name: _manifest(request, identity, spec, content) for name, content in contents.items()}
+    manifests = _manifests(request, identity, spec, contents)
     for name, prefix in request.prefixes.items():
         manifests[name].write(work / f"{name}.manifest.json")
         _publish(str(work / name), prefix)
@@ -90,19 +87,19 @@ def _given_encoder(request: PrepareRequest) -> EncoderSpec | None:
 
 
 def _own_tokenizer(
-    request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path
+    request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path, console: Console
 ) -> tuple[Tokenizer, EncoderSpec]:
     """The tokenizer that is made here and has to be saved beside the sets, and its encoder.
 
     Raises:
         UserError: the tokenizer cannot be trained, or another one exists where it would be saved.
     """
-    tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work)
+    tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work, console)
     is_saved(tokenizer, request.tokenizer_directory, request.overwrite)  # refused now, not after all the encoding
     return tokenizer, own_spec(tokenizer, request.append_end)
 
 
-def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path) -> Tokenizer:
+def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: Path, console: Console) -> Tokenizer:
     """The BPE of a request, trained once: an interrupted run finds it in the work folder."""
     saved = work / "tokenizer.json"
     if not saved.exists():
@@ -110,6 +107,7 @@ def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: P
             size = int(request.tokenizer.removeprefix("train-bpe:"))
         except ValueError:
             raise UserError(f"--tokenizer {request.tokenizer}: VOCAB must be a whole number (train-bpe:4096)") from None
+        console.print(f"training a BPE of {size:,} ids")
         temporary = saved.with_suffix(f".{os.getpid()}.tmp")
         train_bpe(_training_texts(request, shards), size).save(str(temporary))
         os.replace(temporary, saved)
@@ -119,27 +117,52 @@ def _trained(request: PrepareRequest, shards: Sequence[Sequence[Piece]], work: P
 def _training_texts(request: PrepareRequest, shards: Sequence[Sequence[Piece]]) -> Iterator[str]:
     """The first 256 Mi characters of the documents that are not held out."""
     characters = 0
-    for piece in (piece for pieces in shards for piece in pieces):
-        for document in documents(piece, request.settings):
-            if not is_held_out(document, request.validation):
-                yield document.text
-                characters += len(document.text)
+    for document in _all_documents(shards, request.settings):
+        if not is_held_out(document, request.validation):
+            yield document.text
+            characters += len(document.text)
         if characters >= _BPE_CHARACTERS:
             return
+
+
+def _all_documents(shards: Sequence[Sequence[Piece]], settings: SourceSettings) -> Iterator[Document]:
+    return (document for pieces in shards for piece in pieces for document in documents(piece, settings))
 
 
 def _encode(job: ShardJob, shards: Sequence[list[Piece]], workers: int, console: Console) -> None:
     kept = sum(job.path(number).exists() for number in range(len(shards)))
     if kept:
         console.print(f"continuing: {kept} of {len(shards)} shards were finished before")
-    columns = (TextColumn("encoding"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("encoding", total=len(shards))
-        for _ in encode_shards(job, shards, workers):
-            progress.advance(task)
+    pieces = [piece for pieces in shards for piece in pieces]
+    in_bytes = all(piece.kind != "dataset" for piece in pieces)
+    with progress_bar("encoding", sum(piece.size for piece in pieces), in_bytes) as advance:
+        encode_shards(job, shards, workers, advance)
 
 
-def _manifest(request: PrepareRequest, identity: str, spec: EncoderSpec, content: SetContent) -> Manifest:
+def _assemble(request: PrepareRequest, job: ShardJob, shards: int) -> dict[str, SetContent]:
+    """Writes the sets into the work folder, which goes where that cannot succeed."""
+    finished = [job.path(number) for number in range(shards)]
+    try:
+        plans = {name: plan_assembly(str(job.folder / name), name, finished, job.spec) for name in request.prefixes}
+    except UserError:  # a set without tokens: continuing from these shards would fail again
+        shutil.rmtree(job.folder)
+        raise
+    with progress_bar("writing tokens", sum(plan.tokens for plan in plans.values())) as advance:
+        return {name: assemble(plan, request.workers, advance) for name, plan in plans.items()}
+
+
+def _manifests(
+    request: PrepareRequest, identity: str, spec: EncoderSpec, contents: Mapping[str, SetContent]
+) -> dict[str, Manifest]:
+    size = sum(os.path.getsize(content.prefix + suffix) for content in contents.values() for suffix in (".bin", ".idx"))
+    with progress_bar("checksums", size, in_bytes=True) as advance:
+        fingerprints = {name: full_fingerprint(content.prefix, advance) for name, content in contents.items()}
+    return {name: _manifest(request, identity, spec, content, fingerprints[name]) for name, content in contents.items()}
+
+
+def _manifest(
+    request: PrepareRequest, identity: str, spec: EncoderSpec, content: SetContent, fingerprint: str
+) -> Manifest:
     directory = request.tokenizer_directory
     packages = ("nld-train", "megatron-core", "tokenizers", "transformers", "datasets", "numpy")
     return Manifest(
@@ -161,7 +184,7 @@ def _manifest(request: PrepareRequest, identity: str, spec: EncoderSpec, content
         tokens=content.tokens,
         largest_id=content.largest_id,
         dtype=content.dtype,
-        fingerprint=full_fingerprint(content.prefix),
+        fingerprint=fingerprint,
         quick_fingerprint=quick_fingerprint(content.prefix),
         versions={"python": platform.python_version()} | {package: _version(package) for package in packages},
     )

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nld_train.data.manifest import FORMAT_VERSION, Manifest, read_manifest
-from nld_train.data.packed import check_files, quick_fingerprint
+from nld_train.data.packed import quick_fingerprint
 from nld_train.data.sources import Piece, SourceSettings
+from nld_train.data.token_index import check_files
 from nld_train.data.tokenizer import tokenizer_hash
 from nld_train.errors import UserError
 

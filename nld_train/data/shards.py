@@ -1,29 +1,31 @@
-"""Encodes the shards of a source in worker processes. A finished shard is a file, so a run can be continued."""
+"""Encodes the shards of a source. A finished shard is a file, so a run can be continued."""
 
 from __future__ import annotations
 
-import hashlib
-import multiprocessing
 import os
-import signal
+import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from nld_train.data.readers import Document, documents
 from nld_train.data.sources import Piece, SourceSettings
+from nld_train.data.split import is_held_out
 from nld_train.data.tokenizer import Encoder, EncoderSpec
-from nld_train.errors import UserError
-from nld_train.processes import exit_with_parent
+from nld_train.data.workers import run_jobs
+from nld_train.progress import Advance
 
-_GROUP_CHARACTERS = 4 << 20
+# Progress is reported after each group: a second's work at most, for the slowest tokenizers.
+_GROUP_CHARACTERS = 1 << 20
+# Whether the documents of a set are held out.
+_SIDES = {"train": False, "validation": True}
+_KINDS = ("tokens", "lengths")
 
 
 @dataclass(frozen=True)
@@ -47,102 +49,79 @@ class ShardJob:
         return self.folder / f"shard-{number:08d}.npz"
 
 
-def is_held_out(document: Document, fraction: float) -> bool:
-    """Whether a document belongs to validation: a hash of its key below `fraction`, the same on every machine."""
-    digest = hashlib.blake2b(document.key.encode(errors="replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2**64
+def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int, advance: Advance) -> None:
+    """Encodes the shards that are not finished yet.
 
-
-def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int) -> Iterator[int]:
-    """Encodes the shards that are not finished yet; yields each one's number when it is done, in any order.
+    Args:
+        job: settings.
+        shards: pieces of each shard.
+        workers: processes.
+        advance: is called with the input that was encoded, in the unit of `Piece.size`.
 
     Raises:
         UserError: a document cannot be read or encoded, or a worker process died. Finished shards stay.
     """
-    if workers <= 1 or len(shards) <= 1:
-        encoder = Encoder(job.spec)
-        for number, pieces in enumerate(shards):
-            if not job.path(number).exists():
-                _encode_shard(job, encoder, number, pieces)
-            yield number
-        return
-    yield from (number for number in range(len(shards)) if job.path(number).exists())
-    missing = [number for number in range(len(shards)) if not job.path(number).exists()]
-    # Spawned, not forked: the parent may have threads of tokenizers, datasets and the progress bar.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, max(1, len(missing))), context, _start_worker, (job,))
-    try:
-        with _interrupts_blocked():
-            futures = {pool.submit(_work, number, shards[number]): number for number in missing}
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died (killed for memory?): run the same command with fewer --workers; finished shards "
-            "are kept"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    finished = [job.path(number).exists() for number in range(len(shards))]
+    advance(sum(piece.size for done, pieces in zip(finished, shards, strict=True) if done for piece in pieces))
+    missing = [(number, shards[number]) for number, done in enumerate(finished) if not done]
+    for _ in run_jobs(partial(_ShardEncoder, job), missing, workers, advance):
+        pass
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. Workers that start while it is blocked inherit the blocked signal;
-    the parent, which handles it for all, receives it afterwards."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+class _ShardEncoder:
+    """Encodes a shard into `{train,validation}_{tokens,lengths}` of one file, written under another name first."""
+
+    def __init__(self, job: ShardJob) -> None:
+        self._job, self._encoder = job, Encoder(job.spec)
+
+    def __call__(self, shard: tuple[int, list[Piece]], advance: Advance) -> None:
+        number, pieces = shard
+        arrays: dict[str, list[NDArray[Any]]] = {f"{name}_{kind}": [] for name in _SIDES for kind in _KINDS}
+        for group, read in _groups(pieces, self._job.settings):
+            encoded = list(zip(group, self._encoder.encode([document.text for document in group]), strict=True))
+            for name, held_out in _SIDES.items():
+                ids = [ids for document, ids in encoded if is_held_out(document, self._job.validation) == held_out]
+                arrays[f"{name}_tokens"].append(np.concatenate([np.empty(0, self._job.spec.dtype), *ids]))
+                arrays[f"{name}_lengths"].append(np.array([len(each) for each in ids], dtype=np.int64))
+            advance(read)
+        self._save(number, {name: np.concatenate(parts) for name, parts in arrays.items()})
+
+    def _save(self, number: int, arrays: dict[str, NDArray[Any]]) -> None:
+        path = self._job.path(number)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                np.savez(stream, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-_worker: tuple[ShardJob, Encoder] | None = None
-
-
-def _start_worker(job: ShardJob) -> None:
-    global _worker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes are the parallelism
-    exit_with_parent()
-    _worker = (job, Encoder(job.spec))
-
-
-def _work(number: int, pieces: list[Piece]) -> None:
-    assert _worker is not None
-    job, encoder = _worker
-    _encode_shard(job, encoder, number, pieces)
-
-
-def _encode_shard(job: ShardJob, encoder: Encoder, number: int, pieces: list[Piece]) -> None:
-    """Encodes one shard into `{train,validation}_{tokens,lengths}` of one file, written under another name first."""
-    encoded: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
-    for group in _groups(pieces, job.settings):
-        for document, ids in zip(group, encoder.encode([document.text for document in group]), strict=True):
-            encoded[is_held_out(document, job.validation)].append(ids)
-    arrays: dict[str, NDArray[Any]] = {}
-    for held_out, name in ((False, "train"), (True, "validation")):
-        texts = encoded[held_out]
-        arrays[f"{name}_tokens"] = np.concatenate([np.empty(0, job.spec.dtype), *texts]).astype(job.spec.dtype)
-        arrays[f"{name}_lengths"] = np.array([len(text) for text in texts], dtype=np.int64)
-    temporary = job.path(number).with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, job.path(number))
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _groups(pieces: Sequence[Piece], settings: SourceSettings) -> Iterator[list[Document]]:
-    """Documents in groups of a few million characters."""
+def _groups(pieces: Sequence[Piece], settings: SourceSettings) -> Iterator[tuple[list[Document], int]]:
+    """Documents in groups of about a million characters, with the input that was read for each group."""
     group: list[Document] = []
-    characters = 0
+    characters = amount = 0
     for piece in pieces:
+        counted = 0
         for document in documents(piece, settings):
             group.append(document)
             characters += len(document.text)
             if characters >= _GROUP_CHARACTERS:
-                yield group
-                group, characters = [], 0
-    if group:
-        yield group
+                yield group, amount + document.read - counted
+                group, characters, amount, counted = [], 0, 0, document.read
+        amount += piece.size - counted
+    yield group, amount
+
+
+def shard_size(path: Path, name: str) -> tuple[int, int]:
+    """Documents and tokens of `train` or `validation` in a finished shard, without reading them."""
+    with zipfile.ZipFile(path) as members:
+        number, tokens = (_length(members, f"{name}_{kind}.npy") for kind in ("lengths", "tokens"))
+    return number, tokens
+
+
+def _length(members: zipfile.ZipFile, name: str) -> int:
+    with members.open(name) as member:
+        assert npy.read_magic(member) == (1, 0)
+        shape, _, _ = npy.read_array_header_1_0(member)
+    return int(shape[0])

@@ -6,22 +6,20 @@ are the documents of the set.
 
 from __future__ import annotations
 
-import glob
 import os
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nld_train.data.folders import files_of
+from nld_train.data.text_files import file_format, is_compressed
 from nld_train.errors import UserError
 
 Format = Literal["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
 PieceKind = Literal["python", "file", "lines", "paragraphs", "jsonl", "parquet", "dataset"]
 
 STDLIB = "stdlib"
-_COMPRESSED = (".gz", ".zst", ".bz2")
-_JSON_LINES = (".jsonl", ".ndjson", ".json")
-_PARQUET = (".parquet", ".pq")
 _STDLIB_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 _DATASET_ROWS = 10_000
 
@@ -76,8 +74,15 @@ class Piece:
     data: Any = field(default=None, compare=False, repr=False)
 
 
-def plan_shards(sources: Iterable[str], settings: SourceSettings) -> list[list[Piece]]:
+def plan_shards(
+    sources: Iterable[str], settings: SourceSettings, note: Callable[[str], None] = lambda line: None
+) -> list[list[Piece]]:
     """Cuts sources into shards of about `shard_bytes`, in a fixed order.
+
+    Args:
+        sources: files, folders, `datasets` names, or `stdlib`.
+        settings: how they are read.
+        note: is called with one line about what is left out.
 
     Raises:
         UserError: a source does not exist, cannot be read or is empty.
@@ -85,9 +90,10 @@ def plan_shards(sources: Iterable[str], settings: SourceSettings) -> list[list[P
     shards: list[list[Piece]] = []
     filled = settings.shard_bytes
     for source in sources:
-        pieces = _pieces(source, settings)
+        pieces = _pieces(source, settings, note)
         if not pieces:
-            raise UserError(f"{source} holds no files to read (--glob {settings.glob!r})")
+            kind = f"files to read (--glob {settings.glob!r})" if os.path.isdir(source) else "text"
+            raise UserError(f"{source} holds no {kind}")
         for piece in pieces:
             if filled >= settings.shard_bytes or piece.kind == "dataset":
                 shards.append([])
@@ -97,16 +103,15 @@ def plan_shards(sources: Iterable[str], settings: SourceSettings) -> list[list[P
     return shards
 
 
-def _pieces(source: str, settings: SourceSettings) -> list[Piece]:
+def _pieces(source: str, settings: SourceSettings, note: Callable[[str], None]) -> list[Piece]:
     chosen = settings.format if settings.format != "auto" else _guess_format(source)
     if chosen == "stdlib":
         return stdlib_pieces()
     if chosen == "dataset":
         return _dataset_pieces(source, settings)
     if chosen == "folder":
-        return _folder_pieces(source, settings)
-    if not os.path.isfile(source):
-        raise UserError(f"no such source: {source}")
+        return _folder_pieces(source, settings, note)
+    _require_file(source)
     return _file_pieces(source, os.path.basename(source), chosen, settings)
 
 
@@ -116,29 +121,28 @@ def _guess_format(source: str) -> Format:
     if os.path.isdir(source):
         saved = {"dataset_info.json", "dataset_dict.json"} & set(os.listdir(source))
         return "dataset" if saved else "folder"
-    if os.path.isfile(source):
-        return _file_format(source)
-    raise UserError(f"no such source: {source} (for a name on the hub of `datasets` give --format dataset)")
+    _require_file(source, " (for a name on the hub of `datasets` give --format dataset)")
+    return file_format(source)
 
 
-def _file_format(path: str) -> Format:
-    name = path.lower()
-    for suffix in _COMPRESSED:
-        name = name.removesuffix(suffix)
-    if name.endswith(_JSON_LINES):
-        return "jsonl"
-    return "parquet" if name.endswith(_PARQUET) else "text"
+def _require_file(source: str, hint: str = "") -> None:
+    if not os.path.exists(source):
+        raise UserError(f"no such source: {source}{hint}")
+    if os.path.isdir(source):
+        raise UserError(f"{source} is a folder: leave --format out, or give --format folder or dataset")
+    if not os.path.isfile(source):
+        raise UserError(f"{source} is no regular file: it is read more than once, so write it to a file first")
 
 
-def _folder_pieces(folder: str, settings: SourceSettings) -> list[Piece]:
+def _folder_pieces(folder: str, settings: SourceSettings, note: Callable[[str], None]) -> list[Piece]:
     if not os.path.isdir(folder):
         raise UserError(f"no such folder: {folder}")
-    names = sorted(name for name in glob.iglob(settings.glob, root_dir=folder, recursive=True))
+    found = files_of(folder, settings.glob)
+    for line in found.notes(folder):
+        note(line)
     pieces: list[Piece] = []
-    for name in names:
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            pieces += _file_pieces(path, name.replace(os.sep, "/"), _file_format(path), settings)
+    for name, path in found.files.items():
+        pieces += _file_pieces(path, name, file_format(path), settings)
     return pieces
 
 
@@ -147,7 +151,7 @@ def _file_pieces(path: str, name: str, chosen: Format, settings: SourceSettings)
         return _parquet_pieces(path, name)
     kinds: dict[str, PieceKind] = {"file": "file", "line": "lines", "paragraph": "paragraphs"}
     kind = "jsonl" if chosen == "jsonl" else kinds[settings.documents_per]
-    if kind in ("jsonl", "lines") and not path.lower().endswith(_COMPRESSED):
+    if kind in ("jsonl", "lines") and not is_compressed(path):
         return _byte_ranges(kind, path, name, settings.shard_bytes)
     return [_whole_file(kind, path, name)]
 

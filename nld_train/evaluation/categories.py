@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.data.text_ids import plain_ids, text_ids
-from nld_train.decoding.command_line.request import lines_of
+from nld_train.decoding.command_line.prompts import checked_characters, lines_of
 from nld_train.errors import UserError
 from nld_train.outside_json import parse_object
 
@@ -42,7 +42,8 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         UserError: a line is not such an object, or has no text.
     """
-    return [_question(f"--prompts {path}:{number}", line) for number, line in enumerate(lines_of(path), start=1)]
+    _, lines = lines_of(path)
+    return [_question(line.where, parse_object(line.text, line.where)) for line in lines]
 
 
 def has_categories(path: Path) -> bool:
@@ -51,11 +52,11 @@ def has_categories(path: Path) -> bool:
     Raises:
         UserError: it cannot be read, or is empty.
     """
-    return path.suffix == ".jsonl" and '"category"' in lines_of(path)[0]
+    kind, lines = lines_of(path)
+    return kind == "jsonl" and '"category"' in lines[0].text
 
 
-def _question(where: str, line: str) -> Question:
-    record = parse_object(line, where)
+def _question(where: str, record: dict[str, Any]) -> Question:
     if not isinstance(record.get("category"), str) or not record["category"]:
         raise UserError(f'{where}: is not an object with a "category"')
     turns = _turns(record)
@@ -63,7 +64,7 @@ def _question(where: str, line: str) -> Question:
         raise UserError(f'{where}: has no text under "turns" (a list of texts), "messages" or "prompt"')
     if any(turn.startswith(PLACEHOLDER) for turn in turns):
         raise UserError(f"{where}: holds a placeholder in place of its text; prepare the file with SPEED-Bench's tools")
-    return Question(where, record["category"], turns)
+    return Question(where, record["category"], tuple(checked_characters(turn, where) for turn in turns))
 
 
 def _turns(record: dict[str, Any]) -> tuple[Any, ...]:

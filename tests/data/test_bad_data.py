@@ -29,8 +29,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 BAD_INPUTS: list[tuple[str, bytes, list[str], str]] = [
     ("a.jsonl", b'{"text": "fine"}\n{"text": \n', [], r"line at byte 17: not JSON"),
     ("a.jsonl", b'{"body": "x"}\n', [], r"no key 'text' (body): give --text-key"),
-    ("a.jsonl", b'{"text": 3}\n', [], r"'text' is int, not text"),
-    ("a.jsonl", b"[1]\n", [], r"no key 'text'"),
+    ("a.jsonl", b'{"text": 3}\n', [], r"'text' is a number, not text"),
+    ("a.jsonl", b"[1]\n", [], r"holds a list, not an object with a text under 'text'"),
     ("a.txt", b"fine \xff\xfe", [], r"not UTF-8 at byte 5: give --encoding-errors"),
     ("a.txt", b"", [], r"the sources hold no text"),
     ("a.txt", b"x", ["--validation", "0.0001"], r"no document is left for validation"),

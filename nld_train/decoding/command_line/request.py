@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.data.text_ids import text_ids
+from nld_train.decoding.command_line.prompts import read_prompts
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.policies.policy_declaration import PolicyOf
 from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
-from nld_train.outside_json import parse_object
 
 
 @contextmanager
@@ -94,39 +94,7 @@ def _read_prompts(arguments: Namespace) -> list[str]:
         if not arguments.prompt:
             raise UserError("--prompt: is empty")
         return [arguments.prompt]
-    path = Path(arguments.prompts)
-    return [_prompt_of(path, number, line) for number, line in enumerate(lines_of(path), start=1)]
-
-
-def lines_of(path: Path) -> list[str]:
-    """The lines of a file of prompts.
-
-    A line ends at a line break only: other characters that end lines in Unicode, such as U+2028, may be unescaped in
-    JSON.
-
-    Raises:
-        UserError: it cannot be read, or is empty.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = [line.removesuffix("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not lines:
-        raise UserError(f"--prompts {path}: holds no prompt")
-    return lines
-
-
-def _prompt_of(path: Path, number: int, line: str) -> str:
-    text: Any = line
-    if path.suffix == ".jsonl":
-        record = parse_object(line, f"--prompts {path}:{number}")
-        if "prompt" not in record:
-            raise UserError(f'--prompts {path}:{number}: is not an object with a "prompt"')
-        text = record["prompt"]
-    if not isinstance(text, str) or not text:
-        raise UserError(f"--prompts {path}:{number}: the prompt is empty")
-    return text
+    return read_prompts(Path(arguments.prompts))
 
 
 def policy_of(arguments: Namespace, source: Source) -> PolicyOf:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nld_train.config.schema import Config
 from nld_train.data.manifest import check_against_model
-from nld_train.data.packed import check_files as check_token_set
+from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
 from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
