@@ -7,8 +7,10 @@ one. Values are not checked here: NaN and numbers of any size are valid, and who
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
@@ -42,7 +44,8 @@ def read_bytes(path: Path, where: str | None = None) -> bytes:
     where = where or str(path)
     try:
         with open_regular(path) as file:
-            content = file.read(MAX_BYTES + 1)
+            # No more than the file has: Python allocates what is asked for.
+            content = file.read(min(os.fstat(file.fileno()).st_size, MAX_BYTES) + 1)
     except OSError as error:
         raise UserError(f"{where}: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:
@@ -120,7 +123,7 @@ def as_record(kind: type[Record], settings: dict[str, Any], where: str) -> Recor
 
     Args:
         kind: its fields are of the types of JSON: str, int, float, list[str], dict[str, str], dict[str, Any], or None
-            beside one of them.
+            beside one of them. Those with a default may be missing.
         settings: the object.
         where: the file, for messages.
 
@@ -128,8 +131,12 @@ def as_record(kind: type[Record], settings: dict[str, Any], where: str) -> Recor
         UserError: a key is missing or of another type; names it.
     """
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for field in fields(kind):  # type: ignore[arg-type]
+        name, hint = field.name, hints[field.name]
         if name not in settings:
+            if field.default is not MISSING or field.default_factory is not MISSING:
+                continue
             raise UserError(f"{where}: {name} is missing")
         if not _is_of(settings[name], hint):
             raise UserError(f"{where}: {name} must not be {brief(settings[name])}")
