@@ -120,6 +120,8 @@ class RunLock:
             try:
                 descriptor = os.open(self._path, os.O_RDWR)
             except FileNotFoundError:  # removed since
+                if self._path.is_symlink():
+                    raise
                 continue
             state = take_lock(descriptor, self._path)
             if self._is_free(descriptor, state, created, wait):
@@ -249,7 +251,7 @@ def living_owner(directory: Path) -> Owner | None:
         return None
     state = LockState.UNSUPPORTED
     if owner.on_this_machine:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             state = take_lock(descriptor, path, shared=True)
         finally:
@@ -273,7 +275,7 @@ def _create(path: Path) -> int | None:
 
 def _owner_of(path: Path) -> Owner | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
@@ -288,7 +290,7 @@ def _read_owner(descriptor: int) -> Owner | None:
         found = parse_object(os.pread(descriptor, _LONGEST_RECORD, 0), "lock")
         host = "".join(letter for letter in str(found["host"]) if letter.isprintable())
         return Owner(int(found["process"]), host, str(found["system"]), str(found["token"]))
-    except (ValueError, KeyError, TypeError, OverflowError):  # a UserError among them
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # a UserError among them
         return None
 
 

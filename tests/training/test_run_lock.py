@@ -163,6 +163,16 @@ def test_a_folder_in_place_of_the_lock(command: Command, tmp_path: Path) -> None
     assert f"{tmp_path / LOCK_FILE} cannot be opened (Is a directory)" in errors
 
 
+def test_a_link_to_nowhere_in_place_of_the_lock(tmp_path: Path) -> None:
+    """It does not wait for ever, and neither does a look at a pipe."""
+    (tmp_path / LOCK_FILE).symlink_to(tmp_path / "none" / "lock")
+    with pytest.raises(UserError, match="cannot be opened"), run_lock(tmp_path):
+        pass
+    (tmp_path / LOCK_FILE).unlink()
+    os.mkfifo(tmp_path / LOCK_FILE)
+    assert living_owner(tmp_path) is None
+
+
 def test_a_copy_of_a_running_folder_starts(tmp_path: Path) -> None:
     """The copied file names a living process, which has no lock on it."""
     (tmp_path / "run").mkdir()
