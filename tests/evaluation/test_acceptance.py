@@ -136,7 +136,10 @@ def test_questions_that_are_none(
     ("words", "message"),
     [
         (["--block-lengths", "8,0"], "block_length: 0 is not 1 or more"),
-        (["--block-lengths", "8,1000000000"], "block_length: 1000000000 is longer than the context of 96"),
+        (
+            ["--block-lengths", "8,1000000000", "--max-new-tokens", "8"],
+            "block_length: 1000000000 is longer than the context of 96",
+        ),
         (["--threshold", "2"], "threshold: 2.0 is not in [0, 1]"),
         (["--adapter", "--max-new-tokens", "16"], "this model has no drafter adapter"),
         (["--policy", "sampler"], "holds no trained sampler"),

@@ -32,8 +32,16 @@ from nld_train.commands import acceptance, bound, curve, decode, sampler
         (curve.main, ["--plot", "no/where/curve.png"], "there is no folder"),
         (bound.main, ["--threshold", "-1"], "threshold: -1.0 is not in [0, 1]"),
         (bound.main, ["--block-lengths", "4,0"], "block_length: 0 is not 1 or more"),
-        (bound.main, ["--block-lengths", "8,1000000000"], "block_length: 1000000000 is longer than the context of 96"),
-        (curve.main, ["--block-length", "97"], "block_length: 97 is longer than the context of 96"),
+        (
+            bound.main,
+            ["--block-lengths", "8,1000000000", "--max-new-tokens", "8"],
+            "block_length: 1000000000 is longer than the context of 96",
+        ),
+        (
+            curve.main,
+            ["--block-length", "97", "--max-new-tokens", "8"],
+            "block_length: 97 is longer than the context of 96",
+        ),
         (bound.main, ["--budget", "0"], "--budget: 0 is not 1 or more"),
         (sampler.main, ["--width", "0"], "width: 0 is not 1 or more"),
         (sampler.main, ["--steps", "0"], "steps: 0 is not 1 or more"),

@@ -200,7 +200,6 @@ def test_a_hostile_name_in_markdown() -> None:
 # Readers whose files this program wrote itself, moments before or inside the same command.
 OWN_READERS = {
     "nld_train/outside_json.py",
-    "nld_train/data/readers.py",
 }
 
 

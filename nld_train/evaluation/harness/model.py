@@ -241,8 +241,9 @@ class NldModel(TemplateLM):
 
 def _check(source: Source, settings: EvaluationSettings, chat: bool) -> None:
     """Refuses a missing adapter or chat template before any weight is read."""
+    block_length = source.block_length if settings.block_length is None else settings.block_length
     with value_errors_as_user_errors():
-        check_block_length(source.description, settings.mode, settings.block_length)
+        check_block_length(source.description, settings.mode, block_length)
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
     if chat and not source.tokenizer.chat_template:
