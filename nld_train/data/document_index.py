@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Sequence
 from typing import overload
 
@@ -21,19 +23,14 @@ class DocumentIndex(Sequence[int]):
     """
 
     def __init__(self, prefix: str) -> None:
-        header = check_files(prefix)
-        count = header.sequences
-        self._itemsize = np.dtype(header.dtype).itemsize
-        # Mapped, not read: a set has up to billions of documents. The arrays are not aligned in the file.
-        self._pointers = np.memmap(f"{prefix}.idx", dtype="<i8", mode="r", offset=header.pointer_at(0), shape=(count,))
-        self._first_sequences = np.memmap(
-            f"{prefix}.idx", dtype="<i8", mode="r", offset=header.border_at(0), shape=(header.documents,)
-        )
-        last = np.memmap(f"{prefix}.idx", dtype="<i4", mode="r", offset=header.length_at(0), shape=(count,))[-1]
-        self.tokens = int(self._pointers[-1]) // self._itemsize + int(last)
+        self._header = check_files(prefix)
+        self._itemsize = np.dtype(self._header.dtype).itemsize
+        # Read where it is needed, and not mapped: each look into a mapped file would keep 64 KiB of it in memory.
+        self._index = io.FileIO(f"{prefix}.idx")
+        self.tokens = os.path.getsize(f"{prefix}.bin") // self._itemsize
 
     def __len__(self) -> int:
-        return len(self._first_sequences)
+        return self._header.documents
 
     @overload
     def __getitem__(self, document: int) -> int: ...
@@ -42,7 +39,10 @@ class DocumentIndex(Sequence[int]):
     def __getitem__(self, document: int | slice) -> int | list[int]:
         if isinstance(document, slice):
             return [self[each] for each in range(len(self))[document]]
-        sequence = int(self._first_sequences[document])
-        if sequence >= len(self._pointers):  # an empty document at the very end
+        sequence = self._integer(self._header.border_at(range(len(self))[document]))
+        if sequence >= self._header.sequences:  # an empty document at the very end
             return self.tokens
-        return int(self._pointers[sequence]) // self._itemsize
+        return self._integer(self._header.pointer_at(sequence)) // self._itemsize
+
+    def _integer(self, offset: int) -> int:
+        return int.from_bytes(os.pread(self._index.fileno(), 8, offset), "little", signed=True)
