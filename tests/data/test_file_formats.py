@@ -112,7 +112,7 @@ def test_a_format_that_is_not_read_is_named_and_never_text(tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (gzip.compress(LINES), "gzip: its name must end with .gz"),
+        (gzip.compress(LINES, mtime=0), "gzip: its name must end with .gz"),
         (lzma.compress(LINES), "xz: its name must end with .xz"),
         (arrow("zstd")(LINES), "Zstandard"),
         (bz2.compress(LINES), "bzip2"),

@@ -31,7 +31,7 @@ def json_lines(*prompts: str) -> bytes:
         ("a.JSONL", json_lines("one", "two")),
         ("a.ndjson", json_lines("one", "two")),
         ("a.json", json_lines("one") + b"\n  \n" + json_lines("two")),
-        ("a.jsonl.gz", gzip.compress(MARK + json_lines("one", "two"))),
+        ("a.jsonl.gz", gzip.compress(MARK + json_lines("one", "two"), mtime=0)),
         ("a.jsonl.xz", lzma.compress(json_lines("one", "two"))),
         ("a.txt.xz", lzma.compress(b"one\ntwo\n")),
     ],
@@ -46,7 +46,7 @@ def test_prompts_are_read_as_documents_are(tmp_path: Path, name: str, content: b
     [
         ("a.zip", b"x", ".zip files are not read: unpack it"),
         ("a.parquet", b"x", "write the prompts as JSONL or text"),
-        ("a.txt", gzip.compress(b"one"), "its name must end with .gz"),
+        ("a.txt", gzip.compress(b"one", mtime=0), "its name must end with .gz"),
         ("a.txt", "one".encode("utf-16"), "convert it to UTF-8"),
         ("a.txt", b"one\ncaf\xe9\n", "a.txt:2: is not UTF-8 at byte 3 of the line"),
         ("a.jsonl", b'{"prompt": "x \\ud83d y"}\n', "a.jsonl:1: holds \\ud83d, half of a surrogate pair"),
@@ -71,7 +71,7 @@ def test_what_holds_no_prompts_is_one_line(tmp_path: Path, name: str, content: b
 
 def test_questions_are_read_through_the_same_files(tmp_path: Path) -> None:
     line = json.dumps({"category": "a", "prompt": "seven"}).encode() + b"\n"
-    (tmp_path / "q.ndjson.gz").write_bytes(gzip.compress(MARK + line))
+    (tmp_path / "q.ndjson.gz").write_bytes(gzip.compress(MARK + line, mtime=0))
     assert read_questions(tmp_path / "q.ndjson.gz")[0].turns == ("seven",)
     (tmp_path / "q.jsonl").write_bytes(line + b'{"category": "a", "turns": ["\\ud83d"]}\n')
     with pytest.raises(UserError, match=r"q\.jsonl:2: holds \\ud83d"):
