@@ -53,12 +53,14 @@ def read_bytes(path: Path, where: str | None = None) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, duplicates: bool = False) -> Any:
     """The value that a text is; bytes are UTF-8, with or without a byte order mark.
 
     Args:
         text: the whole content of a file, or a line of it.
         where: the file, and its line where there is one, for messages.
+        duplicates: whether a key may occur twice in an object, which then has the last value, as in text that people
+            collected; a setting that is given twice is refused.
 
     Raises:
         UserError: it is not JSON, is not UTF-8, names a key twice, is nested too deeply, or has an integer with more
@@ -66,7 +68,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     """
     decoded = _decoded(text, where)
     try:
-        return json.loads(decoded, object_pairs_hook=_unique)
+        return json.loads(decoded, object_pairs_hook=None if duplicates else _unique)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at {place})") from error

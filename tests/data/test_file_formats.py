@@ -180,7 +180,6 @@ def test_a_conversation_is_called_one(tmp_path: Path, record: dict[str, object],
     [
         ('{"text": "ok", "id": ' + "9" * 5000 + "}", "integer"),
         ("[" * 100_000, "nested too deeply"),
-        ('{"text": "first", "text": "second"}', "text is duplicated"),
         ('{"text": {"nested": 1}}', "'text' is an object, not text"),
         ('{"text": true}', "'text' is true or false, not text"),
         ("null", "holds null, not an object with a text under 'text'"),
@@ -191,6 +190,12 @@ def test_json_of_any_kind_is_one_line_with_its_place(tmp_path: Path, line: str, 
     said = refusal(tmp_path / "a.jsonl")
     assert "a.jsonl, line at byte 17" in said
     assert message in said
+
+
+def test_a_key_twice_has_its_last_value(tmp_path: Path) -> None:
+    """As in every reader of collected text; what was prepared before stays the same."""
+    (tmp_path / "a.jsonl").write_text('{"text": "first", "text": "second"}\n')
+    assert read(tmp_path / "a.jsonl") == ["second"]
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
