@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,9 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 # How long the processes of this node may still run when the agent of another node has exited: they mostly end by
 # themselves, and their own error is then reported.
 GRACE_SECONDS = 20.0
+# File in the log directory of a node that has failed, with its exit status. srun ends the other nodes then, which exit
+# with 75 if they were still starting, and returns the highest status of all.
+FAILED = "failed"
 _LINES = 15
 
 
@@ -60,7 +64,15 @@ class PeerLostError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the training processes of this node; returns the exit status."""
+    """Runs the training processes of this node; returns the exit status, and notes a failure in `FAILED`."""
+    status = _run(arguments)
+    if status not in (0, SAVED_STATUS) and (folder := _argument(arguments, "--log-dir")) is not None:
+        with suppress(OSError):  # the exit status says it too
+            Path(folder, FAILED).write_text(f"{status}\n")
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     for number in SIGNALS:
         signal.signal(number, _forward)
     _watch_processes()
@@ -89,7 +101,11 @@ def _fail(message: str) -> int:
 
 def _endpoint(arguments: list[str]) -> str:
     """HOST:PORT of the rendezvous, as `torchrun.sh` passes it."""
-    return arguments[arguments.index("--rdzv-endpoint") + 1] if "--rdzv-endpoint" in arguments else "its port"
+    return _argument(arguments, "--rdzv-endpoint") or "its port"
+
+
+def _argument(arguments: list[str], option: str) -> str | None:
+    return arguments[arguments.index(option) + 1] if option in arguments else None
 
 
 def _forward(number: int, frame: FrameType | None) -> None:

@@ -51,8 +51,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decoded(folder: Path, command: str) -> Records:
-    """An object per held-out prompt."""
-    words = "--prompts held-out.jsonl --json --block-length 16 --max-new-tokens 64"
+    """An object per held-out prompt; in blocks as the checkpoint was trained on."""
+    words = "--prompts held-out.jsonl --json --max-new-tokens 64"
     lines = run(folder, f"nld-decode {command} {words}").splitlines()
     assert len(lines) == 20
     return [json.loads(line) for line in lines]
