@@ -99,8 +99,8 @@ def locate(path: Path) -> Path:
         return path
     directory = find_checkpoint(path)
     if directory is None:
-        what = "holds no checkpoint: name a run, a checkpoint or an export" if path.is_dir() else "does not exist"
-        raise UserError(f"{path}: {what}")
+        what = "holds no checkpoint" if path.is_dir() else "is no directory" if path.exists() else "does not exist"
+        raise UserError(f"{path}: {what}; name a run, a checkpoint or an export")
     return directory
 
 

@@ -431,6 +431,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Capture
     words = ("--mode", "ar", "--prompt", "seven")
     assert "holds no checkpoint" in refusal(capsys, str(tmp_path), *words)
     assert "does not exist" in refusal(capsys, str(tmp_path / "nowhere"), *words)
+    (tmp_path / "notes.txt").write_text("no model")
+    assert "is no directory" in refusal(capsys, str(tmp_path / "notes.txt"), *words)
     (tmp_path / "config.json").write_text('{"model_type": "ministral3"}')
     assert "nld-convert import" in refusal(capsys, str(tmp_path), *words)
 
