@@ -70,8 +70,8 @@ def parse_json(text: str | bytes, where: str, duplicates: bool = False) -> Any:
     try:
         return json.loads(decoded, object_pairs_hook=None if duplicates else _unique)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at {place})") from error
+        position = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise UserError(f"{where}: not JSON ({error.msg.removesuffix(' at')} at {position})") from error
     except _DuplicateKeyError as error:
         raise UserError(f"{where}: {error.key} is duplicated") from error
     except ValueError as error:  # what remains is Python's limit

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from shared import shared_folder
-from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, write_token_set
+from tiny_runs import TINY_MODEL, data_overrides, train_here, two_stages, undrawn, write_token_set
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 # Stops, saves and refusals are the same whatever the depth; two micro-batches for a step are as good as four.
@@ -58,3 +58,10 @@ def command(
         return main(), capfd.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def quick_reports() -> Iterator[None]:
+    """Reports are not drawn."""
+    with undrawn():
+        yield

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from run_equality import assert_same_tensors
-from tiny_runs import newest_checkpoint, records_of, undrawn
+from tiny_runs import newest_checkpoint, records_of
 from training_runs import Train
 
 from nld_train.commands.status import main as status_command
@@ -19,14 +19,8 @@ from nld_train.training.metrics.jsonl import read_metrics
 from nld_train.training.metrics.report import write_report
 from nld_train.training.metrics.summary import write_summary
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(autouse=True)
-def quick_reports() -> Iterator[None]:
-    """Reports are not drawn."""
-    with undrawn():
-        yield
 
 
 @pytest.fixture(scope="module")

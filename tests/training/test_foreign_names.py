@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from run_equality import assert_same_run
-from tiny_runs import newest_checkpoint, undrawn
+from tiny_runs import newest_checkpoint
 from training_runs import Train
 
 from nld_train.commands.status import main as status_command
@@ -21,17 +21,11 @@ from nld_train.training.checkpoint.paths import (
 )
 from nld_train.training.checkpoint.retention import apply_retention
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
 Command = Callable[..., tuple[int, str]]
 # What users and their tools leave there; sorted as text most of them come after every checkpoint.
 FOLDERS = ("step_best", "step_00000002_backup", "step_00000002.tmp.old", "step_2", "step_000000099", "best.tmp")
 FILES = ("step_00000001", "step_00000002.tar", "step_99999999.zip", "step_notes.txt", "step_00000002.tmp.gz")
-
-
-@pytest.fixture(autouse=True)
-def quick_reports() -> Iterator[None]:
-    """Reports are not drawn."""
-    with undrawn():
-        yield
 
 
 @pytest.fixture(scope="module")

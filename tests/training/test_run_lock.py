@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 from children import Child
 from run_equality import assert_same_run
-from tiny_runs import records_of, undrawn
+from tiny_runs import records_of
 
 from nld_train.errors import UserError
 from nld_train.training import run_lock as locking
 from nld_train.training.run_lock import LOCK_FILE, RunLock, living_owner, run_lock
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
 Command = Callable[..., tuple[int, str]]
 
 
@@ -49,13 +50,6 @@ def test_a_second_run_in_the_same_folder(
     assert time.monotonic() - begin < locking.STALE_SECONDS / 2
     assert_same_run(tmp_path / "run", whole)
     assert not (tmp_path / "run" / LOCK_FILE).exists()
-
-
-@pytest.fixture(autouse=True)
-def quick_reports() -> Iterator[None]:
-    """Reports are not drawn."""
-    with undrawn():
-        yield
 
 
 @contextmanager

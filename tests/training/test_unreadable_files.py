@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from run_equality import assert_same_run
-from tiny_runs import undrawn
 from training_runs import Train
 
 from nld_train.commands.status import main as status_command
@@ -21,15 +20,9 @@ from nld_train.training.checkpoint.manifest import MANIFEST, find_damage, write_
 from nld_train.training.checkpoint.paths import find_checkpoint
 from nld_train.training.metrics.wandb_log import _wandb_identity
 
+pytestmark = pytest.mark.usefixtures("quick_reports")
 Command = Callable[..., tuple[int, str]]
 NEWEST, BEFORE = "step_00000002", "step_00000001"
-
-
-@pytest.fixture(autouse=True)
-def quick_reports() -> Iterator[None]:
-    """Reports are not drawn."""
-    with undrawn():
-        yield
 
 
 @pytest.fixture(scope="module")
