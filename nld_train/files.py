@@ -22,7 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old content stays, and nothing is left beside it.
     """
-    with replaced_atomically(path) as temporary, temporary.open("w") as file:
+    with replaced_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
 
 

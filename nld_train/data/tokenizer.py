@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nld_train.data.text_ids import beginning_of_text
-from nld_train.data.tokenizer_files import VOCABULARY_FILES
+from nld_train.data.tokenizer_files import CHAT_TEMPLATE, VOCABULARY_FILES
 from nld_train.data.tokenizer_growth import refuse_growth
 from nld_train.errors import UserError
+from nld_train.files import write_atomically
 from nld_train.outside_json import parse_object, read_bytes
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")
@@ -190,19 +191,30 @@ def is_saved(tokenizer: Tokenizer, directory: str, overwrite: bool) -> bool:
     return same
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str, overwrite: bool = False) -> None:
+def save_tokenizer(
+    tokenizer: Tokenizer, directory: str, overwrite: bool = False, chat_template: str | None = None
+) -> None:
     """Saves a tokenizer of this module as a Hugging Face directory, atomically; keeps one that is equal.
+
+    Args:
+        tokenizer: of this module.
+        directory: of the result.
+        overwrite: replaces another tokenizer.
+        chat_template: its chat template; None for none, which leaves that of an equal tokenizer as it is.
 
     Raises:
         UserError: as `is_saved`.
     """
     if is_saved(tokenizer, directory, overwrite):
+        if chat_template is not None:
+            write_atomically(Path(directory, CHAT_TEMPLATE), chat_template)
         return
     from transformers import PreTrainedTokenizerFast
 
     pad, begin, end, mask = SPECIAL_TOKENS
     named = {"pad_token": pad, "bos_token": begin, "eos_token": end, "mask_token": mask}
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+    wrapped.chat_template = chat_template
     parent = os.path.dirname(os.path.abspath(directory))
     os.makedirs(parent, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=parent) as temporary:

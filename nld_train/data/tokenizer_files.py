@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Folder of a checkpoint's tokenizer.
 TOKENIZER = "tokenizer"
+# The chat template of a tokenizer that has one, in a file of its own.
+CHAT_TEMPLATE = "chat_template.jinja"
 # Vocabulary files of a tokenizer without a `tokenizer.json`.
 VOCABULARY_FILES = (
     "tokenizer.model",
@@ -23,7 +25,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
     "chat_template.json",
 )
 

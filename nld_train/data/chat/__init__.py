@@ -1,0 +1,1 @@
+"""Conversations: rows of chat data, chat templates, and which tokens are answers."""
