@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import types
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
@@ -124,8 +124,8 @@ def as_record(kind: type[Record], settings: dict[str, Any], where: str) -> Recor
     """A dataclass of plain values from a JSON object, whose other keys are left out.
 
     Args:
-        kind: its fields are of the types of JSON: str, int, float, list[str], dict[str, str], dict[str, Any], or None
-            beside one of them. Those with a default may be missing.
+        kind: its fields are of the types of JSON: str, int, float, list[str], dict[str, str], dict[str, Any], another
+            such dataclass, or None beside one of them. Those with a default may be missing.
         settings: the object.
         where: the file, for messages.
 
@@ -142,7 +142,9 @@ def as_record(kind: type[Record], settings: dict[str, Any], where: str) -> Recor
             raise UserError(f"{where}: {name} is missing")
         if not _is_of(settings[name], hint):
             raise UserError(f"{where}: {name} must not be {brief(settings[name])}")
-        found[name] = settings[name]
+        inner = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
+        given = settings[name]
+        found[name] = as_record(inner, given, f"{where}: {name}") if inner is not None and given is not None else given
     return kind(**found)
 
 
@@ -150,6 +152,8 @@ def _is_of(value: Any, hint: Any) -> bool:
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is types.UnionType:
         return any(_is_of(value, option) for option in inner)
+    if is_dataclass(kind):  # its fields are checked by themselves
+        return isinstance(value, dict)
     if kind is dict:
         return isinstance(value, dict) and all(_is_of(item, inner[1]) for item in value.values())
     if kind is list:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from nld_train.data.packed import quick_fingerprint
+from nld_train.data.answer_bits import check_answer_bits
+from nld_train.data.packed import quick_fingerprint, set_files
 from nld_train.data.token_index import check_files
 from nld_train.data.tokenizer import tokenizer_hash
 from nld_train.errors import UserError
@@ -20,6 +21,29 @@ from nld_train.progress import Advance
 
 FORMAT_VERSION = 1
 _BLOCK = 4 << 20
+
+
+@dataclass(frozen=True)
+class ChatManifest:
+    """What a set of conversations has beside a set of texts.
+
+    Attributes:
+        template_hash: sha256 of the text of the chat template, which is in `PREFIX.chat_template.jinja`.
+        answers: which assistant turns are answers: `all`, `last`, or `each` (a document for each answer).
+        conversations: documents of the set.
+        answer_tokens: tokens of all answers.
+        longest: tokens of the longest conversation.
+        answer_count: number of answers.
+        end_of_turn: id with which all answers end, or null where they end differently.
+    """
+
+    template_hash: str
+    answers: str
+    conversations: int
+    answer_tokens: int
+    longest: int
+    answer_count: int = 0
+    end_of_turn: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,10 +63,11 @@ class Manifest:
         tokens: number of tokens, those that begin and end documents included.
         largest_id: largest id that occurs.
         dtype: numpy type of the tokens in the `.bin`.
-        fingerprint: sha256 of the sha256 digests of `.bin` and `.idx`: every byte.
+        fingerprint: sha256 of the sha256 digests of `.bin`, `.idx` and, for conversations, `.answers.bin`: every byte.
         quick_fingerprint: `nld_train.data.packed.quick_fingerprint`, which is checked at each start.
         versions: of the packages that made the set.
         beginning_of_document: ids before each document; sets of earlier versions have none.
+        chat: of a set of conversations; null for texts.
     """
 
     format_version: int
@@ -61,6 +86,7 @@ class Manifest:
     quick_fingerprint: str
     versions: dict[str, str]
     beginning_of_document: list[int] = field(default_factory=list)
+    chat: ChatManifest | None = None
 
     def tokenizer_directory(self, prefix: str) -> str:
         """Directory of the tokenizer of the set with this prefix."""
@@ -90,6 +116,16 @@ def read_manifest(prefix: str) -> Manifest | None:
     return manifest
 
 
+def is_chat_set(prefix: str) -> bool:
+    """Whether a set consists of conversations; those that Megatron's own tools made never do.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    manifest = read_manifest(prefix)
+    return manifest is not None and manifest.chat is not None
+
+
 def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokenizer_path: str | None) -> None:
     """Refuses a set that a model cannot be trained on, before anything heavy starts.
 
@@ -109,6 +145,8 @@ def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokeni
     manifest = read_manifest(prefix)
     if manifest is None:
         return
+    if manifest.chat is not None:
+        check_answer_bits(prefix, manifest.tokens)
     if manifest.quick_fingerprint != quick_fingerprint(prefix):
         raise UserError(
             f"{prefix}.bin/.idx are not the files that {prefix}.manifest.json describes: prepare the set again"
@@ -156,9 +194,9 @@ def _occurrences(prefix: str, token: int) -> int:
 
 
 def full_fingerprint(prefix: str, advance: Advance = lambda count: None) -> str:
-    """Hash of every byte of a set's `.bin` and `.idx`; `advance` is called with the number of bytes read."""
+    """Hash of every byte of a set's files (`set_files`); `advance` is called with the number of bytes read."""
     digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
+    for suffix in set_files(prefix):
         part = hashlib.sha256()
         with open(prefix + suffix, "rb") as stream:
             while block := stream.read(_BLOCK):

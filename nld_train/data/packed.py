@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
+from nld_train.data.answer_bits import ANSWERS
 from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
@@ -112,6 +113,11 @@ def indexed_dataset_module() -> ModuleType:
     return indexed_dataset
 
 
+def set_files(prefix: str) -> list[str]:
+    """Suffixes of the files that are the content of a set: a chat set has a third."""
+    return [".bin", ".idx", *([ANSWERS] if os.path.exists(prefix + ANSWERS) else [])]
+
+
 def quick_fingerprint(prefix: str) -> str:
     """Identity of a set in constant time: a hash of both sizes and of 64 pieces of 4 KiB spread over each file.
 
@@ -119,7 +125,7 @@ def quick_fingerprint(prefix: str) -> str:
     every byte, which takes minutes for large sets.
     """
     digest = hashlib.sha256()
-    for suffix in (".bin", ".idx"):
+    for suffix in set_files(prefix):
         size = os.path.getsize(prefix + suffix)
         digest.update(size.to_bytes(8, "little"))
         with open(prefix + suffix, "rb") as stream:
