@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nld_train.config.load import config_to_yaml
 from nld_train.config.schema import Config
+from nld_train.data.chat.run_template import run_template, with_template
 from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer, write_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import is_full, set_aside, synchronise, synchronise_all, write_atomically
@@ -100,7 +101,8 @@ class CheckpointWriter:
     def _read_descriptions(self) -> None:
         self._software = software()
         if self.config.data.tokenizer is not None:
-            self._tokenizer = read_tokenizer(Path(self.config.data.tokenizer))
+            files, template = read_tokenizer(Path(self.config.data.tokenizer)), run_template(self.config)
+            self._tokenizer = files if template is None else with_template(files, template)
 
     def begin(self, model: list[Any], optimizer: Any, progress: Progress) -> None:
         """Takes a snapshot and starts to write it; the state may change when this returns. Waits for the previous one.

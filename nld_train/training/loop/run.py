@@ -16,8 +16,10 @@ from megatron.core import parallel_state
 from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
+from nld_train.data.chat.run_template import template_note
 from nld_train.data.order import StageOrder, stage_orders
 from nld_train.data.samples import batches, training_samples
+from nld_train.data.tokenizer_files import read_tokenizer
 from nld_train.errors import UserError, system_error
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
@@ -274,6 +276,10 @@ class Run:
         self.log.print(self._first_line())
         if self.changed:
             self.log.print(f"continues with changed settings: {', '.join(self.changed)}")
+        if self.config.data.tokenizer is not None:
+            note = template_note(self.config, read_tokenizer(Path(self.config.data.tokenizer)))
+            if note is not None:
+                self.log.print(note)
 
     def _make_log(self, metrics: MetricTable) -> None:
         self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
