@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks.record import RESULTS, write_result
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Averaging, Config, DiffusionConfig
+from nld_train.data.packed import PackedTokens
 from nld_train.data.samples import SampleSettings, noisy_part
 from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
 from nld_train.masking.schedule import noise_schedule
@@ -70,7 +71,7 @@ def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int)
     settings = SampleSettings(
         stage="averaging",
         seed=seed,
-        joint=True,
+        noisy_length=batch["tokens"].shape[1] - 1,
         documents="isolate",
         diffusion=diffusion,
         global_size=len(batch["tokens"]),
@@ -79,7 +80,7 @@ def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int)
         eos_token_id=_END,
     )
     rows = [
-        noisy_part(settings, draw * len(batch["tokens"]) + row, tokens[:-1], documents)
+        noisy_part(settings, draw * len(batch["tokens"]) + row, PackedTokens(tokens, documents))
         for row, (tokens, documents) in enumerate(zip(batch["tokens"].numpy(), batch["documents"].numpy(), strict=True))
     ]
     return batch | {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}

@@ -9,7 +9,7 @@ from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.hf_package import AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
-from nld_train.config.stage_kinds import stage_kind
+from nld_train.config.stage_kinds import kind_of
 
 ALPHA = 0.3  # of the paper's joint stages (docs/method.md, "Objective")
 
@@ -110,7 +110,7 @@ def _diffusion(record: Record) -> dict[str, Any]:
     alpha = origin.get("dlm_loss_weight", ALPHA)
     if record.config is not None:
         stages = [record.config.stages[name] for name in stages_begun(record)]
-        alphas = [stage.alpha for stage in stages if stage_kind(stage.kind).noisy_stream]
+        alphas = [stage.alpha for stage in stages if kind_of(stage).noisy_stream]
         alpha = alphas[-1] if alphas else alpha
     return {
         "block_size": record.block_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config, ModelConfig, StageConfig
-from nld_train.config.stage_kinds import stage_kind
+from nld_train.config.stage_kinds import kind_of
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
@@ -65,6 +65,14 @@ def joint_visible_pairs(length: int, block_size: int) -> int:
     return inside_blocks + blocks_before + causal_visible_pairs(length)
 
 
+def answer_visible_pairs(length: int, noisy_length: int, block_size: int) -> int:
+    """An estimate of the pairs of query and key where N noisy tokens lie in blocks spread evenly over a document of L.
+
+    N (L + B) / 2 + L (L + 1) / 2, which is `joint_visible_pairs` for N = L.
+    """
+    return noisy_length * (length + block_size) // 2 + causal_visible_pairs(length)
+
+
 def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
     """Floating-point operations of a forward and backward pass (`docs/method.md`, "Stages").
 
@@ -96,7 +104,7 @@ def _products(model: ModelConfig, positions: int, visible_pairs: int, head_rows:
 
 def step_flops(config: Config, stage: StageConfig) -> float:
     """Expected operations of one optimizer step of a stage over the global batch, without document borders."""
-    return config.batch.global_size * stage_kind(stage.kind).sample_flops(config, stage)
+    return config.batch.global_size * kind_of(stage).sample_flops(config, stage)
 
 
 def remaining_flops(config: Config, step: int) -> float:

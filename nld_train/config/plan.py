@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nld_train.config.schema import Config, StageConfig
-from nld_train.config.stage_kinds import stage_kind
+from nld_train.config.stage_kinds import kind_of
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -35,7 +35,7 @@ class StagePlan:
     @property
     def kind(self) -> StageKind:
         """The object of the stage's kind."""
-        return stage_kind(self.stage.kind)
+        return kind_of(self.stage)
 
 
 def tokens_per_step(config: Config) -> int:

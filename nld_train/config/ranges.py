@@ -63,7 +63,7 @@ def _check(value: Any, ranges: _Ranges, key: str) -> None:
             check_ranges(item, f"{key}.{name}.")
     elif isinstance(value, tuple):
         _check_items(value, ranges, key)
-    elif value is not None:
+    elif value is not None and not isinstance(value, str):  # a word such as auto instead of a number
         for bound in ranges.bounds:
             if not fits(value, bound):
                 optional = ", or null" if ranges.optional else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, StageConfig
 from nld_train.errors import UserError
 from nld_train.registry import resolve
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STAGE_KINDS: dict[str, str] = {
     "ar": "nld_train.training.stages.ar:AR",
     "joint": "nld_train.training.stages.joint:JOINT",
+    "sft": "nld_train.training.stages.sft:SFT",
     "drafter": "nld_train.training.stages.drafter:DRAFTER",
 }
 
@@ -39,9 +40,14 @@ def stage_kind(name: str, key: str = "kind") -> StageKind:
     return kind
 
 
+def kind_of(stage: StageConfig, key: str = "kind") -> StageKind:
+    """The kind of a stage, with those of its settings that its lengths depend on; arguments as of `stage_kind`."""
+    return stage_kind(stage.kind, key).for_stage(stage)
+
+
 def running_kinds(config: Config) -> dict[str, StageKind]:
     """The kind of each stage that runs, by the stage's name, in the order of the run."""
-    return {name: stage_kind(config.stages[name].kind, f"stages.{name}.kind") for name in config.run.stages}
+    return {name: kind_of(config.stages[name], f"stages.{name}.kind") for name in config.run.stages}
 
 
 def longest_kind(config: Config) -> StageKind:

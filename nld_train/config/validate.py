@@ -117,7 +117,8 @@ def _check_data(config: Config) -> None:
     if any(config.stages[name].train is None for name in config.run.stages):
         refuse_unless(len(data.train) > 0, "data.train", "[]", example)
     for group in ("validation", "evaluation"):
-        if getattr(config, group).every > 0:
+        common = any(config.stages[name].validation is None for name in config.run.stages)
+        if getattr(config, group).every > 0 and common:
             refuse_unless(len(data.validation) > 0, "data.validation", "[]", f"{example}, or set {group}.every=0")
 
 
@@ -138,9 +139,11 @@ def _check_diffusion(config: Config) -> None:
 
 def _check_stage(key: str, stage: StageConfig, dry: bool) -> None:
     kind = stage_kind(stage.kind, f"{key}.kind")
-    if stage.train is not None:
-        refuse_unless(dry or len(stage.train) > 0, f"{key}.train", "[]", "name a prepared token set, or set null")
-        _check_sources(f"{key}.train", stage.train)
+    for name in ("train", "validation"):
+        sources = getattr(stage, name)
+        if sources is not None:
+            refuse_unless(dry or len(sources) > 0, f"{key}.{name}", "[]", "name a prepared token set, or set null")
+            _check_sources(f"{key}.{name}", sources)
     _check_schedule(f"{key}.schedule", stage.schedule)
     kind.check_stage(key, stage)
 

@@ -33,6 +33,9 @@ def _check_context_parallel(config: Config) -> None:
         f"parallel.context={context} splits a sample into {2 * context} equal parts; take a multiple of {2 * context}"
     )
     refuse_unless(length % (2 * context) == 0, "batch.sequence_length", length, valid)
+    for name, kind in running_kinds(config).items():
+        noisy = kind.noisy_length(length)
+        refuse_unless(noisy % (2 * context) == 0, f"stages.{name}.noisy_length", noisy, valid)
 
 
 def _check_tensor_parallel(config: Config) -> None:

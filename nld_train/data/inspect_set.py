@@ -134,9 +134,9 @@ def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, consol
     samples = PackedSamples(request.prefix, request.sequence_length)
     if not 0 <= sample < len(samples):
         raise UserError(f"--sample {sample}: {request.prefix} holds samples 0 to {len(samples) - 1} of this length")
-    tokens, documents = samples.read(sample)
-    stream, noise = draw_noisy_stream(_sample_settings(request), sample, documents)
-    real, tokens, documents = stream.sources >= 0, tokens[:-1], documents[:-1]
+    packed = samples.read(sample)
+    stream, noise = draw_noisy_stream(_sample_settings(request), sample, packed)
+    real, tokens, documents = stream.sources >= 0, packed.tokens[:-1], packed.documents[:-1]
     shown = np.zeros(len(tokens), dtype=bool)
     shown[stream.sources[real]] = noise.masked[real]
     fill = stream.sources == FILL
@@ -159,7 +159,7 @@ def _sample_settings(request: InspectRequest) -> SampleSettings:
     return SampleSettings(
         stage="inspect",
         seed=request.seed,
-        joint=True,
+        noisy_length=request.sequence_length,
         documents="isolate",
         diffusion=DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
         global_size=1,

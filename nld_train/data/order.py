@@ -11,18 +11,17 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from nld_train.config.schema import Config, SourceConfig
-from nld_train.data.packed import PackedSamples
+from nld_train.data.packed import SampleSet
+from nld_train.data.permutation import permute, round_keys
+from nld_train.data.sample_sets import OpenSet, open_set, train_sources, validation_sources
 from nld_train.errors import UserError
 
 BLEND_PERIOD = 10_000
-_ROUNDS = 8
-_WORD = (1 << 64) - 1
 
 
 class StagePlan(Protocol):
@@ -35,45 +34,6 @@ class StagePlan(Protocol):
     @property
     def samples(self) -> int:
         """Samples that the stage consumes."""
-
-
-def permute(index: int, size: int, keys: Sequence[int]) -> int:
-    """Image of `index` under a permutation of `0..size-1` chosen by the round keys, in constant memory.
-
-    A balanced Feistel network permutes the next even power of two; an image outside the range is permuted again
-    until it falls inside ("cycle walking": Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002), at most 4
-    times on average.
-
-    Args:
-        index: `0 <= index < size`.
-        size: number of elements, at least 1.
-        keys: 64-bit round keys, from `round_keys`.
-    """
-    if size == 1:
-        return 0
-    half = ((size - 1).bit_length() + 1) // 2
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
-        index = left << half | right
-        if index < size:
-            return index
-
-
-def _mix(word: int) -> int:
-    """64-bit finaliser of SplitMix64 (Steele, Lea and Flood 2014): every input bit reaches every output bit."""
-    word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _WORD
-    word = ((word ^ word >> 27) * 0x94D049BB133111EB) & _WORD
-    return word ^ word >> 31
-
-
-@lru_cache(maxsize=256)
-def round_keys(seed: int, fingerprint: str, epoch: int) -> tuple[int, ...]:
-    """Round keys of one epoch of one set."""
-    raw = hashlib.blake2b(f"{seed}/{fingerprint}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
-    return tuple(int.from_bytes(raw[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS))
 
 
 class Blend:
@@ -159,7 +119,7 @@ class StageOrder:
 
     seed: int
     blend: Blend
-    sets: tuple[PackedSamples, ...]
+    sets: tuple[SampleSet, ...]
     starts: tuple[int, ...]
 
     def locate(self, sample_index: int) -> tuple[int, int]:
@@ -186,15 +146,10 @@ class StageOrder:
         return hashlib.sha256(repr((self.seed, self.blend.counts, self.starts, parts)).encode()).hexdigest()
 
 
-def open_sets(sources: Sequence[SourceConfig], sequence_length: int) -> dict[str, PackedSamples]:
-    """Every distinct set among `sources`, by prefix. Raises `UserError` where one cannot be read."""
-    return {source.prefix: PackedSamples(source.prefix, sequence_length) for source in sources}
-
-
 def make_order(
     seed: int,
     sources: Sequence[SourceConfig],
-    sets: Mapping[str, PackedSamples],
+    sets: Mapping[str, SampleSet],
     starts: Mapping[str, int] | None = None,
 ) -> StageOrder:
     """Order over a blend.
@@ -220,33 +175,41 @@ def make_order(
     )
 
 
-def stage_orders(
-    config: Config, plans: Sequence[StagePlan], sets: Mapping[str, PackedSamples] | None = None
-) -> dict[str, StageOrder]:
+def stage_orders(config: Config, plans: Sequence[StagePlan], open_one: OpenSet = open_set) -> dict[str, StageOrder]:
     """The order of every planned stage, by name.
 
-    A stage with `data_start: continue` continues in each set where earlier stages stopped; with `beginning` it starts
-    at the first sample of its sets. The result depends on nothing but the configuration and the sets.
+    A stage with `data_start: continue` continues in each set where earlier stages stopped, unless it packs the set
+    otherwise than they did; with `beginning` it starts at the first sample of its sets. The result depends on nothing
+    but the configuration and the sets.
 
     Args:
         config: the run.
         plans: the run's stages in order, each with the samples that it consumes.
-        sets: open sets by prefix; opened here by default.
+        open_one: opens a set.
 
     Raises:
         UserError: a set cannot be read, or a blend is not valid.
     """
-    sources = {plan.name: config.stages[plan.name].train or config.data.train for plan in plans}
-    if sets is None:
-        sets = open_sets([source for listed in sources.values() for source in listed], config.batch.sequence_length)
     orders: dict[str, StageOrder] = {}
-    consumed: dict[str, int] = {}
+    consumed: dict[tuple[str, str], int] = {}
     for plan in plans:
-        if config.stages[plan.name].data_start == "beginning":
-            consumed.update({source.prefix: 0 for source in sources[plan.name]})
-        order = make_order(config.run.seed, sources[plan.name], sets, consumed)
-        used = order.blend.consumed(plan.samples)
-        for source, start, count in zip(sources[plan.name], order.starts, used, strict=True):
-            consumed[source.prefix] = start + count
+        sources = train_sources(config, plan.name)
+        sets = {source.prefix: open_one(config, plan.name, source.prefix) for source in sources}
+        anew = config.stages[plan.name].data_start == "beginning"
+        starts = {prefix: 0 if anew else consumed.get(_identity(found), 0) for prefix, found in sets.items()}
+        order = make_order(config.run.seed, sources, sets, starts)
+        for found, start, count in zip(order.sets, order.starts, order.blend.consumed(plan.samples), strict=True):
+            consumed[_identity(found)] = start + count
         orders[plan.name] = order
     return orders
+
+
+def _identity(samples: SampleSet) -> tuple[str, str]:
+    return samples.prefix, samples.fingerprint
+
+
+def held_out_order(config: Config, stage: str) -> StageOrder:
+    """The order of the held-out samples of a stage. Raises `UserError` where a set cannot be read."""
+    sources = validation_sources(config, stage)
+    sets = {source.prefix: open_set(config, stage, source.prefix) for source in sources}
+    return make_order(config.run.seed, sources, sets)

@@ -12,6 +12,7 @@ import os
 import warnings
 from bisect import bisect_left, bisect_right
 from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,34 @@ from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
 _PIECES, _PIECE_BYTES = 64, 4096
+
+
+class PackedTokens(NamedTuple):
+    """The tokens of one sample.
+
+    Attributes:
+        tokens: int64 `[L+1]`.
+        documents: int64 `[L+1]`, ordinals of the documents, counted from 0 in the sample; equal ones are adjacent.
+        answers: bool `[L+1]`, the tokens of answers in conversations; None for text.
+    """
+
+    tokens: NDArray[np.int64]
+    documents: NDArray[np.int64]
+    answers: NDArray[np.bool_] | None = None
+
+
+class SampleSet(Protocol):
+    """A token set as samples of one length: `PackedSamples` of text, `data.conversations.PackedConversations`."""
+
+    prefix: str
+    sequence_length: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+
+    def read(self, index: int) -> PackedTokens:
+        """The sample at an index, `0 <= index < len(self)`."""
 
 
 class PackedSamples:
@@ -62,14 +91,11 @@ class PackedSamples:
         """Samples in one epoch."""
         return max(0, (self.tokens - 1) // self.sequence_length)
 
-    def read(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def read(self, index: int) -> PackedTokens:
         """Reads one sample.
 
         Args:
             index: which sample, `0 <= index < len(self)`, in file order.
-
-        Returns:
-            tokens int64 `[L+1]`, and documents int64 `[L+1]`: ordinals of the documents, counted from 0 in the sample.
 
         Raises:
             IndexError: no such sample.
@@ -80,7 +106,7 @@ class PackedSamples:
         start = index * self.sequence_length
         # Megatron's reader reads across the borders of its sequences, so this is a slice of the whole stream.
         tokens = self._indexed.get(0, offset=start, length=self.sequence_length + 1)
-        return tokens.astype(np.int64), self._document_ordinals(start)
+        return PackedTokens(tokens.astype(np.int64), self._document_ordinals(start))
 
     def _document_ordinals(self, start: int) -> NDArray[np.int64]:
         """Ordinals int64 `[L+1]` of the documents in the stream slice that starts at token `start`."""

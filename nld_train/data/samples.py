@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nld_train.config.schema import VALIDATION, Config, DiffusionConfig, Documents
-from nld_train.config.stage_kinds import stage_kind
-from nld_train.data.order import StageOrder, make_order, open_sets
+from nld_train.config.stage_kinds import kind_of
+from nld_train.data.order import StageOrder, held_out_order
+from nld_train.data.packed import PackedTokens
 from nld_train.errors import UserError
 from nld_train.masking.noise import Noise, RandomStream, draw_noise, uniform
-from nld_train.masking.noisy_stream import NoisyStream, fit, last_tokens, noisy_stream
+from nld_train.masking.noisy_stream import NoisyStream, answer_stream, fit, last_tokens, noisy_stream
 from nld_train.processes import exit_with_parent
 
 Sample = dict[str, Any]
@@ -38,19 +39,19 @@ class SampleSettings:
     Attributes:
         stage: name of the stage; it keys the noise.
         seed: the run's seed.
-        joint: whether a noisy stream is built.
+        noisy_length: N, tokens of the noisy stream; 0 without one.
         documents: whether samples keep their document borders.
         diffusion: blocks and noise.
         global_size: samples per optimizer step.
         vocab_size: ids of the model.
         mask_token_id: the id that marks hidden tokens and so must not occur in the data.
-        eos_token_id: the end token, with which the last block of a document is filled up.
+        eos_token_id: the end token, with which the last block of a document or an answer is filled up.
         level: a fixed noise level in [0, 1] instead of a drawn one.
     """
 
     stage: str
     seed: int
-    joint: bool
+    noisy_length: int
     documents: Documents
     diffusion: DiffusionConfig
     global_size: int
@@ -77,26 +78,28 @@ class TrainingSamples(Dataset[Sample]):
 
         Returns:
             `tokens` int64 `[L+1]`; `documents` int64 `[L+1]` (all 0 when borders are ignored); `supervised` bool `[L]`
-            (row i predicts token i+1; False where that token belongs to another document); `sample_index` int; and for
-            a joint stage the noisy stream, which has as many tokens as the clean one: `noisy_tokens`, `blocks` and
-            `begins` int64 `[L]` (`masking.noisy_stream`), `masked` bool `[L]`, `probability` float32 `[L]`, `maskable`
-            bool `[L]`.
+            (row i predicts token i+1; False where that token belongs to another document, or to no answer of a
+            conversation); `sample_index` int; for conversations `answers` bool `[L+1]`; and where there is a noisy
+            stream, `noisy_tokens`, `blocks` and `begins` int64 `[N]` (`masking.noisy_stream`), `masked` bool `[N]`,
+            `probability` float32 `[N]`, `maskable` bool `[N]`.
 
         Raises:
             UserError: the sample holds the mask token, or an id that the model does not have.
         """
         chosen, index = self.order.locate(sample_index)
-        tokens, documents = self.order.sets[chosen].read(index)
-        self._check(tokens, f"sample {index} of {self.order.sets[chosen].prefix}.bin")
+        packed = self.order.sets[chosen].read(index)
+        self._check(packed.tokens, f"sample {index} of {self.order.sets[chosen].prefix}.bin")
         if self.settings.documents == "ignore":
-            documents = np.zeros_like(documents)
+            packed = packed._replace(documents=np.zeros_like(packed.documents))
         sample: dict[str, NDArray[Any]] = {
-            "tokens": tokens,
-            "documents": documents,
-            "supervised": documents[1:] == documents[:-1],
+            "tokens": packed.tokens,
+            "documents": packed.documents,
+            "supervised": packed.documents[1:] == packed.documents[:-1],
         }
-        if self.settings.joint:
-            sample |= noisy_part(self.settings, sample_index, tokens[:-1], documents)
+        if packed.answers is not None:
+            sample |= {"answers": packed.answers, "supervised": sample["supervised"] & packed.answers[1:]}
+        if self.settings.noisy_length:
+            sample |= noisy_part(self.settings, sample_index, packed)
         return {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
 
     def _check(self, tokens: NDArray[np.int64], where: str) -> None:
@@ -114,19 +117,17 @@ class TrainingSamples(Dataset[Sample]):
             )
 
 
-def draw_noisy_stream(
-    settings: SampleSettings, sample_index: int, documents: NDArray[np.int64]
-) -> tuple[NoisyStream, Noise]:
-    """The noisy stream of a sample, of L tokens, and its noise.
+def draw_noisy_stream(settings: SampleSettings, sample_index: int, packed: PackedTokens) -> tuple[NoisyStream, Noise]:
+    """The noisy stream of a sample, of N tokens, and its noise.
 
     Args:
         settings: of the samples.
         sample_index: index in the stage.
-        documents: int64 `[L+1]`, documents of the tokens that it hides and of the next one.
+        packed: its tokens.
     """
-    length, size = len(documents) - 1, settings.diffusion.block_size
-    order = uniform(settings.seed, settings.stage, sample_index, RandomStream.LEFT_OUT, length)
-    stream = fit(noisy_stream(documents[:-1], last_tokens(documents), size), length, size, order)
+    whole = _whole_stream(settings.diffusion, packed)
+    order = uniform(settings.seed, settings.stage, sample_index, RandomStream.LEFT_OUT, len(packed.tokens) - 1)
+    stream = fit(whole, settings.noisy_length, settings.diffusion.block_size, order)
     noise = draw_noise(
         settings.diffusion,
         settings.seed,
@@ -140,13 +141,19 @@ def draw_noisy_stream(
     return stream, noise
 
 
-def noisy_part(
-    settings: SampleSettings, sample_index: int, clean: NDArray[np.int64], documents: NDArray[np.int64]
-) -> dict[str, NDArray[Any]]:
-    """What a sample has for its noisy stream, under the names of `TrainingSamples`; `clean` is int64 `[L]`."""
-    stream, noise = draw_noisy_stream(settings, sample_index, documents)
+def _whole_stream(diffusion: DiffusionConfig, packed: PackedTokens) -> NoisyStream:
+    """All blocks of a sample: of text, or of the answers in conversations."""
+    documents, size = packed.documents, diffusion.block_size
+    if packed.answers is None:
+        return noisy_stream(documents[:-1], last_tokens(documents), size)
+    return answer_stream(documents[:-1], packed.answers[:-1], size, diffusion.blocks, diffusion.fill)
+
+
+def noisy_part(settings: SampleSettings, sample_index: int, packed: PackedTokens) -> dict[str, NDArray[Any]]:
+    """What a sample has for its noisy stream, under the names of `TrainingSamples`."""
+    stream, noise = draw_noisy_stream(settings, sample_index, packed)
     return {
-        "noisy_tokens": stream.tokens(clean, settings.eos_token_id, settings.mask_token_id),
+        "noisy_tokens": stream.tokens(packed.tokens[:-1], settings.eos_token_id, settings.mask_token_id),
         "blocks": stream.blocks,
         "begins": stream.begins,
         "masked": noise.masked,
@@ -157,48 +164,45 @@ def noisy_part(
 
 def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
     """The samples of a training stage of `config`."""
-    return TrainingSamples(
-        order, _settings(config, stage, joint=stage_kind(config.stages[stage].kind).noisy_stream, level=None)
-    )
+    noisy_length = kind_of(config.stages[stage]).noisy_length(config.batch.sequence_length)
+    return TrainingSamples(order, _settings(config, stage, noisy_length, level=None))
 
 
-def validation_samples(config: Config, level: float | None) -> TrainingSamples:
+def validation_samples(config: Config, stage: str, level: float | None) -> TrainingSamples:
     """Held-out samples at indices 0..n-1, the same at every validation.
 
     Args:
-        config: the run; the sets are `data.validation`.
+        config: the run.
+        stage: name of the stage whose held-out data they are.
         level: the fixed noise level, or None for the AR loss alone (no noisy stream).
 
     Raises:
         UserError: a set cannot be read.
     """
-    return TrainingSamples(_held_out(config), _settings(config, VALIDATION, joint=level is not None, level=level))
+    noisy_length = 0 if level is None else kind_of(config.stages[stage]).noisy_length(config.batch.sequence_length)
+    return TrainingSamples(held_out_order(config, stage), _settings(config, VALIDATION, noisy_length, level))
 
 
-def refuse_repeated_samples(config: Config) -> None:
-    """Refuses more validation samples than are held out: the first ones would be used twice.
+def refuse_repeated_samples(config: Config, stage: str) -> None:
+    """Refuses more validation samples than are held out for a stage: the first ones would be used twice.
 
     Raises:
         UserError: names the number of samples; or a set cannot be read.
     """
-    order, samples = _held_out(config), config.validation.samples
+    order, samples = held_out_order(config, stage), config.validation.samples
     if (most := order.samples_before_repetition(samples)) < samples:
+        key = "data.validation" if config.stages[stage].validation is None else f"stages.{stage}.validation"
         raise UserError(
-            f"validation.samples={samples}: must be at most {most}, after which data.validation repeats a sample of "
+            f"validation.samples={samples}: must be at most {most}, after which {key} repeats a sample of "
             f"batch.sequence_length={config.batch.sequence_length} tokens; take fewer, or hold out more text"
         )
 
 
-def _held_out(config: Config) -> StageOrder:
-    sources = config.data.validation
-    return make_order(config.run.seed, sources, open_sets(sources, config.batch.sequence_length))
-
-
-def _settings(config: Config, stage: str, joint: bool, level: float | None) -> SampleSettings:
+def _settings(config: Config, stage: str, noisy_length: int, level: float | None) -> SampleSettings:
     return SampleSettings(
         stage=stage,
         seed=config.run.seed,
-        joint=joint,
+        noisy_length=noisy_length,
         documents=config.data.documents,
         diffusion=config.diffusion,
         global_size=config.batch.global_size,

@@ -99,7 +99,7 @@ class DecodingHook(Hook):
     @cached_property
     def prompts(self) -> list[list[int]]:
         """The prompts, the same at every call and under every layout."""
-        samples = validation_samples(self.config, level=None)
+        samples = validation_samples(self.config, self.config.run.stages[-1], level=None)
         settings = self.config.evaluation
         return [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
 

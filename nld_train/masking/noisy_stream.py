@@ -4,14 +4,18 @@ The noisy stream need not repeat the clean one. It is a list of tokens, each wit
 and the index at which the block begins in the clean stream; a noisy token sees its block, and the clean tokens of its
 document before that index (docs/method.md, "Streams and visibility").
 
-Two kinds of noisy tokens have no source. *Fill* are end tokens after the end of a document, up to whole blocks: in
-decoding all blocks are full, so a model that saw the last block of each document cut after the end token would never
-predict that token inside of a full block (docs/method.md, "Endings"). *Inert* tokens pad the stream to its capacity.
+Pretraining lists all tokens (`noisy_stream`), fine-tuning the blocks of the answers alone (`answer_stream`).
+
+Two kinds of noisy tokens have no source. *Fill* are end tokens after the end of a document or an answer, up to whole
+blocks: in decoding all blocks are full, so a model that saw the last block of each document cut after the end token
+would never predict that token inside of a full block (docs/method.md, "Endings"). *Inert* tokens pad the stream to its
+capacity.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +35,13 @@ class NoisyStream:
         blocks: int64 `[N]`, block of each token, from 0, growing by one from block to block.
         begins: int64 `[N]`, index in the clean stream at which the token's block begins; 0 for inert tokens, which see
             nothing of it.
+        maskable: bool `[N]`, all but inert tokens and tokens of prompts.
     """
 
     sources: NDArray[np.int64]
     blocks: NDArray[np.int64]
     begins: NDArray[np.int64]
-
-    @property
-    def maskable(self) -> NDArray[np.bool_]:
-        """Bool `[N]`: all but inert tokens."""
-        return self.sources != INERT
+    maskable: NDArray[np.bool_]
 
     def tokens(self, clean: NDArray[np.int64], end: int, inert: int) -> NDArray[np.int64]:
         """The tokens that are hidden, int64 `[N]`: of the clean stream `[L]`, `end` for fill, `inert` for the rest."""
@@ -84,7 +85,60 @@ def noisy_stream(
         sources=np.where(is_fill, FILL, clean_index),
         blocks=blocks[clean_index],
         begins=block_starts[blocks[clean_index]],
+        maskable=np.ones(len(clean_index), dtype=bool),
     )
+
+
+def answer_stream(
+    documents: NDArray[np.int64],
+    answers: NDArray[np.bool_],
+    block_size: int,
+    blocks: Literal["answer", "document"] = "answer",
+    fill: bool = True,
+) -> NoisyStream:
+    """The blocks of the answers in the clean stream and nothing else: P prompt and R answer tokens cost P + 2R.
+
+    Args:
+        documents: int `[L]`, conversation of each token.
+        answers: bool `[L]`, whether it belongs to an answer; a run of them in a conversation is one answer.
+        block_size: B, tokens per block.
+        blocks: whether blocks are counted from the start of each answer, as in decoding, or of the conversation. The
+            latter can begin with tokens of the prompt, which are visible and not maskable. No block has a token after
+            the end of its answer, so an answer that ends and another that begins in one block are blocks of their own.
+        fill: whether the last block of each answer is filled up to B tokens, else it is shorter.
+    """
+    starts, ends = answer_bounds(documents, answers)
+    index = np.arange(len(documents))
+    origins = starts if blocks == "answer" else (index - positions_in_document(documents))[starts]
+    first = origins + (starts - origins) // block_size * block_size
+    lengths = ends - first
+    if fill:
+        lengths = -(-lengths // block_size) * block_size
+    in_answer = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    clean_index = np.repeat(first, lengths) + in_answer
+    in_block = in_answer % block_size
+    return NoisyStream(
+        sources=np.where(clean_index < np.repeat(ends, lengths), clean_index, FILL),
+        blocks=np.cumsum(in_block == 0) - 1,
+        begins=clean_index - in_block,
+        maskable=clean_index >= np.repeat(starts, lengths),
+    )
+
+
+def answer_bounds(
+    documents: NDArray[np.int64], answers: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Index of the first token of each answer, and of the first one after it: both int64 `[answers]`.
+
+    Args:
+        documents: int `[L]`, conversation of each token.
+        answers: bool `[L]`, whether it belongs to an answer.
+    """
+    border = np.diff(documents, prepend=-1, append=-1) != 0
+    inside = np.concatenate([[False], answers, [False]])
+    starts = np.flatnonzero(inside[1:] & ~(inside[:-1] & ~border))
+    ends = np.flatnonzero(inside[:-1] & ~(inside[1:] & ~border))
+    return starts, ends
 
 
 def fit(stream: NoisyStream, capacity: int, block_size: int, order: NDArray[np.float64]) -> NoisyStream:
@@ -111,4 +165,5 @@ def fit(stream: NoisyStream, capacity: int, block_size: int, order: NDArray[np.f
         sources=np.concatenate([stream.sources[kept], np.full(rest, INERT)]),
         blocks=np.concatenate([blocks, first_inert + np.arange(rest) // block_size]),
         begins=np.concatenate([stream.begins[kept], np.zeros(rest, dtype=np.int64)]),
+        maskable=np.concatenate([stream.maskable[kept], np.zeros(rest, dtype=bool)]),
     )

@@ -38,8 +38,8 @@ class Hardware:
 
     def utilisation(self, kind: StageKind) -> float:
         """The fraction of the peak that the arithmetic of a step of a stage reaches."""
-        assert kind.utilisation is not None, "a kind without it is refused with the request"
-        return self.joint_utilisation if kind.utilisation == "joint" else self.ar_utilisation
+        assert kind.planned, "another kind is refused with the request"
+        return self.joint_utilisation if kind.noisy_stream else self.ar_utilisation
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _refuse_kinds(config: Config) -> None:
     """Refuses stages whose steps the planner cannot count; names that do not exist are refused by `validate`."""
     for name in config.run.stages:
         kind = config.stages[name].kind if name in config.stages else None
-        if kind is not None and stage_kind(kind, f"stages.{name}.kind").utilisation is None:
+        if kind is not None and not stage_kind(kind, f"stages.{name}.kind").planned:
             raise UserError(f"run.stages: nld-plan counts no stages of kind {kind}; name the others, e.g. [ar,joint]")
 
 

@@ -45,7 +45,7 @@ def settings() -> SampleSettings:
     return SampleSettings(
         stage="joint",
         seed=7,
-        joint=True,
+        noisy_length=24,
         documents="isolate",
         diffusion=DiffusionConfig(block_size=5, epsilon=1e-3, levels="stratified", level_scope="sequence"),
         global_size=8,

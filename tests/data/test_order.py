@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nld_train.config.schema import SourceConfig
-from nld_train.data.order import BLEND_PERIOD, Blend, make_order, permute, round_keys, stage_orders
+from nld_train.data.order import BLEND_PERIOD, Blend, make_order, stage_orders
+from nld_train.data.permutation import permute, round_keys
 from nld_train.errors import UserError
 
 
@@ -123,8 +124,12 @@ def stages(**data_start: str) -> Any:
 
 def test_a_stage_goes_on_where_the_one_before_stopped() -> None:
     sets: Any = {"a": FakeSet("a", 30), "b": FakeSet("b", 11)}
+
+    def open_one(config: Any, stage: str, prefix: str) -> Any:
+        return sets[prefix]
+
     plans = [SimpleNamespace(name="ar", samples=40), SimpleNamespace(name="joint", samples=50)]
-    orders = stage_orders(stages(ar="continue", joint="continue"), plans, sets)
+    orders = stage_orders(stages(ar="continue", joint="continue"), plans, open_one)
     one_stage = order_of()
     # 40 is no multiple of the blend's period of 3, so the sets interleave anew; each set by itself just goes on.
     for chosen in (0, 1):
@@ -132,7 +137,7 @@ def test_a_stage_goes_on_where_the_one_before_stopped() -> None:
         expected = [one_stage.locate(k) for k in range(120)]
         own = [index for number, index in together if number == chosen]
         assert own == [index for number, index in expected if number == chosen][: len(own)]
-    anew = stage_orders(stages(ar="continue", joint="beginning"), plans, sets)
+    anew = stage_orders(stages(ar="continue", joint="beginning"), plans, open_one)
     assert anew["joint"].starts == (0, 0)
 
 

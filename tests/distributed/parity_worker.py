@@ -32,6 +32,7 @@ from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize, shards
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.processes import world_size
+from nld_train.training.hooks.base import RunningStage
 from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
@@ -137,9 +138,9 @@ class Trainee:
     def validate(self) -> Record:
         """The losses of the starting weights on held-out samples."""
         hook = ValidationHook(self.config, self.rotary)
-        kind = self.plan.kind
-        trainer = kind.make_trainer(self.config, self.plan, self.rotary, self.settings.dtype, self.settings.device)
-        ar_loss, diffusion_loss = hook.losses(self.model, trainer, kind.validation_levels(self.config))
+        make = self.plan.kind.make_trainer
+        trainer = make(self.config, self.plan, self.rotary, self.settings.dtype, self.settings.device)
+        ar_loss, diffusion_loss = hook.losses(self.model, RunningStage(self.plan, trainer))
         return {"ar_loss": ar_loss, **{f"diffusion_loss at {level}": loss for level, loss in diffusion_loss.items()}}
 
 

@@ -59,7 +59,7 @@ def test_what_is_recorded(trained: Path) -> None:
 
 
 def test_samples_begin_with_the_held_out_prompts(settings: tuple[str, ...], trained: Path) -> None:
-    samples = validation_samples(config_of(*settings), level=None)
+    samples = validation_samples(config_of(*settings), "joint", level=None)
     for record in decodings(trained).values():
         assert len(record["samples"]) == 2
         for index, texts in enumerate(record["samples"]):

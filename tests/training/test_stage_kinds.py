@@ -49,7 +49,7 @@ class PatientKind(StageKind):
     """See `StageKind`."""
 
     name = "patient"
-    utilisation = "ar"
+    planned = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         super().check_stage(key, stage)

@@ -51,6 +51,11 @@ class DataConfig:
         CountOrZero,
         "Worker processes per training process that prepare batches; 0: the training process does. Changes no sample.",
     ]
+    long_conversations: Annotated[
+        Literal["leave_out", "shorten"],
+        "Conversations of more than batch.sequence_length tokens in an sft stage. leave_out: not trained on; shorten: "
+        "whole turns are removed from the front until the rest fits.",
+    ] = "leave_out"
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class DiffusionConfig:
 
     block_size: Annotated[
         Count,
-        "Tokens of a block, counted from the start of each document. Need not divide the sequence length. Decoding "
-        "calls the same quantity block_length.",
+        "Tokens of a block, counted from the start of each document (in an sft stage: see blocks). Need not divide the "
+        "sequence length. Decoding calls the same quantity block_length.",
     ]
     epsilon: Annotated[BelowOne, "Smallest masking probability; it bounds the loss weight 1/p."]
     levels: Annotated[
@@ -79,6 +84,16 @@ class DiffusionConfig:
         str,
         "How the masking probability p follows from a noise level t ~ U(0, 1). linear: p = (1 - epsilon) t + epsilon.",
     ] = "linear"
+    blocks: Annotated[
+        Literal["answer", "document"],
+        "Where the blocks of an sft stage are counted from. answer: from the start of each answer, as decoding does; "
+        "document: from the start of the conversation, as the paper's public code does.",
+    ] = "answer"
+    fill: Annotated[
+        bool,
+        "Whether the last block of each answer of an sft stage is filled with end tokens, as all blocks are whole in "
+        "decoding.",
+    ] = True
 
 
 @dataclass(frozen=True)
@@ -119,24 +134,39 @@ class StageConfig:
 
     kind: Annotated[
         str,
-        "What the stage trains. ar: the AR loss; joint: AR and diffusion loss; drafter: the drafter adapter alone.",
+        "What the stage trains. ar: the AR loss; joint: AR and diffusion loss; sft: the same on the answers of "
+        "conversations; drafter: the drafter adapter alone.",
     ]
     tokens: Annotated[
         int,
         Gt(0),
         "Tokens to train on, rounded up to whole steps; 1e9 is read as an integer. Noisy copies do not count.",
     ]
-    alpha: Annotated[NotNegative, "Weight of the diffusion loss. Above 0 with kind=joint, 0 with the other kinds."]
+    alpha: Annotated[
+        NotNegative,
+        "Weight of the diffusion loss. Above 0 with kind=joint, 0 with ar and drafter; with sft 0 trains the AR loss "
+        "alone, without a noisy stream.",
+    ]
     averaging: Annotated[Averaging, "What the losses of a global batch are divided by. global with kind=drafter."]
     schedule: ScheduleConfig
     train: Annotated[
         tuple[SourceConfig, ...] | None, "Training data of this stage instead of data.train; null: data.train."
+    ] = None
+    validation: Annotated[
+        tuple[SourceConfig, ...] | None,
+        "Held-out data of this stage instead of data.validation; null: data.validation.",
     ] = None
     data_start: Annotated[
         Literal["continue", "beginning"],
         "Where the stage starts in its data. continue: where the previous stage stopped; beginning: at the first "
         "sample.",
     ] = "continue"
+    noisy_length: Annotated[
+        Count | Literal["auto"],
+        "Tokens of the noisy stream of a sample in an sft stage: the answers' blocks and their fill. auto: from the "
+        "share of answers in the training data, in whole 128s. Conversations whose blocks do not fit go to the next "
+        "sample. Other kinds take auto only.",
+    ] = "auto"
     adapter: Annotated[
         AdapterConfig | None,
         "The drafter adapter, with kind=drafter, which must be the last stage. null with the other kinds.",

@@ -14,7 +14,6 @@ from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.hooks.base import Hook, RunningStage, TimeShare, at_interval
 from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.metrics.records import StepRecord
-from nld_train.training.stages.kind import StageTrainer
 
 
 class ValidationHook(Hook):
@@ -30,7 +29,7 @@ class ValidationHook(Hook):
 
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
         super().__init__(config, rotary)
-        self._samples: dict[float | None, list[Samples]] = {}
+        self._samples: dict[tuple[str, float | None], list[Samples]] = {}
         self._time = TimeShare()
 
     def due(self, plan: StagePlan, stage_step: int) -> bool:
@@ -41,28 +40,26 @@ class ValidationHook(Hook):
     def run(self, model: list[Any], stage: RunningStage, record: StepRecord) -> None:
         """See `Hook.run`."""
         begin = time.perf_counter()
-        ar_loss, diffusion_loss = self.losses(model, stage.trainer, stage.plan.kind.validation_levels(self.config))
+        ar_loss, diffusion_loss = self.losses(model, stage)
         record.add("validation", {"ar_loss": ar_loss, "diffusion_loss": diffusion_loss, **self._time.since(begin)})
 
-    def losses(
-        self, model: list[Any], trainer: StageTrainer, levels: tuple[float | None, ...]
-    ) -> tuple[float, dict[str, float]]:
+    def losses(self, model: list[Any], stage: RunningStage) -> tuple[float, dict[str, float]]:
         """AR loss, and diffusion loss by noise level, under the layout of training; changes nothing in it.
 
         Args:
             model: this rank's chunks, wrapped.
-            trainer: of the stage.
-            levels: noise levels, see `StageKind.validation_levels`.
+            stage: whose held-out data they are of, at the levels of `StageKind.validation_levels`.
         """
-        losses = {level: trainer.held_out_losses(model, self._load(level)) for level in levels}
+        levels, name = stage.plan.kind.validation_levels(self.config), stage.plan.name
+        losses = {level: stage.trainer.held_out_losses(model, self._load(name, level)) for level in levels}
         diffusion_loss = {f"{level:g}": diffusion for level, (_, diffusion) in losses.items() if level is not None}
         return losses[levels[0]][0], diffusion_loss
 
-    def _load(self, level: float | None) -> list[Samples]:
-        """The micro-batches of this rank at a noise level, read once."""
-        if level not in self._samples:
+    def _load(self, stage: str, level: float | None) -> list[Samples]:
+        """The micro-batches of this rank for a stage at a noise level, read once."""
+        if (stage, level) not in self._samples:
             loaded = batches(
-                validation_samples(self.config, level),
+                validation_samples(self.config, stage, level),
                 first_step=0,
                 last_step=1,
                 global_size=self.config.validation.samples,
@@ -71,5 +68,5 @@ class ValidationHook(Hook):
                 rank=parallel_state.get_data_parallel_rank(),
                 size=parallel_state.get_data_parallel_world_size(),
             )
-            self._samples[level] = next(iter(loaded))
-        return self._samples[level]
+            self._samples[stage, level] = next(iter(loaded))
+        return self._samples[stage, level]

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import running_kinds
 from nld_train.data.chat.run_template import require_one_template
 from nld_train.data.manifest import check_against_model
 from nld_train.data.token_index import check_files as check_token_set
@@ -45,7 +46,8 @@ def check_paths(config: Config) -> None:
 def _prefixes(config: Config) -> list[str]:
     """The token sets of a run, each once."""
     stages = [config.stages[name] for name in config.run.stages]
-    sources = [*config.data.train, *config.data.validation, *(source for s in stages for source in s.train or ())]
+    own = [source for stage in stages for source in (*(stage.train or ()), *(stage.validation or ()))]
+    sources = [*config.data.train, *config.data.validation, *own]
     return list(dict.fromkeys(source.prefix for source in sources))
 
 
@@ -69,7 +71,9 @@ def check_files(config: Config) -> None:
     if config.validation.every > 0:
         from nld_train.data.samples import refuse_repeated_samples
 
-        refuse_repeated_samples(config)
+        for stage, kind in running_kinds(config).items():
+            if kind.validation_levels(config):
+                refuse_repeated_samples(config, stage)
     try:
         _require_writable(Path(config.run.dir))
     except OSError as error:

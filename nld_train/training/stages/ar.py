@@ -20,7 +20,7 @@ class ARKind(StageKind):
     """See `StageKind`."""
 
     name = "ar"
-    utilisation = "ar"
+    planned = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: there is no diffusion loss to weight."""

@@ -20,6 +20,7 @@ class DrafterKind(StageKind):
     """See `StageKind`. Held-out losses are not measured: the weights that they depend on do not change."""
 
     name = "drafter"
+    data = "any"
     trains_adapter = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
@@ -31,6 +32,8 @@ class DrafterKind(StageKind):
             return
         valid = "must be 0: a drafter adapter has a loss of its own"
         refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, valid)
+        valid = "must be auto with kind=drafter: only an sft stage sets the length of its noisy stream"
+        refuse_unless(stage.noisy_length == "auto", f"{key}.noisy_length", stage.noisy_length, valid)
         valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
         refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
 

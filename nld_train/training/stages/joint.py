@@ -21,8 +21,7 @@ class JointKind(StageKind):
     """See `StageKind`."""
 
     name = "joint"
-    noisy_stream = True
-    utilisation = "joint"
+    planned = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: with a weight of 0 the noisy stream would be computed and not trained."""
@@ -32,9 +31,11 @@ class JointKind(StageKind):
     def check_run(self, config: Config, name: str) -> None:
         """See `StageKind.check_run`: the diffusion loss is validated at given noise levels."""
         del name
-        levels = list(config.validation.levels)
-        measured = config.validation.every == 0 or len(levels) > 0
-        refuse_unless(measured, "validation.levels", levels, "must name at least one level for a joint stage")
+        check_levels(config)
+
+    def noisy_length(self, length: int) -> int:
+        """See `StageKind.noisy_length`: the noisy stream repeats the clean one."""
+        return length
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:
         """See `StageKind.stream_lengths`: the noisy and the clean stream."""
@@ -55,8 +56,7 @@ class JointKind(StageKind):
     def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
         """See `StageKind.decode_variants`: the modes of `evaluation.modes`."""
         del stage
-        modes = sorted(config.evaluation.modes, key=lambda mode: mode != "ar")
-        return tuple(EvaluatedVariant(mode, mode, config.evaluation.block_length) for mode in modes)
+        return evaluated_modes(config)
 
     def make_trainer(
         self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
@@ -65,6 +65,19 @@ class JointKind(StageKind):
         from nld_train.training.stages.objective_trainer import ObjectiveTrainer
 
         return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
+
+
+def check_levels(config: Config) -> None:
+    """Refuses a run that validates a diffusion loss at no noise level."""
+    levels = list(config.validation.levels)
+    measured = config.validation.every == 0 or len(levels) > 0
+    refuse_unless(measured, "validation.levels", levels, "must name at least one level for a joint stage")
+
+
+def evaluated_modes(config: Config) -> tuple[EvaluatedVariant, ...]:
+    """The variants of `evaluation.modes`, AR first."""
+    modes = sorted(config.evaluation.modes, key=lambda mode: mode != "ar")
+    return tuple(EvaluatedVariant(mode, mode, config.evaluation.block_length) for mode in modes)
 
 
 JOINT = JointKind()

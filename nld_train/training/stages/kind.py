@@ -76,17 +76,34 @@ class StageKind(ABC):
 
     Attributes:
         name: the value of `stages.NAME.kind`.
-        noisy_stream: whether samples carry noise, and a noisy stream passes through the model before the clean one
-            (`docs/method.md`, "Streams and visibility").
+        data: the kind of token sets that it is trained on: `text`, `conversations`, or `any`.
         trains_adapter: whether it trains an adapter, which the attention backend has to support.
-        utilisation: the kind of step whose measured utilisation the planner uses; None if the planner cannot count this
-            kind.
+        planned: whether the planner can count it, with the measured utilisation of an AR step, or of a joint one where
+            there is a noisy stream.
+        sets_noisy_length: whether `noisy_length` of a stage is read.
     """
 
     name: ClassVar[str]
-    noisy_stream: ClassVar[bool] = False
+    data: ClassVar[Literal["text", "conversations", "any"]] = "text"
     trains_adapter: ClassVar[bool] = False
-    utilisation: ClassVar[Literal["ar", "joint"] | None] = None
+    planned: ClassVar[bool] = False
+    sets_noisy_length: ClassVar[bool] = False
+
+    def for_stage(self, stage: StageConfig) -> StageKind:
+        """This kind with the settings of a stage on which the lengths of its streams depend."""
+        del stage
+        return self
+
+    def noisy_length(self, length: int) -> int:
+        """Tokens of the noisy stream of samples of `length` tokens, which passes through the model before the clean one
+        (`docs/method.md`, "Streams and visibility"); 0 where samples carry no noise."""
+        del length
+        return 0
+
+    @property
+    def noisy_stream(self) -> bool:
+        """Whether samples carry a noisy stream."""
+        return self.noisy_length(1) > 0
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """Raise `UserError` for the first setting of a stage that contradicts this kind.
@@ -97,6 +114,9 @@ class StageKind(ABC):
         """
         valid = f"must be drafter in a stage with an adapter; set {key}.kind=drafter or {key}.adapter=null"
         refuse_unless(stage.adapter is None, f"{key}.kind", stage.kind, valid)
+        valid = f"must be auto with kind={stage.kind}: only an sft stage sets the length of its noisy stream"
+        own = self.sets_noisy_length or stage.noisy_length == "auto"
+        refuse_unless(own, f"{key}.noisy_length", stage.noisy_length, valid)
 
     def check_run(self, config: Config, name: str) -> None:
         """Raise `UserError` for what a run must not combine with a stage of this kind.

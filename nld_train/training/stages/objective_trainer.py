@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nld_train.config.schema import Config, StageConfig
-from nld_train.config.stage_kinds import stage_kind
+from nld_train.config.stage_kinds import kind_of
 from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -30,7 +30,7 @@ def stream_settings(config: Config, stage: StageConfig, dtype: torch.dtype, devi
         device: of this process.
     """
     return StreamSettings(
-        two_streams=stage_kind(stage.kind).noisy_stream,
+        two_streams=kind_of(stage).noisy_stream,
         mask_token_id=config.model.mask_token_id,
         averaging=stage.averaging,
         schedule=noise_schedule(config.diffusion),

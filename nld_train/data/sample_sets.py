@@ -1,0 +1,101 @@
+"""The token sets of a stage, opened as samples: text, or conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil, lcm
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nld_train.config.schema import Config, SourceConfig
+from nld_train.config.stage_kinds import kind_of, running_kinds
+from nld_train.data.manifest import is_chat_set
+from nld_train.data.packed import PackedSamples, SampleSet
+
+if TYPE_CHECKING:
+    from nld_train.data.conversations import ConversationPacking
+
+# `noisy_length: auto` is a multiple of this, and exceeds the mean need by this factor, so that few conversations move
+# to another sample because of their answers.
+_MULTIPLE, _MARGIN = 128, 1.1
+
+# Opens a set, by the run, the name of a stage and the prefix of the set.
+OpenSet = Callable[[Config, str, str], SampleSet]
+
+
+def train_sources(config: Config, stage: str) -> tuple[SourceConfig, ...]:
+    """The training data of a stage."""
+    own = config.stages[stage].train
+    return config.data.train if own is None else own
+
+
+def validation_sources(config: Config, stage: str) -> tuple[SourceConfig, ...]:
+    """The held-out data of a stage."""
+    own = config.stages[stage].validation
+    return config.data.validation if own is None else own
+
+
+def open_set(config: Config, stage: str, prefix: str) -> SampleSet:
+    """A set as samples of a stage.
+
+    Args:
+        config: the run.
+        stage: name of the stage.
+        prefix: path of the set without `.bin` and `.idx`.
+
+    Raises:
+        UserError: it cannot be read, or holds no sample.
+    """
+    if not is_chat_set(prefix):
+        return PackedSamples(prefix, config.batch.sequence_length)
+    from nld_train.data.conversations import PackedConversations
+
+    folder = Path(config.run.dir, "packing")
+    return PackedConversations(prefix, conversation_packing(config, stage), config.run.seed, folder)
+
+
+def conversation_packing(config: Config, stage: str) -> ConversationPacking:
+    """How a stage packs conversations into samples."""
+    from nld_train.data.conversations import ConversationPacking
+
+    return ConversationPacking(
+        sequence_length=config.batch.sequence_length,
+        noisy_length=kind_of(config.stages[stage]).noisy_length(config.batch.sequence_length),
+        block_size=config.diffusion.block_size,
+        blocks=config.diffusion.blocks,
+        fill=config.diffusion.fill,
+        long=config.data.long_conversations,
+    )
+
+
+def resolve_noisy_lengths(config: Config) -> Config:
+    """The settings with a number for each `stages.NAME.noisy_length: auto` of an sft stage that runs.
+
+    It is a pure function of the settings and the sets. A stage whose sets do not exist keeps `auto`, as in a dry run
+    without data.
+
+    Raises:
+        UserError: a set cannot be read.
+    """
+    stages = dict(config.stages)
+    for name, kind in running_kinds(config).items():
+        sources = train_sources(config, name)
+        known = sources and all(Path(f"{source.prefix}.manifest.json").exists() for source in sources)
+        if kind.sets_noisy_length and kind.noisy_stream and stages[name].noisy_length == "auto" and known:
+            stages[name] = replace(stages[name], noisy_length=_noisy_length(config, sources))
+    return replace(config, stages=stages)
+
+
+def _noisy_length(config: Config, sources: tuple[SourceConfig, ...]) -> int:
+    """Tokens of the noisy stream that the answers of the mean sample need, and some more."""
+    from nld_train.data.conversations import mean_noisy_ratio
+
+    diffusion, parallel = config.diffusion, config.parallel
+    ratios = [
+        mean_noisy_ratio(source.prefix, diffusion.block_size, diffusion.blocks, diffusion.fill) for source in sources
+    ]
+    weights = [source.weight for source in sources]
+    mean = sum(ratio * weight for ratio, weight in zip(ratios, weights, strict=True)) / sum(weights)
+    multiple = lcm(_MULTIPLE, 2 * parallel.context, parallel.tensor * parallel.context)
+    return multiple * max(1, ceil(_MARGIN * mean * config.batch.sequence_length / multiple))

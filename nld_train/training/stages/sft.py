@@ -1,0 +1,86 @@
+"""The stage kind `sft`: fine-tuning on conversations, with the joint loss on their answers (paper, section 5.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nld_train.config.checks import refuse_unless
+from nld_train.config.counts import answer_visible_pairs
+from nld_train.config.schema import Config, DiffusionConfig, StageConfig
+from nld_train.masking.schedule import noise_schedule
+from nld_train.training.stages.joint import check_levels, evaluated_modes
+from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
+
+if TYPE_CHECKING:
+    import torch
+
+    from nld_train.config.plan import StagePlan
+    from nld_train.model.rotary import RotaryEmbedding
+
+
+@dataclass(frozen=True)
+class SftKind(StageKind):
+    """See `StageKind`. Prompts are visible, in the clean stream, and in no loss.
+
+    Attributes:
+        joint: whether there is a diffusion loss; without it (alpha = 0) there is no noisy stream.
+        capacity: tokens of the noisy stream; None where it is not known yet, which counts as those of the clean one.
+    """
+
+    joint: bool = True
+    capacity: int | None = None
+
+    name = "sft"
+    data = "conversations"
+    planned = True
+    sets_noisy_length = True
+
+    def for_stage(self, stage: StageConfig) -> StageKind:
+        """See `StageKind.for_stage`."""
+        return SftKind(stage.alpha > 0, None if stage.noisy_length == "auto" else stage.noisy_length)
+
+    def noisy_length(self, length: int) -> int:
+        """See `StageKind.noisy_length`: the blocks of the answers, up to the capacity."""
+        if not self.joint:
+            return 0
+        return length if self.capacity is None else self.capacity
+
+    def check_run(self, config: Config, name: str) -> None:
+        """See `StageKind.check_run`."""
+        valid = f"must be isolate: conversations of sft stage {name!r} do not see each other"
+        refuse_unless(config.data.documents == "isolate", "data.documents", config.data.documents, valid)
+        if self.joint:
+            check_levels(config)
+
+    def stream_lengths(self, length: int) -> tuple[int, ...]:
+        """See `StageKind.stream_lengths`: the noisy and the clean stream."""
+        return (self.noisy_length(length) + length,)
+
+    def visible_pairs(self, length: int, block_size: int) -> int:
+        """See `StageKind.visible_pairs`: an estimate, since it depends on where the answers are."""
+        return answer_visible_pairs(length, self.noisy_length(length), block_size)
+
+    def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
+        """See `StageKind.head_rows`: at most; each position's next token, and each masked position's own."""
+        return length + self.noisy_length(length) * noise_schedule(diffusion).mean_probability
+
+    def validation_levels(self, config: Config) -> tuple[float | None, ...]:
+        """See `StageKind.validation_levels`."""
+        return config.validation.levels if self.joint else (None,)
+
+    def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
+        """See `StageKind.decode_variants`: the modes of `evaluation.modes`, AR alone where diffusion is not trained."""
+        del stage
+        return evaluated_modes(config) if self.joint else evaluated_modes(config)[:1]
+
+    def make_trainer(
+        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
+    ) -> StageTrainer:
+        """See `StageKind.make_trainer`."""
+        from nld_train.training.stages.objective_trainer import ObjectiveTrainer
+
+        return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
+
+
+SFT = SftKind()
