@@ -24,6 +24,10 @@ class FakeSet:
     samples: int
     sequence_length: int = 8
 
+    @property
+    def prefix(self) -> str:
+        return self.fingerprint
+
     def __len__(self) -> int:
         return self.samples
 

@@ -104,7 +104,7 @@ def test_ignoring_borders_makes_one_document(samples: TrainingSamples) -> None:
 
 
 def test_an_ar_stage_has_no_noise(samples: TrainingSamples) -> None:
-    plain = TrainingSamples(samples.order, replace(samples.settings, joint=False))
+    plain = TrainingSamples(samples.order, replace(samples.settings, noisy_length=0))
     assert set(plain[0]) == {"tokens", "documents", "supervised", "sample_index"}
 
 

@@ -110,7 +110,7 @@ def test_plans_and_counts_are_those_of_the_kind(capsys: pytest.CaptureFixture[st
     [
         (("stages.ar.data_start=beginning",), "stages.ar.data_start=beginning: a patient stage goes on"),
         (("parallel.context=2",), "parallel.context=2: stage 'ar' is patient; set 1"),
-        (("stages.ar.kind=impatient",), "stages.ar.kind=impatient: must be one of ar, joint, drafter, patient"),
+        (("stages.ar.kind=impatient",), "stages.ar.kind=impatient: must be one of ar, joint, sft, drafter, patient"),
         # Three streams of an odd length, or one, do not divide into two parts.
         (("parallel.tensor=2", "parallel.sequence=true", "batch.sequence_length=255"), "batch.sequence_length=255: "),
         (
