@@ -164,3 +164,35 @@ def yarn_frequencies(
 def query_scale(position: int, beta: float, original: int) -> float:
     """Llama-4's temperature for long contexts."""
     return 1 + beta * math.log(1 + position // original)
+
+
+def answer_tokens(
+    documents: Documents, answers: Sequence[bool], block_size: int, from_answer: bool, fill: bool
+) -> list[tuple[int | None, int, int, bool]]:
+    """The noisy stream of the answers of a sample, token by token.
+
+    Of each token: its index in the clean stream (None for fill), the index of the first token of its answer, the index
+    at which its block begins, and whether it is maskable.
+    """
+    found: list[tuple[int | None, int, int, bool]] = []
+    index = 0
+    while index < len(documents):
+        if not answers[index]:
+            index += 1
+            continue
+        start = end = index
+        while end < len(documents) and answers[end] and documents[end] == documents[start]:
+            end += 1
+        origin = start if from_answer else start - position_in_document(documents, start)
+        begin = origin
+        while begin + block_size <= start:
+            begin += block_size
+        while begin < end:
+            for token in range(begin, begin + block_size):
+                if token < end:
+                    found.append((token, start, begin, token >= start))
+                elif fill:
+                    found.append((None, start, begin, True))
+            begin += block_size
+        index = end
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import naive
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from tolerance import assert_close_to_rounding, largest
 from torch.nn.attention.flex_attention import create_mask
 
 from nld_train.masking.layout import StreamLayout
-from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, fit, last_tokens, noisy_stream
+from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, answer_stream, fit, last_tokens, noisy_stream
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import decomposed, split
 from nld_train.model.attention.core import backend
@@ -169,3 +171,34 @@ def test_backends_take_unequal_streams(rows: list[list[int]], size: int, capacit
             # As in test_draft_blocks: scores up to 5, sums over the width, all keys and all queries of two heads.
             additions, scale = 3 * (16 + 4 * layout.total_length), 5 * max(1.0, largest(expected))
             assert_close_to_rounding(one, expected, additions, scale=scale)
+
+
+@pytest.mark.parametrize("fill", [True, False])
+@pytest.mark.parametrize("blocks", ["answer", "document"])
+@pytest.mark.parametrize(("documents", "size"), random_samples(20))
+def test_the_stream_of_answers_has_their_blocks_and_nothing_else(
+    documents: list[int], size: int, blocks: Any, fill: bool
+) -> None:
+    share = len(documents) * size % 5 / 4
+    answers = np.random.default_rng(len(documents) + size).random(len(documents)) < share
+    stream = answer_stream(np.array(documents), answers, size, blocks, fill)
+    expected = naive.answer_tokens(documents, answers.tolist(), size, blocks == "answer", fill)
+    assert stream.sources.tolist() == [FILL if source is None else source for source, *_ in expected]
+    assert stream.begins.tolist() == [begin for _, _, begin, _ in expected]
+    assert stream.maskable.tolist() == [maskable for *_, maskable in expected]
+    names = [(start, begin) for _, start, begin, _ in expected]
+    order = list(dict.fromkeys(names))
+    assert stream.blocks.tolist() == [order.index(name) for name in names]
+
+
+def test_answers_are_filled_and_prompts_are_left_out() -> None:
+    """By hand: two conversations, the first with two answers, blocks of 3."""
+    documents, answers = np.array([0] * 8 + [1] * 3), np.array([0, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1], dtype=bool)
+    stream = answer_stream(documents, answers, 3)
+    assert stream.sources.tolist() == [2, 3, 4, 5, FILL, FILL, 7, FILL, FILL, 9, 10, FILL]
+    assert stream.begins.tolist() == [2, 2, 2, 5, 5, 5, 7, 7, 7, 9, 9, 9]
+    assert stream.maskable.all()
+    of_documents = answer_stream(documents, answers, 3, "document")
+    assert of_documents.sources.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, FILL, 8, 9, 10]
+    assert of_documents.begins.tolist() == [0, 0, 0, 3, 3, 3, 6, 6, 6, 8, 8, 8]
+    assert of_documents.maskable.tolist() == [False, False, True, *[True] * 3, False, True, True, False, True, True]
