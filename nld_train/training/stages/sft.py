@@ -62,8 +62,9 @@ class SftKind(StageKind):
         return answer_visible_pairs(length, self.noisy_length(length), block_size)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
-        """See `StageKind.head_rows`: at most; each position's next token, and each masked position's own."""
-        return length + self.noisy_length(length) * noise_schedule(diffusion).mean_probability
+        """See `StageKind.head_rows`: an estimate; the noisy stream has about as many tokens as there are AR rows."""
+        noisy = self.noisy_length(length)
+        return min(length, noisy or length) + noisy * noise_schedule(diffusion).mean_probability
 
     def validation_levels(self, config: Config) -> tuple[float | None, ...]:
         """See `StageKind.validation_levels`."""
