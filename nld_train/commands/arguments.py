@@ -8,6 +8,7 @@ from typing import get_args
 
 from nld_train.commands.command import utf8
 from nld_train.config.schema import DecodingMode
+from nld_train.decoding.mode_options import CHAT_MAX_NEW_TOKENS, MAX_NEW_TOKENS
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
 from nld_train.decoding.policies.threshold import THRESHOLD
@@ -37,18 +38,47 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def add_prompts(parser: argparse.ArgumentParser) -> None:
+def add_prompts(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """--prompt or --prompts."""
-    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts = parser.add_mutually_exclusive_group(required=required)
     prompts.add_argument("--prompt", type=utf8, metavar="TEXT", help="continue this text")
     prompts.add_argument(
-        "--prompts", metavar="FILE", help='continue every line of a file; of JSONL the text under "prompt"'
+        "--prompts",
+        metavar="FILE",
+        help='continue every line of a file; of JSONL the text under "prompt", or answer the conversation under '
+        '"messages"',
     )
 
 
-def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True) -> None:
-    """--max-new-tokens, --batch-size and --block-length."""
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="most new tokens (default: 128)")
+def add_chat_format(parser: argparse.ArgumentParser) -> None:
+    """--chat-template and --chat-template-args."""
+    parser.add_argument(
+        "--chat-template", metavar="FILE", help="a chat template (Jinja) to use instead of the tokenizer's"
+    )
+    parser.add_argument(
+        "--chat-template-args",
+        type=utf8,
+        metavar="JSON",
+        help="arguments of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+
+
+def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True, chat: bool = False) -> None:
+    """--max-new-tokens, --batch-size and --block-length.
+
+    Args:
+        parser: of the command.
+        block_length: whether it has --block-length.
+        chat: for a command with --chat, in which the number of new tokens has another default.
+    """
+    most, also = MAX_NEW_TOKENS, f"; in a chat {CHAT_MAX_NEW_TOKENS}, or half of a smaller context" if chat else ""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=None if chat else most,
+        metavar="N",
+        help=f"most new tokens (default: {most}{also})",
+    )
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="most sequences decoded together (default: 16)"
     )

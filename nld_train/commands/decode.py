@@ -13,6 +13,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from nld_train.commands.arguments import (
         MODES,
         add_adapter,
+        add_chat_format,
         add_checkpoint,
         add_layout,
         add_lengths,
@@ -22,16 +23,28 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_checkpoint(parser)
     add_layout(parser)
-    modes = parser.add_mutually_exclusive_group(required=True)
-    modes.add_argument("--mode", choices=MODES, help="decode mode")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--mode", choices=MODES, help="decode mode (default, with --chat alone: linear)")
     modes.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
-    add_prompts(parser)
-    add_lengths(parser)
+    add_prompts(parser, required=False)
+    _add_chat(parser)
+    add_chat_format(parser)
+    add_lengths(parser, chat=True)
     add_policy(parser)
     _add_sampling(parser)
     _add_stop(parser)
     add_adapter(parser)
     add_result_options(parser, "one object per prompt")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="put prompts into the tokenizer's chat template; without --prompt and --prompts, talk with the model: "
+        "each line of standard input is a turn",
+    )
+    parser.add_argument("--system", type=utf8, metavar="TEXT", help="system prompt of a chat (default: none)")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -70,11 +83,11 @@ def _add_stop(parser: argparse.ArgumentParser) -> None:
 
 main = Command(
     "nld-decode",
-    "Continues prompts with the weights of a checkpoint, in any decode mode. Started by torchrun, all processes share "
-    "one model.",
+    "Continues prompts with the weights of a checkpoint, or talks with an instruct model, in any decode mode. Started "
+    "by torchrun, all processes share one model.",
     _add_arguments,
     Imported("nld_train.decoding.command_line.command:run"),
-    Imported("nld_train.decoding.command_line.checks:check_command_line"),
+    Imported("nld_train.decoding.command_line.checks:check_decode"),
 )
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config, ModelConfig
+from nld_train.data.chat.prompt import end_of_turn, read_template
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
@@ -50,7 +51,7 @@ class Source:
         directory: of the checkpoint or export.
         description: properties against which a request is checked.
         tokenizer: of `transformers`.
-        stop_tokens: ids that end a text.
+        stop_tokens: ids that end a text; the one that ends a turn of the chat template is the last of them.
         block_length: tokens per block in its training.
         open: reads the weights; a context that yields the engine.
     """
@@ -64,7 +65,11 @@ class Source:
 
 
 def find_source(
-    path: Path, tokenizer: str | None = None, adapter: Path | None = None, layout: Layout = ONE_PROCESS
+    path: Path,
+    tokenizer: str | None = None,
+    adapter: Path | None = None,
+    layout: Layout = ONE_PROCESS,
+    chat_template: Path | None = None,
 ) -> Source:
     """Finds and describes the checkpoint or export of a path.
 
@@ -73,6 +78,7 @@ def find_source(
         tokenizer: directory of a tokenizer that is used instead of the checkpoint's.
         adapter: directory of a drafter adapter that is used instead of the checkpoint's.
         layout: of the processes that share the model of a Megatron checkpoint.
+        chat_template: file of a chat template that is used instead of the tokenizer's.
 
     Raises:
         UserError: the path is none of these, the checkpoint is damaged or has no tokenizer, or an adapter or the layout
@@ -85,8 +91,16 @@ def find_source(
                 f"--tensor, --pipeline: one process reads an export, and {path} is an export; nld-convert import "
                 "converts it to a checkpoint that several processes can share"
             )
-        return _find_export(directory, tokenizer, adapter)
-    return _find_megatron(directory, tokenizer, adapter, layout)
+        return _for_chat(_find_export(directory, tokenizer, adapter), chat_template)
+    return _for_chat(_find_megatron(directory, tokenizer, adapter, layout), chat_template)
+
+
+def _for_chat(source: Source, chat_template: Path | None) -> Source:
+    """The source with another chat template, where one is named; texts also end with the end of a turn."""
+    if chat_template is not None:
+        source.tokenizer.chat_template = read_template(chat_template)
+    stops = dict.fromkeys([*source.stop_tokens, *end_of_turn(source.tokenizer)])
+    return replace(source, stop_tokens=tuple(stops))
 
 
 def locate(path: Path) -> Path:

@@ -10,6 +10,9 @@ from nld_train.decoding.policies.policy_declaration import option
 from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.errors import UserError
 
+# Defaults of --max-new-tokens: of a text, and of an answer in a chat.
+MAX_NEW_TOKENS, CHAT_MAX_NEW_TOKENS = 128, 1024
+
 
 @dataclass(frozen=True)
 class ModeOption:

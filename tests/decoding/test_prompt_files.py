@@ -38,7 +38,7 @@ def json_lines(*prompts: str) -> bytes:
 )
 def test_prompts_are_read_as_documents_are(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert read_prompts(tmp_path / name) == ["one", "two"]
+    assert [prompt.text for prompt in read_prompts(tmp_path / name)] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_prompts_are_read_as_documents_are(tmp_path: Path, name: str, content: b
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: is nested too deeply"),
         ("a.jsonl", b"one\n", "a.jsonl:1: not JSON"),
         ("a.jsonl", b'{"text": "one"}\n', "a.jsonl:1: no key 'prompt' (text)"),
-        ("a.jsonl", b'{"messages": [{"role": "user", "content": "hi"}]}\n', "a.jsonl:1: is a conversation"),
+        ("a.jsonl", b'{"conversations": [{"from": "human", "value": "hi"}]}\n', "a.jsonl:1: is a conversation"),
         ("a.jsonl", b'{"prompt": 3}\n', "a.jsonl:1: 'prompt' is a number, not text"),
         ("a.jsonl", b'{"prompt": null}\n', "a.jsonl:1: the prompt is empty"),
         ("a.jsonl", b"\n", "holds no prompt"),

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+from nld_train.data.chat.prompt import parse_arguments, read_template
 from nld_train.data.tokenizer import require_directory
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.command_line.request import check_batch_size, layout_of, value_errors_as_user_errors
@@ -24,9 +25,36 @@ from nld_train.decoding.policies.registry import PolicySettings
 from nld_train.decoding.policies.threshold import THRESHOLD
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import require_adapter
+from nld_train.processes import world_size
 from nld_train.results import check_result_files
 
 _SAMPLING = ("top_k", "top_p", "seed")
+
+
+def check_decode(arguments: Namespace) -> None:
+    """Checks a command line of `nld-decode`.
+
+    Raises:
+        UserError: as `check_command_line`; or neither prompts nor a chat, or no mode, are given, or options that do not
+            go together.
+    """
+    see = "(see nld-decode --help)"
+    if not arguments.chat and arguments.prompt is None and arguments.prompts is None:
+        raise UserError(f"one of the arguments --prompt --prompts --chat is required {see}")
+    if arguments.mode is None and not arguments.compare and not talks(arguments):
+        raise UserError(f"one of the arguments --mode --compare is required {see}")
+    if arguments.system is not None and not arguments.chat:
+        raise UserError("--system: only conversations have a system prompt; give --chat")
+    if talks(arguments) and arguments.compare:
+        raise UserError("--chat: talks in one mode at a time; --compare needs --prompt or --prompts")
+    if talks(arguments) and (world_size() > 1 or layout_of(arguments).processes > 1):
+        raise UserError("--chat: one process talks; with several, or --tensor and --pipeline, give --prompts as well")
+    check_command_line(arguments)
+
+
+def talks(arguments: Namespace) -> bool:
+    """Whether a command line talks with the model: a chat without prompts."""
+    return bool(getattr(arguments, "chat", False)) and arguments.prompt is None and arguments.prompts is None
 
 
 def check_command_line(arguments: Namespace) -> None:
@@ -52,12 +80,12 @@ def check_command_line(arguments: Namespace) -> None:
 
 
 def _modes(arguments: Namespace) -> Sequence[str] | None:
-    """The decode modes of a command line; None for a command without a choice. A comparison has all of them."""
+    """The decode modes of a command line; None for a command without a choice. A comparison and a chat have all."""
     if hasattr(arguments, "modes"):
         return list(arguments.modes)
     if not hasattr(arguments, "mode"):
         return None
-    return get_args(Mode) if arguments.mode is None else [arguments.mode]
+    return get_args(Mode) if arguments.mode is None or talks(arguments) else [arguments.mode]
 
 
 def _refuse_unread_sampling(arguments: Namespace) -> None:
@@ -78,6 +106,9 @@ def check_files(arguments: Namespace) -> None:
     if (prompts := getattr(arguments, "prompts", None)) is not None:
         _require_readable("--prompts", prompts)
     locate(Path(arguments.checkpoint))
+    if (template := getattr(arguments, "chat_template", None)) is not None:
+        read_template(Path(template))
+    parse_arguments(getattr(arguments, "chat_template_args", None))
     if arguments.tokenizer is not None:
         require_directory(arguments.tokenizer)
     if isinstance(adapter := getattr(arguments, "adapter", None), str):

@@ -6,7 +6,6 @@ import time
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
@@ -15,16 +14,19 @@ from rich.text import Text
 from nld_train.console import plain_console
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
-from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, per_forward
+from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress
 from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
+from nld_train.decoding.command_line.chat import talk
+from nld_train.decoding.command_line.checks import talks
 from nld_train.decoding.command_line.observers import InOrder, Observers, TokenCounter
+from nld_train.decoding.command_line.records import Records, record_of
 from nld_train.decoding.command_line.request import Request, policy_of, read_request, value_errors_as_user_errors
 from nld_train.decoding.command_line.terminal import Watcher, numeric, print_sequence, report_console
 from nld_train.decoding.command_line.variants import DecodeVariant, variants_of
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import only_rank_zero_prints
-from nld_train.files import write_atomically
-from nld_train.printable import printable, printable_json
+from nld_train.decoding.mode_options import MAX_NEW_TOKENS
+from nld_train.printable import printable
 from nld_train.processes import rank
 from nld_train.progress import progress_bar
 
@@ -53,39 +55,17 @@ class Decoded:
         return sum(self.result.new_tokens) / self.seconds
 
 
-class Records:
-    """The result of every prompt as a line of JSON.
-
-    Args:
-        printed: whether lines are printed, each as soon as its prompt is finished.
-        output: file that all lines are written to at the end; None for none.
-    """
-
-    def __init__(self, printed: bool, output: str | None) -> None:
-        self.printed = printed
-        self._output = output
-        self._lines: list[str] = []
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Adds the result of a prompt."""
-        line = printable_json(record)
-        if self._output is not None:
-            self._lines.append(line)
-        if self.printed:
-            print(line, flush=True)
-
-    def write(self) -> None:
-        """Writes the file; of several processes that decode together, rank 0 does."""
-        if self._output is not None and rank() == 0:
-            write_atomically(Path(self._output), "".join(f"{line}\n" for line in self._lines))
-
-
 def run(arguments: Namespace) -> None:
     """Runs a command line that `nld_train.commands.decode` has parsed.
 
     Raises:
         UserError: a request that cannot be fulfilled, found before any weight is read.
     """
+    if talks(arguments):
+        talk(arguments)
+        return
+    if arguments.max_new_tokens is None:
+        arguments.max_new_tokens = MAX_NEW_TOKENS
     request = read_request(arguments)
     job = Job(request.source, request.texts, request.prompts, request.batch_size)
     with value_errors_as_user_errors():
@@ -165,20 +145,7 @@ class Job(Request):
         return Decoded(result, sequences, time.perf_counter() - begin - observer.seconds)
 
     def _record(self, variant: DecodeVariant, ended: Progress) -> dict[str, Any]:
-        """One prompt as JSON with its own figures; `seconds` include the work on the other active sequences."""
-        new = len(ended.tokens)
-        return {
-            "mode": variant.name,
-            "prompt": self.texts[ended.sequence],
-            "text": self.source.tokenizer.decode(list(ended.tokens), skip_special_tokens=True),
-            "token_ids": list(ended.tokens),
-            "new_tokens": new,
-            "forwards": ended.forwards,
-            "prefill": 1,
-            "tokens_per_forward": per_forward(new, ended.forwards),
-            "seconds": ended.seconds,
-            "finish": ended.finish,
-        }
+        return record_of(variant.name, self.texts[ended.sequence], self.source.tokenizer, ended)
 
     def _one_line(self, token_ids: list[int]) -> Text:
         text = printable(self.source.tokenizer.decode(token_ids, skip_special_tokens=True)).replace("\n", "\u23ce")

@@ -1,15 +1,39 @@
-"""Files of prompts: a line of text each, or a JSON object on each line."""
+"""Files of prompts: a line of text each, or a JSON object on each line, which can be a conversation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nld_train.data.chat.prompt import Message
 from nld_train.data.records import parse_record, text_under
 from nld_train.data.text_files import FileFormat, file_format, open_text
 from nld_train.errors import UserError
 
 _KEY = "prompt"
+# Of a conversation, the tools that it may call, and the ids of a prompt, which are taken as they are.
+_MESSAGES, _TOOLS, _IDS = "messages", "tools", "prompt_token_ids"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue, or a conversation to answer.
+
+    Attributes:
+        where: the file and the number of the line, or the option, for messages.
+        text: the prompt; None for a conversation.
+        messages: of the conversation, the last one to be answered; empty for a text.
+        tools: of the conversation, as JSON schemas.
+        token_ids: the ids of the text, where they are given.
+    """
+
+    where: str
+    text: str | None = None
+    messages: Sequence[Message] = ()
+    tools: Sequence[Any] | None = None
+    token_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,11 +49,11 @@ class Line:
     text: str
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: the texts under "prompt" of JSONL, else the lines.
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a file: of JSONL the texts under "prompt" or the conversations under "messages", else the lines.
 
     Raises:
-        UserError: as `lines_of`; or a prompt is missing, empty or no text.
+        UserError: as `lines_of`; or a prompt is missing, empty, neither text nor conversation, or ends with an answer.
     """
     kind, lines = lines_of(path)
     return [_prompt(line, kind) for line in lines]
@@ -66,15 +90,63 @@ def _line(path: Path, number: int, raw: bytes) -> Line:
         raise UserError(f"{path}:{number}: is not UTF-8 at byte {error.start} of the line") from error
 
 
-def _prompt(line: Line, kind: FileFormat) -> str:
+def _prompt(line: Line, kind: FileFormat) -> Prompt:
     text: str | bytes | None = line.text
     if kind == "jsonl":
         record = parse_record(line.text, line.where)
+        if isinstance(record, dict) and record.get(_MESSAGES) is not None:
+            return Prompt(
+                line.where, messages=checked_messages(record[_MESSAGES], line.where), tools=_tools(record, line)
+            )
         text = text_under(record, _KEY, line.where, f"each line must be an object with a text under {_KEY!r}")
+        if _IDS in record:
+            return Prompt(line.where, _checked(text, line.where), token_ids=_ids(record[_IDS], line.where))
+    return Prompt(line.where, _checked(text, line.where))
+
+
+def _checked(text: str | bytes | None, where: str) -> str:
     if not text:
-        raise UserError(f"{line.where}: the prompt is empty")
+        raise UserError(f"{where}: the prompt is empty")
     assert isinstance(text, str)
-    return checked_characters(text, line.where)
+    return checked_characters(text, where)
+
+
+def _ids(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+        raise UserError(f"{where}: {_IDS} must be a list of token ids")
+    return tuple(value)
+
+
+def _tools(record: dict[str, Any], line: Line) -> Sequence[Any] | None:
+    tools = record.get(_TOOLS)
+    if tools is None or (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        return tools or None
+    raise UserError(f"{line.where}: {_TOOLS} must be a list of JSON schemas")
+
+
+def checked_messages(value: Any, where: str) -> Sequence[Message]:
+    """The messages of a conversation that is to be answered; what roles there are is for the chat template to say.
+
+    Args:
+        value: of JSON.
+        where: the file and line, for messages.
+
+    Raises:
+        UserError: it is no list of objects with a role, is empty, or ends with an answer.
+    """
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: {_MESSAGES} must be a list of objects with role and content, at least one")
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError(f"{where}: message {number} must be an object with a text under 'role'")
+        content = message.get("content")
+        if isinstance(content, str):
+            checked_characters(content, where)
+        elif not isinstance(content, list | None):
+            raise UserError(f"{where}: the content of message {number} is no text")
+    if value[-1]["role"] == "assistant":
+        raise UserError(f"{where}: ends with an answer; {_MESSAGES} must end with the message to be answered")
+    return value
 
 
 def checked_characters(text: str, where: str) -> str:

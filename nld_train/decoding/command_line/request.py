@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nld_train.data.text_ids import text_ids
-from nld_train.decoding.command_line.prompts import read_prompts
+from nld_train.data.chat.prompt import ChatFormat, parse_arguments, require_template
+from nld_train.data.text_ids import plain_ids, text_ids
+from nld_train.decoding.command_line.prompts import Prompt, read_prompts
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
 from nld_train.decoding.policies.policy_declaration import PolicyOf
@@ -33,7 +34,7 @@ class Request:
 
     Attributes:
         source: the checkpoint.
-        texts: the prompts.
+        texts: the prompts, conversations as the chat template renders them.
         prompts: ids of each.
         batch_size: maximum number of active sequences.
     """
@@ -48,12 +49,59 @@ def read_request(arguments: Namespace) -> Request:
     """Finds prompts and checkpoint of a command line; reads no weights.
 
     Raises:
-        UserError: one of them does not exist, or the batch size is below 1.
+        UserError: one of them does not exist, the batch size is below 1, or a prompt cannot be rendered.
     """
-    texts = _read_prompts(arguments)
+    prompts = _read_prompts(arguments)
     check_batch_size(arguments)
     source = source_of(arguments)
-    return Request(source, texts, [text_ids(source.tokenizer, text) for text in texts], arguments.batch_size)
+    chat, system = getattr(arguments, "chat", False), getattr(arguments, "system", None)
+    encoder = PromptEncoder(chat_format_of(arguments, source), chat, system)
+    encoded = [encoder.encode(prompt) for prompt in prompts]
+    return Request(source, [text for text, _ in encoded], [ids for _, ids in encoded], arguments.batch_size)
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into ids.
+
+    Attributes:
+        chat_format: of conversations.
+        chat: whether a text is the first message of a conversation, not the beginning of a document.
+        system: the system prompt of conversations that have none; None for none.
+    """
+
+    chat_format: ChatFormat
+    chat: bool = False
+    system: str | None = None
+
+    def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """The text that the model reads, and its ids.
+
+        Raises:
+            UserError: a conversation without a chat template, or one that the template fails on.
+        """
+        tokenizer, messages = self.chat_format.tokenizer, list(prompt.messages)
+        if prompt.token_ids is not None:
+            return prompt.text or "", list(prompt.token_ids)
+        if self.chat and not messages:
+            messages = [{"role": "user", "content": prompt.text}]
+        if not messages:
+            assert prompt.text is not None
+            return prompt.text, text_ids(tokenizer, prompt.text)
+        require_template(tokenizer, None, prompt.where)
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
+        text = self.chat_format.text(messages, prompt.where, prompt.tools)
+        return text, plain_ids(tokenizer, text)
+
+
+def chat_format_of(arguments: Namespace, source: Source) -> ChatFormat:
+    """How a command line with the options of `commands.arguments.add_chat_format`, or without, renders conversations.
+
+    Raises:
+        UserError: --chat-template-args is no JSON object.
+    """
+    return ChatFormat(source.tokenizer, parse_arguments(getattr(arguments, "chat_template_args", None)))
 
 
 def source_of(arguments: Namespace) -> Source:
@@ -67,7 +115,10 @@ def source_of(arguments: Namespace) -> Source:
     named = Path(adapter) if isinstance(adapter, str) else None
     layout = layout_of(arguments)
     layout.require_one_model()
-    return find_source(Path(arguments.checkpoint), arguments.tokenizer, named, layout)
+    template = getattr(arguments, "chat_template", None)
+    return find_source(
+        Path(arguments.checkpoint), arguments.tokenizer, named, layout, None if template is None else Path(template)
+    )
 
 
 def layout_of(arguments: Any) -> Layout:
@@ -89,11 +140,11 @@ def check_batch_size(arguments: Namespace) -> None:
         raise UserError(f"--batch-size: {arguments.batch_size} is not 1 or more")
 
 
-def _read_prompts(arguments: Namespace) -> list[str]:
+def _read_prompts(arguments: Namespace) -> list[Prompt]:
     if arguments.prompts is None:
         if not arguments.prompt:
             raise UserError("--prompt: is empty")
-        return [arguments.prompt]
+        return [Prompt("--prompt", arguments.prompt)]
     return read_prompts(Path(arguments.prompts))
 
 

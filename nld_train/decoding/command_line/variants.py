@@ -48,6 +48,18 @@ def variants_of(arguments: Namespace, source: Source, policy: PolicyOf) -> list[
     return variants
 
 
+def chat_variants(arguments: Namespace, source: Source, policy: PolicyOf) -> dict[Mode, DecodeVariant]:
+    """The variant of every mode, between which a chat switches; linear drafts with the adapter of `--adapter`.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+    return {
+        mode: _variant(arguments, source, policy, mode, adapter=bool(arguments.adapter) and mode == "linear")
+        for mode in get_args(Mode)
+    }
+
+
 def _variant(
     arguments: Namespace, source: Source, policy: PolicyOf, mode: Mode, adapter: bool = False
 ) -> DecodeVariant:

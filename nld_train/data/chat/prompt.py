@@ -1,0 +1,132 @@
+"""Conversations as prompts: a tokenizer's chat template with the generation prompt, and the token that ends a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nld_train.data.text_ids import plain_ids
+from nld_train.errors import UserError
+from nld_train.outside_json import parse_object, read_bytes
+
+Message = dict[str, Any]
+
+# The content of an answer that no template changes.
+_PROBE = "PROBE"
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How conversations become prompts.
+
+    Attributes:
+        tokenizer: of `transformers`, with a chat template.
+        arguments: of the template, such as `enable_thinking`.
+        name: of one of the tokenizer's templates, where it has several; None for its default one.
+    """
+
+    tokenizer: Any
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        where: str,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """A conversation as text, up to where the next answer begins.
+
+        Args:
+            messages: objects with `role` and `content`.
+            where: what they are, for messages.
+            tools: of the conversation, as JSON schemas.
+            add_generation_prompt: whether the header of the next answer follows; without it the last message, an
+                answer, is left open, to be continued.
+
+        Raises:
+            UserError: the template fails on them.
+        """
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages),
+                tools=None if tools is None else list(tools),
+                chat_template=self.name,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.arguments,
+            )
+        except Exception as error:  # a template is a program, which can fail in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{where}: the chat template fails: {reason}") from error
+        return text
+
+    def ids(self, messages: Sequence[Message], where: str, tools: Sequence[Any] | None = None) -> list[int]:
+        """The ids of `text`: a template spells all special tokens, so that none is added."""
+        return plain_ids(self.tokenizer, self.text(messages, where, tools))
+
+
+def end_of_turn(tokenizer: Any) -> tuple[int, ...]:
+    """The special token with which the chat template ends an answer; empty for a template or a tokenizer without one.
+
+    It can differ from the end token of documents: ChatML ends a turn with `<|im_end|>`, Llama 3 with `<|eot_id|>`.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return ()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception:  # a template may need more messages or arguments: it then says nothing about ends
+        return ()
+    _, found, rest = text.rpartition(_PROBE)
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    special = {**tokenizer.get_added_vocab(), **dict(named)}
+    ends = [token for token in special if token and rest.lstrip().startswith(token)]
+    return (special[max(ends, key=len)],) if found and ends else ()
+
+
+def require_template(tokenizer: Any, name: str | None, option: str) -> None:
+    """Refuses a tokenizer without a chat template, or without the one of that name.
+
+    Args:
+        tokenizer: of `transformers`.
+        name: of one of several templates; None for the default one.
+        option: that needs the template, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"{option}: the tokenizer has no chat template; name one with --chat-template FILE")
+    names = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
+    if name is not None and name not in names:
+        has = f"its templates are {', '.join(names)}" if names else "it has one, without a name"
+        raise UserError(f"{option}: the tokenizer has no chat template named {name!r}; {has}")
+
+
+def read_template(path: Path) -> str:
+    """A chat template from a file of Jinja.
+
+    Raises:
+        UserError: it cannot be read, is empty, or is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, f"--chat-template {path}").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--chat-template {path}: is not UTF-8 at byte {error.start}") from error
+    if not text.strip():
+        raise UserError(f"--chat-template {path}: is empty")
+    return text
+
+
+def parse_arguments(text: str | None) -> dict[str, Any]:
+    """The value of --chat-template-args: a JSON object with arguments of the template; none where it is not given.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    return {} if text is None else parse_object(text, "--chat-template-args")
