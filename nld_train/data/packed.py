@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.answer_bits import ANSWERS
+from nld_train.data.answer_bits import ANSWERS, TURNS
 from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
@@ -140,8 +140,8 @@ def indexed_dataset_module() -> ModuleType:
 
 
 def set_files(prefix: str) -> list[str]:
-    """Suffixes of the files that are the content of a set: a chat set has a third."""
-    return [".bin", ".idx", *([ANSWERS] if os.path.exists(prefix + ANSWERS) else [])]
+    """Suffixes of the files that are the content of a set: a chat set has more than two."""
+    return [".bin", ".idx", *(suffix for suffix in (ANSWERS, TURNS) if os.path.exists(prefix + suffix))]
 
 
 def quick_fingerprint(prefix: str) -> str:

@@ -106,9 +106,9 @@ def _read_index(path: str) -> tuple[IndexHeader, int]:
 
 
 def document_spans(
-    prefix: str, advance: Advance = lambda count: None
+    prefix: str, advance: Advance = lambda count: None, documents: range | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """The documents of a set, some ten thousand at a time; `advance` is called with their number.
+    """The documents of a set, or a range of them, some ten thousand at a time; `advance` is called with their number.
 
     Yields:
         Number of the first token in the stream of all tokens, and number of tokens, of consecutive documents.
@@ -117,7 +117,8 @@ def document_spans(
         UserError: as `check_files`; or the documents are not in order.
     """
     carried = np.empty(0, dtype=np.int64)
-    for starts in _document_starts(prefix, check_files(prefix)):
+    header = check_files(prefix)
+    for starts in _document_starts(prefix, header, documents or range(header.documents)):
         borders = np.concatenate([carried, starts])
         lengths = np.diff(borders)
         if (lengths < 0).any():
@@ -127,16 +128,16 @@ def document_spans(
         carried = borders[-1:]
 
 
-def _document_starts(prefix: str, header: IndexHeader) -> Iterator[NDArray[np.int64]]:
-    """The first token of each document, and last the number of all tokens."""
+def _document_starts(prefix: str, header: IndexHeader, documents: range) -> Iterator[NDArray[np.int64]]:
+    """The first token of each document, and last the first one behind them."""
     end = os.path.getsize(f"{prefix}.bin")
     with open(f"{prefix}.idx", "rb") as stream:
-        for begin in range(0, header.documents, _CHUNK):
-            borders = _read(stream, header.border_at(begin), min(_CHUNK, header.documents - begin), "<i8")
+        for begin in range(documents.start, documents.stop + 1, _CHUNK):
+            # The border after the last document is the number of all sequences, whose pointer is the end.
+            borders = _read(stream, header.border_at(begin), min(_CHUNK, documents.stop + 1 - begin), "<i8")
             if borders[0] < 0 or borders[-1] > header.sequences or (np.diff(borders) < 0).any():
                 raise _not_in_order(prefix)
             yield _pointers(stream, header, borders, end) // np.dtype(header.dtype).itemsize
-    yield np.array([end // np.dtype(header.dtype).itemsize], dtype=np.int64)
 
 
 def _not_in_order(prefix: str) -> UserError:

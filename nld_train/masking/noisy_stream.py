@@ -15,11 +15,11 @@ capacity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nld_train.masking.answer_blocks import BlockOrigin, answer_bounds, block_bounds
 from nld_train.masking.layout import block_indices, positions_in_document
 
 # Sources of noisy tokens that hide no token of the clean stream.
@@ -93,7 +93,7 @@ def answer_stream(
     documents: NDArray[np.int64],
     answers: NDArray[np.bool_],
     block_size: int,
-    blocks: Literal["answer", "document"] = "answer",
+    blocks: BlockOrigin = "answer",
     fill: bool = True,
 ) -> NoisyStream:
     """The blocks of the answers in the clean stream and nothing else: P prompt and R answer tokens cost P + 2R.
@@ -107,13 +107,10 @@ def answer_stream(
             the end of its answer, so an answer that ends and another that begins in one block are blocks of their own.
         fill: whether the last block of each answer is filled up to B tokens, else it is shorter.
     """
-    starts, ends = answer_bounds(documents, answers)
-    index = np.arange(len(documents))
-    origins = starts if blocks == "answer" else (index - positions_in_document(documents))[starts]
-    first = origins + (starts - origins) // block_size * block_size
-    lengths = ends - first
-    if fill:
-        lengths = -(-lengths // block_size) * block_size
+    conversations = np.flatnonzero(np.diff(documents, prepend=-1))
+    starts, ends = answer_bounds(answers, conversations)
+    origins = conversations[np.searchsorted(conversations, starts, "right") - 1]
+    first, lengths = block_bounds(starts, ends, origins, block_size, blocks, fill)
     in_answer = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     clean_index = np.repeat(first, lengths) + in_answer
     in_block = in_answer % block_size
@@ -123,22 +120,6 @@ def answer_stream(
         begins=clean_index - in_block,
         maskable=clean_index >= np.repeat(starts, lengths),
     )
-
-
-def answer_bounds(
-    documents: NDArray[np.int64], answers: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Index of the first token of each answer, and of the first one after it: both int64 `[answers]`.
-
-    Args:
-        documents: int `[L]`, conversation of each token.
-        answers: bool `[L]`, whether it belongs to an answer.
-    """
-    border = np.diff(documents, prepend=-1, append=-1) != 0
-    inside = np.concatenate([[False], answers, [False]])
-    starts = np.flatnonzero(inside[1:] & ~(inside[:-1] & ~border))
-    ends = np.flatnonzero(inside[:-1] & ~(inside[1:] & ~border))
-    return starts, ends
 
 
 def fit(stream: NoisyStream, capacity: int, block_size: int, order: NDArray[np.float64]) -> NoisyStream:

@@ -12,7 +12,7 @@ import pytest
 
 from nld_train.config.schema import SourceConfig
 from nld_train.data.order import BLEND_PERIOD, Blend, make_order, stage_orders
-from nld_train.data.permutation import permute, round_keys
+from nld_train.data.permutation import permute, permute_many, round_keys
 from nld_train.errors import UserError
 
 
@@ -35,7 +35,9 @@ class FakeSet:
 @pytest.mark.parametrize("size", [*range(1, 70), 255, 256, 257, 1000, 4095, 4097, 20906])
 def test_permutation_is_a_bijection(size: int) -> None:
     keys = round_keys(1, "set", 0)
-    assert sorted(permute(index, size, keys) for index in range(size)) == list(range(size))
+    images = [permute(index, size, keys) for index in range(size)]
+    assert sorted(images) == list(range(size))
+    assert permute_many(np.arange(size), size, keys).tolist() == images
 
 
 def test_permutation_reaches_beyond_32_bits() -> None:
@@ -44,6 +46,7 @@ def test_permutation_reaches_beyond_32_bits() -> None:
     assert len(set(images)) == 1000
     assert max(images) < size
     assert 0.45 < np.mean(images) / size < 0.55
+    assert permute_many(np.arange(1000), size, round_keys(1, "set", 0)).tolist() == images
 
 
 def test_permutations_differ_by_seed_set_and_epoch_and_look_random() -> None:
