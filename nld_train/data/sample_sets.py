@@ -51,8 +51,14 @@ def open_set(config: Config, stage: str, prefix: str) -> SampleSet:
         return PackedSamples(prefix, config.batch.sequence_length)
     from nld_train.data.conversations import PackedConversations
 
-    folder = Path(config.run.dir, "packing")
-    return PackedConversations(prefix, conversation_packing(config, stage), config.run.seed, folder)
+    return PackedConversations(
+        prefix, conversation_packing(config, stage), config.run.seed, packings_folder(Path(config.run.dir))
+    )
+
+
+def packings_folder(run: Path) -> Path:
+    """Where a run keeps the packings of its conversations, below `run.dir`."""
+    return run / "packing"
 
 
 def conversation_packing(config: Config, stage: str) -> ConversationPacking:

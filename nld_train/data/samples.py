@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nld_train.config.schema import VALIDATION, Config, DiffusionConfig, Documents
-from nld_train.config.stage_kinds import kind_of
+from nld_train.config.stage_kinds import kind_of, running_kinds
+from nld_train.data.manifest import is_chat_set
 from nld_train.data.order import StageOrder, held_out_order
 from nld_train.data.packed import PackedTokens
+from nld_train.data.sample_sets import validation_sources
 from nld_train.errors import UserError
 from nld_train.masking.noise import Noise, RandomStream, draw_noise, uniform
 from nld_train.masking.noisy_stream import NoisyStream, answer_stream, fit, last_tokens, noisy_stream
@@ -183,12 +185,25 @@ def validation_samples(config: Config, stage: str, level: float | None) -> Train
     return TrainingSamples(held_out_order(config, stage), _settings(config, VALIDATION, noisy_length, level))
 
 
-def refuse_repeated_samples(config: Config, stage: str) -> None:
+def refuse_repeated_samples(config: Config, chat: bool) -> None:
     """Refuses more validation samples than are held out for a stage: the first ones would be used twice.
+
+    Args:
+        config: the run.
+        chat: whether the stages with held-out conversations are checked, whose packing has to exist, or the others.
 
     Raises:
         UserError: names the number of samples; or a set cannot be read.
     """
+    if config.validation.every == 0:
+        return
+    for stage, kind in running_kinds(config).items():
+        has_chat = any(is_chat_set(source.prefix) for source in validation_sources(config, stage))
+        if kind.validation_levels(config) and has_chat == chat:
+            _refuse_repeated_samples(config, stage)
+
+
+def _refuse_repeated_samples(config: Config, stage: str) -> None:
     order, samples = held_out_order(config, stage), config.validation.samples
     if (most := order.samples_before_repetition(samples)) < samples:
         key = "data.validation" if config.stages[stage].validation is None else f"stages.{stage}.validation"

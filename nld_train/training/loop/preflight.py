@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 from nld_train.config.schema import Config
-from nld_train.config.stage_kinds import running_kinds
 from nld_train.data.chat.run_template import require_one_template
 from nld_train.data.manifest import check_against_model
+from nld_train.data.sample_sets import train_sources, validation_sources
 from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
@@ -44,10 +44,11 @@ def check_paths(config: Config) -> None:
 
 
 def _prefixes(config: Config) -> list[str]:
-    """The token sets of a run, each once."""
-    stages = [config.stages[name] for name in config.run.stages]
-    own = [source for stage in stages for source in (*(stage.train or ()), *(stage.validation or ()))]
-    sources = [*config.data.train, *config.data.validation, *own]
+    """The token sets that the stages of a run read, each once."""
+    stages = config.run.stages
+    sources = [
+        source for name in stages for source in (*train_sources(config, name), *validation_sources(config, name))
+    ]
     return list(dict.fromkeys(source.prefix for source in sources))
 
 
@@ -65,15 +66,13 @@ def check_files(config: Config) -> None:
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
         check_special_ids(prefix, config.model, config.data.tokenizer)
     for name in config.run.stages:
-        require_one_template(f"stages.{name}.train", config.stages[name].train or config.data.train)
+        require_one_template(f"stages.{name}.train", train_sources(config, name))
     if config.data.tokenizer is not None:
         check_tokenizer(config.data.tokenizer, config.model, "data.tokenizer")
     if config.validation.every > 0:
         from nld_train.data.samples import refuse_repeated_samples
 
-        for stage, kind in running_kinds(config).items():
-            if kind.validation_levels(config):
-                refuse_repeated_samples(config, stage)
+        refuse_repeated_samples(config, chat=False)
     try:
         _require_writable(Path(config.run.dir))
     except OSError as error:

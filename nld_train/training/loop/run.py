@@ -37,6 +37,7 @@ from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
+from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.loop.run_files import LogFailedError, file_errors, prepare_to_save
@@ -101,6 +102,7 @@ class Run:
         self.stop = stop
         self.lock = lock
         self.plans = stage_plans(config)
+        self.data_facts = pack_conversations(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         # Both are checked before the model is built. A resumed run does not need initial weights.
         self.resumed, self.changed = self._find_checkpoint()
@@ -274,6 +276,8 @@ class Run:
         with file_errors(self.config.run.dir):
             on_every_rank(lambda: self._make_log(metrics))
         self.log.print(self._first_line())
+        for line in self.data_facts:
+            self.log.print(line)
         if self.changed:
             self.log.print(f"continues with changed settings: {', '.join(self.changed)}")
         if self.config.data.tokenizer is not None:
