@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nld_train.data.packed import indexed_dataset_module
+from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest
+from nld_train.data.packed import indexed_dataset_module, quick_fingerprint
 
 END = 2
 
@@ -78,3 +80,38 @@ def write_chat_set(prefix: Path, conversations: Sequence[Conversation], turns: b
     for name, bits in (("answers", answers), ("turns", starts))[: 1 + turns]:
         np.packbits(np.array(bits, dtype=bool), bitorder="little").tofile(f"{prefix}.{name}.bin")
     return str(prefix)
+
+
+def write_chat_manifest(prefix: str, conversations: Sequence[Conversation], vocabulary_size: int = 260) -> None:
+    """Writes the manifest of a chat set that `write_chat_set` has written."""
+    answers = [bit for conversation in conversations for bit in answers_of(conversation)]
+    template = "{{ messages }}"
+    Path(f"{prefix}.chat_template.jinja").write_text(template)
+    lengths = [len(tokens_of(conversation)) for conversation in conversations]
+    chat = ChatManifest(
+        template_hash=hashlib.sha256(template.encode()).hexdigest(),
+        answers="all",
+        conversations=len(conversations),
+        answer_tokens=sum(answers),
+        longest=max(lengths),
+    )
+    Manifest(
+        format_version=FORMAT_VERSION,
+        sources=[],
+        arguments={},
+        request="",
+        tokenizer="tokenizer",
+        tokenizer_hash="",
+        vocabulary_size=vocabulary_size,
+        end_of_document=None,
+        documents=len(conversations),
+        tokens=sum(lengths),
+        largest_id=vocabulary_size - 1,
+        dtype="uint16",
+        fingerprint="",
+        quick_fingerprint=quick_fingerprint(prefix),
+        versions={},
+        chat=chat,
+    ).write(f"{prefix}.manifest.json")
+    counts = np.bincount([token for conversation in conversations for token in tokens_of(conversation)])
+    np.save(f"{prefix}.counts.npy", counts)

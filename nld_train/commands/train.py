@@ -175,10 +175,10 @@ def _start(config: Config, world_size: int) -> int:
         return 0
     if config.run.dry is True:
         from nld_train.config.report import print_plan
-        from nld_train.data.endings import fill_facts
+        from nld_train.data.plan_facts import data_facts
 
         config = _with_lengths(config, world_size)
-        print_plan(config, world_size, fill_facts(config))
+        print_plan(config, world_size, data_facts(config))
         return 0
     from nld_train.library_warnings import ignore_known_warnings
 

@@ -57,7 +57,7 @@ def _ended_lengths(index: DocumentIndex, start: int, length: int) -> Iterator[in
 
 
 def fill_facts(config: Config) -> Iterator[tuple[str, str]]:
-    """Name and text of the fact that a plan states about fill; nothing for runs without fill.
+    """Name and text of the fact that a plan states about fill; nothing for runs without fill after documents.
 
     Shares are means over the sets of a stage, by weight. A set that cannot be read has no share: a run can be planned
     where its data are not.
@@ -65,7 +65,7 @@ def fill_facts(config: Config) -> Iterator[tuple[str, str]]:
     if config.data.documents == "ignore":
         return
     for name, kind in running_kinds(config).items():
-        if kind.noisy_stream:
+        if kind.noisy_stream and kind.data == "text":
             sources = config.stages[name].train or config.data.train
             yield f"fill in stage {name}", _described(config, sources)
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chat_sets import Conversation, Turn, answers_of, random_conversations, tokens_of, write_chat_set
+from chat_sets import (
+    Conversation,
+    Turn,
+    answers_of,
+    random_conversations,
+    tokens_of,
+    write_chat_manifest,
+    write_chat_set,
+)
+from tiny_runs import composed
 
 from nld_train.data import conversation_lengths, packing
 from nld_train.data.bins import pack
@@ -16,6 +25,7 @@ from nld_train.data.chat_set import ChatSet
 from nld_train.data.conversation_lengths import ConversationPacking, mean_noisy_ratio, measure_range
 from nld_train.data.conversations import PackedConversations
 from nld_train.data.packing import estimate_facts, make_packing, packing_directory, packing_key
+from nld_train.data.plan_facts import data_facts
 from nld_train.errors import UserError
 from nld_train.masking.noisy_stream import answer_stream
 
@@ -291,3 +301,19 @@ def test_bad_sets_are_refused_in_one_line(tmp_path: Path) -> None:
             make_packing(prefix, fits, 1, folder)
         assert "\n" not in str(caught.value)
     assert not [*tmp_path.glob("packing/*"), *tmp_path.glob("packing/.*")], "nothing half-written is left"
+
+
+def test_a_plan_says_what_becomes_of_the_conversations(tmp_path: Path) -> None:
+    conversations = random_conversations(8, 60)
+    prefix = write_chat_set(tmp_path / "chat", conversations)
+    settings = ["stages=sft", "run.stages=[sft]", f"stages.sft.train=[{{prefix: {prefix}, weight: 1}}]"]
+    settings += ["data.documents=isolate", "batch.sequence_length=100", "stages.sft.noisy_length=128"]
+    missing = dict(data_facts(composed(*settings)))
+    assert missing == {"chat in stage sft": f"not counted: {prefix}.manifest.json does not exist"}
+    write_chat_manifest(prefix, conversations)
+    (text,) = dict(data_facts(composed(*settings))).values()
+    facts = estimate_facts(prefix, ConversationPacking(100, 128, composed(*settings).diffusion.block_size))
+    assert text == facts.described()
+    assert f"left out: {sum(len(tokens_of(each)) > 100 for each in conversations)} longer than 100 tokens" in text
+    short = dict(data_facts(composed(*settings, "batch.sequence_length=4")))
+    assert "not counted: batch.sequence_length=4: must be at least" in short["chat in stage sft"]
