@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from nld_train.commands.command import Command, Imported
+from nld_train.commands.command import Command, Imported, utf8
 from nld_train.results import add_result_options
 
 
@@ -59,12 +59,41 @@ def _add_harness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include-path", action="append", default=[], metavar="DIR", help="a folder with tasks of your own (YAML)"
     )
-    parser.add_argument("--chat-template", action="store_true", help="put prompts into the tokenizer's chat template")
+    _add_chat(parser)
     parser.add_argument(
         "--unsafe-code", action="store_true", help="allow tasks that run code which the model wrote: use a sandbox"
     )
     add_result_options(parser, "all results")
     parser.add_argument("--log-samples", action="store_true", help="keep every document and answer in --output")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import add_chat_format
+
+    parser.add_argument(
+        "--apply-chat-template",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="put prompts into the tokenizer's chat template, of several into the one of that name",
+    )
+    parser.add_argument("--system-instruction", type=utf8, metavar="TEXT", help="system prompt of every prompt")
+    parser.add_argument(
+        "--fewshot-as-multiturn",
+        nargs="?",
+        const=True,
+        type=_truth,
+        metavar="true|false",
+        help="examples are turns before the question (default with a chat template), or all are one message",
+    )
+    add_chat_format(parser)
+
+
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return word.lower() == "true"
 
 
 main = Command(

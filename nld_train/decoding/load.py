@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config, ModelConfig
-from nld_train.data.chat.prompt import end_of_turn, read_template
+from nld_train.data.chat.end_of_turn import end_of_turn_tokens
+from nld_train.data.chat.prompt import read_template
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
@@ -51,7 +52,7 @@ class Source:
         directory: of the checkpoint or export.
         description: properties against which a request is checked.
         tokenizer: of `transformers`.
-        stop_tokens: ids that end a text; the one that ends a turn of the chat template is the last of them.
+        stop_tokens: ids that end a text; those that end a turn of the chat template are the last of them.
         block_length: tokens per block in its training.
         open: reads the weights; a context that yields the engine.
     """
@@ -99,7 +100,7 @@ def _for_chat(source: Source, chat_template: Path | None) -> Source:
     """The source with another chat template, where one is named; texts also end with the end of a turn."""
     if chat_template is not None:
         source.tokenizer.chat_template = read_template(chat_template)
-    stops = dict.fromkeys([*source.stop_tokens, *end_of_turn(source.tokenizer)])
+    stops = dict.fromkeys([*source.stop_tokens, *end_of_turn_tokens(source.tokenizer)])
     return replace(source, stop_tokens=tuple(stops))
 
 

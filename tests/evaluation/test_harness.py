@@ -241,7 +241,11 @@ BAD = [
     (["--include-path", "nowhere"], "--include-path: there is no folder nowhere"),
     (["--output", "nowhere/results.json"], "--output nowhere/results.json: there is no folder"),
     (["--tokenizer", "nowhere"], "no tokenizer directory nowhere"),
-    (["--chat-template"], "--chat-template: the tokenizer of"),
+    (["--apply-chat-template"], "--apply-chat-template: the tokenizer has no chat template; name one with"),
+    (["--fewshot-as-multiturn"], "--fewshot-as-multiturn: prompts are put into no chat template"),
+    (["--fewshot-as-multiturn", "often"], "'often' is neither true nor false"),
+    (["--chat-template", "nowhere.jinja"], "--chat-template: prompts are put into no chat template"),
+    (["--chat-template-args", "{}"], "--chat-template-args: prompts are put into no chat template"),
     (["--tasks", "local_masked"], "contains the mask token (id 3)"),
     (["--tasks", "local_absent"], "local_absent cannot be loaded"),
 ]
@@ -290,9 +294,9 @@ def test_a_missing_template_is_found_before_the_weights(
     from nld_train.decoding import load
 
     monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
-    options = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--chat-template"]
+    options = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--apply-chat-template"]
     assert eval.main([str(trained), *options]) == 2
-    assert "--chat-template: the tokenizer of" in capfd.readouterr().err.splitlines()[-1]
+    assert "--apply-chat-template: the tokenizer has no chat template" in capfd.readouterr().err.splitlines()[-1]
 
 
 UNSUPPORTED = [

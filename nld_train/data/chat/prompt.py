@@ -1,4 +1,4 @@
-"""Conversations as prompts: a tokenizer's chat template with the generation prompt, and the token that ends a turn."""
+"""Conversations as prompts: a tokenizer's chat template with the generation prompt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from nld_train.errors import UserError
 from nld_train.outside_json import parse_object, read_bytes
 
 Message = dict[str, Any]
-
-# The content of an answer that no template changes.
-_PROBE = "PROBE"
 
 
 @dataclass(frozen=True)
@@ -68,25 +65,6 @@ class ChatFormat:
     def ids(self, messages: Sequence[Message], where: str, tools: Sequence[Any] | None = None) -> list[int]:
         """The ids of `text`: a template spells all special tokens, so that none is added."""
         return plain_ids(self.tokenizer, self.text(messages, where, tools))
-
-
-def end_of_turn(tokenizer: Any) -> tuple[int, ...]:
-    """The special token with which the chat template ends an answer; empty for a template or a tokenizer without one.
-
-    It can differ from the end token of documents: ChatML ends a turn with `<|im_end|>`, Llama 3 with `<|eot_id|>`.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return ()
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-    try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:  # a template may need more messages or arguments: it then says nothing about ends
-        return ()
-    _, found, rest = text.rpartition(_PROBE)
-    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    special = {**tokenizer.get_added_vocab(), **dict(named)}
-    ends = [token for token in special if token and rest.lstrip().startswith(token)]
-    return (special[max(ends, key=len)],) if found and ends else ()
 
 
 def require_template(tokenizer: Any, name: str | None, option: str) -> None:

@@ -8,18 +8,20 @@ from pathlib import Path
 from nld_train.decoding.command_line.checks import check_files
 from nld_train.decoding.policies.registry import policy_arguments
 from nld_train.errors import UserError
+from nld_train.evaluation.harness.chat_settings import ChatSettings
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, resolve
 
 
-def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, TaskList]:
-    """Settings and tasks of a command line.
+def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, ChatSettings, TaskList]:
+    """Settings, those of chat templates, and tasks of a command line.
 
     Raises:
         UserError: a value out of its range, a file or folder that does not exist, or tasks that run code without
             permission.
     """
     settings, tasks = _settings(arguments), resolve(arguments.tasks)
+    chat = ChatSettings.of(arguments, tasks.chat_template)
     for path in arguments.include_path:
         if not Path(path).is_dir():
             raise UserError(f"--include-path: there is no folder {path}")
@@ -28,7 +30,7 @@ def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, TaskLi
     if arguments.log_samples and arguments.output is None and not arguments.json:
         raise UserError("--log-samples: documents and answers are part of --output and --json; give one of them")
     check_files(arguments)
-    return settings, tasks
+    return settings, chat, tasks
 
 
 def _settings(arguments: Namespace) -> EvaluationSettings:

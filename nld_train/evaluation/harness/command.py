@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from nld_train.errors import UserError
+from nld_train.evaluation.harness.chat_settings import ChatSettings
 from nld_train.evaluation.harness.checks import check_command_line
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.tasks import TaskList, load_tasks
 from nld_train.printable import say
 from nld_train.processes import rank
 from nld_train.results import give_result
+
+_Request = tuple[EvaluationSettings, ChatSettings, TaskList]
 
 
 def run(arguments: Namespace) -> None:
@@ -23,13 +26,14 @@ def run(arguments: Namespace) -> None:
         UserError: a request that cannot be fulfilled, found before any weight is read; or a task's text that contains
             the mask token.
     """
-    settings, task_list = check_command_line(arguments)
+    request = check_command_line(arguments)
+    settings, _, task_list = request
     _require_lm_eval()
     if rank() > 0:
-        _run_worker(arguments, settings, task_list)
+        _run_worker(arguments, request)
         return
     tasks, manager = _load(arguments, task_list)
-    results = _evaluate(arguments, settings, task_list, tasks, manager)
+    results = _evaluate(arguments, request, tasks, manager)
     give_result(arguments, results, lambda: _show(results, settings), default=_plain)
 
 
@@ -71,33 +75,28 @@ def _refuse_unsafe(tasks: list[Any], allowed: bool) -> None:
             )
 
 
-def _model(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList, tasks: Sequence[Any] = ()) -> Any:
+def _model(arguments: Namespace, request: _Request, tasks: Sequence[Any] = ()) -> Any:
     """The model of this rank, after a check of the tasks' arguments."""
     from nld_train.evaluation.harness.model import NldModel
 
+    settings, chat, task_list = request
     values = settings.record()
     if settings.max_new_tokens is None:
         values["max_new_tokens"] = task_list.max_new_tokens
-    chat = _chat(arguments, task_list)
     return NldModel(arguments.checkpoint, arguments.tokenizer, chat=chat, tasks=tasks, **values)
 
 
-def _chat(arguments: Namespace, task_list: TaskList) -> bool:
-    return bool(task_list.chat_template or arguments.chat_template)
-
-
-def _run_worker(arguments: Namespace, settings: EvaluationSettings, task_list: TaskList) -> None:
-    model = _model(arguments, settings, task_list)
+def _run_worker(arguments: Namespace, request: _Request) -> None:
+    model = _model(arguments, request)
     model.workers.worker_loop()
     model.close()
 
 
-def _evaluate(
-    arguments: Namespace, settings: EvaluationSettings, task_list: TaskList, tasks: list[Any], manager: Any
-) -> dict[str, Any]:
+def _evaluate(arguments: Namespace, request: _Request, tasks: list[Any], manager: Any) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    model = _model(arguments, settings, task_list, tasks)
+    settings, chat, _ = request
+    model = _model(arguments, request, tasks)
     results: dict[str, Any] = simple_evaluate(
         model=model,
         tasks=tasks,
@@ -105,11 +104,14 @@ def _evaluate(
         num_fewshot=arguments.num_fewshot,
         batch_size=settings.batch_size,
         limit=arguments.limit,
-        apply_chat_template=_chat(arguments, task_list),
+        apply_chat_template=chat.apply_chat_template,
+        fewshot_as_multiturn=chat.fewshot_as_multiturn,
+        system_instruction=chat.system_instruction,
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.unsafe_code,
     )
-    results["evaluation"] = {"checkpoint": str(model.source.directory), **model.resolved, **model.figures()}
+    evaluation = {"checkpoint": str(model.source.directory), **model.resolved, "chat": chat.record()}
+    results["evaluation"] = {**evaluation, **model.figures()}
     model.close()
     return results
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from math import sqrt
@@ -16,19 +18,24 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from nld_train.data.chat.prompt import ChatFormat, parse_arguments, require_template
 from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
 from nld_train.decoding.algorithms.options import check_block_length
 from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of, value_errors_as_user_errors
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
+from nld_train.evaluation.harness.chat_settings import ChatSettings
 from nld_train.evaluation.harness.generation_arguments import TextLimits, check_tasks, generation_settings
 from nld_train.evaluation.harness.requests import Generated, Generation, Score, Scoring
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.worker import Worker
 from nld_train.evaluation.harness.worker_group import WorkerGroup, all_processes
+from nld_train.output import write_error
+from nld_train.printable import printable
 from nld_train.processes import rank
 
+_APPLY = "--apply-chat-template"
 # Characters of a task's text in messages.
 _SHOWN = 40
 
@@ -42,7 +49,10 @@ class NldModel(TemplateLM):
         tokenizer: directory of a tokenizer that is used instead of the checkpoint's.
         max_batch_size: lm_eval's, not used.
         device: lm_eval's, not used.
-        chat: whether prompts will be formatted with the tokenizer's chat template.
+        chat: whether and how prompts are put into a chat template; None for the next two alone, which lm_eval's own
+            command can give.
+        chat_template: file of a template that is used instead of the tokenizer's.
+        chat_template_args: arguments of the template, as an object or as JSON.
         tasks: of lm_eval, whose generation arguments are checked before the weights are read; those of other tasks are
             checked as they are used.
         **settings: of `EvaluationSettings.of`.
@@ -58,7 +68,9 @@ class NldModel(TemplateLM):
         tokenizer: str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
-        chat: bool = False,
+        chat: ChatSettings | None = None,
+        chat_template: str | None = None,
+        chat_template_args: Mapping[str, Any] | str | None = None,
         tasks: Sequence[Any] = (),
         **settings: Any,
     ) -> None:
@@ -68,8 +80,12 @@ class NldModel(TemplateLM):
         layout = layout_of(self.settings)
         layout.require_whole_models()
         adapter = None if directory is None else Path(directory)
-        self.source = find_source(Path(checkpoint), tokenizer, adapter, layout)
-        _check(self.source, self.settings, chat)
+        if isinstance(chat_template_args, str):
+            chat_template_args = parse_arguments(chat_template_args)
+        template = None if chat_template is None else Path(chat_template)
+        self.chat = chat or ChatSettings(template=template, arguments=chat_template_args or {})
+        self.source = find_source(Path(checkpoint), tokenizer, adapter, layout, self.chat.template)
+        _check(self.source, self.settings, self.chat)
         self._limits = TextLimits(self.settings.max_new_tokens, self.source.description.context_length)
         check_tasks(tasks, self._limits)
         self.resolved = self.settings.resolved(self.source.block_length)
@@ -80,7 +96,9 @@ class NldModel(TemplateLM):
         worker = Worker(engine, self.source, self.settings, policy(engine), shows_progress=rank() == 0)
         self.workers = WorkerGroup(worker.answer, group)
         self.tokenizer = self.source.tokenizer
-        self._beginning, self._chat = beginning_of_text(self.tokenizer), chat
+        self._beginning, self._chat = beginning_of_text(self.tokenizer), bool(self.chat.apply_chat_template)
+        self._chat_format = ChatFormat(self.tokenizer, self.chat.arguments, self.chat.name)
+        self._warned = False
         self.max_length = self.source.description.context_length
         self.errors: list[float] = []
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -106,19 +124,42 @@ class NldModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Key of lm_eval's request caches."""
-        return str(self.source.directory).replace("/", "__")
+        """Key of lm_eval's request caches: another template or other arguments give other prompts."""
+        how = [self.tokenizer.chat_template, self.chat.name, dict(self.chat.arguments)]
+        digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:12]
+        return f"{self.source.directory}-{digest}".replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The text of the template, or of the one of that name; prompts are made from it from then on."""
+        if not chat_template:
+            return None
+        name = chat_template if isinstance(chat_template, str) else None
+        require_template(self.tokenizer, name, _APPLY)
+        self._chat_format = replace(self._chat_format, name=name)
+        text: str = self.tokenizer.get_chat_template(name)
+        return text
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation by the tokenizer's template, to which nothing is added from then on."""
+        """The text of a conversation by the tokenizer's template, to which nothing is added from then on.
+
+        As in lm_eval's own models, a system message is left out where the template fails on it, with a warning.
+
+        Raises:
+            UserError: the template fails.
+        """
         self._chat = True
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
+        where = "--tasks: a prompt"
+        others = [message for message in chat_history if message["role"] != "system"]
+        try:
+            return self._chat_format.text(chat_history, where, None, add_generation_prompt)
+        except UserError as error:
+            if len(others) == len(chat_history):
+                raise
+            text = self._chat_format.text(others, where, None, add_generation_prompt)
+            if not self._warned:
+                write_error(printable(f"warning: {error}; system messages are left out"))
+            self._warned = True
+            return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids as in `nld-decode`; a text from a chat template has all its special tokens."""
@@ -239,12 +280,12 @@ class NldModel(TemplateLM):
         return found
 
 
-def _check(source: Source, settings: EvaluationSettings, chat: bool) -> None:
+def _check(source: Source, settings: EvaluationSettings, chat: ChatSettings) -> None:
     """Refuses a missing adapter or chat template before any weight is read."""
     block_length = source.block_length if settings.block_length is None else settings.block_length
     with value_errors_as_user_errors():
         check_block_length(source.description, settings.mode, block_length)
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")
-    if chat and not source.tokenizer.chat_template:
-        raise UserError(f"--chat-template: the tokenizer of {source.directory} has none")
+    if chat.apply_chat_template:
+        require_template(source.tokenizer, chat.name, _APPLY)
