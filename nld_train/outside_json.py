@@ -142,7 +142,7 @@ def as_record(kind: type[Record], settings: dict[str, Any], where: str) -> Recor
             raise UserError(f"{where}: {name} is missing")
         if not _is_of(settings[name], hint):
             raise UserError(f"{where}: {name} must not be {brief(settings[name])}")
-        inner = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
+        inner: Any = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), None)
         given = settings[name]
         found[name] = as_record(inner, given, f"{where}: {name}") if inner is not None and given is not None else given
     return kind(**found)

@@ -176,40 +176,27 @@ def _start(config: Config, world_size: int) -> int:
     if config.run.dry is True:
         from nld_train.config.report import print_plan
         from nld_train.data.plan_facts import data_facts
+        from nld_train.data.sample_sets import resolve_noisy_lengths
 
-        config = _with_lengths(config, world_size)
+        config = resolve_noisy_lengths(config, world_size)
         print_plan(config, world_size, data_facts(config))
         return 0
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
     if config.run.dry == "build":
+        from nld_train.data.sample_sets import resolve_noisy_lengths
         from nld_train.model.dry_build import build_plan
 
-        return build_plan(_with_lengths(config, world_size)) or 0
+        return build_plan(resolve_noisy_lengths(config, world_size)) or 0
     from nld_train.training.loop.preflight import check_paths
 
     # Before torch is imported, which takes seconds.
     check_paths(config)
-    config = _with_lengths(config, world_size)
     from nld_train.training.loop.run import train
 
     output_not_required()
     return train(config)
-
-
-def _with_lengths(config: Config, world_size: int) -> Config:
-    """The settings with the lengths of noisy streams that follow from the data, checked again."""
-    from nld_train.config.stage_kinds import running_kinds
-
-    if not any(kind.sets_noisy_length for kind in running_kinds(config).values()):
-        return config
-    from nld_train.config.validate import validate
-    from nld_train.data.sample_sets import resolve_noisy_lengths
-
-    resolved = resolve_noisy_lengths(config)
-    validate(resolved, world_size)
-    return resolved
 
 
 if __name__ == "__main__":

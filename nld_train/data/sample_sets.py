@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nld_train.config.schema import Config, SourceConfig
 from nld_train.config.stage_kinds import kind_of, running_kinds
+from nld_train.config.validate_layout import validate_layout
 from nld_train.data.manifest import is_chat_set
 from nld_train.data.packed import PackedSamples, SampleSet
 
@@ -75,14 +76,18 @@ def conversation_packing(config: Config, stage: str) -> ConversationPacking:
     )
 
 
-def resolve_noisy_lengths(config: Config) -> Config:
+def resolve_noisy_lengths(config: Config, world_size: int) -> Config:
     """The settings with a number for each `stages.NAME.noisy_length: auto` of an sft stage that runs.
 
     It is a pure function of the settings and the sets. A stage whose sets do not exist keeps `auto`, as in a dry run
     without data.
 
+    Args:
+        config: the run.
+        world_size: number of processes, whose layout the lengths have to fit.
+
     Raises:
-        UserError: a set cannot be read.
+        UserError: a set cannot be read, or the layout does not divide a length.
     """
     stages = dict(config.stages)
     for name, kind in running_kinds(config).items():
@@ -90,7 +95,11 @@ def resolve_noisy_lengths(config: Config) -> Config:
         known = sources and all(Path(f"{source.prefix}.manifest.json").exists() for source in sources)
         if kind.sets_noisy_length and kind.noisy_stream and stages[name].noisy_length == "auto" and known:
             stages[name] = replace(stages[name], noisy_length=_noisy_length(config, sources))
-    return replace(config, stages=stages)
+    if stages == config.stages:
+        return config
+    resolved = replace(config, stages=stages)
+    validate_layout(resolved, world_size)
+    return resolved
 
 
 def _noisy_length(config: Config, sources: tuple[SourceConfig, ...]) -> int:

@@ -18,12 +18,14 @@ from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
 from nld_train.data.chat.run_template import template_note
 from nld_train.data.order import StageOrder, stage_orders
+from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.data.samples import batches, training_samples
 from nld_train.data.tokenizer_files import read_tokenizer
 from nld_train.errors import UserError, system_error
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.processes import world_size
 from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.collective_errors import on_every_rank
 from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
@@ -63,6 +65,7 @@ def train(config: Config) -> int:
             loss is no longer finite.
     """
     check_files(config)
+    config = resolve_noisy_lengths(config, world_size())
     with run_lock(Path(config.run.dir)) as lock, parallel_groups(config) as device, stop_requests() as stop:
         return Run(config, device, stop, lock).train()
 
