@@ -304,7 +304,7 @@ def test_bad_sets_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_plan_says_what_becomes_of_the_conversations(tmp_path: Path) -> None:
-    conversations = random_conversations(8, 60)
+    conversations = random_conversations(8, 60, longest=20)
     prefix = write_chat_set(tmp_path / "chat", conversations)
     settings = ["stages=sft", "run.stages=[sft]", f"stages.sft.train=[{{prefix: {prefix}, weight: 1}}]"]
     settings += ["data.documents=isolate", "batch.sequence_length=100", "stages.sft.noisy_length=128"]
