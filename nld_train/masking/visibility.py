@@ -87,3 +87,18 @@ def dense_mask(layout: StreamLayout, queries: Tensor | None = None) -> Tensor:
     tokens = coordinates(layout)
     query_tokens = tokens if queries is None else tokens.at(queries)
     return visible(query_tokens.expand(2), tokens.expand(1), layout.causal_blocks).unsqueeze(1)
+
+
+def visible_pairs(layout: StreamLayout) -> Tensor:
+    """How many pairs of query and key are visible in each sample, int64 `[b]`: the ones in its `dense_mask`.
+
+    Counted without the mask, from the positions of the clean tokens and the sizes of the noisy blocks. Blocks of inert
+    tokens count too: they are computed.
+    """
+    pairs = (layout.positions + 1).sum(dim=1)
+    if layout.noisy is None:
+        return pairs
+    blocks = layout.noisy.blocks
+    sizes = torch.zeros_like(blocks).scatter_add_(1, blocks, torch.ones_like(blocks))
+    inside = sizes * (sizes + 1) // 2 if layout.causal_blocks else sizes.square()
+    return pairs + inside.sum(dim=1) + layout.positions.gather(1, layout.noisy.begins).sum(dim=1)

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import create_mask
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, answer_stream, fit, last_tokens, noisy_stream
 from nld_train.masking.visibility import dense_mask
-from nld_train.model.attention import decomposed, split
+from nld_train.model.attention import chunked, decomposed, split, tiled
 from nld_train.model.attention.core import backend
 from nld_train.model.attention.flex import block_mask
 from nld_train.model.streams import StreamContext
@@ -155,13 +155,17 @@ def test_visibility_of_unequal_streams_is_the_rule_in_words(
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("rows", "size", "capacity"), LAYOUTS)
-def test_backends_take_unequal_streams(rows: list[list[int]], size: int, capacity: int, causal: bool) -> None:
+def test_backends_take_unequal_streams(
+    rows: list[list[int]], size: int, capacity: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else `chunked` would compute such short products as `tiled`.
+    monkeypatch.setattr(chunked, "_SHORT_PRODUCT", 0)
     layout = layout_of(rows, size, capacity, causal)
     generator = torch.Generator().manual_seed(1)
     heads = [torch.randn(len(rows), count, layout.total_length, 16, generator=generator) for count in (4, 2, 2)]
     nothing, results = torch.zeros(1), {}
     without_gradients = (backend("flex"), split.attend)
-    for attend in (backend("dense"), backend("chunked"), decomposed.attend, *without_gradients):
+    for attend in (backend("dense"), backend("chunked"), decomposed.attend, tiled.attend, *without_gradients):
         inputs = [tensor.clone().requires_grad_(attend not in without_gradients) for tensor in heads]
         output = attend(*inputs, StreamContext(layout, nothing, nothing, None))
         gradients = () if attend in without_gradients else torch.autograd.grad(output.square().sum(), inputs)
