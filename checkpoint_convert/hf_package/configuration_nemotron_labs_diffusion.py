@@ -14,6 +14,9 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
         dlm_paradigm: attention inside a block that is denoised; only "bidirectional" is supported.
         dlm_loss_weight: alpha, the weight of the diffusion loss.
         ar_loss_weight: the weight of the next-token loss.
+        dlm_blocks: from where the blocks of conversations are counted in training: the start of each "answer", or of
+            the "document".
+        dlm_fill: whether the last block of an answer is filled up with end tokens in training.
     """
 
     model_type = "nemotron_labs_diffusion"
@@ -23,6 +26,8 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
     dlm_paradigm: str = "bidirectional"
     dlm_loss_weight: float | int = 0.3
     ar_loss_weight: float | int = 1.0
+    dlm_blocks: str = "answer"
+    dlm_fill: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -40,6 +45,8 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
             raise ValueError(f"block_size: {self.block_size} is not 1 or more")
         if self.dlm_paradigm != "bidirectional":
             raise ValueError(f"dlm_paradigm: {self.dlm_paradigm!r} is not supported; only 'bidirectional' is")
+        if self.dlm_blocks not in ("answer", "document"):
+            raise ValueError(f"dlm_blocks: {self.dlm_blocks!r} is neither 'answer' nor 'document'")
         if self.sliding_window is not None:
             raise ValueError("sliding_window: this model has full attention only; use null")
         if self.tie_word_embeddings:

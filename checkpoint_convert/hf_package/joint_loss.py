@@ -7,16 +7,15 @@ noise schedule are those of training.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoint_convert.hf_package.padded_text import NoisyText, PaddedText
+from checkpoint_convert.hf_package.padded_text import AnswerBlocks, NoisyText, PaddedText
 from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights, objective_terms
 from nld_train.masking.linear_schedule import LinearSchedule
-from nld_train.masking.noisy_stream import INERT
 
 IGNORED = -100
 SCHEDULE = LinearSchedule(epsilon=1e-3)
@@ -54,32 +53,47 @@ class NoisyRows:
         input_ids: Tensor,
         labels: Tensor,
         text: PaddedText,
-        block_size: int,
-        end_ids: int | list[int] | None,
+        settings: AnswerBlocks,
+        end_ids: tuple[int, ...],
+        turn_ends: tuple[int, ...],
         generator: torch.Generator | None,
     ) -> NoisyRows:
-        """Noisy streams of texts, with fill after documents that end with an end token, and fresh noise.
+        """The noisy streams of a batch under fresh noise.
+
+        Where no token has a label of -100 these are whole texts, with fill after documents that end with an end token.
+        Otherwise they are conversations: the noisy streams have the blocks of answers alone, whose tokens are those
+        with labels.
 
         Args:
             input_ids: int64 `[b, L]`.
-            labels: int64 `[b, L]`; -100 is not maskable. Fill is maskable where the end token before it is.
+            labels: int64 `[b, L]`, -100 for prompts and padding.
             text: of the clean stream.
-            block_size: tokens per block.
-            end_ids: end tokens of the model.
+            settings: of the blocks; for whole texts only their size applies.
+            end_ids: end tokens of the model; the fill of answers is the first one.
+            turn_ends: tokens that end an answer as well.
             generator: as of `draw_noise`.
         """
-        ended = _ended(input_ids, text, [end_ids] if isinstance(end_ids, int) else end_ids or [])
-        noisy = NoisyText.of(text, block_size, ended)
-        tokens = noisy.last_values(input_ids)
-        maskable = (noisy.last_values(labels) != IGNORED) & (noisy.sources != INERT)
-        return cls(noisy.text, tokens, maskable, draw_noise(maskable, generator))
+        answers = labels != IGNORED
+        if bool((answers | ~text.real).all()):
+            noisy = NoisyText.of(text, settings.size, _are(input_ids, end_ids) & _last(text))
+            tokens = noisy.last_values(input_ids)
+        else:
+            settings = settings if end_ids else replace(settings, fill=False)
+            noisy = NoisyText.of_answers(text, answers, _are(input_ids, (*end_ids, *turn_ends)), settings)
+            tokens = noisy.tokens(input_ids, next(iter(end_ids), 0))
+        return cls(noisy.text, tokens, noisy.maskable, draw_noise(noisy.maskable, generator))
 
 
-def _ended(input_ids: Tensor, text: PaddedText, end_ids: list[int]) -> Tensor:
-    """Bool `[b, L]`: end tokens that are the last token of their document."""
+def _are(tokens: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """Bool, which tokens are one of some ids."""
+    return torch.isin(tokens, torch.tensor(ids, device=tokens.device))
+
+
+def _last(text: PaddedText) -> Tensor:
+    """Bool `[b, L]`: the last tokens of documents."""
     last = torch.ones_like(text.real)
     last[:, :-1] = ~text.real[:, 1:] | (text.layout.documents[:, 1:] != text.layout.documents[:, :-1])
-    return last & text.real & torch.isin(input_ids, torch.tensor(end_ids, device=input_ids.device))
+    return last & text.real
 
 
 def draw_noise(maskable: Tensor, generator: torch.Generator | None) -> Noise:

@@ -11,11 +11,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
 from checkpoint_convert.hf_package.attention import AttentionMask, Rule, prepare
+from checkpoint_convert.hf_package.calls import as_tuple
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
 from checkpoint_convert.hf_package.joint_loss import NoisyRows, TermWeights, joint_loss
-from checkpoint_convert.hf_package.padded_text import NoisyText, PaddedText
+from checkpoint_convert.hf_package.padded_text import AnswerBlocks, NoisyText, PaddedText
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
@@ -86,9 +87,10 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
                 not see the previous one. None counts real tokens.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
-                `input_ids`, and a second, noisy stream with fresh noise in the same forward. A document whose last
-                token is the end token is filled up with end tokens to whole blocks in the noisy stream, as in training.
-                Mode `causal` only.
+                `input_ids`, and a second, noisy stream with fresh noise in the same forward. Without prompts it repeats
+                the clean one, and a document whose last token is the end token is filled up with end tokens to whole
+                blocks. With prompts it has the blocks of the answers alone, the runs of tokens with labels, as
+                `config.dlm_blocks` and `config.dlm_fill` say. Both are as in training. Mode `causal` only.
             mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
                 token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
                 clean text before it, as in training. Without `clean_input_ids` the last `block_length` tokens of each
@@ -139,11 +141,13 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         generator: torch.Generator | None,
         num_items_in_batch: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
-        weights = TermWeights(self.config.ar_loss_weight, self.config.dlm_loss_weight)
-        noisy = None
+        config, noisy = self.config, None
+        weights = TermWeights(config.ar_loss_weight, config.dlm_loss_weight)
         if weights.diffusion:
-            noisy = NoisyRows.of(input_ids, labels, text, block_length, self.config.eos_token_id, generator)
-            tokens = torch.where(noisy.noise.masked, self.config.mask_token_id, noisy.tokens)
+            settings = AnswerBlocks(block_length, config.dlm_blocks, config.dlm_fill)
+            ends = as_tuple(config.eos_token_id), self.stop_tokens()
+            noisy = NoisyRows.of(input_ids, labels, text, settings, *ends, generator)
+            tokens = torch.where(noisy.noise.masked, config.mask_token_id, noisy.tokens)
             hidden = self._encode_two_streams(tokens, input_ids, noisy.text)
         else:
             hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))

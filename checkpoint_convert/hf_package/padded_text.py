@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch import Tensor
 
 from checkpoint_convert.hf_package.attention import Rule
 from nld_train.masking.layout import NoisyLayout, StreamLayout
-from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, noisy_stream
+from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, answer_stream, noisy_stream
 from nld_train.masking.visibility import Coordinates, coordinates, visible
+
+Blocks = Literal["answer", "document"]
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,32 @@ class PaddedText:
 
 
 @dataclass(frozen=True)
+class AnswerBlocks:
+    """How the noisy stream of conversations is made.
+
+    Attributes:
+        size: tokens per block.
+        blocks: from where blocks are counted: the start of each `answer`, or of the `document`.
+        fill: whether the last block of an answer is filled up with end tokens.
+    """
+
+    size: int
+    blocks: Blocks = "answer"
+    fill: bool = True
+
+
+@dataclass(frozen=True)
 class NoisyText:
     """The noisy streams of a batch of padded or packed texts. Tensors are on the model's device.
 
     Attributes:
         sources: int64 `[b, N]`, index in the row of the token that is hidden; `FILL`, or `INERT` for padding.
+        maskable: bool `[b, N]`, False for padding, and for what stays visible in a block of an answer.
         text: both streams.
     """
 
     sources: Tensor
+    maskable: Tensor
     text: PaddedText
 
     @classmethod
@@ -104,20 +123,47 @@ class NoisyText:
         """
         ends = torch.zeros_like(text.counted) if ended is None else ended
         rows = [_filled(block_size, *row) for row in _on_cpu(text.counted, text.real, text.layout.documents, ends)]
-        if ended is None:
-            rows = [_repeated(stream, text.real.shape[1]) for stream in rows]
-        length = max(len(row.sources) for row in rows)
-        sources, blocks, begins = (
-            torch.from_numpy(np.stack([_padded(getattr(row, name), length, value) for row in rows])).to(
-                text.real.device
-            )
-            for name, value in (("sources", INERT), ("blocks", INERT), ("begins", 0))
-        )
+        if ended is not None:
+            return cls._stacked(text, rows)
+        length = text.real.shape[1]
+        repeated = cls._stacked(text, [_repeated(stream, length) for stream in rows])
+        noisy = repeated.text.layout.noisy
+        assert noisy is not None
+        layout = replace(text.layout, noisy=replace(noisy, positions=text.layout.positions))
+        return replace(repeated, text=replace(repeated.text, layout=layout))
+
+    @classmethod
+    def of_answers(cls, text: PaddedText, answers: Tensor, ends: Tensor, settings: AnswerBlocks) -> NoisyText:
+        """The noisy streams of conversations: the blocks of their answers alone.
+
+        Args:
+            text: the clean stream.
+            answers: bool `[b, L]`, tokens of answers; one answer is a run of them without a gap.
+            ends: bool `[b, L]`, end tokens.
+            settings: of the blocks. An answer that its row cuts is not filled: it neither has an end token nor is
+                anything after it in its document.
+        """
+        rows = _on_cpu(text.counted, text.real, text.layout.documents, answers, ends)
+        return cls._stacked(text, [_answers(settings, *row) for row in rows])
+
+    @classmethod
+    def _stacked(cls, text: PaddedText, rows: list[NoisyStream]) -> NoisyText:
+        """The streams of the rows as one batch, with inert tokens at the end of those that are shorter."""
+        length = max(1, *(len(row.sources) for row in rows))
+
+        def stacked(name: str, value: int) -> Tensor:
+            padded = np.stack([_padded(getattr(row, name), length, value) for row in rows])
+            return torch.from_numpy(padded).to(text.real.device)
+
+        sources, blocks, begins = stacked("sources", INERT), stacked("blocks", INERT), stacked("begins", 0)
         noisy = NoisyLayout.of(blocks, begins, text.layout.positions)
-        if ended is None:
-            noisy = replace(noisy, positions=text.layout.positions)
         real = torch.cat([sources != INERT, text.real], dim=1)
-        return cls(sources, replace(text, real=real, layout=replace(text.layout, noisy=noisy)))
+        streams = replace(text, real=real, layout=replace(text.layout, noisy=noisy))
+        return cls(sources, stacked("maskable", False), streams)
+
+    def tokens(self, values: Tensor, end: int) -> Tensor:
+        """The hidden tokens int64 `[b, N]` of a batch `[b, L]`, and `end` for fill."""
+        return torch.where(self.sources == FILL, end, values.gather(1, self.sources.clamp(min=0)))
 
     def last_values(self, values: Tensor) -> Tensor:
         """`values` `[b, L]` of the hidden tokens, `[b, N]`; fill has the value of the last token of its document."""
@@ -139,7 +185,44 @@ def _filled(
     sources = index[np.maximum(stream.sources, 0)]
     sources = np.where(real[sources], sources, INERT)
     sources[stream.sources == FILL] = FILL
-    return NoisyStream(sources, stream.blocks, index[stream.begins])
+    return NoisyStream(sources, stream.blocks, index[stream.begins], maskable=sources != INERT)
+
+
+def _answers(
+    settings: AnswerBlocks,
+    counted: NDArray[Any],
+    real: NDArray[Any],
+    documents: NDArray[Any],
+    answers: NDArray[Any],
+    ends: NDArray[Any],
+) -> NoisyStream:
+    """The blocks of the answers of a row, padding left out. Arrays are `[L]`."""
+    (index,) = (counted & real).nonzero()
+    documents, answers = documents[index], answers[index]
+    stream = answer_stream(documents, answers, settings.size, settings.blocks, settings.fill)
+    kept = (stream.sources != FILL) | _complete(documents, answers, ends[index])[_last_source(stream)]
+    return NoisyStream(
+        sources=np.where(stream.sources < 0, stream.sources, index[stream.sources.clip(min=0)])[kept],
+        blocks=stream.blocks[kept],
+        begins=index[stream.begins[kept]],
+        maskable=stream.maskable[kept],
+    )
+
+
+def _last_source(stream: NoisyStream) -> NDArray[Any]:
+    """Int `[N]`, the source of each token of a stream; of fill the source of the token before it."""
+    at = np.where(stream.sources != FILL, np.arange(len(stream.sources)), 0)
+    return stream.sources[np.maximum.accumulate(at)]
+
+
+def _complete(documents: NDArray[Any], answers: NDArray[Any], ends: NDArray[Any]) -> NDArray[Any]:
+    """Bool `[L]`, for last tokens of answers: whether the answer has an end token, or its document goes on after it."""
+    index, same = np.arange(len(answers)), documents[1:] == documents[:-1]
+    continued = np.append(False, answers[:-1] & same)[: len(index)]
+    first = np.maximum.accumulate(np.where(continued, 0, index))
+    ends_so_far = np.cumsum(ends)
+    has_end = ends_so_far - ends_so_far[first] + ends[first] > 0
+    return has_end | np.append(same, False)[: len(index)]
 
 
 def _repeated(stream: NoisyStream, length: int) -> NoisyStream:
@@ -148,7 +231,7 @@ def _repeated(stream: NoisyStream, length: int) -> NoisyStream:
     kept = stream.sources != INERT
     at = stream.sources[kept]
     sources[at], blocks[at], begins[at] = at, stream.blocks[kept], stream.begins[kept]
-    return NoisyStream(sources, blocks, begins)
+    return NoisyStream(sources, blocks, begins, maskable=sources != INERT)
 
 
 def _padded(values: NDArray[Any], length: int, value: int) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""The joint loss of `forward` with labels, against a naive computation; and `Trainer` on top of it."""
+"""The joint loss of `forward` on whole texts, against a naive computation; and `Trainer` on top of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from checkpoint_convert.hf_package.joint_loss import draw_noise
 
 @pytest.fixture
 def texts() -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask, and labels that leave out padding and the first three tokens of a prompt.
+    """Ids, attention mask, and labels that leave out padding alone.
 
     The first two texts end with the end token, one of them before padding; the third holds it in the middle.
     """
@@ -26,9 +26,7 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 15:], mask[2, :4] = 0, 0
     ids[0, 18], ids[1, 14], ids[2, 9] = EOS, EOS, EOS
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[3, :3] = -100
-    return ids, mask, labels
+    return ids, mask, ids.masked_fill(mask == 0, -100)
 
 
 def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int) -> Tensor:
