@@ -33,6 +33,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", type=Path, metavar="DIR", help="directory of the drafter adapter (default: the checkpoint's)"
     )
+    parser.add_argument(
+        "--keep-lora",
+        action="store_true",
+        help="export the LoRA of the last stage in DST/lora, for PEFT, and do not add it to the weights",
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +64,13 @@ def _export(options: argparse.Namespace) -> None:
     from checkpoint_convert.exporting import export_checkpoint
 
     export_checkpoint(
-        options.source, options.destination, options.format, options.dtype, options.tokenizer, options.adapter
+        options.source,
+        options.destination,
+        options.format,
+        options.dtype,
+        options.tokenizer,
+        options.adapter,
+        options.keep_lora,
     )
 
 

@@ -14,6 +14,7 @@ from checkpoint_convert.checkpoint_paths import require_megatron, require_not_ex
 from checkpoint_convert.checkpoints import Record, read_record
 from checkpoint_convert.export_config import export_config, generation_config
 from checkpoint_convert.hf_package import package_files
+from checkpoint_convert.lora import saved_lora
 from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.model_card import model_card
@@ -24,7 +25,7 @@ from nld_train.config.schema import ModelConfig
 from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.data.vocabulary import holds_tokenizer, refuse_other_tokenizer, training_hashes
 from nld_train.errors import UserError
-from nld_train.model.adapter_files import copy_adapter, resolve_adapter
+from nld_train.model.adapter_files import LORA_DIRECTORY, copy_adapter, resolve_adapter
 from nld_train.model.finite import is_finite
 from nld_train.printable import say
 from nld_train.progress import progress_bar
@@ -37,6 +38,7 @@ def export_checkpoint(
     dtype: str | None = None,
     tokenizer: Path | None = None,
     adapter: Path | None = None,
+    keep_lora: bool = False,
     shard_bytes: int = SHARD_BYTES,
     report: Callable[[str], None] = say,
 ) -> None:
@@ -49,6 +51,7 @@ def export_checkpoint(
         dtype: key of `DTYPES`; None keeps the type of each tensor.
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
+        keep_lora: export a LoRA beside the weights, in `lora/`, and not added to them.
         shard_bytes: maximum size of a shard.
         report: called with lines for the user.
 
@@ -57,7 +60,10 @@ def export_checkpoint(
     """
     require_not_exported(source)
     directory = require_megatron(source)
-    weights, record = MegatronWeights(directory), read_record(directory)
+    weights, record = MegatronWeights(directory, merge_lora=not keep_lora), read_record(directory)
+    lora = saved_lora(directory, weights.model)
+    if keep_lora and lora is None:
+        raise UserError(f"--keep-lora: {directory} has no LoRA; its stage trained all weights, or it was merged")
     if tokenizer is not None:
         _check_tokenizer(tokenizer, record, weights.model)
     adapter = _adapter(weights, output_format, adapter)
@@ -77,6 +83,8 @@ def export_checkpoint(
             _copy_package(temporary)
         if adapter is not None:
             copy_adapter(adapter, temporary)
+        if keep_lora and lora is not None:
+            lora.write(temporary, NAMING_OF_FORMAT[output_format])
         (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
     if not found:
         report("no tokenizer is known for this checkpoint: name one with --tokenizer to include it in the export")
@@ -84,6 +92,12 @@ def export_checkpoint(
         report(
             f"{record.lost}, from which the weights came, no longer exists: the stop token is that of the model's "
             f"settings ({weights.model.eos_token_id}), and its generation config, if it had one, is not exported"
+        )
+    if lora is not None:
+        report(
+            f"the weights are those before the LoRA, which is in {destination / LORA_DIRECTORY}, for PEFT"
+            if keep_lora
+            else "the LoRA of the last stage was added to the weights; --keep-lora exports it beside them"
         )
     report(f"exported {directory} ({output_format}, {total / 1e9:.2f} GB) into {destination}")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
+from checkpoint_convert.lora import saved_lora
 from checkpoint_convert.mapped_file import map_file
 from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
 from checkpoint_convert.stored_piece import StoredPiece
@@ -39,15 +40,17 @@ class MegatronWeights:
 
     Args:
         directory: a checkpoint of a run, or what `nld-convert import` wrote.
+        merge_lora: whether the LoRA of a stage that trains one is added to the weights.
 
     Raises:
         UserError: it is incomplete or damaged, or its tensors do not match its `model.json`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, merge_lora: bool = True) -> None:
         self.directory = directory
         _refuse_damage(directory)
         self.model = read_model(directory)
+        self._lora = saved_lora(directory, self.model) if merge_lora else None
         self._sizes, self._chunks, self._dtypes, self._storage = self._read_metadata()
         self._check_shapes()
         self._named = {tensor.name: tensor for tensor in tensors(self.model)}
@@ -69,7 +72,8 @@ class MegatronWeights:
             if segment.part is tensor.part and first < last:
                 shift = segment.start - segment.part_start
                 found.append(self._megatron_rows(tensor, first + shift, last + shift))
-        return found[0] if len(found) == 1 else torch.cat(found)
+        rows = found[0] if len(found) == 1 else torch.cat(found)
+        return rows if self._lora is None else self._lora.added(name, start, rows)
 
     def finish(self) -> None:
         """Waits for the checksum comparisons that still run.

@@ -27,7 +27,20 @@ def validate_execution(config: Config) -> None:
     valid = "has no effect with execution.layers=transformer_engine, whose layers are fused already; set none"
     compiled = execution.compile != "none" and execution.layers == "transformer_engine"
     refuse_unless(not compiled, "execution.compile", execution.compile, valid)
+    _check_lora(config)
     _check_tensor_overlap(config)
+
+
+def _check_lora(config: Config) -> None:
+    """Refuses kernels that would not see the changes of the linear layers, or in which they have no part."""
+    name = next((name for name in config.run.stages if config.stages[name].lora is not None), None)
+    if name is None:
+        return
+    compile_mode = config.execution.compile
+    valid = f"must be none: stage {name!r} has a LoRA, which compiled MLPs would leave out"
+    refuse_unless(compile_mode == "none", "execution.compile", compile_mode, valid)
+    valid = f"must be false: stage {name!r} has a LoRA, whose products have no buffers"
+    refuse_unless(not config.parallel.overlap_tensor, "parallel.overlap_tensor", True, valid)
 
 
 def _check_cpu(config: Config) -> None:

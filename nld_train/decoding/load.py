@@ -157,8 +157,8 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
 
     ignore_known_warnings()
     from nld_train.decoding.engines.megatron_engine import MegatronEngine
+    from nld_train.model.adapters import DRAFTER, attach_adapter, load_adapter
     from nld_train.model.build import build_model, transformer_config
-    from nld_train.model.drafter_adapter import attach_adapter, load_adapter
     from nld_train.model.rotary import RotaryEmbedding
     from nld_train.training.checkpoint import load as checkpoint
     from nld_train.training.loop.parallel import parallel_groups
@@ -168,8 +168,8 @@ def _open_megatron(directory: Path, config: Config, adapter: Path | None) -> Ite
         chunks = build_model(config, transformer_config(config, device), device)
         checkpoint.load(directory, chunks, None)
         if adapter is not None:
-            attach_adapter(chunks, read_shape(adapter, model))
-            load_adapter(chunks, read_tensors(adapter))
+            attach_adapter(chunks, DRAFTER, read_shape(adapter, model))
+            load_adapter(chunks, DRAFTER, read_tensors(adapter))
         with MegatronEngine(chunks, model, RotaryEmbedding(model, device)).decoding() as engine:
             yield engine
 

@@ -1,19 +1,22 @@
-"""The files of a drafter adapter, `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format.
+"""The files of an adapter, `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format.
 
-They are read by the engine here, by the exported package, and by PEFT itself.
+Those of a drafter adapter are read by the engine here, by the exported package, and by PEFT itself; those of a LoRA in
+a checkpoint by what continues from it, and in an export by PEFT.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from nld_train.config.schema import ModelConfig
+from nld_train.config.low_rank import target_shapes
+from nld_train.config.schema import LORA_TARGETS, ModelConfig
 from nld_train.errors import UserError
 from nld_train.files import open_regular
 from nld_train.outside_json import brief, is_finite_number, read_object
@@ -22,10 +25,11 @@ from nld_train.outside_json import brief, is_finite_number, read_object
 if TYPE_CHECKING:
     from torch import Tensor
 
-DIRECTORY = "linear_spec_lora"
+DRAFTER_DIRECTORY = "linear_spec_lora"
+DRAFTER_TARGETS = ("o_proj",)
+LORA_DIRECTORY = "lora"
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
-_TARGET = "o_proj"
 _READ = ("r", "lora_alpha", "peft_type", "target_modules")
 # Settings that do not change what a loaded adapter computes. Any other that is set could: PEFT has a dozen, some of
 # which replace weights of the model, and each version adds some.
@@ -43,12 +47,21 @@ _VALID: dict[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (T
 _TYPES = ("F32", "F16", "BF16")
 
 
+# Prefixes of PEFT's names, of the model's own names and of those of a linear layer in its decoder layer.
+_PREFIX = "base_model.model."
+_MODEL_PREFIX = "encoder."
+
+
 @dataclass(frozen=True)
 class AdapterShape:
-    """Rank and scale of a LoRA adapter, the same in every layer."""
+    """Rank, scale and targets of a LoRA adapter, the same in every layer.
+
+    `targets` are linear layers under their Hugging Face names, in the order of `LORA_TARGETS`.
+    """
 
     rank: int
     lora_alpha: float
+    targets: tuple[str, ...] = DRAFTER_TARGETS
 
     @property
     def scale(self) -> float:
@@ -56,9 +69,21 @@ class AdapterShape:
         return self.lora_alpha / self.rank
 
 
-def tensor_names(layer: int) -> tuple[str, str]:
-    """PEFT's names of A and B of a layer, from 0 (docs/method.md, "Exported checkpoint")."""
-    at = f"base_model.model.encoder.layers.{layer}.self_attn.{_TARGET}"
+def tensor_names(layer: int, target: str = "o_proj", model_prefix: str = _MODEL_PREFIX) -> tuple[str, str]:
+    """PEFT's names of A and B of a linear layer (docs/method.md, "Exported checkpoint").
+
+    Args:
+        layer: its number, from 0.
+        target: one of `LORA_TARGETS`.
+        model_prefix: of the names of the model that the adapter is for.
+    """
+    part = "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+    return weight_tensor_names(f"layers.{layer}.{part}.{target}.weight", model_prefix)
+
+
+def weight_tensor_names(weight: str, model_prefix: str = _MODEL_PREFIX) -> tuple[str, str]:
+    """The same for a linear layer by the name of its weight, without the model's prefix."""
+    at = f"{_PREFIX}{model_prefix}{weight.removesuffix('.weight')}"
     return f"{at}.lora_A.weight", f"{at}.lora_B.weight"
 
 
@@ -67,7 +92,7 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 
     Args:
         directory: usually `.../linear_spec_lora`.
-        shape: rank and lora_alpha.
+        shape: rank, lora_alpha and targets.
         tensors: under PEFT's names.
     """
     from safetensors.torch import save_file
@@ -82,7 +107,7 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
         "r": shape.rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "target_modules": [_TARGET],
+        "target_modules": list(shape.targets),
         "bias": "none",
         "inference_mode": True,
     }
@@ -93,8 +118,8 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 
 
 def find_adapter(path: Path) -> Path | None:
-    """The adapter's directory at a path: `linear_spec_lora` in it, or the path itself; None if there is no adapter."""
-    return next((folder for folder in (path / DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
+    """The directory of the drafter adapter at a path, `linear_spec_lora` in it or the path itself; None without one."""
+    return next((folder for folder in (path / DRAFTER_DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
 
 
 def require_adapter(path: Path) -> Path:
@@ -123,7 +148,7 @@ def resolve_adapter(directory: Path, model: ModelConfig, given: Path | None = No
     Raises:
         UserError: `given` has no adapter, or what `read_shape` refuses.
     """
-    path = directory / DIRECTORY if given is None else given
+    path = directory / DRAFTER_DIRECTORY if given is None else given
     if given is None and not path.is_dir():
         return None
     found = require_adapter(path)
@@ -138,26 +163,32 @@ def copy_adapter(adapter: Path, destination: Path) -> None:
         UserError: a tensor contains NaN or infinity.
     """
     read_tensors(adapter)
-    (destination / DIRECTORY).mkdir()
+    (destination / DRAFTER_DIRECTORY).mkdir()
     for name in (CONFIG_FILE, TENSOR_FILE):
-        shutil.copyfile(adapter / name, destination / DIRECTORY / name)
+        shutil.copyfile(adapter / name, destination / DRAFTER_DIRECTORY / name)
 
 
-def read_shape(directory: Path, model: ModelConfig) -> AdapterShape:
-    """Rank and lora_alpha of an adapter, after comparing every tensor's shape with a model; reads no tensor.
+def read_shape(directory: Path, model: ModelConfig, drafter: bool = True) -> AdapterShape:
+    """Rank, lora_alpha and targets of an adapter, after comparing every tensor's shape with a model; reads no tensor.
+
+    Args:
+        directory: with its two files.
+        model: shapes of the model.
+        drafter: whether it must be one on `o_proj` alone, as a drafter adapter is.
 
     Raises:
-        UserError: it is damaged, not a LoRA on `o_proj` alone, or made for a model of another shape.
+        UserError: it is damaged, another kind of adapter, or made for a model of another shape.
     """
-    config = _read_config(directory / CONFIG_FILE)
-    shape = AdapterShape(config["r"], config["lora_alpha"])
-    width = model.num_attention_heads * model.head_dim
-    found = _shapes(directory / TENSOR_FILE)
+    config = _read_config(directory / CONFIG_FILE, DRAFTER_TARGETS if drafter else LORA_TARGETS)
+    targets = tuple(target for target in LORA_TARGETS if target in config["target_modules"])
+    shape = AdapterShape(config["r"], config["lora_alpha"], targets)
+    found, sizes = _shapes(directory / TENSOR_FILE), target_shapes(model)
     expected: dict[str, list[int]] = {}
     # One layer more than the file can have is enough to find what is missing.
     for layer in range(min(model.num_hidden_layers, len(found) + 1)):
-        down, up = tensor_names(layer)
-        expected |= {down: [shape.rank, width], up: [model.hidden_size, shape.rank]}
+        for target in targets:
+            (down, up), (inputs, outputs) = tensor_names(layer, target), sizes[target]
+            expected |= {down: [shape.rank, inputs], up: [outputs, shape.rank]}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise UserError(
@@ -183,15 +214,20 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path, allowed: Sequence[str]) -> dict[str, Any]:
     config = read_object(path)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise UserError(f"{path}: r is missing or not an integer of 1 or more")
     if not is_finite_number(alpha):
         raise UserError(f"{path}: lora_alpha is missing or not a finite number")
-    if config.get("peft_type") != "LORA" or config.get("target_modules") not in ([_TARGET], _TARGET):
-        raise UserError(f"{path}: not a LoRA on {_TARGET} alone, which a drafter adapter must be")
+    targets = config.get("target_modules")
+    targets = config["target_modules"] = [targets] if isinstance(targets, str) else targets
+    known = isinstance(targets, list) and targets and all(target in allowed for target in targets)
+    if config.get("peft_type") != "LORA" or not known:
+        drafter = tuple(allowed) == DRAFTER_TARGETS
+        valid = "o_proj alone, which a drafter adapter must be" if drafter else f"some of {', '.join(allowed)}"
+        raise UserError(f"{path}: not a LoRA on {valid}")
     for name, value in config.items():
         if name not in (*_READ, *_WITHOUT_EFFECT) and value and value not in _VALID.get(name, ()):
             raise UserError(f"{path}: {name} is set to {brief(value)}, which is not supported here")

@@ -29,8 +29,8 @@ from nld_train.data.samples import batches, training_samples
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.model.adapter_files import tensor_names
+from nld_train.model.adapters import DRAFTER, adapter_tensors, load_adapter
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
-from nld_train.model.drafter_adapter import adapter_tensors, load_adapter
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.processes import world_size
@@ -65,8 +65,8 @@ class Trainee:
         chunks = build_model(config, megatron, device)
         initialize(chunks, config.model, config.run.seed)
         self.trainer = self.plan.kind.make_trainer(config, self.plan, self.rotary, self.dtype, device)
-        self.model = self.trainer.prepare_model(wrap_model(config, megatron, chunks))
-        load_adapter(self.chunks, whole_adapter(config))
+        self.model = wrap_model(config, megatron, self.trainer.prepare_model(chunks))
+        load_adapter(self.chunks, DRAFTER, whole_adapter(config))
 
     @property
     def chunks(self) -> list[Any]:
@@ -86,7 +86,7 @@ class Trainee:
             scheduler.step(1)
             records.append(self.trainer.step(self.model, optimizer, samples))
         kept = all(torch.equal(old, new) for old, new in zip(before, self.frozen(), strict=True))
-        tensors = adapter_tensors(self.chunks)
+        tensors = adapter_tensors(self.chunks, DRAFTER)
         return {
             "records": records,
             "frozen": kept,
@@ -107,7 +107,7 @@ class Trainee:
 
     def _decode(self) -> dict[str, Any]:
         """Every mode; drafts with the adapter it begins with, the same under every layout to the last bit."""
-        load_adapter(self.chunks, whole_adapter(self.config))
+        load_adapter(self.chunks, DRAFTER, whole_adapter(self.config))
         found = {}
         with Counting(self.chunks, self.config.model, self.rotary).decoding() as engine:
             for name, mode, adapter in (("ar", "ar", False), ("plain", "linear", False), ("adapter", "linear", True)):

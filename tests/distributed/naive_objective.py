@@ -25,8 +25,16 @@ from nld_train.model.rotary import RotaryEmbedding
 
 def naive_step(config: Config, device: torch.device) -> dict[str, Any]:
     """Losses and gradient norm of the first optimizer step of the run's only stage, on one process."""
+    model = plain_model(config, device)
+    losses = naive_losses(config, model)
+    squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
+    return {**losses, "grad_norm": math.sqrt(sum(squares))}
+
+
+def naive_losses(config: Config, model: Any) -> dict[str, Any]:
+    """Losses of that step; their gradients are added to what the model's weights were computed from."""
     (name,) = config.run.stages
-    stage, model = config.stages[name], _model(config, device)
+    stage = config.stages[name]
     joint = stage.kind == "joint"
     samples = training_samples(config, name, stage_orders(config, [_Plan(name)])[name])
     chosen = [samples[place] for place in range(config.batch.global_size)]
@@ -43,13 +51,7 @@ def naive_step(config: Config, device: torch.device) -> dict[str, Any]:
     )
     loss = ar + stage.alpha * diffusion
     loss.backward()
-    squares = [float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None]
-    return {
-        "loss": float(loss),
-        "ar_loss": float(ar),
-        "diffusion_loss": float(diffusion) if joint else None,
-        "grad_norm": math.sqrt(sum(squares)),
-    }
+    return {"loss": float(loss), "ar_loss": float(ar), "diffusion_loss": float(diffusion) if joint else None}
 
 
 class _Plan:
@@ -57,7 +59,8 @@ class _Plan:
         self.name, self.samples = name, 0
 
 
-def _model(config: Config, device: torch.device) -> Any:
+def plain_model(config: Config, device: torch.device) -> Any:
+    """The whole model with its initial weights."""
     chunks = build_model(config, transformer_config(config, device), device)
     initialize(chunks, config.model, config.run.seed)
     return chunks[0]

@@ -22,7 +22,7 @@ from tiny_runs import (
 )
 
 from nld_train.config.load import config_to_yaml
-from nld_train.model.adapter_files import DIRECTORY, read_tensors
+from nld_train.model.adapter_files import DRAFTER_DIRECTORY, read_tensors
 
 STAGE_STEPS = 5
 STEPS = 2 * STAGE_STEPS
@@ -200,7 +200,7 @@ def test_a_drafter_stage_goes_on_under_other_layouts(
     for one, other in zip(records_of(moves / "drafter"), records_of(expected), strict=True):
         for name in ("loss", "grad_norm"):
             assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
-    found, wanted = (read_tensors(newest_checkpoint(run) / DIRECTORY) for run in (moves / "drafter", expected))
+    found, wanted = (read_tensors(newest_checkpoint(run) / DRAFTER_DIRECTORY) for run in (moves / "drafter", expected))
     assert found.keys() == wanted.keys()
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, wanted[name], atol=1e-5, rtol=1e-4)

@@ -19,7 +19,7 @@ from nld_train.commands import eval as evaluate
 from nld_train.commands.decode import main
 from nld_train.model.adapter_files import (
     CONFIG_FILE,
-    DIRECTORY,
+    DRAFTER_DIRECTORY,
     TENSOR_FILE,
     AdapterShape,
     read_tensors,
@@ -43,13 +43,13 @@ def drafted(settings: tuple[str, ...], trained: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def learned(drafted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its adapter, made so strong that it drafts otherwise than the model alone."""
-    folder = newest_checkpoint(drafted) / DIRECTORY
+    folder = newest_checkpoint(drafted) / DRAFTER_DIRECTORY
     generator = torch.Generator().manual_seed(2)
     tensors = {
         name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in read_tensors(folder).items()
     }
-    write_adapter(tmp_path_factory.mktemp("learned") / DIRECTORY, AdapterShape(4, 8.0), tensors)
+    write_adapter(tmp_path_factory.mktemp("learned") / DRAFTER_DIRECTORY, AdapterShape(4, 8.0), tensors)
     return tmp_path_factory.getbasetemp() / "learned0"
 
 
@@ -83,11 +83,11 @@ def records(capsys: pytest.CaptureFixture[str], prompts_file: Path) -> Any:
 
 def test_both_engines_draft_the_same(records: Any, drafted: Path, export: Path, learned: Path) -> None:
     """The adapter beside the weights, and one that is named: equal tokens, equal numbers of forwards."""
-    for named in ((), (learned,), (learned / DIRECTORY,)):
+    for named in ((), (learned,), (learned / DRAFTER_DIRECTORY,)):
         found = records(drafted, "--adapter", *named)
         assert found == records(export, "--adapter", *named)
         assert [record["mode"] for record in found] == ["linear + adapter"] * len(PROMPTS)
-    assert records(export, "--adapter", learned) == records(export, "--adapter", learned / DIRECTORY)
+    assert records(export, "--adapter", learned) == records(export, "--adapter", learned / DRAFTER_DIRECTORY)
 
 
 def test_the_text_is_the_ar_text_with_any_adapter(records: Any, drafted: Path, learned: Path) -> None:
@@ -125,8 +125,8 @@ def test_an_export_drafts_with_it_in_plain_transformers(export: Path, learned: P
 
     model = NemotronLabsDiffusionModel.from_pretrained(export, dtype=torch.float32).eval()
     assert model.drafter() is not None
-    model.load_drafter(learned / DIRECTORY)
-    tensors, ids = read_tensors(learned / DIRECTORY), torch.tensor([[1, 9, 30, 12]])
+    model.load_drafter(learned / DRAFTER_DIRECTORY)
+    tensors, ids = read_tensors(learned / DRAFTER_DIRECTORY), torch.tensor([[1, 9, 30, 12]])
     with torch.no_grad():
         with model.drafter().installed():
             found = model(ids).logits
@@ -137,7 +137,7 @@ def test_an_export_drafts_with_it_in_plain_transformers(export: Path, learned: P
 
 
 def other_adapter(folder: Path, learned: Path, change: str) -> Path:
-    copy = shutil.copytree(learned / DIRECTORY, folder / DIRECTORY)
+    copy = shutil.copytree(learned / DRAFTER_DIRECTORY, folder / DRAFTER_DIRECTORY)
     tensors = read_tensors(copy)
     config = json.loads((copy / CONFIG_FILE).read_text())
     if change == "rank":

@@ -13,7 +13,7 @@ from test_stop_and_resume import assert_same_run
 from tiny_runs import STEP_TOKENS, newest_checkpoint, records_of, saved_tensors
 from training_runs import Train
 
-from nld_train.model.adapter_files import DIRECTORY, find_adapter, read_shape, read_tensors, tensor_names
+from nld_train.model.adapter_files import DRAFTER_DIRECTORY, find_adapter, read_shape, read_tensors, tensor_names
 
 STEPS = 4
 RANK = 3
@@ -86,7 +86,7 @@ def test_the_adapter_lies_beside_the_weights_in_pefts_layout(drafted: Path) -> N
 
     checkpoint = newest_checkpoint(drafted)
     folder = find_adapter(checkpoint)
-    assert folder == checkpoint / DIRECTORY
+    assert folder == checkpoint / DRAFTER_DIRECTORY
     assert json.loads((folder / "adapter_config.json").read_text())["lora_alpha"] == 6
     tensors, saved = read_tensors(folder), weights_of(checkpoint)
     for layer in range(2):
@@ -97,7 +97,10 @@ def test_the_adapter_lies_beside_the_weights_in_pefts_layout(drafted: Path) -> N
     assert read_shape(folder, model).rank == RANK
     # It is part of what a checkpoint promises to be whole.
     listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
-    assert {f"{DIRECTORY}/adapter_config.json", f"{DIRECTORY}/adapter_model.safetensors"} <= listed.keys()
+    assert {
+        f"{DRAFTER_DIRECTORY}/adapter_config.json",
+        f"{DRAFTER_DIRECTORY}/adapter_model.safetensors",
+    } <= listed.keys()
 
 
 def _shapes(directory: Path) -> list[str]:
@@ -111,7 +114,7 @@ def test_stopping_changes_nothing(train: Train, drafted: Path, tmp_path: Path, s
     train(tmp_path, *THIRD, f"run.max_steps={stop}")
     assert len(records_of(tmp_path)) == stop
     assert_same_run(train(tmp_path, *THIRD), drafted)
-    files = [read_tensors(newest_checkpoint(run) / DIRECTORY) for run in (tmp_path, drafted)]
+    files = [read_tensors(newest_checkpoint(run) / DRAFTER_DIRECTORY) for run in (tmp_path, drafted)]
     assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
 
 
@@ -163,7 +166,7 @@ def test_a_damaged_adapter_damages_its_checkpoint(
     train: Train, drafted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(drafted, tmp_path / "run")
-    tensors = newest_checkpoint(run) / DIRECTORY / "adapter_model.safetensors"
+    tensors = newest_checkpoint(run) / DRAFTER_DIRECTORY / "adapter_model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     train(run, *THIRD)
     assert "adapter_model.safetensors has" in capfd.readouterr().err

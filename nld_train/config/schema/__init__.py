@@ -21,6 +21,7 @@ from nld_train.config.schema.run import (
     WandbConfig,
 )
 from nld_train.config.schema.training import (
+    LORA_TARGETS,
     VALIDATION,
     AdapterConfig,
     Averaging,
@@ -28,6 +29,7 @@ from nld_train.config.schema.training import (
     DataConfig,
     DiffusionConfig,
     Documents,
+    LoraConfig,
     OptimizerConfig,
     ScheduleConfig,
     SourceConfig,
@@ -35,6 +37,7 @@ from nld_train.config.schema.training import (
 )
 
 __all__ = [
+    "LORA_TARGETS",
     "SIZE_KEYS",
     "VALIDATION",
     "AdapterConfig",
@@ -50,6 +53,7 @@ __all__ = [
     "ExecutionConfig",
     "InitConfig",
     "LoggingConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",

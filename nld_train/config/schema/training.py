@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Interval
 
@@ -128,6 +128,21 @@ class AdapterConfig:
     greedy_share: Annotated[Fraction, "Fraction of blocks that are drafted greedily; the others are sampled."]
 
 
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """A LoRA in place of the model's own weights (docs/training.md, "LoRA")."""
+
+    rank: Annotated[Count, "Rank of the low-rank change of each matrix."]
+    lora_alpha: Annotated[Positive, "The change is multiplied by lora_alpha / rank."]
+    targets: Annotated[tuple[LoraTarget, ...], "The linear layers that are changed, in every layer. At least one."] = (
+        LORA_TARGETS
+    )
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """One stage of a run: what kind of training, how many tokens, which data, which schedule."""
@@ -170,6 +185,11 @@ class StageConfig:
     adapter: Annotated[
         AdapterConfig | None,
         "The drafter adapter, with kind=drafter, which must be the last stage. null with the other kinds.",
+    ] = None
+    lora: Annotated[
+        LoraConfig | None,
+        "null: train all weights. Otherwise these are frozen, and a low-rank change of some is trained, which the next "
+        "stage and an export add to them. null with kind=drafter.",
     ] = None
 
 

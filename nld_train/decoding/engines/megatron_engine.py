@@ -25,7 +25,7 @@ from nld_train.decoding.engines.kv_cache import KeyValueCache
 from nld_train.decoding.engines.lean_layers import lean
 from nld_train.decoding.engines.megatron_cache import CachedContext
 from nld_train.model import streams
-from nld_train.model.drafter_adapter import adapter_shape
+from nld_train.model.adapters import DRAFTER, adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 
@@ -45,7 +45,7 @@ class MegatronEngine:
         self.vocabulary_size = model.vocab_size
         self.mask_token_id = model.mask_token_id
         self.context_length = model.max_position_embeddings
-        self.has_adapter = adapter_shape(self.chunks) is not None
+        self.has_adapter = adapter_shape(self.chunks, DRAFTER) is not None
         self._config: Any = self.chunks[0].config
         self._hidden_size = model.hidden_size
         self._cache = KeyValueCache(0, 0)

@@ -48,13 +48,14 @@ class Ministral3SelfAttention(SelfAttention):
     """Self-attention with rotary embedding and query scale at the positions of the micro-batch's streams.
 
     Replaces only Megatron's `forward`, whose positions are indices in the whole sequence, 0..2L-1 with two streams;
-    projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's drafter adapter (see
-    `model.drafter_adapter`), or None.
+    projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's drafter adapter, `lora`
+    the changes of its linear layers (see `model.adapters`), or None.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.register_module("adapter", None)
+        self.register_module("lora", None)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
         """From `[S, b, h]` (or its sequence-parallel shard) and the handle to `[S, b, h]` and a bias (None)."""

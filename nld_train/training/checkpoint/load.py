@@ -9,8 +9,11 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 
+from nld_train.config.load import model_from_dict
 from nld_train.errors import UserError
+from nld_train.model.adapters import LORA, adapter_shape, merge_saved_lora
 from nld_train.model.ministral3 import Ministral3Model
+from nld_train.training.checkpoint.contents import saved_model
 from nld_train.training.loop.finite import non_finite_state
 from nld_train.training.loop.optimizer import load_optimizer, unwrap
 
@@ -22,6 +25,9 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     """Loads weights, and the optimizer's state where there is an optimizer, under any layout.
+
+    The LoRA of a checkpoint goes into the model's, where the stage that trains it is continued, and else is added to
+    the weights.
 
     Args:
         directory: a sound checkpoint. Megatron's format has pickles in it: it is trusted input.
@@ -37,6 +43,9 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     state = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(directory), strategy)
     for index, chunk in enumerate(model):
         unwrap(chunk).load_state_dict(state[f"model{index}"])
+    chunks = [unwrap(chunk) for chunk in model]
+    if (lora := directory / LORA.directory).is_dir() and adapter_shape(chunks, LORA) is None:
+        merge_saved_lora(chunks, lora, model_from_dict(saved_model(directory)))
     if optimizer is not None:
         load_optimizer(optimizer, state["optimizer"])
     if (bad := non_finite_state(model, optimizer)) is not None:

@@ -7,6 +7,7 @@
                           step_00000120/software.json    version and commit of the code that wrote it
                           step_00000120/tokenizer/       that of `data.tokenizer`, the chat template that of the data
                           step_00000120/linear_spec_lora/    the drafter adapter, in a stage that trains one
+                          step_00000120/lora/            the LoRA of a stage with one, whose weights are without it
                           step_00000120/manifest.json    size and checksum of every file, written last
                           latest                         name of the newest one
 

@@ -29,8 +29,8 @@ from nld_train.data.chat.run_template import run_template, with_template
 from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer, write_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import is_full, set_aside, synchronise, synchronise_all, write_atomically
-from nld_train.model.adapter_files import DIRECTORY, AdapterShape, write_adapter
-from nld_train.model.drafter_adapter import adapter_shape, adapter_tensors
+from nld_train.model.adapter_files import AdapterShape, write_adapter
+from nld_train.model.adapters import ROLES, adapter_shape, adapter_tensors
 from nld_train.revision import SOFTWARE, software
 from nld_train.training.checkpoint.collective_errors import RankFailedError, on_every_rank, on_first_rank
 from nld_train.training.checkpoint.contents import Progress
@@ -62,7 +62,7 @@ class _Pending:
     temporary: Path
     plan: Plan
     written: Future[Written]
-    adapter: tuple[AdapterShape, dict[str, Tensor]] | None
+    adapters: dict[str, tuple[AdapterShape, dict[str, Tensor]]]
 
 
 class CheckpointWriter:
@@ -123,7 +123,7 @@ class CheckpointWriter:
             on_every_rank(lambda: temporary.mkdir(parents=True, exist_ok=True))
             plan = plan_save(sharded_state(model, optimizer), temporary)
         written = self._threads.submit(write_files, plan)
-        self._pending = _Pending(progress, final, temporary, plan, written, _adapter(model))
+        self._pending = _Pending(progress, final, temporary, plan, written, _adapters(model))
         if not self.config.checkpoint.asynchronous:
             self.finish()
 
@@ -194,8 +194,8 @@ class CheckpointWriter:
         (directory / SOFTWARE).write_text(json.dumps(self._software, indent=1))
         # So that a checkpoint can be used after it was copied elsewhere.
         write_tokenizer(self._tokenizer, directory / TOKENIZER)
-        if pending.adapter is not None:
-            write_adapter(directory / DIRECTORY, *pending.adapter)
+        for name, adapter in pending.adapters.items():
+            write_adapter(directory / name, *adapter)
         write_manifest(directory, {name: entry for part in written for name, entry in part.files.items()})
         _put_in_place(directory, pending.final)
 
@@ -245,8 +245,10 @@ def _user_error(final: Path, temporary: Path | None = None) -> Iterator[None]:
         ) from error
 
 
-def _adapter(model: list[Any]) -> tuple[AdapterShape, dict[str, Tensor]] | None:
-    """The drafter adapter of a model that has one: its shape, and on rank 0 its tensors under PEFT's names."""
+def _adapters(model: list[Any]) -> dict[str, tuple[AdapterShape, dict[str, Tensor]]]:
+    """The adapters of a model by the name of their directory: shape, and on rank 0 the tensors under PEFT's names."""
     chunks = [unwrap(chunk) for chunk in model]
-    shape = adapter_shape(chunks)
-    return None if shape is None else (shape, adapter_tensors(chunks))
+    shapes = {role: adapter_shape(chunks, role) for role in ROLES}
+    return {
+        role.directory: (shape, adapter_tensors(chunks, role)) for role, shape in shapes.items() if shape is not None
+    }

@@ -20,8 +20,13 @@ from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.loop.adam import provide_to_megatron
 
 
-def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Ministral3Model]) -> list[Any]:
-    """Wraps the model's chunks for mixed precision and data parallelism, and registers them with the schedule."""
+def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Any]) -> list[Any]:
+    """Wraps the model's chunks for mixed precision and data parallelism, and registers them with the schedule.
+
+    Gradient buffers are allocated for the weights that require a gradient. Chunks that are wrapped are returned.
+    """
+    if not isinstance(chunks[0], Ministral3Model):
+        return chunks
     parallel = config.parallel
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
@@ -52,10 +57,13 @@ def unwrap(chunk: Any) -> Ministral3Model:
 def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
     """The model's chunks without wrappers, hooks and gradient buffers, ready to be wrapped again."""
     for wrapped in model:
+        if isinstance(wrapped, Ministral3Model):
+            continue
         if wrapped.use_forward_hook:
             wrapped.disable_forward_pre_hook()
         for parameter in wrapped.parameters():
-            del parameter.main_grad
+            if parameter.requires_grad:
+                del parameter.main_grad
     return [unwrap(wrapped) for wrapped in model]
 
 

@@ -117,14 +117,15 @@ class Run:
         self.dtype = resolve_dtype(config, device)
         self.peak = peak_flops(device, config.logging.peak_tflops)
         self.seconds_per_flop: deque[float] = deque(maxlen=20)
+        self.megatron = transformer_config(config, device)
         self.model = self._build_model()
         self.writer = CheckpointWriter(config, device, self.resumed.directory if self.resumed else None)
 
     def _build_model(self) -> list[Any]:
-        megatron = transformer_config(self.config, self.device)
-        chunks = build_model(self.config, megatron, self.device)
+        """This rank's chunks; the first stage decides which weights have gradients, and wraps them."""
+        chunks = build_model(self.config, self.megatron, self.device)
         initialize(chunks, self.config.model, self.config.run.seed)
-        return wrap_model(self.config, megatron, chunks)
+        return list(chunks)
 
     def _find_checkpoint(self) -> tuple[_Resumed | None, list[str]]:
         """The newest sound checkpoint, if any, checked against the settings; and the settings that have changed.
@@ -196,7 +197,7 @@ class Run:
     def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
         """Prepares the model and a new optimizer, with the state of the checkpoint if the stage is resumed."""
         trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
-        self.model = trainer.prepare_model(self.model)
+        self.model = wrap_model(self.config, self.megatron, trainer.prepare_model(self.model))
         optimizer = build_optimizer(self.config, plan.stage, self.model, self.dtype)
         weight_decay = self.config.optimizer.weight_decay
         scheduler = build_scheduler(plan.stage.schedule, optimizer, plan.steps, weight_decay)

@@ -36,6 +36,9 @@ class DrafterKind(StageKind):
         refuse_unless(stage.noisy_length == "auto", f"{key}.noisy_length", stage.noisy_length, valid)
         valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
         refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
+        shown = None if stage.lora is None else f"{{rank: {stage.lora.rank}, ...}}"
+        valid = "must be null with kind=drafter, whose adapter is all that it trains"
+        refuse_unless(stage.lora is None, f"{key}.lora", shown, valid)
 
     def check_run(self, config: Config, name: str) -> None:
         """See `StageKind.check_run`."""

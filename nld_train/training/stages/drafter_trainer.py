@@ -9,10 +9,10 @@ import torch
 
 from nld_train.config.schema import AdapterConfig, Config
 from nld_train.model.adapter_files import AdapterShape
-from nld_train.model.drafter_adapter import attach_adapter, initialize_adapter
+from nld_train.model.adapters import DRAFTER
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.micro_batch import Samples
-from nld_train.training.loop.optimizer import release_wrappers, wrap_model
+from nld_train.training.loop.trained_weights import train_adapter
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.drafter_batch import DrafterSettings
 from nld_train.training.stages.drafter_step import drafter_step
@@ -69,10 +69,8 @@ class DrafterTrainer(StageTrainer):
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
         """See `StageTrainer.prepare_model`: frozen weights with a new adapter, which alone has gradients."""
-        chunks = release_wrappers(model)
-        attach_adapter(chunks, AdapterShape(self.adapter.rank, self.adapter.lora_alpha))
-        initialize_adapter(chunks, self.config.run.seed)
-        return wrap_model(self.config, chunks[0].config, chunks)
+        shape = AdapterShape(self.adapter.rank, self.adapter.lora_alpha)
+        return train_adapter(model, DRAFTER, shape, self.config.run.seed)
 
     def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
         """See `StageTrainer.step`."""

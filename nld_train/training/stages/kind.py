@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import training_flops
-from nld_train.config.schema import Config, DecodingMode, DiffusionConfig, StageConfig
+from nld_train.config.schema import LORA_TARGETS, Config, DecodingMode, DiffusionConfig, StageConfig
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,14 @@ class StageTrainer(ABC):
     """Trains the model in one stage of a run, on one process."""
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
-        """The model as this stage trains it, from this rank's wrapped chunks; called before the optimizer is built."""
+        """The model as this stage trains it; called before the optimizer is built.
+
+        Args:
+            model: this rank's chunks, wrapped or, in the first stage, not.
+
+        Returns:
+            The same, or changed chunks without wrappers.
+        """
         return model
 
     @abstractmethod
@@ -117,6 +124,8 @@ class StageKind(ABC):
         valid = f"must be auto with kind={stage.kind}: only an sft stage sets the length of its noisy stream"
         own = self.sets_noisy_length or stage.noisy_length == "auto"
         refuse_unless(own, f"{key}.noisy_length", stage.noisy_length, valid)
+        if stage.lora is not None:
+            _check_targets(f"{key}.lora.targets", stage.lora.targets)
 
     def check_run(self, config: Config, name: str) -> None:
         """Raise `UserError` for what a run must not combine with a stage of this kind.
@@ -173,3 +182,9 @@ class StageKind(ABC):
             dtype: of activations.
             device: of this process.
         """
+
+
+def _check_targets(key: str, targets: tuple[str, ...]) -> None:
+    listed = f"[{','.join(targets)}]"
+    refuse_unless(len(targets) > 0, key, listed, f"must name at least one of {', '.join(LORA_TARGETS)}")
+    refuse_unless(len(set(targets)) == len(targets), key, listed, "must name each layer only once")

@@ -12,10 +12,13 @@ from nld_train.config.stage_kinds import kind_of
 from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
+from nld_train.model.adapter_files import AdapterShape
+from nld_train.model.adapters import LORA
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.loop.micro_batch import Samples, StreamSettings, prepare
 from nld_train.training.loop.step import train_step
+from nld_train.training.loop.trained_weights import train_adapter, train_all_weights
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.kind import StageTrainer
 
@@ -48,19 +51,31 @@ class ObjectiveTrainer(StageTrainer):
         settings: how samples become streams.
         rotary: the rotary embedding of the model.
         clip_grad: largest norm of the gradient; 0: no clipping.
+        seed: of the initial weights of a LoRA.
     """
 
     stage: StageConfig
     settings: StreamSettings
     rotary: RotaryEmbedding
     clip_grad: float
+    seed: int
 
     @classmethod
     def of(
         cls, config: Config, stage: StageConfig, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
     ) -> ObjectiveTrainer:
         """The trainer of a stage of a run; arguments as of `StageKind.make_trainer`."""
-        return cls(stage, stream_settings(config, stage, dtype, device), rotary, config.optimizer.clip_grad)
+        return cls(
+            stage, stream_settings(config, stage, dtype, device), rotary, config.optimizer.clip_grad, config.run.seed
+        )
+
+    def prepare_model(self, model: list[Any]) -> list[Any]:
+        """See `StageTrainer.prepare_model`: all weights, or a new LoRA, are trained."""
+        lora = self.stage.lora
+        if lora is None:
+            return train_all_weights(model)
+        shape = AdapterShape(lora.rank, lora.lora_alpha, lora.targets)
+        return train_adapter(model, LORA, shape, self.seed)
 
     def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
         """See `StageTrainer.step`."""
