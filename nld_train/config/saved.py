@@ -28,6 +28,8 @@ RENAMED: dict[str, str] = {
 # Keys that earlier versions did not have and that follow from the keys beside them.
 DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "stages.*.kind": _kind,
+    # Without a LoRA all weights were trained, whatever the stage of the current settings does.
+    "stages.*.lora": lambda beside: None,
 }
 
 

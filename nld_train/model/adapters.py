@@ -8,7 +8,7 @@ training and the drafting forwards of linear self-speculation; a LoRA everywhere
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -157,10 +157,14 @@ def _changes(chunks: list[Ministral3Model], role: Role) -> Iterator[tuple[int, s
     for chunk in chunks:
         for layer in chunk.decoder.layers:
             for parent in (layer.self_attention, layer.mlp):
-                found = getattr(parent, role.attribute, None)
-                named = found.changes() if isinstance(found, LoraChanges) else [(*DRAFTER_TARGETS, found)]
-                for target, change in named if found is not None else ():
+                for target, change in _named(getattr(parent, role.attribute, None)):
                     yield layer.layer_number - 1, target, change
+
+
+def _named(found: LoraChanges | LowRankChange | None) -> Iterable[tuple[str, LowRankChange]]:
+    if found is None:
+        return ()
+    return found.changes() if isinstance(found, LoraChanges) else [(*DRAFTER_TARGETS, found)]
 
 
 def _weights(number: int, target: str, change: LowRankChange) -> tuple[tuple[str, Tensor, int | None], ...]:
