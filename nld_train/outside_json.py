@@ -53,7 +53,7 @@ def read_bytes(path: Path, where: str | None = None) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes, where: str, duplicates: bool = False) -> Any:
+def parse_json(text: str | bytes, where: object, duplicates: bool = False) -> Any:
     """The value that a text is; bytes are UTF-8, with or without a byte order mark.
 
     Args:
@@ -186,7 +186,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _decoded(text: str | bytes, where: str) -> str:
+def _decoded(text: str | bytes, where: object) -> str:
     if isinstance(text, str):
         return text.removeprefix("\ufeff")
     try:

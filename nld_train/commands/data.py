@@ -6,11 +6,15 @@ import argparse
 import os
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from nld_train.commands.command import Command, utf8
 from nld_train.errors import UserError
 from nld_train.printable import say
 from nld_train.results import check_result_files
+
+if TYPE_CHECKING:
+    from nld_train.data.request import ChatRequest
 
 _STDLIB_VALIDATION = 0.05
 
@@ -44,9 +48,35 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="put no token before documents, also where the tokenizer's template puts one (BOS) before a text",
     )
+    _add_chat(parser)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one per core)")
     parser.add_argument("--shard-megabytes", type=float, default=8.0, help="input per unit of work (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name, and OUT/tokenizer")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("conversations")
+    group.add_argument("--chat", action="store_true", help="the rows of the sources are conversations")
+    formats = ["auto", "messages", "sharegpt", "alpaca", "prompt-completion"]
+    group.add_argument("--chat-format", choices=formats, help="of the rows (default: auto, by their keys)")
+    group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        type=utf8,
+        help="template that renders them, or `default` for a simple one (default: the tokenizer's own)",
+    )
+    group.add_argument(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        type=utf8,
+        help="arguments of the template, such as '{\"enable_thinking\": false}'; a row may have its own",
+    )
+    group.add_argument(
+        "--answers",
+        choices=["all", "last", "each"],
+        help="assistant turns that are learned: all (default), only the last one, or each one after the turns before "
+        "it as the template renders these (for templates that leave out earlier reasoning)",
+    )
 
 
 def _cores() -> int:
@@ -62,6 +92,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
     if options.shard_megabytes <= 0 or options.workers < 1:
         raise UserError("--shard-megabytes must be positive and --workers at least 1")
+    chat = _chat_request(options)
     settings = SourceSettings(
         format=options.format,
         text_key=options.text_key,
@@ -71,6 +102,7 @@ def _prepare(options: argparse.Namespace) -> None:
         dataset_config=options.dataset_config,
         encoding_errors=options.encoding_errors,
         shard_bytes=max(1, int(options.shard_megabytes * 2**20)),
+        chat=None if chat is None else options.chat_format or "auto",
     )
     first = os.path.basename(os.path.abspath(options.sources[0]))
     held_out = options.validation
@@ -83,19 +115,42 @@ def _prepare(options: argparse.Namespace) -> None:
         tokenizer=options.tokenizer,
         settings=settings,
         validation=held_out,
-        append_end=not options.no_end_of_document,
-        prepend_beginning=not options.no_beginning_of_document,
+        append_end=chat is None and not options.no_end_of_document,
+        prepend_beginning=chat is None and not options.no_beginning_of_document,
         workers=options.workers,
         overwrite=options.overwrite,
+        chat=chat,
     )
     console = plain_console(soft_wrap=True)
     manifests = prepare(request, console)
     for name, manifest in manifests.items():
-        console.print(
-            f"{request.prefixes[name]}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
-            f"vocabulary {manifest.vocabulary_size:,}"
-        )
+        console.print(f"{request.prefixes[name]}: {manifest.summary()}")
     console.print(f"use in a run: {shlex.join(['nld-train', *run_words(request, manifests)])}")
+
+
+def _chat_request(options: argparse.Namespace) -> ChatRequest | None:
+    """How conversations are rendered; None for texts.
+
+    Raises:
+        UserError: an option is given that does not go with --chat, or only with it.
+    """
+    from nld_train.data.request import ChatRequest
+    from nld_train.outside_json import parse_object
+
+    names = ("chat_format", "chat_template", "chat_template_kwargs", "answers")
+    if not options.chat:
+        for name in names:
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for conversations: give --chat as well")
+        return None
+    for name in ("no_end_of_document", "no_beginning_of_document"):
+        if getattr(options, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for texts: a chat template writes all special tokens itself"
+            )
+    kwargs = options.chat_template_kwargs
+    arguments = {} if kwargs is None else parse_object(kwargs, "--chat-template-kwargs")
+    return ChatRequest(options.chat_template, arguments, options.answers or "all")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nld_train.data.answer_bits import write_answer_bits
 from nld_train.data.shards import shard_size
 from nld_train.data.token_index import IndexHeader, create_set, write_documents
 from nld_train.data.tokenizer import EncoderSpec
@@ -33,6 +34,35 @@ class SetContent:
     tokens: int
     largest_id: int
     dtype: str
+    chat: AnswerCounts | None = None
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """The answers of conversations.
+
+    Attributes:
+        tokens: of all answers.
+        answers: number of them.
+        longest: tokens of the longest conversation.
+        ends: the ids with which answers end.
+        left_out: rows without an answer.
+    """
+
+    tokens: int = 0
+    answers: int = 0
+    longest: int = 0
+    ends: frozenset[int] = frozenset()
+    left_out: int = 0
+
+    def __add__(self, other: AnswerCounts) -> AnswerCounts:
+        return AnswerCounts(
+            tokens=self.tokens + other.tokens,
+            answers=self.answers + other.answers,
+            longest=max(self.longest, other.longest),
+            ends=self.ends | other.ends,
+            left_out=self.left_out + other.left_out,
+        )
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,7 @@ class Assembly:
         tokens: of all documents.
         vocabulary_size: ids that are counted.
         parts: of each shard its file, and its first document and token in the set.
+        chat: whether the documents are conversations.
     """
 
     prefix: str
@@ -54,9 +85,10 @@ class Assembly:
     tokens: int
     vocabulary_size: int
     parts: tuple[tuple[Path, int, int], ...]
+    chat: bool = False
 
 
-def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderSpec) -> Assembly:
+def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderSpec, chat: bool = False) -> Assembly:
     """Finds where each shard belongs in a set.
 
     Args:
@@ -64,6 +96,7 @@ def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderS
         name: which set of the shards: `train` or `validation`.
         shards: shard files in order.
         spec: the tokenizer.
+        chat: whether the documents are conversations.
 
     Raises:
         UserError: no shard contains a token.
@@ -71,15 +104,19 @@ def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderS
     sizes = np.array([shard_size(path, name) for path in shards], dtype=np.int64)
     documents, tokens = (int(total) for total in sizes.sum(axis=0))
     if not tokens:
-        raise UserError(f"the tokenizer makes no token of the texts for {name}")
+        nothing = (
+            "no conversation has an answer that is learned" if chat else "the tokenizer makes no token of the texts"
+        )
+        raise UserError(f"{nothing} for {name}")
     first = (np.cumsum(sizes, axis=0) - sizes).tolist()
     parts = tuple((path, document, token) for path, (document, token) in zip(shards, first, strict=True))
     header = IndexHeader(spec.dtype, documents, documents)
-    return Assembly(prefix, name, header, tokens, spec.vocabulary_size, parts)
+    return Assembly(prefix, name, header, tokens, spec.vocabulary_size, parts, chat)
 
 
 def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
-    """Writes `prefix.bin`, `prefix.idx` and `prefix.counts.npy` (int64, how often each id occurs) from shard files.
+    """Writes `prefix.bin`, `prefix.idx`, `prefix.counts.npy` (int64, how often each id occurs), and for conversations
+    `prefix.answers.bin` from shard files.
 
     Shards are written independently of each other, so memory does not grow with the number of documents.
 
@@ -96,27 +133,67 @@ def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
     step = -(-len(assembly.parts) // (workers * _JOBS_PER_WORKER))
     jobs = [assembly.parts[begin : begin + step] for begin in range(0, len(assembly.parts), step)]
     counts = np.zeros(assembly.vocabulary_size, dtype=np.int64)
-    make = partial(_PartWriter, assembly.prefix, assembly.name, assembly.header, assembly.vocabulary_size)
-    for found in run_jobs(make, jobs, workers, advance):
+    answers = AnswerCounts()
+    for found, found_answers in run_jobs(partial(_PartWriter, replace(assembly, parts=())), jobs, workers, advance):
         counts += found
+        answers += found_answers
+    if assembly.chat:
+        write_answer_bits(assembly.prefix, (_array(path, f"{assembly.name}_answers") for path, *_ in assembly.parts))
     np.save(f"{assembly.prefix}.counts.npy", counts)
     largest = int(np.flatnonzero(counts)[-1])
     dtype = np.dtype(assembly.header.dtype).name
-    return SetContent(assembly.prefix, assembly.header.documents, int(counts.sum()), largest, dtype)
+    return SetContent(
+        prefix=assembly.prefix,
+        documents=assembly.header.documents,
+        tokens=int(counts.sum()),
+        largest_id=largest,
+        dtype=dtype,
+        chat=answers if assembly.chat else None,
+    )
+
+
+def _array(path: Path, name: str) -> NDArray[Any]:
+    """One array of a shard; the others are not read."""
+    with np.load(path, allow_pickle=False) as arrays:
+        array: NDArray[Any] = arrays[name]
+    return array
 
 
 class _PartWriter:
-    """Writes shards into a set; returns how often each id occurs in them."""
+    """Writes shards into a set; returns how often each id occurs in them, and what is in their answers."""
 
-    def __init__(self, prefix: str, name: str, header: IndexHeader, vocabulary_size: int) -> None:
-        self._prefix, self._name, self._header, self._vocabulary_size = prefix, name, header, vocabulary_size
+    def __init__(self, assembly: Assembly) -> None:
+        self._set = assembly
 
-    def __call__(self, parts: Sequence[tuple[Path, int, int]], advance: Advance) -> NDArray[Any]:
-        counts = np.zeros(self._vocabulary_size, dtype=np.int64)
+    def __call__(
+        self, parts: Sequence[tuple[Path, int, int]], advance: Advance
+    ) -> tuple[NDArray[np.int64], AnswerCounts]:
+        counts, answers = np.zeros(self._set.vocabulary_size, dtype=np.int64), AnswerCounts()
         for path, document, token in parts:
             with np.load(path, allow_pickle=False) as arrays:
-                tokens, lengths = arrays[f"{self._name}_tokens"], arrays[f"{self._name}_lengths"]
-            write_documents(self._prefix, self._header, document, token, tokens, lengths)
-            counts += np.bincount(tokens, minlength=self._vocabulary_size)
-            advance(len(tokens))
-        return counts
+                of = {name.removeprefix(f"{self._set.name}_"): arrays[name] for name in self._names(arrays)}
+            write_documents(self._set.prefix, self._set.header, document, token, of["tokens"], of["lengths"])
+            counts += np.bincount(of["tokens"], minlength=self._set.vocabulary_size)
+            if self._set.chat:
+                answers += _answer_counts(**of)
+            advance(len(of["tokens"]))
+        return counts, answers
+
+    def _names(self, arrays: Any) -> list[str]:
+        return [name for name in arrays.files if name.startswith(f"{self._set.name}_")]
+
+
+def _answer_counts(
+    tokens: NDArray[Any], lengths: NDArray[np.int64], answers: NDArray[np.bool_], left_out: NDArray[np.int64]
+) -> AnswerCounts:
+    """The answers of a shard: maximal runs within a document."""
+    last = np.zeros(len(tokens), dtype=bool)
+    last[np.cumsum(lengths) - 1] = True
+    ends = answers & (last | ~np.append(answers[1:], False))
+    return AnswerCounts(
+        tokens=int(answers.sum()),
+        answers=int(ends.sum()),
+        longest=int(lengths.max(initial=0)),
+        ends=frozenset(np.unique(tokens[ends]).tolist()),
+        left_out=int(left_out.sum()),
+    )

@@ -35,6 +35,7 @@ class ChatManifest:
         longest: tokens of the longest conversation.
         answer_count: number of answers.
         end_of_turn: id with which all answers end, or null where they end differently.
+        left_out: rows without an answer that is learned, which are not in the set.
     """
 
     template_hash: str
@@ -44,6 +45,7 @@ class ChatManifest:
     longest: int
     answer_count: int = 0
     end_of_turn: int | None = None
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ class Manifest:
     def tokenizer_directory(self, prefix: str) -> str:
         """Directory of the tokenizer of the set with this prefix."""
         return os.path.join(os.path.dirname(prefix), self.tokenizer)
+
+    def summary(self) -> str:
+        """Its size in a line."""
+        size = f"{self.documents:,} documents, {self.tokens:,} tokens, vocabulary {self.vocabulary_size:,}"
+        if self.chat is None:
+            return size
+        answers, left_out = self.chat.answer_count, self.chat.left_out
+        return (
+            f"{self.documents:,} conversations of at most {self.chat.longest:,} tokens, {self.tokens:,} tokens, "
+            f"{answers:,} answers of {self.chat.answer_tokens / max(answers, 1):,.1f} tokens in the mean, "
+            f"vocabulary {self.vocabulary_size:,}"
+            + (f"; {left_out:,} rows without an answer that is learned are left out" if left_out else "")
+        )
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON."""

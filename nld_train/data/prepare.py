@@ -6,6 +6,7 @@ only when everything is written.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -17,9 +18,12 @@ from pathlib import Path
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from nld_train.data.assemble import SetContent, assemble, plan_assembly
-from nld_train.data.manifest import FORMAT_VERSION, Manifest, full_fingerprint
-from nld_train.data.packed import quick_fingerprint
+from nld_train.data.assemble import AnswerCounts, SetContent, assemble, plan_assembly
+from nld_train.data.chat.chosen_template import chosen_template
+from nld_train.data.chat.encoder import ChatSpec
+from nld_train.data.chat.template import ChatTemplate
+from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, full_fingerprint
+from nld_train.data.packed import quick_fingerprint, set_files
 from nld_train.data.readers import Document, documents
 from nld_train.data.request import SUFFIXES, PrepareRequest, finished_before, request_hash, work_folder
 from nld_train.data.shards import ShardJob, encode_shards
@@ -35,6 +39,7 @@ from nld_train.data.tokenizer import (
     tokenizer_hash,
     train_bpe,
 )
+from nld_train.data.tokenizer_files import CHAT_TEMPLATE
 from nld_train.errors import UserError
 from nld_train.progress import progress_bar
 
@@ -55,8 +60,8 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     if not 0 <= request.validation < 1:
         raise UserError(f"--validation {request.validation} must be a fraction in [0, 1)")
     shards = plan_shards(request.sources, request.settings, console.print)
-    given = _given_encoder(request)
-    identity = request_hash(request, shards, given.beginning_of_document if given else ())
+    given, template = _given_encoder(request), _template(request)
+    identity = request_hash(request, shards, given.beginning_of_document if given else (), template)
     if (finished := finished_before(request, identity)) is not None:
         console.print("already prepared: nothing to do")
         return finished
@@ -65,14 +70,18 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     work = work_folder(request, identity)
     work.mkdir(exist_ok=True)
     tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work, console)
-    job = ShardJob(request.settings, spec, request.validation, work)
+    chat = None if template is None or request.chat is None else ChatSpec(spec, template, request.chat.answers)
+    job = ShardJob(request.settings, spec, request.validation, work, chat)
     _encode(job, shards, request.workers, console)
     contents = _assemble(request, job, len(shards))
     # Last, so that a failed request leaves no tokenizer that a corrected request would be refused for.
     if tokenizer is not None:
-        save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite)
-    manifests = _manifests(request, identity, spec, contents)
+        source = None if template is None else template.source
+        save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite, source)
+    manifests = _manifests(request, identity, job, contents)
     for name, prefix in request.prefixes.items():
+        if template is not None:
+            (work / f"{name}.{CHAT_TEMPLATE}").write_bytes(template.source.encode())
         manifests[name].write(work / f"{name}.manifest.json")
         _publish(str(work / name), prefix)
     shutil.rmtree(work)
@@ -84,6 +93,14 @@ def _given_encoder(request: PrepareRequest) -> EncoderSpec | None:
     if request.makes_tokenizer:
         return None
     return directory_spec(request.tokenizer, request.append_end, request.prepend_beginning)
+
+
+def _template(request: PrepareRequest) -> ChatTemplate | None:
+    """The chat template of a request for conversations."""
+    if request.chat is None:
+        return None
+    tokenizer = None if request.makes_tokenizer else request.tokenizer
+    return chosen_template(request.chat.template, request.chat.arguments, tokenizer)
 
 
 def _own_tokenizer(
@@ -143,7 +160,10 @@ def _assemble(request: PrepareRequest, job: ShardJob, shards: int) -> dict[str, 
     """Writes the sets into the work folder, which goes where that cannot succeed."""
     finished = [job.path(number) for number in range(shards)]
     try:
-        plans = {name: plan_assembly(str(job.folder / name), name, finished, job.spec) for name in request.prefixes}
+        plans = {
+            name: plan_assembly(str(job.folder / name), name, finished, job.spec, job.chat is not None)
+            for name in request.prefixes
+        }
     except UserError:  # a set without tokens: continuing from these shards would fail again
         shutil.rmtree(job.folder)
         raise
@@ -152,18 +172,17 @@ def _assemble(request: PrepareRequest, job: ShardJob, shards: int) -> dict[str, 
 
 
 def _manifests(
-    request: PrepareRequest, identity: str, spec: EncoderSpec, contents: Mapping[str, SetContent]
+    request: PrepareRequest, identity: str, job: ShardJob, contents: Mapping[str, SetContent]
 ) -> dict[str, Manifest]:
-    size = sum(os.path.getsize(content.prefix + suffix) for content in contents.values() for suffix in (".bin", ".idx"))
+    prefixes = [content.prefix for content in contents.values()]
+    size = sum(os.path.getsize(prefix + suffix) for prefix in prefixes for suffix in set_files(prefix))
     with progress_bar("checksums", size, in_bytes=True) as advance:
         fingerprints = {name: full_fingerprint(content.prefix, advance) for name, content in contents.items()}
-    return {name: _manifest(request, identity, spec, content, fingerprints[name]) for name, content in contents.items()}
+    return {name: _manifest(request, identity, job, content, fingerprints[name]) for name, content in contents.items()}
 
 
-def _manifest(
-    request: PrepareRequest, identity: str, spec: EncoderSpec, content: SetContent, fingerprint: str
-) -> Manifest:
-    directory = request.tokenizer_directory
+def _manifest(request: PrepareRequest, identity: str, job: ShardJob, content: SetContent, fingerprint: str) -> Manifest:
+    directory, spec = request.tokenizer_directory, job.spec
     packages = ("nld-train", "megatron-core", "tokenizers", "transformers", "datasets", "numpy")
     return Manifest(
         format_version=FORMAT_VERSION,
@@ -173,6 +192,7 @@ def _manifest(
             "validation": request.validation,
             "append_end": request.append_end,
             **asdict(request.settings),
+            **({} if request.chat is None else {"chat_request": asdict(request.chat)}),
         },
         request=identity,
         tokenizer=os.path.basename(directory) if request.makes_tokenizer else directory,
@@ -187,6 +207,20 @@ def _manifest(
         fingerprint=fingerprint,
         quick_fingerprint=quick_fingerprint(content.prefix),
         versions={"python": platform.python_version()} | {package: _version(package) for package in packages},
+        chat=None if job.chat is None or content.chat is None else _chat_manifest(job.chat, content, content.chat),
+    )
+
+
+def _chat_manifest(spec: ChatSpec, content: SetContent, answers: AnswerCounts) -> ChatManifest:
+    return ChatManifest(
+        template_hash=hashlib.sha256(spec.template.source.encode()).hexdigest(),
+        answers=spec.answers,
+        conversations=content.documents,
+        answer_tokens=answers.tokens,
+        longest=answers.longest,
+        answer_count=answers.answers,
+        end_of_turn=next(iter(answers.ends)) if len(answers.ends) == 1 else None,
+        left_out=answers.left_out,
     )
 
 
@@ -203,4 +237,5 @@ def _publish(work_prefix: str, prefix: str) -> None:
     for suffix in reversed(SUFFIXES):
         Path(prefix + suffix).unlink(missing_ok=True)
     for suffix in SUFFIXES:
-        os.replace(work_prefix + suffix, prefix + suffix)
+        if os.path.exists(work_prefix + suffix):  # a set of texts has no answers and no template
+            os.replace(work_prefix + suffix, prefix + suffix)

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nld_train.data.records import checked_text, parse_record, text_under
+from nld_train.data.chat.rows import Conversation, conversation_of, without_nulls
+from nld_train.data.json_array import array_elements
+from nld_train.data.records import parse_record, text_under
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.text_files import open_text
 from nld_train.errors import UserError
 
 _CURE = "give --text-key"
+_PARQUET_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Document:
         text: its content.
         key: decides whether it is held out: the file's name where a file is a document, else the text.
         read: input of the piece that has been read with it, in the unit of `Piece.size`.
+        conversation: of a row of chat data, whose text is what is said in it.
     """
 
     text: str
     key: str
     read: int = 0
+    conversation: Conversation | None = None
 
 
 def documents(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
@@ -38,7 +43,7 @@ def documents(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     """
     try:
         for document in _READERS[piece.kind](piece, settings):
-            if document.text:
+            if document.text or document.conversation is not None:
                 yield document
     except OSError as error:
         raise UserError(f"{piece.path} cannot be read: {error.strerror or error}") from error
@@ -85,43 +90,67 @@ def _json_lines(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     for line in _raw_lines(piece):
         if not line.raw.strip():
             continue
-        where = f"{piece.path}, line at byte {line.offset}"
+        where = _LineNumber(piece.path, line.offset)
         record = parse_record(_decode(line.raw, piece, line.offset, settings), where)
-        yield _document(text_under(record, settings.text_key, where, _CURE), where, line.read, settings)
+        yield _of_record(record, where, line.read, settings)
+
+
+def _json_array(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
+    for number, (record, read) in enumerate(array_elements(piece.path), 1):
+        yield _of_record(record, f"{piece.path}, row {number}", min(read, piece.size), settings)
+
+
+@dataclass(frozen=True)
+class _LineNumber:
+    """A line in a message of an error; it is counted only then."""
+
+    path: str
+    offset: int
+
+    def __str__(self) -> str:
+        with open_text(self.path) as file:
+            return f"{self.path}, line {1 + sum(offset < self.offset for offset, _ in file.lines())}"
 
 
 def _parquet(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     import pyarrow
     from pyarrow import parquet
 
-    where = f"{piece.path}, row group {piece.begin}"
+    where, row = f"{piece.path}, row group {piece.begin}", 0
     try:
         with parquet.ParquetFile(piece.path) as file:
-            names = file.schema_arrow.names
-            if settings.text_key not in names:
-                raise UserError(
-                    f"{piece.path} has no column {settings.text_key!r}: --text-key must be one of {', '.join(names)}"
-                )
-            column = file.read_row_group(piece.begin, columns=[settings.text_key]).column(0)
+            columns = settings.columns(file.schema_arrow.names, piece.path)
+            rows = file.read_row_group(piece.begin, columns=columns)
     except pyarrow.ArrowException as error:
         raise UserError(f"{where}: {error}") from error
-    for row, value in enumerate(column):
-        read = piece.size * (row + 1) // len(column)
-        yield _value(value.as_py(), f"{where}, row {row}", read, settings)
+    for batch in rows.to_batches(_PARQUET_ROWS):
+        for record in batch.to_pylist():
+            read = piece.size * (row + 1) // rows.num_rows
+            yield _of_record(_of_table(record, settings), f"{where}, row {row}", read, settings)
+            row += 1
 
 
 def _dataset(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
-    column = piece.data.select_columns([settings.text_key])
-    for number, row in enumerate(column.select(range(piece.begin, piece.end or 0))):
+    data = piece.data.select_columns(settings.columns(piece.data.column_names, piece.path))
+    for number, row in enumerate(data.select(range(piece.begin, piece.end or 0))):
         where = f"{piece.path}, row {piece.begin + number}"
-        yield _value(row[settings.text_key], where, number + 1, settings)
+        yield _of_record(_of_table(row, settings), where, number + 1, settings)
 
 
-def _value(value: Any, where: str, read: int, settings: SourceSettings) -> Document:
-    return _document(checked_text(value, settings.text_key, where, _CURE), where, read, settings)
+def _of_table(record: Any, settings: SourceSettings) -> Any:
+    """A row of a table; in conversations without the keys of other rows, which a column of structs has as nulls."""
+    return record if settings.chat is None else without_nulls(record)
 
 
-def _document(text: str | bytes | None, where: str, read: int, settings: SourceSettings) -> Document:
+def _of_record(record: Any, where: object, read: int, settings: SourceSettings) -> Document:
+    """A record as a text or as a conversation."""
+    if settings.chat is None:
+        return _document(text_under(record, settings.text_key, where, _CURE), where, read, settings)
+    conversation = conversation_of(record, settings.chat, where)
+    return Document(conversation.text, conversation.key, read, conversation)
+
+
+def _document(text: str | bytes | None, where: object, read: int, settings: SourceSettings) -> Document:
     """A record as a document; a column of bytes holds UTF-8."""
     if isinstance(text, bytes):
         try:
@@ -174,6 +203,7 @@ _READERS = {
     "lines": _lines,
     "paragraphs": _paragraphs,
     "jsonl": _json_lines,
+    "json_array": _json_array,
     "parquet": _parquet,
     "dataset": _dataset,
 }

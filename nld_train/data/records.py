@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from nld_train.errors import UserError
@@ -12,7 +13,18 @@ _SHOWN_KEYS = 12
 _TURNS = (("role", "content"), ("from", "value"))
 
 
-def parse_record(text: str, where: str) -> Any:
+@dataclass(frozen=True)
+class Within:
+    """A part of a record, for messages of errors. It becomes text only then: to find the number of a line is slow."""
+
+    whole: object
+    part: str
+
+    def __str__(self) -> str:
+        return f"{self.whole}{self.part}"
+
+
+def parse_record(text: str, where: object) -> Any:
     """The JSON value of one line; of a key that occurs twice, the last value.
 
     Raises:
@@ -24,7 +36,7 @@ def parse_record(text: str, where: str) -> Any:
         raise UserError(f"{error}; each line must be one JSON object") from error
 
 
-def text_under(record: Any, key: str, where: str, cure: str) -> str | bytes | None:
+def text_under(record: Any, key: str, where: object, cure: str) -> str | bytes | None:
     """The text under a key of a JSON object, or None where it is null.
 
     Args:
@@ -37,16 +49,16 @@ def text_under(record: Any, key: str, where: str, cure: str) -> str | bytes | No
         UserError: it is no object, has no such key, or something other than text there.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: holds {_kind(record)}, not an object with a text under {key!r}")
+        raise UserError(f"{where}: holds {kind_of(record)}, not an object with a text under {key!r}")
     if key not in record:
         for name, value in record.items():
             if _is_conversation(value):
                 raise _conversation(where, name)
-        raise UserError(f"{where}: no key {key!r} ({_keys(record)}): {cure}")
+        raise UserError(f"{where}: no key {key!r} ({keys_of(record)}): {cure}")
     return checked_text(record[key], key, where, cure)
 
 
-def checked_text(value: Any, key: str, where: str, cure: str) -> str | bytes | None:
+def checked_text(value: Any, key: str, where: object, cure: str) -> str | bytes | None:
     """A value that must be text (bytes are text that is not decoded yet) or null; arguments as for `text_under`.
 
     Raises:
@@ -56,13 +68,13 @@ def checked_text(value: Any, key: str, where: str, cure: str) -> str | bytes | N
         return value
     if _is_conversation(value):
         raise _conversation(where, key)
-    raise UserError(f"{where}: {key!r} is {_kind(value)}, not text: {cure}")
+    raise UserError(f"{where}: {key!r} is {kind_of(value)}, not text: {cure}")
 
 
-def _conversation(where: str, key: str) -> UserError:
+def _conversation(where: object, key: str) -> UserError:
     return UserError(
-        f"{where}: is a conversation (turns with roles under {key!r}), not text; conversations are not read yet: write "
-        "each one as one text"
+        f"{where}: is a conversation (turns with roles under {key!r}), not text; nld-data prepare --chat "
+        "reads conversations"
     )
 
 
@@ -73,11 +85,13 @@ def _is_conversation(value: Any) -> bool:
     return any(all(isinstance(turn, dict) and turn.keys() >= {*names} for turn in value) for names in _TURNS)
 
 
-def _keys(record: dict[str, Any]) -> str:
+def keys_of(record: dict[str, Any]) -> str:
+    """The keys of an object for a message; only the first ones of many."""
     more = len(record) - _SHOWN_KEYS
     return ", ".join([*list(record)[:_SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]) or "an empty object"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for a message."""
     names = {dict: "an object", list: "a list", bool: "true or false", str: "a text", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

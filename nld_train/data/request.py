@@ -6,18 +6,38 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from nld_train.data.answer_bits import ANSWERS
+from nld_train.data.chat.template import ChatTemplate
+from nld_train.data.chat.turns import Answers
 from nld_train.data.manifest import FORMAT_VERSION, Manifest, read_manifest
 from nld_train.data.packed import quick_fingerprint
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.token_index import check_files
 from nld_train.data.tokenizer import tokenizer_hash
+from nld_train.data.tokenizer_files import CHAT_TEMPLATE
 from nld_train.errors import UserError
 
 # In the order in which files get their final names.
-SUFFIXES = (".bin", ".idx", ".counts.npy", ".manifest.json")
+SUFFIXES = (".bin", ".idx", ANSWERS, ".counts.npy", f".{CHAT_TEMPLATE}", ".manifest.json")
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """How conversations are rendered.
+
+    Attributes:
+        template: file of the chat template, `default`, or None for the tokenizer's own.
+        arguments: of the template, for every conversation.
+        answers: which assistant turns are learned.
+    """
+
+    template: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    answers: Answers = "all"
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class PrepareRequest:
         prepend_beginning: whether each document begins with the tokens that the tokenizer puts before a text.
         workers: processes; they do not change the result.
         overwrite: replace a set of the same name, and the tokenizer beside it.
+        chat: how conversations are rendered; None for texts. Nothing is put around a rendering.
     """
 
     sources: tuple[str, ...]
@@ -47,6 +68,7 @@ class PrepareRequest:
     prepend_beginning: bool = True
     workers: int = 1
     overwrite: bool = False
+    chat: ChatRequest | None = None
 
     @property
     def prefixes(self) -> dict[str, str]:
@@ -67,23 +89,33 @@ class PrepareRequest:
         return os.path.join(self.out, "tokenizer") if self.makes_tokenizer else os.path.abspath(self.tokenizer)
 
 
-def request_hash(request: PrepareRequest, shards: Sequence[Sequence[Piece]], beginning: Sequence[int] = ()) -> str:
+def request_hash(
+    request: PrepareRequest,
+    shards: Sequence[Sequence[Piece]],
+    beginning: Sequence[int] = (),
+    template: ChatTemplate | None = None,
+) -> str:
     """Hash of everything that determines the sets; input files count by name, size and time of change.
 
     Args:
         request: sources, tokenizer and arguments.
         shards: pieces of the sources.
         beginning: ids before each document.
+        template: that renders conversations.
     """
+    settings = asdict(request.settings)
+    if request.settings.chat is None:  # a set of texts keeps its hash of earlier versions
+        del settings["chat"]
     parts = [
         FORMAT_VERSION,
-        asdict(request.settings),
+        settings,
         request.validation,
         request.append_end,
         request.tokenizer if request.makes_tokenizer else tokenizer_hash(request.tokenizer),
         [[(p.kind, p.path, p.name, p.begin, p.end, p.size, p.stamp) for p in pieces] for pieces in shards],
         # Only where there are some, so that a set without them keeps its hash of earlier versions.
         *([list(beginning)] if beginning else []),
+        *([template.source, template.variables, request.chat.answers] if template and request.chat else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -116,9 +148,17 @@ def _intact(request: PrepareRequest, prefix: str) -> Manifest | None:
         manifest = read_manifest(prefix)
         if manifest is None or manifest.quick_fingerprint != quick_fingerprint(prefix):
             return None
+        if manifest.chat is not None and template_hash(prefix) != manifest.chat.template_hash:
+            return None
         return manifest if tokenizer_hash(request.tokenizer_directory) == manifest.tokenizer_hash else None
     except UserError:
         return None
+
+
+def template_hash(prefix: str) -> str | None:
+    """Hash of the template that is beside a set of conversations; None where there is none."""
+    path = Path(f"{prefix}.{CHAT_TEMPLATE}")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _refuse_other_files(prefix: str, identity: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from nld_train.data.chat.encoder import ChatEncoder, ChatSpec
 from nld_train.data.readers import Document, documents
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.split import is_held_out
@@ -25,7 +26,6 @@ from nld_train.progress import Advance
 _GROUP_CHARACTERS = 1 << 20
 # Whether the documents of a set are held out.
 _SIDES = {"train": False, "validation": True}
-_KINDS = ("tokens", "lengths")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class ShardJob:
         spec: the tokenizer.
         validation: fraction of documents that is held out, 0 for none.
         folder: of the finished shards.
+        chat: how conversations are encoded; None for texts.
     """
 
     settings: SourceSettings
     spec: EncoderSpec
     validation: float
     folder: Path
+    chat: ChatSpec | None = None
 
     def path(self, number: int) -> Path:
         """The finished shard's file."""
@@ -64,27 +66,31 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int, ad
     finished = [job.path(number).exists() for number in range(len(shards))]
     advance(sum(piece.size for done, pieces in zip(finished, shards, strict=True) if done for piece in pieces))
     missing = [(number, shards[number]) for number, done in enumerate(finished) if not done]
-    for _ in run_jobs(partial(_ShardEncoder, job), missing, workers, advance):
+    for _ in run_jobs(partial(_ShardWriter, job), missing, workers, advance):
         pass
 
 
-class _ShardEncoder:
-    """Encodes a shard into `{train,validation}_{tokens,lengths}` of one file, written under another name first."""
+class _ShardWriter:
+    """Encodes a shard into one file of arrays, written under another name first.
+
+    For each side they are `tokens` of all documents and `lengths`; of conversations also `answers`, bool `[tokens]`,
+    and `left_out`, the number of rows without an answer in each group.
+    """
 
     def __init__(self, job: ShardJob) -> None:
-        self._job, self._encoder = job, Encoder(job.spec)
+        self._job = job
+        self._arrays = _TextArrays(job.spec) if job.chat is None else _ChatArrays(job.chat)
 
     def __call__(self, shard: tuple[int, list[Piece]], advance: Advance) -> None:
         number, pieces = shard
-        arrays: dict[str, list[NDArray[Any]]] = {f"{name}_{kind}": [] for name in _SIDES for kind in _KINDS}
+        parts: dict[str, list[NDArray[Any]]] = {}
         for group, read in _groups(pieces, self._job.settings):
-            encoded = list(zip(group, self._encoder.encode([document.text for document in group]), strict=True))
             for name, held_out in _SIDES.items():
-                ids = [ids for document, ids in encoded if is_held_out(document, self._job.validation) == held_out]
-                arrays[f"{name}_tokens"].append(np.concatenate([np.empty(0, self._job.spec.dtype), *ids]))
-                arrays[f"{name}_lengths"].append(np.array([len(each) for each in ids], dtype=np.int64))
+                side = [each for each in group if is_held_out(each, self._job.validation) == held_out]
+                for kind, array in self._arrays(side).items():
+                    parts.setdefault(f"{name}_{kind}", []).append(array)
             advance(read)
-        self._save(number, {name: np.concatenate(parts) for name, parts in arrays.items()})
+        self._save(number, {name: np.concatenate(arrays) for name, arrays in parts.items()})
 
     def _save(self, number: int, arrays: dict[str, NDArray[Any]]) -> None:
         path = self._job.path(number)
@@ -95,6 +101,38 @@ class _ShardEncoder:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class _TextArrays:
+    """Encodes texts."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        self._encoder = Encoder(spec)
+
+    def __call__(self, texts: Sequence[Document]) -> dict[str, NDArray[Any]]:
+        return _joined(self._encoder.encode([text.text for text in texts]), self._encoder.spec)
+
+
+class _ChatArrays:
+    """Encodes conversations."""
+
+    def __init__(self, spec: ChatSpec) -> None:
+        self._spec, self._encoder = spec, ChatEncoder(spec)
+
+    def __call__(self, rows: Sequence[Document]) -> dict[str, NDArray[Any]]:
+        found = self._encoder.encode([row.conversation for row in rows if row.conversation is not None])
+        documents = [document for row in found for document in row]
+        return _joined([document.tokens for document in documents], self._spec.encoder) | {
+            "answers": np.concatenate([np.empty(0, dtype=bool), *(document.answers for document in documents)]),
+            "left_out": np.array([sum(not row for row in found)]),
+        }
+
+
+def _joined(ids: Sequence[NDArray[Any]], spec: EncoderSpec) -> dict[str, NDArray[Any]]:
+    return {
+        "tokens": np.concatenate([np.empty(0, spec.dtype), *ids]),
+        "lengths": np.array([len(each) for each in ids], dtype=np.int64),
+    }
 
 
 def _groups(pieces: Sequence[Piece], settings: SourceSettings) -> Iterator[tuple[list[Document], int]]:

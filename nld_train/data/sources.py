@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nld_train.data.chat.rows import ChatFormat, columns_of
 from nld_train.data.folders import files_of
-from nld_train.data.text_files import file_format, is_compressed
+from nld_train.data.text_files import file_format, is_compressed, is_json_array
 from nld_train.errors import UserError
 
 Format = Literal["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
-PieceKind = Literal["python", "file", "lines", "paragraphs", "jsonl", "parquet", "dataset"]
+PieceKind = Literal["python", "file", "lines", "paragraphs", "jsonl", "json_array", "parquet", "dataset"]
 
 STDLIB = "stdlib"
 _STDLIB_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
@@ -37,6 +38,7 @@ class SourceSettings:
         dataset_config: configuration name of a `datasets` source.
         encoding_errors: how bytes that are not UTF-8 are decoded: Python's `strict`, `replace` or `ignore`.
         shard_bytes: input of a unit of work, approximately.
+        chat: format of the rows, which are conversations; None for texts.
     """
 
     format: Format = "auto"
@@ -47,6 +49,19 @@ class SourceSettings:
     dataset_config: str | None = None
     encoding_errors: Literal["strict", "replace", "ignore"] = "strict"
     shard_bytes: int = 8 << 20
+    chat: ChatFormat | None = None
+
+    def columns(self, names: Sequence[str], where: str) -> list[str]:
+        """Those of a table's columns that are read.
+
+        Raises:
+            UserError: there is none with a text, or with a conversation.
+        """
+        found = [name for name in names if name == self.text_key] if self.chat is None else columns_of(names)
+        if not found:
+            what = f"column {self.text_key!r}: --text-key must be one of" if self.chat is None else "conversations in"
+            raise UserError(f"{where} has no {what} {', '.join(names)}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,8 @@ def plan_shards(
 
 def _pieces(source: str, settings: SourceSettings, note: Callable[[str], None]) -> list[Piece]:
     chosen = settings.format if settings.format != "auto" else _guess_format(source)
+    if settings.chat is not None and chosen in ("stdlib", "text"):
+        raise _no_conversations(source)
     if chosen == "stdlib":
         return stdlib_pieces()
     if chosen == "dataset":
@@ -142,8 +159,15 @@ def _folder_pieces(folder: str, settings: SourceSettings, note: Callable[[str], 
         note(line)
     pieces: list[Piece] = []
     for name, path in found.files.items():
-        pieces += _file_pieces(path, name, file_format(path), settings)
+        chosen = file_format(path)
+        if settings.chat is not None and chosen == "text":
+            raise _no_conversations(path, ", or leave it out with --glob")
+        pieces += _file_pieces(path, name, chosen, settings)
     return pieces
+
+
+def _no_conversations(source: str, cure: str = "") -> UserError:
+    return UserError(f"{source} is text: conversations are read from JSONL, Parquet and datasets{cure}")
 
 
 def _file_pieces(path: str, name: str, chosen: Format, settings: SourceSettings) -> list[Piece]:
@@ -151,6 +175,8 @@ def _file_pieces(path: str, name: str, chosen: Format, settings: SourceSettings)
         return _parquet_pieces(path, name)
     kinds: dict[str, PieceKind] = {"file": "file", "line": "lines", "paragraph": "paragraphs"}
     kind = "jsonl" if chosen == "jsonl" else kinds[settings.documents_per]
+    if kind == "jsonl" and settings.chat is not None and is_json_array(path):
+        kind = "json_array"
     if kind in ("jsonl", "lines") and not is_compressed(path):
         return _byte_ranges(kind, path, name, settings.shard_bytes)
     return [_whole_file(kind, path, name)]
@@ -189,9 +215,7 @@ def _parquet_pieces(path: str, name: str) -> list[Piece]:
 
 def _dataset_pieces(source: str, settings: SourceSettings) -> list[Piece]:
     data = load_dataset_source(source, settings)
-    if settings.text_key not in data.column_names:
-        columns = ", ".join(data.column_names)
-        raise UserError(f"{source} has no column {settings.text_key!r}: --text-key must be one of {columns}")
+    settings.columns(data.column_names, source)
     rows = len(data)
     starts = range(0, rows, _DATASET_ROWS)
     return [

@@ -69,6 +69,12 @@ def is_compressed(path: str) -> bool:
     return _compression(path) in _COMPRESSIONS
 
 
+def is_json_array(path: str) -> bool:
+    """Whether a file of JSON is one list, and not a value in each line."""
+    with open_text(path) as file:
+        return next((raw for _, raw in file.lines() if raw.strip()), b"").lstrip().startswith(b"[")
+
+
 def _compression(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
@@ -104,9 +110,9 @@ class TextFile:
         """Bytes of the file itself that have been read, more than were decompressed and used."""
         return self._raw.tell()
 
-    def read(self) -> bytes:
-        """All that is left."""
-        return self._stream.read()
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, all that are left by default."""
+        return self._stream.read(size)
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Offset in the decompressed file and bytes of each line that is left, with its line break."""

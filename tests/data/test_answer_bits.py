@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WriteSet
 
 from nld_train.data.answer_bits import AnswerBits, check_answer_bits, write_answer_bits
 from nld_train.data.manifest import ChatManifest, Manifest, full_fingerprint, is_chat_set, read_manifest
 from nld_train.data.packed import quick_fingerprint
 from nld_train.errors import UserError
+
+WriteSet = Callable[..., str]
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 1000])

@@ -27,7 +27,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 BAD_INPUTS: list[tuple[str, bytes, list[str], str]] = [
-    ("a.jsonl", b'{"text": "fine"}\n{"text": \n', [], r"line at byte 17: not JSON"),
+    ("a.jsonl", b'{"text": "fine"}\n{"text": \n', [], r"line 2: not JSON"),
     ("a.jsonl", b'{"body": "x"}\n', [], r"no key 'text' (body): give --text-key"),
     ("a.jsonl", b'{"text": 3}\n', [], r"'text' is a number, not text"),
     ("a.jsonl", b"[1]\n", [], r"holds a list, not an object with a text under 'text'"),

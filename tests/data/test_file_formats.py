@@ -170,7 +170,7 @@ def test_bytes_that_are_no_text_name_row_and_cure(tmp_path: Path) -> None:
 def test_a_conversation_is_called_one(tmp_path: Path, record: dict[str, object], key: str) -> None:
     (tmp_path / "chat.jsonl").write_text(json.dumps(record) + "\n")
     message = refusal(tmp_path / "chat.jsonl")
-    assert f"chat.jsonl, line at byte 0: is a conversation (turns with roles under {key!r})" in message
+    assert f"chat.jsonl, line 1: is a conversation (turns with roles under {key!r})" in message
     parquet.write_table(pyarrow.table({name: [value] for name, value in record.items()}), tmp_path / "chat.parquet")
     assert "is a conversation" in refusal(tmp_path / "chat.parquet", text_key=key)
 
@@ -188,7 +188,7 @@ def test_a_conversation_is_called_one(tmp_path: Path, record: dict[str, object],
 def test_json_of_any_kind_is_one_line_with_its_place(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     said = refusal(tmp_path / "a.jsonl")
-    assert "a.jsonl, line at byte 17" in said
+    assert "a.jsonl, line 2" in said
     assert message in said
 
 

@@ -1,0 +1,177 @@
+"""Conversations as token ids, with the tokens that belong to answers.
+
+The ids are those of transformers' `apply_chat_template`. An answer is a run of tokens between two borders of the text,
+and each border is checked: the tokens before it must be those of the text before it alone, as decoding from the prompt
+makes them. An answer ends with its end-of-turn token, the special token after its text. Ids play no part: that token is
+learned where it is the padding token as well.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from nld_train.data.chat.rows import Conversation
+from nld_train.data.chat.template import ChatTemplate
+from nld_train.data.chat.turns import Answers, AnswerText, RenderedAnswers, rendered_answers
+from nld_train.data.records import Within
+from nld_train.data.tokenizer import EncoderSpec
+from nld_train.errors import UserError
+
+_CACHED_HEADERS = 4096
+_SHOWN = 30
+
+
+@dataclass(frozen=True)
+class ChatSpec:
+    """Settings from which a worker process makes its encoder.
+
+    Attributes:
+        encoder: the tokenizer; nothing is put around a rendering, which is complete as it is.
+        template: the chat template.
+        answers: which assistant turns are learned.
+    """
+
+    encoder: EncoderSpec
+    template: ChatTemplate
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """Ids `[tokens]`, and whether each belongs to an answer, bool `[tokens]`."""
+
+    tokens: NDArray[np.integer[Any]]
+    answers: NDArray[np.bool_]
+
+
+class ChatEncoder:
+    """Turns conversations into ids with a mask of their answers."""
+
+    def __init__(self, spec: ChatSpec) -> None:
+        self._spec = spec
+        self._tokenizer = Tokenizer.from_str(spec.encoder.definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special = frozenset(spec.encoder.forbidden)
+        self._anchor = self._special_string()
+        self._cached_ids = lru_cache(_CACHED_HEADERS)(self._ids)
+
+    def _special_string(self) -> str:
+        """A special token that takes no white space from the text after it; empty where there is none."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return next((token.content for token in added if token.special and not token.rstrip), "")
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[list[EncodedConversation]]:
+        """Each conversation as the documents that are made of it; those without an answer are left out.
+
+        Raises:
+            UserError: the template refuses a conversation, or an answer does not begin or end between two tokens.
+        """
+        spec = self._spec
+        rendered = [list(rendered_answers(each, spec.template, spec.answers)) for each in conversations]
+        encoded = iter(self._encoded([rendering for each in rendered for rendering in each]))
+        return [[found for _ in each if (found := next(encoded)).answers.any()] for each in rendered]
+
+    def _encoded(self, renderings: Sequence[RenderedAnswers]) -> Iterator[EncodedConversation]:
+        """All renderings, encoded in one batch: the library does that in parallel where it may."""
+        pieces = [
+            self._anchor + piece if index else piece
+            for each in renderings
+            for index, piece in enumerate(each.rendering.pieces)
+        ]
+        encodings = iter(self._tokenizer.encode_batch(pieces, add_special_tokens=False))
+        for each in renderings:
+            tokens = _Tokens(each, [next(encodings) for _ in each.rendering.pieces], len(self._anchor))
+            yield self._with_answers(each, tokens)
+
+    def _with_answers(self, rendered: RenderedAnswers, tokens: _Tokens) -> EncodedConversation:
+        answers = np.zeros(len(tokens.ids), dtype=bool)
+        for answer in rendered.answers:
+            first = self._border(answer.begin, rendered, tokens, answer)
+            answers[first : self._end(answer, first, rendered, tokens)] = True
+        return EncodedConversation(np.array(tokens.ids, dtype=self._spec.encoder.dtype), answers)
+
+    def _end(self, answer: AnswerText, first: int, rendered: RenderedAnswers, tokens: _Tokens) -> int:
+        """Number of the token behind an answer: behind its end-of-turn token, where it has one."""
+        text = rendered.rendering.text
+        inside = [index for index in tokens.special(self._special) if index >= first]
+        # The template generates it, and perhaps white space after it, which decoding never reaches.
+        ends = [index for index in inside if tokens.offsets[index][1] <= answer.end]
+        if ends and not text[tokens.offsets[ends[-1]][1] : answer.end].strip():
+            return ends[-1] + 1
+        for index in inside:
+            begin, end = tokens.offsets[index]
+            if answer.end <= begin and end <= answer.turn_end and not text[answer.end : begin].strip():
+                return index + 1
+        return self._border(answer.end, rendered, tokens, answer)
+
+    def _border(self, character: int, rendered: RenderedAnswers, tokens: _Tokens, answer: AnswerText) -> int:
+        """Number of tokens before a character.
+
+        Raises:
+            UserError: they are not the tokens of the text before it.
+        """
+        text = rendered.rendering.text
+        if character == len(text):
+            return len(tokens.ids)
+        # Special tokens and cuts part the text: tokens after them do not depend on what is before.
+        start, token, anchored = tokens.last_parting(character, self._special)
+        before = self._cached_ids((self._anchor if anchored else "") + text[start:character])[int(anchored) :]
+        if tokens.ids[token : token + len(before)] != list(before):
+            where = Within(rendered.where, f": message {answer.message}")
+            shown = text[max(0, character - _SHOWN) : character], text[character : character + _SHOWN]
+            raise UserError(
+                f"{where}: the tokens of {shown[0]!r} are no prefix of those with {shown[1]!r} after it, so decoding "
+                "never makes these tokens; a special token at this border of the template would keep them apart"
+            )
+        return token + len(before)
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class _Tokens:
+    """The tokens of a rendering, of one piece or of several.
+
+    Attributes:
+        ids: of all pieces.
+        offsets: begin and end in the text of each token.
+    """
+
+    def __init__(self, rendered: RenderedAnswers, encodings: Sequence[Any], anchor: int) -> None:
+        self.ids: list[int] = encodings[0].ids
+        self.offsets: list[tuple[int, int]] = encodings[0].offsets
+        self._partings: list[tuple[int, int]] = []  # first character and token of pieces after a cut
+        for cut, encoding in zip(rendered.rendering.cuts, encodings[1:], strict=True):
+            self._partings.append((cut, len(self.ids)))
+            self.ids = self.ids + encoding.ids[1:]
+            moved = [(begin + cut - anchor, end + cut - anchor) for begin, end in encoding.offsets[1:]]
+            self.offsets = self.offsets + moved
+        self._special: list[int] | None = None
+
+    def special(self, ids: frozenset[int]) -> list[int]:
+        """Numbers of the special tokens."""
+        if self._special is None:
+            self._special = [index for index, token in enumerate(self.ids) if token in ids]
+        return self._special
+
+    def last_parting(self, character: int, ids: frozenset[int]) -> tuple[int, int, bool]:
+        """The last special token or cut before a character.
+
+        Returns:
+            First character and token from which the text is encoded by itself, and whether that is a cut, after which
+            it was encoded behind the anchor.
+        """
+        special = self.special(ids)
+        before = bisect_right(special, character, key=lambda index: self.offsets[index][1])
+        parting = (self.offsets[special[before - 1]][0], special[before - 1], False) if before else (0, 0, False)
+        cuts = [(cut, token, True) for cut, token in self._partings if cut <= character]
+        return max([parting, *cuts[-1:]])
