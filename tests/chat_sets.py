@@ -34,15 +34,22 @@ Conversation = Sequence[Turn]
 
 
 def random_conversation(generator: np.random.Generator, turns: int, longest: int, largest_id: int = 259) -> list[Turn]:
-    """A system prompt, or none, and so many turns of the user, each with an answer, of up to `longest` tokens each."""
+    """A system prompt, or none, and so many turns of the user, each with an answer, of up to `longest` tokens each.
 
-    def ids(least: int) -> list[int]:
-        return generator.integers(4, largest_id + 1, int(generator.integers(least, longest + 1))).tolist()
+    Prompts and answers have no token in common.
+    """
+    first_of_answers = (largest_id + 6) // 2
 
-    found = [Turn("system", ids(1))] if generator.random() < 0.5 else []
+    def ids(first: int, after: int, least: int) -> list[int]:
+        return generator.integers(first, after, int(generator.integers(least, longest + 1))).tolist()
+
+    def prompt() -> list[int]:
+        return ids(4, first_of_answers, 1)
+
+    found = [Turn("system", prompt())] if generator.random() < 0.5 else []
     for _ in range(turns):
-        found.append(Turn("user", ids(1)))
-        answer = [*ids(0), END]
+        found.append(Turn("user", prompt()))
+        answer = [*ids(first_of_answers, largest_id + 1, 0), END]
         found.append(Turn("assistant", [5, *answer], len(answer)))
     return found
 

@@ -156,8 +156,21 @@ def test_the_micro_batch_size_changes_nothing(micro_size: int) -> None:
 def check(
     config: Config, ours: Any, theirs: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
 ) -> None:
-    ar, diffusion = through_the_schedule(config, ours, samples, averaging, alpha, micro_size)
-    naive_ar, naive_diffusion = through_loops(config, theirs, samples, averaging, alpha)
+    found = through_the_schedule(config, ours, samples, averaging, alpha, micro_size)
+    compare(config, ours, theirs, samples, found, through_loops(config, theirs, samples, averaging, alpha), alpha)
+
+
+def compare(
+    config: Config,
+    ours: Any,
+    theirs: Any,
+    samples: Samples,
+    found: tuple[float, float],
+    expected_terms: tuple[Any, Any],
+    alpha: float,
+) -> None:
+    """Both terms, and the gradients: those in our model, and of the expected terms through the oracle."""
+    (ar, diffusion), (naive_ar, naive_diffusion) = found, expected_terms
     keys, rows = sum(samples[name].shape[1] for name in ("tokens", "masked")), samples["tokens"].numel()
     additions = forward_additions(config.model, keys) + rows
     assert ar == approx_to_rounding(float(torch.as_tensor(naive_ar).detach()), additions)
@@ -173,5 +186,5 @@ def check(
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     assert scale > 0 or (samples["supervised"].sum() == 0 and samples["masked"].sum() == 0)
     for name, weight in ours.named_parameters():
-        found = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        assert_close_to_rounding(found, expected[name], gradient_additions(config.model, keys, rows), scale=scale)
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        assert_close_to_rounding(gradient, expected[name], gradient_additions(config.model, keys, rows), scale=scale)
