@@ -1,4 +1,4 @@
-"""`nld-data`: prepares token sets, shows their content, and takes prompts out of them."""
+"""`nld-data`: prepares token sets, shows their content, takes prompts out of them, and writes questions to learn."""
 
 from __future__ import annotations
 
@@ -196,6 +196,28 @@ def _prompts(options: argparse.Namespace) -> None:
     say(f"{options.output}: {write_prompts(request)} prompts of {options.tokens} tokens")
 
 
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="where to write; made if there is none")
+    parser.add_argument(
+        "--conversations", type=int, default=60_000, metavar="N", help="for training, over all kinds (default: 60000)"
+    )
+    parser.add_argument("--held-out", type=int, default=100, metavar="N", help="held out, of each kind (default: 100)")
+    parser.add_argument("--kinds", nargs="+", type=utf8, metavar="KIND", help="kinds of questions (default: all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random questions (default: 0)")
+
+
+def _tasks(options: argparse.Namespace) -> None:
+    from nld_train.data.tasks.registry import KINDS
+    from nld_train.data.tasks.write import TasksRequest, write_tasks
+
+    kinds = tuple(options.kinds or KINDS)
+    write_tasks(TasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed))
+    say(
+        f"{options.folder}: {options.conversations} conversations for training, {options.held_out} held out of each of "
+        f"{len(kinds)} kinds ({', '.join(kinds)}), and tasks of lm-evaluation-harness"
+    )
+
+
 main = Command(
     "nld-data",
     "Prepares token sets, and shows their content.",
@@ -223,6 +245,14 @@ main = Command(
             _prompts,
             check_result_files,
             summary="take prompts for decoding out of a set",
+        ),
+        Command(
+            "tasks",
+            "Writes conversations in which each question has exactly one right answer: train.jsonl and held-out.jsonl, "
+            "which share no question, and tasks of lm-evaluation-harness that score the held-out ones.",
+            _add_tasks,
+            _tasks,
+            summary="write questions with exactly one right answer",
         ),
     ),
 )

@@ -1,0 +1,1 @@
+"""Questions with exactly one right answer, as conversations: what `nld-data tasks` writes (docs/tasks.md)."""

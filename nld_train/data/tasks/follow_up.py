@@ -1,0 +1,36 @@
+"""Conversations of two questions, the second of which is about the first or its answer."""
+
+from __future__ import annotations
+
+from random import Random
+
+from nld_train.data.tasks.kind import Kind, Turn, random_word
+from nld_train.data.tasks.letters import REVERSED_LENGTHS, random_words
+from nld_train.data.tasks.lookup import first_question, random_table
+
+
+class FollowUp(Kind):
+    """`copy dog cat`, then `upper it`; `copy animal`, then `reverse it`; another row of a table."""
+
+    name = "follow_up"
+
+    def draw(self, random: Random, difficulty: int) -> list[Turn]:
+        """See `Kind.draw`."""
+        form = random.choice((_upper_it, _reverse_it, _another_row))
+        return form(random, difficulty)
+
+
+def _upper_it(random: Random, difficulty: int) -> list[Turn]:
+    text = random_words(random, difficulty)
+    return [Turn(f"copy {text}", text), Turn("upper it", text.upper())]
+
+
+def _reverse_it(random: Random, difficulty: int) -> list[Turn]:
+    word = random_word(random, REVERSED_LENGTHS[difficulty])
+    return [Turn(f"copy {word}", word), Turn("reverse it", word[::-1])]
+
+
+def _another_row(random: Random, difficulty: int) -> list[Turn]:
+    table = random_table(random, difficulty)
+    first, second = random.sample(list(table), k=2)
+    return [first_question(table, first), Turn(f"find {second}", f"{second}={table[second]}")]

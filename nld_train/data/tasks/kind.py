@@ -1,0 +1,40 @@
+"""What a kind of question is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from random import Random
+from string import ascii_lowercase
+from typing import ClassVar, NamedTuple
+
+# From the easiest to the hardest: more letters, more rows, larger numbers.
+DIFFICULTIES = (1, 2, 3)
+
+
+class Turn(NamedTuple):
+    """A question of the user, and the only right answer to it."""
+
+    question: str
+    answer: str
+
+
+class Kind(ABC):
+    """A kind of question. A new kind is a subclass, and an entry in `registry.py`."""
+
+    # Its name in files, tables and task names: lower case, no spaces.
+    name: ClassVar[str]
+
+    @abstractmethod
+    def draw(self, random: Random, difficulty: int) -> list[Turn]:
+        """A random conversation, whose last answer is scored.
+
+        Args:
+            random: the only source of randomness.
+            difficulty: one of `DIFFICULTIES`.
+        """
+
+
+def random_word(random: Random, lengths: Sequence[int]) -> str:
+    """Lower-case letters; the length is one of `lengths`."""
+    return "".join(random.choices(ascii_lowercase, k=random.choice(lengths)))

@@ -1,0 +1,35 @@
+"""Questions about a table that is in the question."""
+
+from __future__ import annotations
+
+from random import Random
+
+from nld_train.data.tasks.kind import Kind, Turn, random_word
+
+# By difficulty: rows of the table.
+ROWS = {1: 2, 2: 3, 3: 4}
+VALUE_LENGTH = 6
+_NAMES = "ABCDEFGH"
+
+
+def random_table(random: Random, difficulty: int) -> dict[str, str]:
+    """Random words by name, in random order."""
+    names = random.sample(_NAMES, k=ROWS[difficulty])
+    return {name: random_word(random, (VALUE_LENGTH,)) for name in names}
+
+
+def first_question(table: dict[str, str], name: str) -> Turn:
+    """The question that has the table in it."""
+    rows = " ".join(f"{key}={value}" for key, value in table.items())
+    return Turn(f"lookup {rows} find {name}", f"{name}={table[name]}")
+
+
+class Lookup(Kind):
+    """`lookup B=animal A=flower find A`: `A=flower`."""
+
+    name = "lookup"
+
+    def draw(self, random: Random, difficulty: int) -> list[Turn]:
+        """See `Kind.draw`."""
+        table = random_table(random, difficulty)
+        return [first_question(table, random.choice(list(table)))]

@@ -1,0 +1,117 @@
+"""Writes conversations of all kinds to a folder, for training and held out, and tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, islice, repeat
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nld_train.data.tasks.harness import write_harness_tasks
+from nld_train.data.tasks.kind import DIFFICULTIES, Kind, Turn
+from nld_train.data.tasks.registry import KINDS
+from nld_train.errors import UserError
+from nld_train.files import write_atomically
+
+TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
+# One in so many questions is held out, whatever the seed.
+_HELD_OUT_ONE_IN = 20
+
+
+@dataclass(frozen=True)
+class TasksRequest:
+    """What to write.
+
+    Attributes:
+        folder: is made if there is none.
+        conversations: for training, over all kinds.
+        held_out: conversations of each kind, no question twice.
+        kinds: names of kinds, all equally often.
+        seed: of the random questions.
+    """
+
+    folder: str
+    conversations: int
+    held_out: int
+    kinds: tuple[str, ...]
+    seed: int = 0
+
+
+def write_tasks(request: TasksRequest) -> None:
+    """Writes the files of a request; the same request writes the same bytes.
+
+    No first question of a conversation is in both files: which file it belongs to follows from the question alone.
+
+    Raises:
+        UserError: no kind or an unknown one, a number below 1, or a folder that cannot be made.
+    """
+    _check(request)
+    folder = Path(request.folder)
+    kinds = [KINDS[name] for name in request.kinds]
+    held_out = [row for kind in kinds for row in _held_out_rows(kind, request.held_out, request.seed)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
+    _write_rows(folder / HELD_OUT, held_out)
+    _write_rows(folder / TRAIN, islice(_train_rows(kinds, request.seed), request.conversations))
+    write_harness_tasks(folder, request.kinds)
+
+
+def _check(request: TasksRequest) -> None:
+    if request.conversations < 1 or request.held_out < 1:
+        raise UserError("--conversations and --held-out must be at least 1")
+    unknown = [name for name in request.kinds if name not in KINDS]
+    if unknown or not request.kinds:
+        raise UserError(f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; kinds: {', '.join(KINDS)}")
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _train_rows(kinds: Sequence[Kind], seed: int) -> Iterator[dict[str, Any]]:
+    random = Random(f"{seed} train")
+    while True:
+        kind, difficulty = random.choice(kinds), random.choice(DIFFICULTIES)
+        turns = kind.draw(random, difficulty)
+        if not is_held_out(turns):
+            yield _row(kind, difficulty, turns)
+
+
+def _held_out_rows(kind: Kind, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Conversations of a kind, its difficulties in turn."""
+    random = Random(f"{seed} held out {kind.name}")
+    seen: set[tuple[Turn, ...]] = set()
+    for difficulty in islice(chain.from_iterable(repeat(DIFFICULTIES)), count):
+        turns = _new(kind, random, difficulty, seen)
+        seen.add(tuple(turns))
+        yield _row(kind, difficulty, turns)
+
+
+def _new(kind: Kind, random: Random, difficulty: int, seen: set[tuple[Turn, ...]]) -> list[Turn]:
+    """A held-out conversation that is not in `seen`."""
+    for _ in range(1000 * _HELD_OUT_ONE_IN):
+        turns = kind.draw(random, difficulty)
+        if is_held_out(turns) and tuple(turns) not in seen:
+            return turns
+    raise UserError(f"--held-out: there are only about {len(seen)} different held-out questions of kind {kind.name}")
+
+
+def is_held_out(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation is held out: a function of its first question, not of seed, kind or difficulty."""
+    digest = sha256(turns[0].question.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _HELD_OUT_ONE_IN == 0
+
+
+def _row(kind: Kind, difficulty: int, turns: Sequence[Turn]) -> dict[str, Any]:
+    messages = [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in (("user", turn.question), ("assistant", turn.answer))
+    ]
+    return {"messages": messages, "kind": kind.name, "difficulty": difficulty}
