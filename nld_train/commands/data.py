@@ -66,7 +66,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         help="template that renders them, or `default` for a simple one (default: the tokenizer's own)",
     )
     group.add_argument(
-        "--chat-template-kwargs",
+        "--chat-template-args",
         metavar="JSON",
         type=utf8,
         help="arguments of the template, such as '{\"enable_thinking\": false}'; a row may have its own",
@@ -134,10 +134,10 @@ def _chat_request(options: argparse.Namespace) -> ChatRequest | None:
     Raises:
         UserError: an option is given that does not go with --chat, or only with it.
     """
+    from nld_train.data.chat.prompt import parse_arguments
     from nld_train.data.request import ChatRequest
-    from nld_train.outside_json import parse_object
 
-    names = ("chat_format", "chat_template", "chat_template_kwargs", "answers")
+    names = ("chat_format", "chat_template", "chat_template_args", "answers")
     if not options.chat:
         for name in names:
             if getattr(options, name) is not None:
@@ -148,9 +148,7 @@ def _chat_request(options: argparse.Namespace) -> ChatRequest | None:
             raise UserError(
                 f"--{name.replace('_', '-')} is for texts: a chat template writes all special tokens itself"
             )
-    kwargs = options.chat_template_kwargs
-    arguments = {} if kwargs is None else parse_object(kwargs, "--chat-template-kwargs")
-    return ChatRequest(options.chat_template, arguments, options.answers or "all")
+    return ChatRequest(options.chat_template, parse_arguments(options.chat_template_args), options.answers or "all")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

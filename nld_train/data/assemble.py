@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nld_train.data.answer_bits import write_answer_bits
+from nld_train.data.answer_bits import ANSWERS, TURNS, write_answer_bits
 from nld_train.data.shards import shard_size
 from nld_train.data.token_index import IndexHeader, create_set, write_documents
 from nld_train.data.tokenizer import EncoderSpec
@@ -23,6 +23,8 @@ from nld_train.progress import Advance
 _TOKENS_PER_WORKER = 1 << 24
 # Each job returns the counts of a whole vocabulary, so there are few.
 _JOBS_PER_WORKER = 8
+# Files of bits, and the arrays of shards of which they are made.
+_BITS = {ANSWERS: "answers", TURNS: "turns"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderS
 
 def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
     """Writes `prefix.bin`, `prefix.idx`, `prefix.counts.npy` (int64, how often each id occurs), and for conversations
-    `prefix.answers.bin` from shard files.
+    `prefix.answers.bin` and `prefix.turns.bin` from shard files.
 
     Shards are written independently of each other, so memory does not grow with the number of documents.
 
@@ -137,8 +139,9 @@ def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
     for found, found_answers in run_jobs(partial(_PartWriter, replace(assembly, parts=())), jobs, workers, advance):
         counts += found
         answers += found_answers
-    if assembly.chat:
-        write_answer_bits(assembly.prefix, (_array(path, f"{assembly.name}_answers") for path, *_ in assembly.parts))
+    for suffix, kind in _BITS.items() if assembly.chat else ():
+        arrays = (_array(path, f"{assembly.name}_{kind}") for path, *_ in assembly.parts)
+        write_answer_bits(assembly.prefix, arrays, suffix)
     np.save(f"{assembly.prefix}.counts.npy", counts)
     largest = int(np.flatnonzero(counts)[-1])
     dtype = np.dtype(assembly.header.dtype).name
@@ -175,7 +178,7 @@ class _PartWriter:
             write_documents(self._set.prefix, self._set.header, document, token, of["tokens"], of["lengths"])
             counts += np.bincount(of["tokens"], minlength=self._set.vocabulary_size)
             if self._set.chat:
-                answers += _answer_counts(**of)
+                answers += _answer_counts(of["tokens"], of["lengths"], of["answers"], of["left_out"])
             advance(len(of["tokens"]))
         return counts, answers
 

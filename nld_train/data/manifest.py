@@ -65,7 +65,7 @@ class Manifest:
         tokens: number of tokens, those that begin and end documents included.
         largest_id: largest id that occurs.
         dtype: numpy type of the tokens in the `.bin`.
-        fingerprint: sha256 of the sha256 digests of `.bin`, `.idx` and, for conversations, `.answers.bin`: every byte.
+        fingerprint: sha256 of the sha256 digests of `.bin` and `.idx`, and of the bits of conversations: every byte.
         quick_fingerprint: `nld_train.data.packed.quick_fingerprint`, which is checked at each start.
         versions: of the packages that made the set.
         beginning_of_document: ids before each document; sets of earlier versions have none.

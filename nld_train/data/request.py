@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nld_train.data.answer_bits import ANSWERS
+from nld_train.data.answer_bits import ANSWERS, TURNS
 from nld_train.data.chat.template import ChatTemplate
 from nld_train.data.chat.turns import Answers
 from nld_train.data.manifest import FORMAT_VERSION, Manifest, read_manifest
@@ -22,7 +22,7 @@ from nld_train.data.tokenizer_files import CHAT_TEMPLATE
 from nld_train.errors import UserError
 
 # In the order in which files get their final names.
-SUFFIXES = (".bin", ".idx", ANSWERS, ".counts.npy", f".{CHAT_TEMPLATE}", ".manifest.json")
+SUFFIXES = (".bin", ".idx", ANSWERS, TURNS, ".counts.npy", f".{CHAT_TEMPLATE}", ".manifest.json")
 
 
 @dataclass(frozen=True)

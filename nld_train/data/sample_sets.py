@@ -13,6 +13,7 @@ from nld_train.config.stage_kinds import kind_of, running_kinds
 from nld_train.config.validate_layout import validate_layout
 from nld_train.data.manifest import is_chat_set
 from nld_train.data.packed import PackedSamples, SampleSet
+from nld_train.errors import UserError
 
 if TYPE_CHECKING:
     from nld_train.data.conversation_lengths import ConversationPacking
@@ -55,6 +56,34 @@ def open_set(config: Config, stage: str, prefix: str) -> SampleSet:
     return PackedConversations(
         prefix, conversation_packing(config, stage), config.run.seed, packings_folder(Path(config.run.dir))
     )
+
+
+def require_kinds_of_data(config: Config) -> None:
+    """Refuses texts where a stage is trained on conversations, and the reverse.
+
+    Raises:
+        UserError: names the key, the set, and the kind of the stage.
+    """
+    for name, kind in running_kinds(config).items():
+        stage, described = config.stages[name], f"stages.{name} of kind {kind.name}"
+        keys = {
+            "data.train" if stage.train is None else f"stages.{name}.train": train_sources(config, name),
+            "data.validation" if stage.validation is None else f"stages.{name}.validation": validation_sources(
+                config, name
+            ),
+        }
+        for key, sources in keys.items():
+            for source in sources:
+                chat = is_chat_set(source.prefix)
+                if kind.data == "conversations" and not chat:
+                    cure = "prepare conversations with nld-data prepare --chat, and name them in"
+                    own = key.replace("data.", f"stages.{name}.")
+                    raise UserError(f"{key}: {source.prefix} is a set of texts, not for {described}; {cure} {own}")
+                if kind.data == "text" and chat:
+                    raise UserError(
+                        f"{key}: {source.prefix} is a set of conversations, not for {described}; a stage of kind sft "
+                        "is trained on them"
+                    )
 
 
 def packings_folder(run: Path) -> Path:

@@ -73,8 +73,8 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int, ad
 class _ShardWriter:
     """Encodes a shard into one file of arrays, written under another name first.
 
-    For each side they are `tokens` of all documents and `lengths`; of conversations also `answers`, bool `[tokens]`,
-    and `left_out`, the number of rows without an answer in each group.
+    For each side they are `tokens` of all documents and `lengths`; of conversations also `answers` and
+    `turns`, bool `[tokens]`, and `left_out`, the number of rows without an answer in each group.
     """
 
     def __init__(self, job: ShardJob) -> None:
@@ -124,6 +124,7 @@ class _ChatArrays:
         documents = [document for row in found for document in row]
         return _joined([document.tokens for document in documents], self._spec.encoder) | {
             "answers": np.concatenate([np.empty(0, dtype=bool), *(document.answers for document in documents)]),
+            "turns": np.concatenate([np.empty(0, dtype=bool), *(document.turns for document in documents)]),
             "left_out": np.array([sum(not row for row in found)]),
         }
 

@@ -251,3 +251,15 @@ def test_a_template_that_fails_is_named_with_the_row(encode: Encode, row: Row, t
         return
     with pytest.raises(UserError, match=f"^{message}.*"):
         encode([row], TEMPLATES.get(template, template))
+
+
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "plain"])
+def test_turns_of_the_user_begin_where_a_conversation_can_be_cut(encode: Encode, template: str) -> None:
+    row = chat("a", "b", "c", "d", "e", "f", system="s")
+    whole, single = encode([row, chat("a", "b", system="s")], TEMPLATES[template])
+    assert not single.turns.any()
+    first, *later = np.flatnonzero(whole.turns).tolist()
+    assert len(later) == 2
+    for begin, left in zip(later, (["c", "d", "e", "f"], ["e", "f"]), strict=True):
+        (cut,) = encode([chat(*left, system="s")], TEMPLATES[template])
+        assert cut.tokens.tolist() == [*whole.tokens[:first].tolist(), *whole.tokens[begin:].tolist()]

@@ -110,7 +110,7 @@ def _with_text(ids: list[int], answers: list[bool]) -> tuple[list[int], list[boo
 
 
 def same_files(first: Path, second: Path) -> bool:
-    suffixes = (".bin", ".idx", ".answers.bin", ".counts.npy", ".chat_template.jinja")
+    suffixes = (".bin", ".idx", ".answers.bin", ".turns.bin", ".counts.npy", ".chat_template.jinja")
     return all(Path(f"{first}{suffix}").read_bytes() == Path(f"{second}{suffix}").read_bytes() for suffix in suffixes)
 
 
@@ -188,7 +188,7 @@ def test_template_and_answers_are_part_of_the_request(tmp_path: Path, capsys: py
     for changed in (
         ["--answers", "last"],
         ["--chat-template", tmp_path / "other.jinja"],
-        ["--chat-template-kwargs", '{"date": "today"}'],
+        ["--chat-template-args", '{"date": "today"}'],
     ):
         assert run(*words, *changed) == 2
         assert "set.bin exists and was made by another command" in capsys.readouterr().err
@@ -254,8 +254,8 @@ BAD: list[tuple[str, str, list[str], str]] = [
     ("a.json", '[{"prompt": "a", "completion": "b"} {}]', [], "a.json, row 2: not JSON (',' of a list is missing)"),
     ("a.json", '[{"prompt": "a", "completion": "b"}, {', [], "a.json, row 2: not JSON ("),
     ("a.txt", "text", [], "a.txt is text: conversations are read from JSONL, Parquet and datasets"),
-    ("a.jsonl", "{}", ["--chat-template", "absent"], "--chat-template absent: there is no such file"),
-    ("a.jsonl", "{}", ["--chat-template-kwargs", "[]"], "--chat-template-kwargs: must be a JSON object, not list"),
+    ("a.jsonl", "{}", ["--chat-template", "absent"], "--chat-template absent: No such file or directory"),
+    ("a.jsonl", "{}", ["--chat-template-args", "[]"], "--chat-template-args: must be a JSON object, not list"),
     ("a.jsonl", "{}", ["--no-end-of-document"], "--no-end-of-document is for texts: a chat template writes"),
     ("a.jsonl", '{"messages": [{"role": "assistant", "content": "a"}]}', ["--chat-template", "bad.jinja"],
      "bad.jinja, line 2: is no chat template: "),

@@ -123,3 +123,10 @@ def test_what_does_not_fit_is_refused(alone: tuple[str, ...], tmp_path: Path, ov
 def test_only_an_sft_stage_sets_the_length_of_its_noisy_stream(settings: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stages.joint.noisy_length=64: must be auto with kind=joint"):
         train_here(tmp_path, *settings, "+stages.joint.noisy_length=64")
+
+
+def test_conversations_are_no_text(alone: tuple[str, ...], tmp_path: Path) -> None:
+    conversations = next(each for each in alone if each.startswith("stages.sft.train="))
+    stage = ("stages=[quickstart,sft]", "run.stages=[ar]", conversations.replace("stages.sft", "data"))
+    with pytest.raises(UserError, match=r"^data\.train: .* is a set of conversations, not for stages\.ar of kind ar"):
+        train_here(tmp_path, *alone, *stage, "validation.every=0", "evaluation.every=0")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.data.chat.default import default_template
+from nld_train.data.chat.prompt import read_template
 from nld_train.data.chat.template import ChatTemplate, check_template
 from nld_train.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from nld_train.errors import UserError
-from nld_train.outside_json import read_bytes
 
 DEFAULT = "default"
 _GIVE = f"give --chat-template FILE, or --chat-template {DEFAULT}"
@@ -50,13 +50,7 @@ def _given(name: str) -> str:
     """The text of the default template or of a file."""
     if name == DEFAULT:
         return default_template()
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"--chat-template {name}: there is no such file")
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--chat-template {name}: not UTF-8 (byte {error.start})") from error
+    return read_template(Path(name))
 
 
 def _own(tokenizer: Any, directory: str) -> str:

@@ -46,10 +46,17 @@ class ChatSpec:
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """Ids `[tokens]`, and whether each belongs to an answer, bool `[tokens]`."""
+    """A conversation of `[tokens]`.
+
+    Attributes:
+        tokens: ids.
+        answers: bool, whether each belongs to an answer.
+        turns: bool, whether each is the first one of a turn of the user; nowhere in conversations with one such turn.
+    """
 
     tokens: NDArray[np.integer[Any]]
     answers: NDArray[np.bool_]
+    turns: NDArray[np.bool_]
 
 
 class ChatEncoder:
@@ -93,11 +100,14 @@ class ChatEncoder:
             yield self._with_answers(each, tokens)
 
     def _with_answers(self, rendered: RenderedAnswers, tokens: _Tokens) -> EncodedConversation:
-        answers = np.zeros(len(tokens.ids), dtype=bool)
+        answers, turns = np.zeros(len(tokens.ids), dtype=bool), np.zeros(len(tokens.ids), dtype=bool)
         for answer in rendered.answers:
-            first = self._border(answer.begin, rendered, tokens, answer)
+            first = self._answer_border(answer.begin, rendered, tokens, answer)
             answers[first : self._end(answer, first, rendered, tokens)] = True
-        return EncodedConversation(np.array(tokens.ids, dtype=self._spec.encoder.dtype), answers)
+        begins = [self._border(character, rendered, tokens) for character in rendered.user_turns]
+        if None not in begins:
+            turns[begins] = True
+        return EncodedConversation(np.array(tokens.ids, dtype=self._spec.encoder.dtype), answers, turns)
 
     def _end(self, answer: AnswerText, first: int, rendered: RenderedAnswers, tokens: _Tokens) -> int:
         """Number of the token behind an answer: behind its end-of-turn token, where it has one."""
@@ -111,28 +121,32 @@ class ChatEncoder:
             begin, end = tokens.offsets[index]
             if answer.end <= begin and end <= answer.turn_end and not text[answer.end : begin].strip():
                 return index + 1
-        return self._border(answer.end, rendered, tokens, answer)
+        return self._answer_border(answer.end, rendered, tokens, answer)
 
-    def _border(self, character: int, rendered: RenderedAnswers, tokens: _Tokens, answer: AnswerText) -> int:
-        """Number of tokens before a character.
+    def _answer_border(self, character: int, rendered: RenderedAnswers, tokens: _Tokens, answer: AnswerText) -> int:
+        """As `_border`, where an answer begins or ends.
 
         Raises:
-            UserError: they are not the tokens of the text before it.
+            UserError: there is no border between tokens.
         """
+        if (number := self._border(character, rendered, tokens)) is not None:
+            return number
+        text, where = rendered.rendering.text, Within(rendered.where, f": message {answer.message}")
+        shown = text[max(0, character - _SHOWN) : character], text[character : character + _SHOWN]
+        raise UserError(
+            f"{where}: the tokens of {shown[0]!r} are no prefix of those with {shown[1]!r} after it, so decoding "
+            "never makes these tokens; a special token at this border of the template would keep them apart"
+        )
+
+    def _border(self, character: int, rendered: RenderedAnswers, tokens: _Tokens) -> int | None:
+        """Number of tokens before a character; None where they are not the tokens of the text before it."""
         text = rendered.rendering.text
         if character == len(text):
             return len(tokens.ids)
         # Special tokens and cuts part the text: tokens after them do not depend on what is before.
         start, token, anchored = tokens.last_parting(character, self._special)
         before = self._cached_ids((self._anchor if anchored else "") + text[start:character])[int(anchored) :]
-        if tokens.ids[token : token + len(before)] != list(before):
-            where = Within(rendered.where, f": message {answer.message}")
-            shown = text[max(0, character - _SHOWN) : character], text[character : character + _SHOWN]
-            raise UserError(
-                f"{where}: the tokens of {shown[0]!r} are no prefix of those with {shown[1]!r} after it, so decoding "
-                "never makes these tokens; a special token at this border of the template would keep them apart"
-            )
-        return token + len(before)
+        return token + len(before) if tokens.ids[token : token + len(before)] == list(before) else None
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)

@@ -45,11 +45,14 @@ class RenderedAnswers:
         rendering: the whole text.
         answers: in order; they do not overlap.
         where: file and row, for messages.
+        user_turns: where the turns of the user begin in the text; empty where there are not two of them, or where the
+            text does not begin with the rendering of what is before one of them.
     """
 
     rendering: Rendering
     answers: tuple[AnswerText, ...]
     where: object
+    user_turns: tuple[int, ...] = ()
 
 
 def rendered_answers(conversation: Conversation, template: ChatTemplate, answers: Answers) -> Iterator[RenderedAnswers]:
@@ -82,6 +85,7 @@ class _Turns:
     def __init__(self, conversation: Conversation, template: ChatTemplate, last: int) -> None:
         self._conversation, self._template = conversation, template
         self._messages = [message.content for message in conversation.messages[: last + 1]]
+        self._renderings: dict[tuple[int, bool], Rendering] = {}
         self._whole = self._render(last + 1, prompt=False)
 
     def rendered(self, learned: Sequence[int]) -> RenderedAnswers:
@@ -92,7 +96,17 @@ class _Turns:
             for number in learned
             for answer in (self._turn(number) if marked is None else self._marked_answers(number, marked[number]))
         ]
-        return RenderedAnswers(self._whole, tuple(found), self._conversation.where)
+        return RenderedAnswers(self._whole, tuple(found), self._conversation.where, self._user_turns())
+
+    def _user_turns(self) -> tuple[int, ...]:
+        turns = [number for number, message in enumerate(self._messages) if message["role"] == "user"]
+        if len(turns) < 2:
+            return ()
+        try:
+            begins = [self._length_of_prefix(self._render(number, prompt=False)) for number in turns]
+        except UserError:  # a template may refuse what is before the first turn, which is nothing in most conversations
+            return ()
+        return () if None in begins else tuple(begin for begin in begins if begin is not None)
 
     def _turn(self, number: int) -> list[AnswerText]:
         """The answer of a message by a template that does not mark it."""
@@ -157,11 +171,13 @@ class _Turns:
 
     def _render(self, count: int, prompt: bool) -> Rendering:
         """The first messages."""
-        conversation = self._conversation
-        whole = count == len(self._messages)
-        where = conversation.where if whole else Within(conversation.where, f", first {count} messages")
-        arguments: dict[str, Any] = conversation.template_arguments
-        return self._template.render(self._messages[:count], conversation.tools, arguments, prompt, where)
+        if (found := self._renderings.get((count, prompt))) is None:
+            conversation, whole = self._conversation, count == len(self._messages)
+            where = conversation.where if whole else Within(conversation.where, f", first {count} messages")
+            arguments: dict[str, Any] = conversation.template_arguments
+            found = self._template.render(self._messages[:count], conversation.tools, arguments, prompt, where)
+            self._renderings[count, prompt] = found
+        return found
 
     def _message(self, number: int) -> Within:
         return Within(self._conversation.where, f": message {number + 1}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from nld_train.config.schema import Config
 from nld_train.data.chat.run_template import require_one_template
 from nld_train.data.manifest import check_against_model
-from nld_train.data.sample_sets import train_sources, validation_sources
+from nld_train.data.sample_sets import require_kinds_of_data, train_sources, validation_sources
 from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
@@ -59,12 +59,13 @@ def check_files(config: Config) -> None:
 
     Raises:
         UserError: token sets that are missing, damaged or of another model; special ids of the model that are not those
-            of the data or the tokenizer; conversations of several chat templates in one stage; validation that would
-            use a sample twice; a `run.dir` that cannot be written.
+            of the data or the tokenizer; texts in a stage for conversations, or the reverse; conversations of several
+            chat templates in one stage; validation that would use a sample twice; a `run.dir` that cannot be written.
     """
     for prefix in _prefixes(config):
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
         check_special_ids(prefix, config.model, config.data.tokenizer)
+    require_kinds_of_data(config)
     for name in config.run.stages:
         require_one_template(f"stages.{name}.train", train_sources(config, name))
     if config.data.tokenizer is not None:
