@@ -154,7 +154,9 @@ def taken_apart(sample: dict[str, Any], by_tokens: dict[tuple[int, ...], Convers
         found.append(Alone(tokens, answers, noisy, first_noisy, sample))
         first_noisy += len(noisy)
     if "maskable" in sample:
-        assert not sample["maskable"][first_noisy:].any(), "the rest is inert"
+        maskable = [on for each in found for *_, on in each.noisy]
+        assert sample["maskable"].tolist() == maskable + [False] * (len(sample["maskable"]) - first_noisy)
+        assert not (sample["masked"] & ~sample["maskable"]).any()
         assert first_noisy <= len(sample["maskable"]), "all blocks fit"
     return found
 
