@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from chat_sets import random_conversations, write_chat_manifest, write_chat_set
 from parity_cases import Case
 from process_groups import Outcomes
 from shared import shared_folder
@@ -11,8 +14,14 @@ from tiny_runs import write_token_set
 
 @pytest.fixture(scope="session")
 def token_set(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = shared_folder(tmp_path_factory, "tokens", lambda folder: write_token_set(folder / "train", seed=1))
-    return str(folder / "train")
+    """A set of texts, `train`, and one of conversations beside it, `chat`."""
+    return str(shared_folder(tmp_path_factory, "tokens", _write_sets) / "train")
+
+
+def _write_sets(folder: Path) -> None:
+    write_token_set(folder / "train", seed=1)
+    conversations = random_conversations(2, 60, longest=4, largest_id=66)
+    write_chat_manifest(write_chat_set(folder / "chat", conversations), conversations, vocabulary_size=67)
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def naive_losses(config: Config, model: Any) -> dict[str, Any]:
     """Losses of that step; their gradients are added to what the model's weights were computed from."""
     (name,) = config.run.stages
     stage = config.stages[name]
-    joint = stage.kind == "joint"
+    joint = stage.kind == "joint" or (stage.kind == "sft" and stage.alpha > 0)
     samples = training_samples(config, name, stage_orders(config, [_Plan(name)])[name])
     chosen = [samples[place] for place in range(config.batch.global_size)]
     scored = [ScoredSample(model, config, sample, joint) for sample in chosen]
@@ -73,7 +73,8 @@ class ScoredSample:
         self.tokens, documents = sample["tokens"].tolist(), sample["documents"].tolist()
         length = len(self.tokens) - 1
         self.clean = self.tokens[:length]
-        self.supervised = [documents[i] == documents[i + 1] for i in range(length)]
+        answers = sample["answers"].tolist() if "answers" in sample else [True] * (length + 1)
+        self.supervised = [documents[i] == documents[i + 1] and answers[i + 1] for i in range(length)]
         self.masked = sample["masked"].tolist() if joint else []
         mask = config.model.mask_token_id
         self.hidden = sample["noisy_tokens"].tolist() if joint else []

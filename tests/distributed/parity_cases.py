@@ -1,10 +1,11 @@
-"""The cases of the parity tests: a layout, an objective and a way to compute, over one tiny model and one token set."""
+"""The cases of the parity tests: a layout, an objective and a way to compute, over a tiny model and two token sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
@@ -14,6 +15,7 @@ from nld_train.config.schema import Config
 STEPS = 2
 MODEL = composed(*TINY_MODEL).model
 Kind = Literal["train", "naive", "validation", "gradients", "nan weight", "infinite gradient"]
+STAGES = ("ar", "joint", "sft")
 AVERAGINGS = ("global", "contributing", "masked", "sequence")
 
 
@@ -53,7 +55,7 @@ class Case:
 
     Attributes:
         layout: of the group.
-        stage: `ar` or `joint`.
+        stage: `ar`, `joint` or `sft`.
         averaging: of the losses.
         micro_size: samples of a micro-batch.
         extra: overrides that must not change the result.
@@ -62,6 +64,7 @@ class Case:
             its weights or an infinity among its gradients.
         key_value_heads: 2, or 4 where four tensor-parallel processes share them.
         documents: whether attention stays inside them.
+        settings: overrides of what is computed.
     """
 
     layout: Layout
@@ -72,12 +75,13 @@ class Case:
     kind: Kind = "train"
     key_value_heads: int = 2
     documents: Literal["isolate", "ignore"] = "isolate"
+    settings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Names the case in test ids and results."""
         parts = [self.layout.name, self.stage, self.averaging, f"micro{self.micro_size}"]
-        parts += [override.rpartition(".")[2] for override in self.extra]
+        parts += [override.rpartition(".")[2] for override in (*self.extra, *self.settings)]
         parts += ["heads4"] * (self.key_value_heads == 4) + [self.kind] * (self.kind != "train")
         parts += ["ignore"] * (self.documents == "ignore")
         return "-".join(parts)
@@ -102,6 +106,7 @@ class Case:
         return composed(
             *TINY_MODEL,
             *data_overrides(prefix),
+            *(conversation_overrides(prefix) if self.stage == "sft" else ()),
             f"model.num_key_value_heads={self.key_value_heads}",
             f"run.stages=[{self.stage}]",
             f"data.documents={self.documents}",
@@ -112,7 +117,23 @@ class Case:
             f"execution.attention={'dense' if self.kind == 'naive' else 'auto'}",
             *self.layout.overrides,
             *self.extra,
+            *self.settings,
         )
+
+
+def conversation_overrides(prefix: str) -> tuple[str, ...]:
+    """A fine-tuning stage over the conversations beside a token set, with a noisy stream of its own length."""
+    chat = Path(prefix).with_name("chat")
+    sources = f"[{{prefix: {chat}, weight: 1}}]"
+    return (
+        "stages=sft",
+        f"stages.sft.train={sources}",
+        f"stages.sft.validation={sources}",
+        "stages.sft.noisy_length=32",
+        "stages.sft.schedule.learning_rate=2e-3",
+        "stages.sft.schedule.final_learning_rate=2e-4",
+        f"run.dir={chat}-run",
+    )
 
 
 def possible(layout: Layout, micro_size: int) -> bool:
@@ -128,11 +149,11 @@ def possible(layout: Layout, micro_size: int) -> bool:
 def layout_cases(
     averagings: Sequence[str], micro_sizes: Sequence[int], layouts: Sequence[Layout] = LAYOUTS
 ) -> list[Case]:
-    """Layouts with AR and joint steps."""
+    """Layouts with steps of each stage."""
     return [
         Case(layout, stage, averaging, micro_size, key_value_heads=4 if layout is TP4 else 2)
         for layout in layouts
-        for stage in ("ar", "joint")
+        for stage in STAGES
         for averaging in averagings
         for micro_size in micro_sizes
         if possible(layout, micro_size)

@@ -37,6 +37,7 @@ from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
+from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.step import NonFiniteError, train_step
 from nld_train.training.stages.objective_trainer import stream_settings
@@ -166,6 +167,7 @@ def _same_bits(old: torch.Tensor, new: torch.Tensor) -> bool:
 
 def run_case(config: Config, kind: str, device: torch.device) -> list[Record]:
     """The records of a few optimizer steps, or of what else the kind of the case asks for (see `parity_cases`)."""
+    pack_conversations(config)
     if kind == "naive":
         return [naive_step(config, device)]
     trainee = Trainee(config, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from parity_cases import (
     CONTEXT,
     CP2,
     CP2_DP2,
+    CP2_PP2,
     DP2,
     MODEL,
     PP2,
@@ -20,6 +22,7 @@ from parity_cases import (
     SINGLE,
     STEPS,
     TP2,
+    TP2_DP2,
     TP2_PP2,
     TP2_SEQUENCE,
     Case,
@@ -34,6 +37,10 @@ from tolerance import gradient_additions, rounding_bound
 TOLERANCE = rounding_bound(1.0, STEPS * gradient_additions(MODEL, keys=2 * 24, rows=8 * 24))
 MEASURES = ("loss", "ar_loss", "diffusion_loss", "grad_norm")
 
+# Fine-tuning without a noisy stream, and with the blocks of the public code.
+CONTROL = ("stages.sft.alpha=0", "stages.sft.noisy_length=auto")
+BLOCKS_OF_DOCUMENTS = ("diffusion.blocks=document", "diffusion.fill=false")
+
 QUICK = [
     *layout_cases(["global"], [2]),
     *(Case(layout, "joint", averaging) for layout in (SINGLE, DP2, TP2_PP2) for averaging in AVERAGINGS[1:]),
@@ -42,6 +49,9 @@ QUICK = [
     *(Case(CP2, "joint", averaging) for averaging in AVERAGINGS[1:]),
     *(Case(CP2, "joint", micro_size=size) for size in (1, 4)),
     *(Case(layout, stage, documents="ignore") for layout in (CP2, CP2_DP2) for stage in ("ar", "joint")),
+    *(Case(layout, "sft", settings=CONTROL) for layout in (SINGLE, PP2, TP2_DP2, CP2)),
+    *(Case(layout, "sft", settings=BLOCKS_OF_DOCUMENTS) for layout in (SINGLE, DP2, CP2_PP2, TP2_SEQUENCE)),
+    *(Case(SINGLE, "sft", averaging) for averaging in AVERAGINGS),
 ]
 EXECUTIONS = [
     *(
@@ -68,7 +78,7 @@ SINGLES = [
 MATRIX = [
     case
     for case in layout_cases(AVERAGINGS, (1, 2, 4))
-    if case.stage == "joint" or case.averaging in ("global", "sequence")
+    if case.stage != "ar" or case.averaging in ("global", "sequence")
 ]
 REST = [case for case in [*SINGLES, *pairwise(MATRIX, SHORT)] if case not in SHORT]
 
@@ -87,13 +97,13 @@ VALIDATIONS = [
 GRADIENTS = [
     Case(layout, stage, documents=documents, kind="gradients")
     for layout in CONTEXT
-    for stage in ("ar", "joint")
-    for documents in ("isolate", "ignore")
+    for stage, documents in (*product(("ar", "joint"), ("isolate", "ignore")), ("sft", "isolate"))
 ]
 DAILY_VALIDATIONS = [
     *(Case(layout, "joint", kind="validation") for layout in (PP2_VIRTUAL, DP2, TP2_SEQUENCE, CP2)),
     Case(TP2, "ar", kind="validation"),
     *(case for case in VALIDATIONS if case.layout is CP2 and case.extra),
+    Case(CP2, "sft", kind="validation"),
 ]
 # Of two processes: every layout, both stages, both kinds of documents, and all averagings where each process counts
 # its own samples.
@@ -104,8 +114,11 @@ DAILY = [
     *(Case(DP2, "joint", averaging) for averaging in AVERAGINGS),
     *(Case(CP2, "joint", averaging) for averaging in ("global", "sequence")),
     Case(CP2, "joint", documents="ignore"),
+    *(Case(layout, "sft") for layout in (PP2_VIRTUAL, DP2, CP2)),
+    Case(TP2_SEQUENCE, "sft", settings=BLOCKS_OF_DOCUMENTS),
+    Case(PP2, "sft", settings=CONTROL),
 ]
-DAILY_GRADIENTS = [case for case in GRADIENTS if case.layout is CP2 and case.stage == "joint"]
+DAILY_GRADIENTS = [case for case in GRADIENTS if case.layout is CP2 and case.stage != "ar"]
 
 
 def is_long(case: Case) -> bool:
@@ -160,7 +173,7 @@ def test_the_first_step_equals_the_naive_computation(case: Case, outcomes: Outco
 def test_validation_equals_that_of_one_process(case: Case, outcomes: Outcomes) -> None:
     (found,), (expected,) = outcomes.records(case), outcomes.records(case.single())
     assert found.keys() == expected.keys()
-    assert len(expected) == (5 if case.stage == "joint" else 1)
+    assert len(expected) == (1 if case.stage == "ar" else 5)
     assert_equal(found, expected, expected)
 
 
