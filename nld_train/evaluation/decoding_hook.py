@@ -1,4 +1,4 @@
-"""Decoding of fixed held-out prompts during training, in several modes side by side."""
+"""Decoding of fixed held-out prompts or questions during training, in several modes side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config, DecodingMode
-from nld_train.data.samples import Sample, validation_samples
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
 from nld_train.decoding.algorithms.decode import decode
@@ -20,6 +19,7 @@ from nld_train.decoding.algorithms.statistics import (
     decoding_figures,
 )
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
+from nld_train.evaluation.held_out import HeldOut, held_out_of
 from nld_train.evaluation.measure import rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.hooks.base import Hook, RunningStage, TimeShare, at_interval
@@ -48,7 +48,7 @@ class DecodeVariant:
 
 
 class DecodingHook(Hook):
-    """Records `decoding`: tokens per forward of each mode, and how far the modes agree.
+    """Records `decoding`: tokens per forward of each mode, how far the modes agree, and exact answers where asked for.
 
     Every data-parallel rank decodes all prompts: the result is the same under every layout, and no rank waits.
 
@@ -60,6 +60,7 @@ class DecodingHook(Hook):
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
         super().__init__(config, rotary)
         self._time = TimeShare()
+        self._held_out: dict[str, HeldOut] = {}
 
     def due(self, plan: StagePlan, stage_step: int) -> bool:
         """See `Hook.due`: at the interval and at the stage's end, in a stage that has variants to decode."""
@@ -70,54 +71,70 @@ class DecodingHook(Hook):
         """See `Hook.run`; the keys are explained in docs/evaluation.md."""
         begin = time.perf_counter()
         engine = MegatronEngine([unwrap(chunk) for chunk in model], self.config.model, self.rotary)
+        held_out = self.held_out(stage.plan.name)
         results: dict[str, DecodeResult] = {}
         figures: dict[str, Record] = {}
         with engine.decoding():
             for variant in self.variants(stage.plan):
                 variant_begin = time.perf_counter()
-                result = results[variant.name] = self._decode(engine, variant)
+                result = results[variant.name] = self._decode(engine, variant, held_out)
                 seconds = time.perf_counter() - variant_begin
-                figures[variant.name] = self._figures(variant, result, results["ar"], seconds)
-        measured = {"modes": figures, "agreements": _agreements(results), "samples": self._samples(results)}
+                figures[variant.name] = self._figures(variant, held_out, result, results["ar"], seconds)
+        samples = self._samples(held_out, results)
+        measured = {"modes": figures, "agreements": _agreements(results), "samples": samples}
         record.add("decoding", {**measured, **self._time.since(begin)})
 
     def variants(self, plan: StagePlan) -> list[DecodeVariant]:
         """The variants that a stage decodes; AR is first, since the others are compared with it."""
+        stop_tokens = self.held_out(plan.name).stop_tokens
         return [
-            DecodeVariant(each.name, each.mode, self._options(each.block_length, each.adapter))
+            DecodeVariant(
+                each.name,
+                each.mode,
+                DecodeOptions(
+                    max_new_tokens=self.config.evaluation.max_new_tokens,
+                    block_length=each.block_length,
+                    stop_tokens=stop_tokens,
+                    adapter=each.adapter,
+                ),
+            )
             for each in plan.kind.decode_variants(self.config, plan.stage)
         ]
 
-    def _options(self, block_length: int, adapter: bool = False) -> DecodeOptions:
-        return DecodeOptions(
-            max_new_tokens=self.config.evaluation.max_new_tokens,
-            block_length=block_length,
-            stop_tokens=(self.config.model.eos_token_id,),
-            adapter=adapter,
-        )
+    def held_out(self, stage: str) -> HeldOut:
+        """What a stage decodes, the same at every call and under every layout.
 
-    @cached_property
-    def prompts(self) -> list[list[int]]:
-        """The prompts, the same at every call and under every layout."""
-        samples = validation_samples(self.config, self.config.run.stages[-1], level=None)
-        settings = self.config.evaluation
-        return [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
+        Raises:
+            UserError: as `held_out_of`.
+        """
+        if stage not in self._held_out:
+            self._held_out[stage] = held_out_of(self.config, stage)
+        return self._held_out[stage]
 
-    def _decode(self, engine: MegatronEngine, variant: DecodeVariant) -> DecodeResult:
+    def _decode(self, engine: MegatronEngine, variant: DecodeVariant, held_out: HeldOut) -> DecodeResult:
         """Decodes the prompts in batches whose logits fit into memory beside the training state."""
         policy = Threshold(self.config.evaluation.threshold) if variant.mode == "diffusion" else None
         rows = rows_at_once(variant.mode, variant.options.block_length, engine.vocabulary_size)
-        return decode(engine, self.prompts, variant.mode, variant.options, policy, batch_size=rows)
+        return decode(engine, held_out.prompts, variant.mode, variant.options, policy, batch_size=rows)
 
-    def _figures(self, variant: DecodeVariant, result: DecodeResult, reference: DecodeResult, seconds: float) -> Record:
+    def _figures(
+        self,
+        variant: DecodeVariant,
+        held_out: HeldOut,
+        result: DecodeResult,
+        reference: DecodeResult,
+        seconds: float,
+    ) -> Record:
         """The figures of a variant that took `seconds`; `reference` is AR's result."""
         figures: Record = {
             **decoding_figures(result, reference),
             "tokens_per_second": sum(result.new_tokens) / seconds,
             "prefill": result.prefill,
         }
+        if self.config.evaluation.exact_match and held_out.answers is not None:
+            figures["exact"] = held_out.exact(result.token_ids)
         if variant.mode in _SPECULATIVE:
-            budgets = [self.config.evaluation.max_new_tokens] * len(self.prompts)
+            budgets = [self.config.evaluation.max_new_tokens] * len(held_out.prompts)
             rates = acceptance_by_position(result, variant.options.block_length, budgets)
             figures["acceptance"] = {str(position): rate for position, rate in rates.items()}
         return figures
@@ -126,13 +143,15 @@ class DecodingHook(Hook):
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.config.data.tokenizer) if self.config.data.tokenizer else None
 
-    def _samples(self, results: dict[str, DecodeResult]) -> list[dict[str, str]]:
-        """Texts of the first prompts and their continuations; none without a tokenizer."""
+    def _samples(self, held_out: HeldOut, results: dict[str, DecodeResult]) -> list[dict[str, str]]:
+        """Texts of the first prompts, their answers and their continuations; none without a tokenizer."""
         if self._tokenizer is None:
             return []
         samples = []
-        for index, prompt in enumerate(self.prompts[:_SAMPLES]):
+        for index, prompt in enumerate(held_out.prompts[:_SAMPLES]):
             ids: dict[str, list[int]] = {"prompt": prompt}
+            if held_out.answers is not None:
+                ids["answer"] = held_out.answers[index]
             ids |= {name: result.token_ids[index] for name, result in results.items()}
             samples.append({name: self._tokenizer.decode(tokens) for name, tokens in ids.items()})
         return samples
@@ -144,16 +163,3 @@ def _agreements(results: dict[str, DecodeResult]) -> dict[str, float]:
         f"{one}/{other}": agreement(results[one].token_ids, results[other].token_ids)
         for one, other in combinations(results, 2)
     }
-
-
-def prompt_of(sample: Sample, length: int) -> list[int]:
-    """The first tokens, `length` or fewer, of the longest document in a sample.
-
-    The document's last token is left out unless it is the only one, since a finished document cannot be continued.
-    """
-    sizes = sample["documents"].unique_consecutive(return_counts=True)[1]
-    longest = int(sizes.argmax())
-    start = int(sizes[:longest].sum())
-    count = max(1, min(length, int(sizes[longest]) - 1))
-    tokens: list[int] = sample["tokens"][start : start + count].tolist()
-    return tokens

@@ -10,8 +10,10 @@ from nld_train.training.metrics.metric import INDENT, Curve, Metric, Panel, cost
 
 # Characters of a decoded text.
 _TEXT_SHOWN = 60
-# Figures of a mode that `nld-status` shows.
-_STATUS = ("tokens_per_forward", "agreement")
+# Figures of a mode that `nld-status` shows; the last one only where questions with one right answer are decoded.
+_STATUS = ("tokens_per_forward", "agreement", "exact")
+# Entries of a sample that no mode has decoded.
+_GIVEN = ("prompt", "answer")
 
 
 class DecodingMetric(Metric):
@@ -32,8 +34,10 @@ class DecodingMetric(Metric):
         return lines + [f"{INDENT}{line}" for line in _text_lines(value["samples"])]
 
     def panels(self, records: Sequence[Record]) -> list[Panel]:
-        """See `Metric.panels`: three figures over tokens, and the last acceptance by position in the block."""
+        """See `Metric.panels`: figures over tokens, and the last acceptance by position in the block."""
+        exact = self._figure_panel(records, "exact", "share of questions", "Decoding: exact answers")
         return [
+            *([exact] if exact.curves else []),
             self._figure_panel(records, "tokens_per_forward", "tokens per forward", "Decoding: tokens per forward"),
             self._figure_panel(records, "agreement", "share of tokens", "Decoding: tokens equal to AR's"),
             self._figure_panel(records, "tokens_per_second", "tokens per second", "Decoding: speed"),
@@ -41,13 +45,13 @@ class DecodingMetric(Metric):
         ]
 
     def _figure_panel(self, records: Sequence[Record], figure: str, label: str, title: str) -> Panel:
-        """One figure of each mode; a continued run may have decoded other modes before."""
-        measured = [(record["tokens"], record[self.name]["modes"]) for record in records]
-        names = dict.fromkeys(mode for _, modes in measured for mode in modes)
-        curves = [
-            Curve(mode, [(tokens, modes[mode][figure]) for tokens, modes in measured if mode in modes], {"marker": "."})
-            for mode in names
-        ]
+        """One figure of each mode that has it; a continued run may have decoded other modes before."""
+        points: dict[str, list[tuple[float, float]]] = {}
+        for record in records:
+            for mode, figures in record[self.name]["modes"].items():
+                if figure in figures:
+                    points.setdefault(mode, []).append((record["tokens"], figures[figure]))
+        curves = [Curve(mode, found, {"marker": "."}) for mode, found in points.items()]
         return Panel(label, curves, title=title)
 
     def _acceptance_panel(self, records: Sequence[Record]) -> Panel:
@@ -90,19 +94,25 @@ class DecodingMetric(Metric):
         return values
 
     def status(self, record: Record) -> Record:
-        """See `Metric.status`: tokens per forward and agreement by mode."""
+        """See `Metric.status`: tokens per forward, agreement and exact answers by mode."""
         modes = record[self.name]["modes"].items()
-        return {"step": record["step"], "modes": {mode: {key: v[key] for key in _STATUS} for mode, v in modes}}
+        shown = {mode: {key: figures[key] for key in _STATUS if key in figures} for mode, figures in modes}
+        return {"step": record["step"], "modes": shown}
 
     def status_text(self, status: Record) -> tuple[str, str]:
         """See `Metric.status_text`."""
-        modes = status["modes"].items()
-        return "tokens per forward", ", ".join(f"{mode} {figures['tokens_per_forward']:.2f}" for mode, figures in modes)
+        texts = [
+            f"{mode} {figures['tokens_per_forward']:.2f}" + (f" ({figures['exact']:.0%})" if "exact" in figures else "")
+            for mode, figures in status["modes"].items()
+        ]
+        exact = any("exact" in figures for figures in status["modes"].values())
+        return "tokens per forward" + (" (exact)" if exact else ""), ", ".join(texts)
 
 
 def _figures_text(figures: Record) -> str:
     """The figures of a mode; its acceptance rate for a few positions only."""
     parts = [
+        *([f"exact {figures['exact']:.0%}"] if "exact" in figures else []),
         f"{figures['tokens_per_forward']:.2f} tokens/forward",
         f"{human(figures['tokens_per_second'])} tok/s",
         f"agreement with ar {figures['agreement']:.0%}",
@@ -125,7 +135,7 @@ def _text_lines(samples: list[dict[str, str]]) -> Iterator[str]:
         return
     by_text: dict[str, list[str]] = {}
     for mode, text in samples[0].items():
-        if mode != "prompt":
+        if mode not in _GIVEN:
             by_text.setdefault(text, []).append(mode)
     for text, modes in by_text.items():
         cut = text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]}..."
@@ -135,6 +145,8 @@ def _text_lines(samples: list[dict[str, str]]) -> Iterator[str]:
 
 def _progress_text(mode: str, ends: Record, validations: list[Record]) -> str:
     speed = f"{_change(ends, 'tokens_per_forward', '.2f')} tokens per forward"
+    if all("exact" in figures for figures in ends.values()):
+        speed = f"exact {_change(ends, 'exact', '.1%')}, {speed}"
     if mode != "ar":
         return f"{speed}, agreement {_change(ends, 'agreement', '.2f')}"
     losses = {"first": validations[0], "last": validations[-1]} if validations else None

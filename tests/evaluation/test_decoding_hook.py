@@ -13,7 +13,7 @@ from runs_that_decode import AR_STEPS, JOINT_STEPS, assert_same_training, config
 from tiny_runs import records_of
 
 from nld_train.data.samples import validation_samples
-from nld_train.evaluation.decoding_hook import prompt_of
+from nld_train.evaluation.held_out import prompt_of
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
 

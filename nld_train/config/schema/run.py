@@ -100,7 +100,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Decoding of held-out prompts during a joint or drafter stage."""
+    """Decoding of held-out prompts during a joint, sft or drafter stage."""
 
     every: Annotated[
         CountOrZero,
@@ -108,11 +108,19 @@ class EvaluationConfig:
     ]
     modes: Annotated[
         tuple[DecodingMode, ...],
-        "Decode modes of a joint stage; always with ar, since agreement is measured against it. None twice. A drafter "
-        "stage decodes with ar, linear, and linear with the adapter.",
+        "Decode modes of a joint or sft stage; always with ar, since agreement is measured against it. None twice. A "
+        "drafter stage decodes with ar, linear, and linear with the adapter.",
     ]
-    prompts: Annotated[Count, "Number of prompts: the beginnings of held-out documents, always the same."]
-    prompt_tokens: Annotated[Count, "Length of a prompt in tokens, less where a document is shorter."]
+    prompts: Annotated[
+        Count,
+        "Number of prompts, always the same: the beginnings of held-out documents, or held-out conversations up to "
+        "their last answer, and no more than there are.",
+    ]
+    prompt_tokens: Annotated[
+        Count,
+        "Length of a prompt in tokens, less where a document is shorter. Conversations are whole; those without room "
+        "for max_new_tokens are left out.",
+    ]
     max_new_tokens: Annotated[
         Count, "Most new tokens of a prompt. With prompt_tokens at most model.max_position_embeddings."
     ]
@@ -124,6 +132,11 @@ class EvaluationConfig:
     threshold: Annotated[
         Fraction, "Diffusion commits tokens that are at least this probable, and always the most probable one."
     ]
+    exact_match: Annotated[
+        bool,
+        "true: report the share of conversations whose last answer each mode gives exactly, for held-out questions "
+        "that have one right answer.",
+    ] = False
 
 
 @dataclass(frozen=True)
