@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from nld_train.config.low_rank import lora_layer_parameters
 from nld_train.config.plan import stage_plans
-from nld_train.config.schema import Config, ModelConfig, StageConfig
+from nld_train.config.schema import Config, LoraConfig, ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
 _OPERATIONS_PER_PRODUCT = 2
 _FORWARD_AND_BACKWARD = 3
+# Without that of the weights.
+_FROZEN = 2
 
 
 def layer_matrix_parameters(model: ModelConfig) -> int:
@@ -87,6 +90,18 @@ def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_
     return float(
         _FORWARD_AND_BACKWARD * _OPERATIONS_PER_PRODUCT * _products(model, positions, visible_pairs, head_rows)
     )
+
+
+def lora_flops(model: ModelConfig, lora: LoraConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
+    """The same where a LoRA is trained: products with frozen weights have no gradient of the weights.
+
+    Their backward pass is one product more; that of attention, both of whose operands have gradients, and of the LoRA's
+    own products stays two.
+    """
+    frozen = _products(model, positions, 0, head_rows)
+    attention = _products(model, 0, visible_pairs, 0)
+    own = positions * model.num_hidden_layers * lora_layer_parameters(model, lora)
+    return float(_OPERATIONS_PER_PRODUCT * (_FROZEN * frozen + _FORWARD_AND_BACKWARD * (attention + own)))
 
 
 def forward_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:

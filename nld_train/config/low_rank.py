@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nld_train.config.schema import LORA_TARGETS, Config, LoraConfig, ModelConfig
+from nld_train.config.schema import LORA_TARGETS, LoraConfig, ModelConfig
 
 # Tensor-parallel ranks split the weights of these along their inputs, those of the others along their outputs.
 SPLIT_INPUTS = ("o_proj", "down_proj")
@@ -38,7 +38,11 @@ def layer_changes(model: ModelConfig, lora: LoraConfig, tensor: int) -> Iterator
             yield lora.rank * inputs // (tensor if split else 1), lora.rank * outputs // (1 if split else tensor)
 
 
-def lora_parameters(config: Config, lora: LoraConfig) -> int:
-    """Trained parameters of one process: those of its pipeline rank's layers."""
-    layers = config.model.num_hidden_layers // config.parallel.pipeline
-    return layers * sum(map(sum, layer_changes(config.model, lora, config.parallel.tensor)))
+def lora_layer_parameters(model: ModelConfig, lora: LoraConfig, tensor: int = 1) -> int:
+    """Parameters of a LoRA in a layer, on one of `tensor` tensor-parallel ranks."""
+    return sum(down + up for down, up in layer_changes(model, lora, tensor))
+
+
+def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
+    """Parameters of a LoRA in the whole model: all that is trained in its stage."""
+    return model.num_hidden_layers * lora_layer_parameters(model, lora)

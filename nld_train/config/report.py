@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nld_train.config.counts import padded_vocabulary, parameter_count, rank_parameter_counts, step_flops
+from nld_train.config.low_rank import lora_parameters
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config
 from nld_train.console import plain_console
@@ -41,6 +42,10 @@ def plan_facts(config: Config, world_size: int) -> Iterable[tuple[str, str]]:
     yield "model", f"{model.name}: {_short(parameters)} parameters ({parameters:,}), embedding and head untied"
     yield "layout", _layout(config, world_size)
     yield "parameters per process", _rank_parameters(config)
+    for plan in stage_plans(config):
+        if (lora := plan.stage.lora) is not None:
+            trained = f"{lora_parameters(model, lora):,} parameters of a LoRA of rank {lora.rank}"
+            yield f"stage {plan.name} trains", f"{trained} on {', '.join(lora.targets)}; the others are frozen"
     step = f"{tokens_per_step(config):,} tokens per step"
     yield "global batch", f"{batch.global_size:,} samples x {batch.sequence_length:,} tokens = {step}"
     yield "micro-batches", f"{micro_batches(config, world_size)} of {batch.micro_size} per process and step"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, LoraConfig
 from nld_train.planner.buffers import bytes_per_number
 
 if TYPE_CHECKING:
@@ -85,16 +85,25 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
     return min(warm_up + 1, micro_batches * chunks)
 
 
-def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int) -> int:
-    """Peak activation memory of the layers of a process, in bytes, including the layer that is being computed."""
+def kept_bytes(
+    config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int, lora: LoraConfig | None = None
+) -> int:
+    """Peak activation memory of the layers of a process, in bytes, including the layer that is being computed.
+
+    With a LoRA its low-rank activations are added; inputs of frozen products that have no change, which need not be
+    stored, are counted all the same.
+    """
     chunks = config.parallel.virtual_pipeline or 1
     layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
     in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
+    layer = layer_bytes(config, kind)
+    if lora is not None:
+        layer += positions(config, kind) * lora.rank * len(lora.targets) * bytes_per_number(config)
     if config.execution.recompute != "full":
-        return in_flight * layers * layer_bytes(config, kind) + _working_bytes(config, kind)
+        return in_flight * layers * layer + _working_bytes(config, kind)
     unit = min(config.execution.recompute_layers, layers)
     kept = in_flight * -(-layers // unit) * residual_bytes(config, kind)
-    return kept + unit * layer_bytes(config, kind) + _working_bytes(config, kind)
+    return kept + unit * layer + _working_bytes(config, kind)
 
 
 def _working_bytes(config: Config, kind: StageKind) -> int:

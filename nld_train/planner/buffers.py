@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import lcm, prod
 
 from nld_train.config.counts import padded_vocabulary
+from nld_train.config.low_rank import layer_changes
 from nld_train.config.plan import replicas
-from nld_train.config.schema import Config, ModelConfig, ParallelConfig
+from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig
 
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
@@ -33,7 +35,9 @@ class StateBytes:
     optimizer: int
 
 
-def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0) -> StateBytes:
+def state_bytes(
+    config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0, lora: LoraConfig | None = None
+) -> StateBytes:
     """Bytes of one process; the same on each of its tensor-parallel ranks.
 
     Args:
@@ -42,11 +46,12 @@ def state_bytes(config: Config, world_size: int, pipeline_rank: int, data_rank: 
         pipeline_rank: of the process.
         data_rank: of the process, among the replicas. The shard of the first one has no padding at its end, so that no
             other is larger by more than the padding between weights.
+        lora: what is trained instead of the weights, which then are in no buffer; None: all weights.
     """
     vocabulary = padded_vocabulary(config)
     size = replicas(config, world_size)
     weight_bytes = bytes_per_number(config)
-    return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank)
+    return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank, lora)
 
 
 def bytes_per_number(config: Config) -> int:
@@ -64,15 +69,20 @@ def _state_bytes(
     size: int,
     pipeline_rank: int,
     data_rank: int,
+    lora: LoraConfig | None,
 ) -> StateBytes:
-    elements = shard = 0
-    for number, weights in enumerate(chunk_weights(model, parallel, vocabulary, pipeline_rank)):
+    elements = shard = frozen = 0
+    chunks = chunk_weights(model, parallel, vocabulary, pipeline_rank)
+    if lora is not None:
+        frozen = sum(map(sum, chunks))
+        chunks = _chunk_changes(model, parallel, lora)
+    for number, weights in enumerate(chunks):
         buckets = list(_buckets(weights, _bucket_size(parallel, size, pipeline_rank, number), size))
         elements += buckets[-1].end
         shard += sum(_elements_in_shard(bucket, size, data_rank) for bucket in buckets)
     # The averages, and the float32 copy where the weights are not float32 themselves.
     stored = 3 if weight_bytes < _FLOAT32 else 2
-    return StateBytes(weight_bytes * elements, _FLOAT32 * elements, stored * _FLOAT32 * shard)
+    return StateBytes(weight_bytes * (frozen + elements), _FLOAT32 * elements, stored * _FLOAT32 * shard)
 
 
 def chunk_weights(
@@ -88,6 +98,14 @@ def chunk_weights(
     if pipeline_rank == parallel.pipeline - 1:
         weights[-1] += [model.hidden_size, table]
     return [tuple(chunk) for chunk in weights]
+
+
+def _chunk_changes(model: ModelConfig, parallel: ParallelConfig, lora: LoraConfig) -> list[tuple[int, ...]]:
+    """Elements of each weight of a LoRA, as `chunk_weights`."""
+    chunks = parallel.virtual_pipeline or 1
+    layers = model.num_hidden_layers // (parallel.pipeline * chunks)
+    layer = tuple(chain.from_iterable(layer_changes(model, lora, parallel.tensor)))
+    return [layer * layers] * chunks
 
 
 def _layer_weights(model: ModelConfig, tensor: int) -> Iterator[int]:

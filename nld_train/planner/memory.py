@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nld_train.config.plan import micro_batches
-from nld_train.config.schema import Config
-from nld_train.config.stage_kinds import longest_kind
+from nld_train.config.plan import micro_batches, stage_plans
+from nld_train.config.schema import Config, LoraConfig
 from nld_train.planner.activations import head_bytes, kept_bytes
 from nld_train.planner.buffers import state_bytes
 
@@ -39,21 +38,27 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
-def rank_memory(config: Config, world_size: int, pipeline_rank: int, kind: StageKind) -> Memory:
-    """Memory of the processes of a pipeline rank, in a stage of one kind."""
-    state = state_bytes(config, world_size, pipeline_rank)
+def rank_memory(
+    config: Config, world_size: int, pipeline_rank: int, kind: StageKind, lora: LoraConfig | None = None
+) -> Memory:
+    """Memory of the processes of a pipeline rank, in a stage of one kind, which trains all weights or a LoRA."""
+    state = state_bytes(config, world_size, pipeline_rank, lora=lora)
     last = pipeline_rank == config.parallel.pipeline - 1
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size)),
+        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), lora),
         head=head_bytes(config, kind) if last else 0,
     )
 
 
 def largest_memory(config: Config, world_size: int) -> Memory:
     """Of the process that needs the most, in the stage that needs the most; of equal pipeline ranks, the first."""
-    kind = longest_kind(config)
-    ranks = range(config.parallel.pipeline)
-    return max((rank_memory(config, world_size, rank, kind) for rank in ranks), key=lambda memory: memory.total)
+    stages = dict.fromkeys((plan.kind, plan.stage.lora) for plan in stage_plans(config))
+    found = (
+        rank_memory(config, world_size, rank, kind, lora)
+        for rank in range(config.parallel.pipeline)
+        for kind, lora in stages
+    )
+    return max(found, key=lambda memory: memory.total)

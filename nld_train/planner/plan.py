@@ -46,7 +46,7 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
     steps, utilisation, speed = {}, {}, {}
     seconds = 0.0
     for plan in stage_plans(config):
-        time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size)
+        time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size, plan.stage.lora)
         flops = step_flops(config, plan.stage) / choices.gpus
         steps[plan.name] = time
         utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)

@@ -10,6 +10,7 @@ from nld_train.config.compose import compose_config
 from nld_train.config.counts import (
     causal_visible_pairs,
     joint_visible_pairs,
+    layer_matrix_parameters,
     padded_vocabulary,
     parameter_count,
     rank_parameter_counts,
@@ -17,8 +18,9 @@ from nld_train.config.counts import (
     step_flops,
     training_flops,
 )
+from nld_train.config.low_rank import lora_parameters
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, LoraConfig
 from nld_train.training.stages.ar import AR
 from nld_train.training.stages.joint import JOINT
 
@@ -119,3 +121,20 @@ def test_the_operations_that_are_left_are_those_of_each_stages_steps(tiny: Confi
     assert remaining_flops(tiny, ar.steps - 1) == per_step[0] + joint.steps * per_step[1]
     assert remaining_flops(tiny, ar.steps + 1) == (joint.steps - 1) * per_step[1]
     assert remaining_flops(tiny, total_steps(tiny)) == 0
+
+
+def test_a_lora_stage_counts_no_gradient_of_frozen_weights() -> None:
+    """From the sizes of a tiny model, by hand: products of 2 operations; frozen ones twice, others three times."""
+    config = compose_config(["run.stages=[ar]"])
+    stage, model = config.stages["ar"], config.model
+    length, layers, width = config.batch.sequence_length, model.num_hidden_layers, model.hidden_size
+    lora = LoraConfig(4, 8, ("q_proj", "down_proj"))
+    queries = model.num_attention_heads * model.head_dim
+    numbers = 4 * (width + queries) + 4 * (model.intermediate_size + width)
+    assert lora_parameters(model, lora) == layers * numbers
+    body = length * layers * layer_matrix_parameters(model) + length * model.vocab_size * width
+    attention = length * (length + 1) // 2 * layers * 2 * queries
+    expected = 2 * (2 * body + 3 * attention + 3 * length * layers * numbers)
+    found = step_flops(config, replace(stage, lora=lora)) / config.batch.global_size
+    assert found == expected
+    assert found < 0.75 * step_flops(config, stage) / config.batch.global_size

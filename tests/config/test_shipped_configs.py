@@ -10,8 +10,11 @@ from nld_train.config.compose import compose_config, config_directory
 from nld_train.config.counts import parameter_count
 from nld_train.config.describe import keys_of
 from nld_train.config.load import config_from_yaml, config_to_yaml
+from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.config.validate import validate
+from nld_train.planner.memory import largest_memory
+from nld_train.planner.plan import GIBIBYTE
 
 DIRECTORY = config_directory()
 EXPERIMENTS = sorted(path.stem for path in (DIRECTORY / "experiment").glob("*.yaml"))
@@ -24,7 +27,7 @@ CHOICES = sorted(
 
 
 def test_the_promised_experiments_are_there() -> None:
-    assert set(EXPERIMENTS) >= {"quickstart", "paper_3b", "paper_8b", "paper_14b", "ablation_8b"}
+    assert set(EXPERIMENTS) >= {"quickstart", "paper_3b", "paper_8b", "paper_14b", "ablation_8b", "sft_3b", "sft_8b", "sft_14b"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -65,6 +68,40 @@ def test_paper_experiments_hold_the_papers_values(size: str, billions: str) -> N
         schedule = stage.schedule
         assert (schedule.learning_rate, schedule.final_learning_rate) == (1e-5, 3e-6)
         assert (schedule.warmup_fraction, schedule.decay_fraction) == (0.01, 0.2)
+
+
+@pytest.mark.parametrize(("size", "tensor", "context"), [("3b", 1, 4), ("8b", 4, 1), ("14b", 8, 1)])
+def test_fine_tuning_experiments_hold_the_papers_values(size: str, tensor: int, context: int) -> None:
+    config = compose_config([f"experiment=sft_{size}", "run.dry=true"])
+    (plan,) = stage_plans(config)
+    stage = plan.stage
+    assert (plan.name, stage.kind, plan.steps) == ("sft", "sft", 10_729)
+    assert (stage.tokens, stage.alpha, stage.averaging, stage.lora) == (45 * 10**9, 0.3, "global", None)
+    assert (stage.schedule.learning_rate, stage.schedule.final_learning_rate) == (2.5e-6, 2.5e-7)
+    assert (stage.schedule.warmup_fraction, stage.schedule.decay_fraction) == (0.01, 0.2)
+    assert (config.batch.global_size, config.batch.sequence_length) == (256, 16384)
+    diffusion = config.diffusion
+    assert (diffusion.block_size, diffusion.blocks, diffusion.fill) == (32, "answer", True)
+    assert (config.parallel.tensor, config.parallel.context) == (tensor, context)
+    assert (config.data.documents, config.init.required) == ("isolate", True)
+
+
+@pytest.mark.parametrize("size", ["3b", "8b", "14b"])
+def test_fine_tuning_experiments_fit_into_80_gigabytes(size: str) -> None:
+    """With a noisy stream as long as the clean one, more than which answers seldom need."""
+    config = compose_config([f"experiment=sft_{size}", "run.dry=true", "execution.device=cuda"])
+    assert largest_memory(config, config.run.plan_world_size).total <= 72 * GIBIBYTE
+    control = compose_config([f"experiment=sft_{size}", "run.dry=true", "stages.sft.alpha=0"])
+    validate(control, 256)
+    assert stage_plans(control)[0].kind.stream_lengths(16384) == (16384,)
+
+
+def test_stages_of_a_whole_training_run_after_one_another() -> None:
+    """As in docs/training.md; batch and blocks are the run's."""
+    words = ["experiment=sft_8b", "stages=[paper,sft,drafter]", "init.required=false", "run.dry=true"]
+    config = compose_config([*words, "stages.ar.tokens=1e10", "data.documents=isolate"])
+    validate(config, 256)
+    assert config.run.stages == ("ar", "joint", "sft", "drafter")
 
 
 def test_ablation_trains_the_joint_stage_only() -> None:

@@ -7,6 +7,7 @@ from real_builds import built_state_bytes, layout_config
 
 from nld_train.config.compose import compose_config
 from nld_train.config.counts import rank_parameter_counts
+from nld_train.config.schema import LoraConfig
 from nld_train.planner import buffers
 from nld_train.planner.buffers import chunk_weights, state_bytes
 
@@ -37,6 +38,20 @@ def test_bytes_are_those_of_a_real_build(name: str, precision: str) -> None:
             counted = state_bytes(config, world, pipeline_rank, data_rank)
             found = built_state_bytes(config, rank, world)
             assert (counted.weights, counted.gradients, counted.optimizer) == found, (pipeline_rank, data_rank)
+
+
+@pytest.mark.parametrize("name", ["one", "all", "odd"])
+def test_bytes_with_a_lora_are_those_of_a_real_build(name: str) -> None:
+    world, overrides = LAYOUTS[name]
+    config = layout_config(world, *overrides, "execution.precision=bf16")
+    for lora in (LoraConfig(3, 6), LoraConfig(4, 8, ("k_proj", "o_proj", "up_proj"))):
+        for rank in (0, world - 1):
+            copies = world // (config.parallel.tensor * config.parallel.pipeline)
+            pipeline_rank, data_rank = divmod(rank // config.parallel.tensor, copies)
+            counted = state_bytes(config, world, pipeline_rank, data_rank, lora)
+            found = built_state_bytes(config, rank, world, lora)
+            assert (counted.weights, counted.gradients, counted.optimizer) == found, (lora, rank)
+            assert counted.gradients < counted.weights
 
 
 def test_bytes_in_buckets_are_those_of_a_real_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nld_train.config.checks import refuse_unless
-from nld_train.config.counts import training_flops
+from nld_train.config.counts import lora_flops, training_flops
 from nld_train.config.schema import LORA_TARGETS, Config, DecodingMode, DiffusionConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -150,10 +150,12 @@ class StageKind(ABC):
 
     def sample_flops(self, config: Config, stage: StageConfig) -> float:
         """Expected floating-point operations of one sample, one document long (`docs/method.md`, "Stages")."""
-        del stage
         length, diffusion = config.batch.sequence_length, config.diffusion
         pairs, rows = self.visible_pairs(length, diffusion.block_size), self.head_rows(length, diffusion)
-        return training_flops(config.model, max(self.stream_lengths(length)), pairs, rows)
+        positions = max(self.stream_lengths(length))
+        if stage.lora is not None:
+            return lora_flops(config.model, stage.lora, positions, pairs, rows)
+        return training_flops(config.model, positions, pairs, rows)
 
     def objective(self, stage: StageConfig) -> str:
         """The objective in a few characters, for a table of stages: the weight of the diffusion loss."""
