@@ -71,7 +71,7 @@ def shorten(command: str) -> str:
         command = re.sub(pattern, replacement, command)
     if not _TRAINS.search(command) or "run.dry" in command or "--help" in command:
         return command
-    if "experiment=paper" in command or "experiment=ablation" in command:
+    if any(f"experiment={name}" in command for name in ("paper", "ablation", "sft")):
         return f"{command} run.dry=true"
     if "stages=drafter" in command:  # which defines no other stage
         return f"{command} {SHORT_DRAFTER} {SHORT_SAMPLES}"

@@ -133,14 +133,15 @@ def test_the_quickstart_decodes_in_blocks_that_it_has_trained() -> None:
 
 
 @pytest.mark.long
-def test_torchrun_script_starts_one_node() -> None:
+@pytest.mark.parametrize("experiment", ["paper_8b", "sft_8b"])
+def test_torchrun_script_starts_one_node(experiment: str) -> None:
     environment = {
         **os.environ,
         "PROCESSES": "4",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
-        ["launch/torchrun.sh", "experiment=paper_8b", "run.dry=true"],
+        ["launch/torchrun.sh", f"experiment={experiment}", "run.dry=true"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
