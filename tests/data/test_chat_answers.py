@@ -255,11 +255,20 @@ def test_a_template_that_fails_is_named_with_the_row(encode: Encode, row: Row, t
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "plain"])
 def test_turns_of_the_user_begin_where_a_conversation_can_be_cut(encode: Encode, template: str) -> None:
-    row = chat("a", "b", "c", "d", "e", "f", system="s")
+    row = chat("a ", "b", " c", "d", "e", "f", system="s")
     whole, single = encode([row, chat("a", "b", system="s")], TEMPLATES[template])
     assert not single.turns.any()
     first, *later = np.flatnonzero(whole.turns).tolist()
     assert len(later) == 2
-    for begin, left in zip(later, (["c", "d", "e", "f"], ["e", "f"]), strict=True):
+    for begin, left in zip(later, ([" c", "d", "e", "f"], ["e", "f"]), strict=True):
         (cut,) = encode([chat(*left, system="s")], TEMPLATES[template])
         assert cut.tokens.tolist() == [*whole.tokens[:first].tolist(), *whole.tokens[begin:].tolist()]
+
+
+def test_a_system_prompt_of_the_template_stays_in_a_cut_conversation(encode: Encode) -> None:
+    """As in templates that write one where there is none, and that cannot render a conversation without messages."""
+    own = "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}{%- endif %}"
+    whole, cut = encode([chat("u", "user", "a", "b"), chat("a", "b")], own + templates.CHATML)
+    first, second = np.flatnonzero(whole.turns).tolist()
+    assert cut.tokens.tolist() == [*whole.tokens[:first].tolist(), *whole.tokens[second:].tolist()]
+    assert first > len("Be kind.")

@@ -7,6 +7,7 @@ prompt supplies is no part of an answer even there.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,6 +19,8 @@ from nld_train.errors import UserError
 
 Answers = Literal["all", "last", "each"]
 ANSWERS = get_args(Answers)
+# Characters that a template writes before the text of a message, at most.
+_HEADER = 1000
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,33 @@ class _Turns:
         if len(turns) < 2:
             return ()
         try:
-            begins = [self._length_of_prefix(self._render(number, prompt=False)) for number in turns]
-        except UserError:  # a template may refuse what is before the first turn, which is nothing in most conversations
+            later = [self._length_of_prefix(self._render(number, prompt=False)) for number in turns[1:]]
+        except UserError:  # a template may refuse the first messages of a conversation
             return ()
-        return () if None in begins else tuple(begin for begin in begins if begin is not None)
+        first = None if later[0] is None else self._first_user_turn(turns[0], turns[1], later[0])
+        begins = [begin for begin in (first, *later) if begin is not None]
+        return tuple(begins) if len(begins) == len(turns) else ()
+
+    def _first_user_turn(self, first: int, second: int, begin: int) -> int | None:
+        """Where the first turn of the user begins: what is written before its text is what is before the second one's.
+
+        The rendering of the messages before it is no help: there may be none, which templates refuse, and a template
+        can write a system prompt of its own before the first message.
+
+        Args:
+            first: number of the message.
+            second: number of the next message of the user.
+            begin: where that one begins.
+        """
+        whole = self._whole.text
+        contents = [self._messages[number].get("content") for number in (first, second)]
+        for written in (str, str.strip):  # templates may strip white space
+            own, other = (written(content) if isinstance(content, str) else "" for content in contents)
+            for place in re.finditer(f"(?={re.escape(other)})", whole[begin : begin + len(other) + _HEADER]):
+                header = whole[begin : begin + place.start()]
+                if header.strip() and (found := whole.find(header + own, 0, begin)) >= 0:
+                    return found
+        return None
 
     def _turn(self, number: int) -> list[AnswerText]:
         """The answer of a message by a template that does not mark it."""
