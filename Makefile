@@ -12,7 +12,7 @@ ARGUMENTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart drafter check format test test-all clean
+.PHONY: help environment quickstart instruct drafter check format test test-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: $(STAMP) ## prepare a corpus and train both stages on the CPU, in about ten minutes
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/quickstart.sh $(OVERRIDES)
+
+instruct: $(STAMP) ## fine-tune the result of quickstart, or BASE=RUN, on questions, and ask held-out ones in every mode
+	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/instruct.sh $(OVERRIDES)
 
 drafter: $(STAMP) ## train the drafter adapter on the result of quickstart and show its gain, in about three minutes
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/drafter.sh $(OVERRIDES)

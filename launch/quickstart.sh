@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Prepares the standard library's source as a corpus of bytes, trains stage 1 and stage 2 on the CPU, shows the result,
-# exports the model for transformers, and continues held-out text in every decode mode.
+# exports the model for transformers, and continues held-out text in every decode mode. Then fine-tunes it on questions
+# with one right answer (instruct.sh), and asks held-out ones.
 #
 #   launch/quickstart.sh [KEY=VALUE ...]       settings as for nld-train, e.g. stages.joint.alpha=0.5
 #
@@ -30,3 +31,8 @@ run python launch/read_export.py "$directory/export" "$prompts"
 echo "Every decode mode, over the prompts of $prompts:"
 # Of the length that the joint stage was trained with: the longest drafts that the model makes well.
 run nld-decode "$directory" --compare --prompts "$prompts" --block-length 16
+
+# Another base than the default one has an instruct run of its own.
+instruct=runs/instruct
+[[ $directory == runs/quickstart ]] || instruct=$directory-instruct
+BASE=$directory launch/instruct.sh "run.dir=$instruct"

@@ -200,6 +200,9 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
         "--conversations", type=int, default=60_000, metavar="N", help="for training, over all kinds (default: 60000)"
     )
     parser.add_argument("--held-out", type=int, default=100, metavar="N", help="held out, of each kind (default: 100)")
+    parser.add_argument(
+        "--documents", type=int, default=15_000, metavar="N", help="of text for the stages before (default: 15000)"
+    )
     parser.add_argument("--kinds", nargs="+", type=utf8, metavar="KIND", help="kinds of questions (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random questions (default: 0)")
 
@@ -209,10 +212,13 @@ def _tasks(options: argparse.Namespace) -> None:
     from nld_train.data.tasks.write import TasksRequest, write_tasks
 
     kinds = tuple(options.kinds or KINDS)
-    write_tasks(TasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed))
+    write_tasks(
+        TasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed, options.documents)
+    )
     say(
         f"{options.folder}: {options.conversations} conversations for training, {options.held_out} held out of each of "
-        f"{len(kinds)} kinds ({', '.join(kinds)}), and tasks of lm-evaluation-harness"
+        f"{len(kinds)} kinds ({', '.join(kinds)}), {options.documents} documents of text, and tasks of "
+        "lm-evaluation-harness"
     )
 
 
@@ -247,7 +253,8 @@ main = Command(
         Command(
             "tasks",
             "Writes conversations in which each question has exactly one right answer: train.jsonl and held-out.jsonl, "
-            "which share no question, and tasks of lm-evaluation-harness that score the held-out ones.",
+            "which share no question; text for the stages before, text.jsonl; and tasks of lm-evaluation-harness that "
+            "score the held-out ones.",
             _add_tasks,
             _tasks,
             summary="write questions with exactly one right answer",

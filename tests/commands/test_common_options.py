@@ -14,7 +14,16 @@ from without_torch import COMMANDS
 from nld_train.commands.command import Command
 from nld_train.results import give_result
 
-WITH_RESULT = {"nld-acceptance", "nld-bound", "nld-curve", "nld-decode", "nld-eval", "nld-plan", "nld-sampler"}
+WITH_RESULT = {
+    "nld-acceptance",
+    "nld-bound",
+    "nld-curve",
+    "nld-decode",
+    "nld-eval",
+    "nld-exact",
+    "nld-plan",
+    "nld-sampler",
+}
 
 
 def commands() -> Iterator[tuple[str, Command]]:
@@ -57,6 +66,7 @@ def test_a_file_after_json_is_told_the_new_option(
 ) -> None:
     required = {
         "nld-acceptance": ["--prompts", "a"],
+        "nld-exact": ["--prompts", "a"],
         "nld-decode": ["--prompt", "a", "--mode", "ar"],
         "nld-eval": ["--mode", "ar", "--tasks", "a"],
     }

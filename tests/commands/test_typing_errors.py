@@ -37,6 +37,8 @@ CASES = {
     "nld-bound model --prompt a --block-lengths 4,0": "block",
     "nld-acceptance none --prompts file": "none: does not exist",
     "nld-acceptance model --prompts none": "--prompts none: cannot be read (No such file or directory)",
+    "nld-exact none --prompts file": "none: does not exist",
+    "nld-exact model --prompts none": "--prompts none: cannot be read (No such file or directory)",
     "nld-sampler none --prompts file": "none: does not exist",
     "nld-sampler model --prompts file --output none/a": "--output none/a: there is no folder",
     f"nld-eval none {EVAL}": "none: does not exist",

@@ -18,6 +18,7 @@ COMMANDS = {
     "nld-data": "nld_train.commands.data",
     "nld-decode": "nld_train.commands.decode",
     "nld-eval": "nld_train.commands.eval",
+    "nld-exact": "nld_train.commands.exact",
     "nld-plan": "nld_train.commands.plan",
     "nld-sampler": "nld_train.commands.sampler",
     "nld-status": "nld_train.commands.status",

@@ -19,7 +19,7 @@ TABLE = re.compile(r"([A-Z])=([a-z]+)")
 
 
 def written(folder: Path, *words: str) -> dict[str, Rows]:
-    assert main(["tasks", str(folder), *words]) == 0
+    assert main(["tasks", str(folder), "--documents", "20", *words]) == 0
     files = {path.stem: path.read_text().splitlines() for path in folder.glob("*.jsonl")}
     return {name: [json.loads(line) for line in lines] for name, lines in files.items()}
 
@@ -92,6 +92,9 @@ def test_the_same_request_writes_the_same_bytes(tmp_path: Path) -> None:
     words = ("--conversations", "50", "--held-out", "3", "--kinds", "add", "copy")
     written(tmp_path / "one", *words)
     written(tmp_path / "two", *words)
+    before = (tmp_path / "one/train.jsonl").stat().st_mtime_ns
+    written(tmp_path / "one", *words)
+    assert (tmp_path / "one/train.jsonl").stat().st_mtime_ns == before
     contents = [
         {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
         for folder in (tmp_path / "one", tmp_path / "two")
@@ -104,7 +107,7 @@ def test_the_same_request_writes_the_same_bytes(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["--kinds", "add", "divide"], "--kinds: divide is no kind of question; kinds: copy, "),
-        (["--conversations", "0"], "--conversations and --held-out must be at least 1"),
+        (["--conversations", "0"], "--conversations, --held-out and --documents must be at least 1"),
         (["--kinds", "add", "--held-out", "2000"], "held-out questions of kind add"),
     ],
 )

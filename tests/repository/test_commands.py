@@ -30,6 +30,7 @@ MISSING = {
     "nld-bound": (["missing", "--prompt", "x"], "missing"),
     "nld-sampler": (["missing", "--prompt", "x", "--output", "no/where.json"], "--output no/where.json"),
     "nld-acceptance": (["missing", "--prompts", "questions.jsonl"], "--prompts questions.jsonl"),
+    "nld-exact": (["missing", "--prompts", "questions.jsonl"], "--prompts questions.jsonl"),
     "nld-eval": (["missing", "--mode", "ar", "--tasks", "t", "--output", "no/where.json"], "--output no/where.json"),
 }
 # A word that the help of each has.
@@ -45,6 +46,7 @@ HELP = {
     "nld-sampler": "--components",
     "nld-acceptance": "--modes",
     "nld-eval": "--num-fewshot",
+    "nld-exact": "--modes",
 }
 
 

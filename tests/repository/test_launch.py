@@ -71,7 +71,7 @@ def _make(*words: str) -> str:
 
 def test_help_lists_the_targets() -> None:
     listed = re.findall(r"^([a-z-]+) +\S", _make(), re.MULTILINE)
-    assert {"environment", "quickstart", "drafter", "check", "test", "test-all", "clean"} <= set(listed)
+    assert {"environment", "quickstart", "instruct", "drafter", "check", "test", "test-all", "clean"} <= set(listed)
 
 
 def test_targets_do_what_they_say() -> None:
@@ -80,7 +80,7 @@ def test_targets_do_what_they_say() -> None:
     check = _make("-n", "check")
     for tool in ("ruff format --check", "ruff check", "mypy", "shellcheck -x launch/"):
         assert tool in check
-    for target in ("quickstart", "drafter"):
+    for target in ("quickstart", "instruct", "drafter"):
         assert f"launch/{target}.sh run.seed=1" in _make("-n", target, "OVERRIDES=run.seed=1")
 
 
@@ -95,15 +95,16 @@ STUB = (
 )
 
 
-@pytest.mark.parametrize(("script", "commands"), [("quickstart", 7), ("drafter", 3)])
+@pytest.mark.parametrize(("script", "commands"), [("quickstart", 13), ("instruct", 6), ("drafter", 3)])
 def test_scripts_print_what_they_run(script: str, commands: int, tmp_path: Path) -> None:
     stubs, calls = tmp_path / "stubs", tmp_path / "calls"
     stubs.mkdir()
-    for name in ("nld-data", "nld-convert", "nld-decode", "torchrun", "python", "rm"):
+    for name in ("nld-data", "nld-convert", "nld-decode", "nld-exact", "torchrun", "python", "rm"):
         (stubs / name).write_text(STUB)
         (stubs / name).chmod(0o755)
     (tmp_path / "base/checkpoints").mkdir(parents=True)
     (tmp_path / "base/checkpoints/latest").touch()
+    (tmp_path / "a run").mkdir()
     done = subprocess.run(
         [ROOT / f"launch/{script}.sh", f"run.dir={tmp_path}/a run"],
         env={

@@ -18,10 +18,14 @@ def random_table(random: Random, difficulty: int) -> dict[str, str]:
     return {name: random_word(random, (VALUE_LENGTH,)) for name in names}
 
 
+def rows_text(table: dict[str, str]) -> str:
+    """The rows of a table as they stand in a question."""
+    return " ".join(f"{name}={value}" for name, value in table.items())
+
+
 def first_question(table: dict[str, str], name: str) -> Turn:
     """The question that has the table in it."""
-    rows = " ".join(f"{key}={value}" for key, value in table.items())
-    return Turn(f"lookup {rows} find {name}", f"{name}={table[name]}")
+    return Turn(f"lookup {rows_text(table)} find {name}", f"{name}={table[name]}")
 
 
 class Lookup(Kind):

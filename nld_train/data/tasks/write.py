@@ -14,10 +14,11 @@ from typing import Any
 from nld_train.data.tasks.harness import write_harness_tasks
 from nld_train.data.tasks.kind import DIFFICULTIES, Kind, Turn
 from nld_train.data.tasks.registry import KINDS
+from nld_train.data.tasks.text import random_document
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 
-TRAIN, HELD_OUT = "train.jsonl", "held-out.jsonl"
+TRAIN, HELD_OUT, TEXT = "train.jsonl", "held-out.jsonl", "text.jsonl"
 # One in so many questions is held out, whatever the seed.
 _HELD_OUT_ONE_IN = 20
 
@@ -32,6 +33,7 @@ class TasksRequest:
         held_out: conversations of each kind, no question twice.
         kinds: names of kinds, all equally often.
         seed: of the random questions.
+        documents: of text for the stages before conversations.
     """
 
     folder: str
@@ -39,6 +41,7 @@ class TasksRequest:
     held_out: int
     kinds: tuple[str, ...]
     seed: int = 0
+    documents: int = 15_000
 
 
 def write_tasks(request: TasksRequest) -> None:
@@ -59,19 +62,24 @@ def write_tasks(request: TasksRequest) -> None:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
     _write_rows(folder / HELD_OUT, held_out)
     _write_rows(folder / TRAIN, islice(_train_rows(kinds, request.seed), request.conversations))
+    random = Random(f"{request.seed} text")
+    _write_rows(folder / TEXT, ({"text": random_document(random)} for _ in range(request.documents)))
     write_harness_tasks(folder, request.kinds)
 
 
 def _check(request: TasksRequest) -> None:
-    if request.conversations < 1 or request.held_out < 1:
-        raise UserError("--conversations and --held-out must be at least 1")
+    if min(request.conversations, request.held_out, request.documents) < 1:
+        raise UserError("--conversations, --held-out and --documents must be at least 1")
     unknown = [name for name in request.kinds if name not in KINDS]
     if unknown or not request.kinds:
         raise UserError(f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; kinds: {', '.join(KINDS)}")
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    """Writes a file. One that is so already keeps its time of change, by which `nld-data prepare` knows its input."""
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    if not path.is_file() or path.read_text(encoding="utf-8") != content:
+        write_atomically(path, content)
 
 
 def _train_rows(kinds: Sequence[Kind], seed: int) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,46 @@
+"""The command `nld-exact`: exact answers and tokens per forward of each decode mode, by kind of question."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from nld_train.commands.command import Command, Imported
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import (
+        MODES,
+        add_chat_format,
+        add_checkpoint,
+        add_lengths,
+        add_outputs,
+        add_policy,
+    )
+
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--prompts",
+        required=True,
+        metavar="FILE",
+        help='JSONL, on each line "messages", the last of which is the right answer, and "kind", as `nld-data tasks` '
+        "writes it",
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="(default: all)")
+    add_lengths(parser)
+    add_policy(parser)
+    add_chat_format(parser)
+    add_outputs(parser, plot=False)
+
+
+main = Command(
+    "nld-exact",
+    "Asks questions that have exactly one right answer, in several decode modes, and reports by kind of question how "
+    "many are answered exactly, and the tokens per forward.",
+    _add_arguments,
+    Imported("nld_train.evaluation.exact_match:run"),
+    Imported("nld_train.decoding.command_line.checks:check_command_line"),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Text for the stages before conversations: random words, and the same words again in the forms that answers have.
+
+A tiny model learns to find something again in its context in a minute from text in which most can be found, and hardly
+ever from answers alone, most of whose tokens are prompt.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from nld_train.data.tasks.kind import DIFFICULTIES, random_word
+from nld_train.data.tasks.letters import random_words
+from nld_train.data.tasks.lookup import random_table, rows_text
+
+# Bytes of a document, at least.
+_LENGTH = 96
+
+
+def random_document(random: Random) -> str:
+    """Lines of one form or several."""
+    lines: list[str] = []
+    while sum(map(len, lines)) + len(lines) < _LENGTH:
+        lines.append(random.choices(_FORMS, _WEIGHTS)[0](random))
+    return "\n".join(lines)
+
+
+def _repeated_words(random: Random) -> str:
+    return "; ".join([random_words(random, random.choice(DIFFICULTIES))] * random.choice((2, 3)))
+
+
+def _upper_words(random: Random) -> str:
+    text = random_words(random, random.choice(DIFFICULTIES))
+    return f"{text}; {text.upper()}"
+
+
+def _repeated_word(random: Random) -> str:
+    return " ".join([random_word(random, range(4, 13))] * random.choice((3, 4, 5)))
+
+
+def _changed_word(random: Random) -> str:
+    word = random_word(random, range(4, 13))
+    changed = random.choice((word.upper(), word[::-1]))
+    return " ".join([word, *[changed] * random.choice((1, 2)), word])
+
+
+def _repeated_rows(random: Random) -> str:
+    table = random_table(random, random.choice(DIFFICULTIES))
+    again = random.sample(list(table.items()), k=2)
+    return f"{rows_text(table)}; {rows_text(dict(again))}"
+
+
+_FORMS = (_repeated_words, _upper_words, _repeated_word, _changed_word, _repeated_rows)
+_WEIGHTS = (4, 2, 6, 6, 3)

@@ -1,0 +1,174 @@
+"""`nld-exact`: how many questions with one right answer each decode mode answers exactly, by kind of question."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nld_train.data.records import parse_record
+from nld_train.decoding import DecodeOptions, DecodeResult, Engine, Mode
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.algorithms.statistics import tokens_per_forward
+from nld_train.decoding.command_line.prompts import Line, Prompt, checked_messages, lines_of
+from nld_train.decoding.command_line.request import (
+    PolicyOf,
+    PromptEncoder,
+    chat_format_of,
+    check_batch_size,
+    policy_of,
+    source_of,
+    value_errors_as_user_errors,
+)
+from nld_train.decoding.command_line.terminal import numeric, report_console
+from nld_train.errors import UserError
+from nld_train.evaluation.by_category import selected
+from nld_train.evaluation.measure import Figures, decoding_progress, shown
+from nld_train.results import check_result_files, give_result
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class ExactQuestion:
+    """A conversation up to its last answer, and that answer.
+
+    Attributes:
+        prompt: ids, the generation prompt included.
+        answer: the only right text.
+        kind: of question.
+    """
+
+    prompt: list[int]
+    answer: str
+    kind: str
+
+
+def run(arguments: Namespace) -> None:
+    """Runs a command line that `nld_train.commands.exact` has parsed.
+
+    Raises:
+        UserError: a request that cannot be fulfilled, found before any weight is read.
+    """
+    check_result_files(arguments)
+    check_batch_size(arguments)
+    lines = _conversations(Path(arguments.prompts))
+    source = source_of(arguments)
+    encoder = PromptEncoder(chat_format_of(arguments, source))
+    questions = [_question(line, encoder) for line in lines]
+    with value_errors_as_user_errors():
+        length = arguments.block_length or source.block_length
+        options = DecodeOptions(arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens)
+        for mode in arguments.modes:
+            check_request(source.description, [question.prompt for question in questions], mode, options)
+    policy = policy_of(arguments, source)
+    with source.open() as engine:
+        found = measure_exact(
+            engine, source.tokenizer, questions, arguments.modes, options, policy, arguments.batch_size
+        )
+    give_result(arguments, found, lambda: print_exact(report_console(), found))
+
+
+def _conversations(path: Path) -> list[Line]:
+    kind, lines = lines_of(path)
+    if kind != "jsonl":
+        raise UserError(f"--prompts {path}: must be JSONL, a conversation on each line")
+    return lines
+
+
+def _question(line: Line, encoder: PromptEncoder) -> ExactQuestion:
+    record = parse_record(line.text, line.where)
+    messages = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        raise UserError(f"{line.where}: must be an object with a conversation under 'messages'")
+    answer = messages[-1].get("content")
+    if messages[-1].get("role") != "assistant" or not isinstance(answer, str):
+        raise UserError(f"{line.where}: the last message must be the assistant's, with the right answer as its text")
+    kind = record.get("kind", ALL)
+    if not isinstance(kind, str):
+        raise UserError(f"{line.where}: 'kind' must be a text")
+    before = checked_messages(messages[:-1], line.where)
+    return ExactQuestion(encoder.encode(Prompt(line.where, messages=before))[1], answer, kind)
+
+
+def measure_exact(
+    engine: Engine,
+    tokenizer: Any,
+    questions: Sequence[ExactQuestion],
+    modes: Sequence[Mode],
+    options: DecodeOptions,
+    policy: PolicyOf,
+    batch_size: int,
+) -> Figures:
+    """Answers all questions in every mode.
+
+    Args:
+        engine: the model.
+        tokenizer: of `transformers`.
+        questions: at least one.
+        modes: to decode in.
+        options: greedy, with the stop tokens that end an answer.
+        policy: of diffusion.
+        batch_size: maximum number of active sequences.
+
+    Returns:
+        By mode, and in it by kind of question and for `all`: `exact`, the share of answers that are right;
+        `tokens_per_forward`; and the counts `questions`, `new_tokens` and `forwards`. The token that ends an answer is
+        a new token, what a block has after it is none.
+    """
+    chosen = policy(engine) if "diffusion" in modes else None
+    found: Figures = {}
+    with decoding_progress("questions", len(modes) * len(questions), options.max_new_tokens) as observer:
+        for mode in modes:
+            prompts = [question.prompt for question in questions]
+            used = chosen if mode == "diffusion" else None
+            result = decode(engine, prompts, mode, options, used, observer(), batch_size)
+            found[mode] = scores(tokenizer, questions, result)
+    return found
+
+
+def _is_right(tokenizer: Any, result: DecodeResult, index: int, question: ExactQuestion) -> bool:
+    """Whether an answer has ended, and its text is the right one; white space around it does not count."""
+    if result.finish[index] != "stop":
+        return False
+    text: str = tokenizer.decode(result.token_ids[index][:-1])
+    return text.strip() == question.answer.strip()
+
+
+def scores(tokenizer: Any, questions: Sequence[ExactQuestion], result: DecodeResult) -> Figures:
+    """The figures of one mode, by kind of question and for `all`; see `measure_exact`."""
+    right = [_is_right(tokenizer, result, index, each) for index, each in enumerate(questions)]
+
+    def figures(kind: str) -> Figures:
+        indices = [index for index, question in enumerate(questions) if kind in (ALL, question.kind)]
+        part = selected(result, indices)
+        return {
+            "exact": sum(right[index] for index in indices) / len(indices),
+            "tokens_per_forward": tokens_per_forward(part),
+            "questions": len(indices),
+            "new_tokens": sum(part.new_tokens),
+            "forwards": sum(part.sequence_forwards),
+        }
+
+    return {kind: figures(kind) for kind in dict.fromkeys([ALL, *(question.kind for question in questions)])}
+
+
+def print_exact(console: Console, found: Figures) -> None:
+    """Prints a table: a row per kind, for each mode exact answers and tokens per forward."""
+    table = Table("questions", *(column for mode in found for column in map(numeric, (f"{mode}: exact", "tok/fwd"))))
+    first = next(iter(found.values()))
+    for kind in [kind for kind in first if kind != ALL] + [ALL]:
+        if kind == ALL:
+            table.add_section()
+        cells = [
+            (shown(by_kind[kind]["exact"], ".0%"), shown(by_kind[kind]["tokens_per_forward"]))
+            for by_kind in found.values()
+        ]
+        table.add_row(kind, *(cell for pair in cells for cell in pair))
+    console.print(table)
