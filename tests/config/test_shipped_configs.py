@@ -27,7 +27,16 @@ CHOICES = sorted(
 
 
 def test_the_promised_experiments_are_there() -> None:
-    assert set(EXPERIMENTS) >= {"quickstart", "paper_3b", "paper_8b", "paper_14b", "ablation_8b", "sft_3b", "sft_8b", "sft_14b"}
+    assert set(EXPERIMENTS) >= {
+        "quickstart",
+        "paper_3b",
+        "paper_8b",
+        "paper_14b",
+        "ablation_8b",
+        "sft_3b",
+        "sft_8b",
+        "sft_14b",
+    }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

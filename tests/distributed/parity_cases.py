@@ -107,6 +107,7 @@ class Case:
             *TINY_MODEL,
             *data_overrides(prefix),
             *(conversation_overrides(prefix) if self.stage == "sft" else ()),
+            f"run.dir={prefix}-run",  # where conversations are packed
             f"model.num_key_value_heads={self.key_value_heads}",
             f"run.stages=[{self.stage}]",
             f"data.documents={self.documents}",
@@ -132,7 +133,6 @@ def conversation_overrides(prefix: str) -> tuple[str, ...]:
         "stages.sft.noisy_length=32",
         "stages.sft.schedule.learning_rate=2e-3",
         "stages.sft.schedule.final_learning_rate=2e-4",
-        f"run.dir={chat}-run",
     )
 
 

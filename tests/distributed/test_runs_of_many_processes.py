@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Finished, run_ranks
+from parity_cases import conversation_overrides
 from tiny_runs import (
     STEP_TOKENS,
     TINY_MODEL,
@@ -45,6 +46,8 @@ DRAFTER = (
 )
 # Under one layout: whole, and stopped inside each stage and at their border.
 STOPS = (2, STAGE_STEPS, STAGE_STEPS + 3, None)
+# A stage alone that is trained on conversations, stopped within its first epoch.
+SFT_STEPS = 4
 # Of two processes without stages of the model: half the layers, and one micro-batch for a step of each.
 SMALL = ("model.num_hidden_layers=2", "batch.micro_size=4")
 
@@ -66,6 +69,18 @@ def losses_of(directory: Path) -> list[list[float | None]]:
 @pytest.fixture(scope="module")
 def drafter_settings(token_set: str, whole: Path) -> tuple[str, ...]:
     return (*TINY_MODEL, *data_overrides(token_set), *DRAFTER, f"init.checkpoint={whole}")
+
+
+@pytest.fixture(scope="module")
+def sft_settings(token_set: str) -> tuple[str, ...]:
+    return (
+        *TINY_MODEL,
+        *data_overrides(token_set),
+        *conversation_overrides(token_set),
+        f"stages.sft.tokens={SFT_STEPS * STEP_TOKENS}",
+        "validation.every=2",
+        *SMALL,
+    )
 
 
 @dataclass(frozen=True)
@@ -111,21 +126,25 @@ def small_whole(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def two(settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two processes: data-parallel, one of them from a damaged checkpoint of one process; context-parallel."""
+def two(settings: tuple[str, ...], sft_settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: data-parallel, one of them from a damaged checkpoint of one process; context-parallel; and
+    of fine-tuning, both one after the other."""
     folder = tmp_path_factory.mktemp("two")
     settings = (*settings, *SMALL, "checkpoint.keep_last=null")
     train_here(folder / "damaged", *settings, "run.max_steps=3", "checkpoint.every=1")
     shard = folder / "damaged" / "checkpoints" / "step_00000003" / "__0_1.distcp"
     shard.write_bytes(shard.read_bytes()[:-9] + b"different")
     train_here(folder / "context", *settings, "run.max_steps=2")
+    train_here(folder / "sft", *sft_settings, "run.max_steps=1")
     starts = [
         *under_one_layout("two", DP2),
         *(Start("damaged", DP2, 6), Start("context", CP2, STAGE_STEPS + 3)),
         *(Start("overlap", OVERLAP, limit) for limit in (STOPS[0], None)),
+        *(Start("sft", layout, limit, sft_settings) for layout, limit in ((DP2, 2), (CP2, 3))),
     ]
     done = start_all(2, starts, settings, folder)
     train_here(folder / "context", *settings)
+    train_here(folder / "sft", *sft_settings)
     (folder / "said").write_text(done.output)
     return folder
 
@@ -174,6 +193,11 @@ def test_a_checkpoint_has_the_weights_of_its_own_step(two: Path) -> None:
 def test_a_run_goes_on_with_and_without_context_parallelism(two: Path, small_whole: Path) -> None:
     """One process, two that share each sample, and one again: weights, optimizer state, validation."""
     assert_same_losses(two / "context", small_whole, STEPS)
+
+
+def test_fine_tuning_goes_on_under_other_layouts(two: Path, sft_settings: tuple[str, ...], tmp_path: Path) -> None:
+    """One process, two with samples of their own, two that share each sample, and one again, a step each."""
+    assert_same_losses(two / "sft", train_here(tmp_path / "whole", *sft_settings), SFT_STEPS)
 
 
 @pytest.mark.long
