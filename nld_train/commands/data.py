@@ -157,7 +157,16 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequence-length", type=int, default=512, metavar="L", help="tokens of a sample (default: 512)"
     )
-    parser.add_argument("--block-size", type=int, default=64, metavar="B", help="tokens per block (default: 64)")
+    parser.add_argument("--conversation", type=int, metavar="N", help="show conversation N, in file order")
+    parser.add_argument(
+        "--block-size", type=int, metavar="B", help="tokens per block (default: 64, and 32 in conversations)"
+    )
+    parser.add_argument(
+        "--blocks",
+        choices=["answer", "document"],
+        default="answer",
+        help="where the blocks of conversations are counted from (default: answer)",
+    )
     parser.add_argument("--level", type=float, metavar="T", help="noise level in [0, 1] (default: drawn)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--tokenizer", metavar="DIR", help="to show text (default: the one that the manifest names)")
@@ -175,6 +184,8 @@ def _inspect(options: argparse.Namespace) -> None:
             level=options.level,
             seed=options.seed,
             tokenizer=options.tokenizer,
+            conversation=options.conversation,
+            blocks=options.blocks,
         )
     )
 
@@ -237,7 +248,8 @@ main = Command(
         ),
         Command(
             "inspect",
-            "Shows the content of a set; with --sample, one training sample with its document borders and masks.",
+            "Shows the content of a set; with --sample, one training sample with its document borders and masks; with "
+            "--conversation, a conversation with its prompts and answers, blocks and masks.",
             _add_inspect,
             _inspect,
             summary="show a set, or one training sample of it",

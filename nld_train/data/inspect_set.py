@@ -1,35 +1,35 @@
-"""`nld-data inspect`: the content of a set, or one training sample with its document borders and masks."""
+"""`nld-data inspect`: the content of a set, a sample with its document borders and masks, or a conversation."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from nld_train.config.schema import DiffusionConfig
 from nld_train.console import plain_console
+from nld_train.data.chat.inspect_conversation import show_conversation
+from nld_train.data.conversation_lengths import mean_noisy_ratio
 from nld_train.data.endings import fill_share
-from nld_train.data.manifest import Manifest, read_manifest, require_tokenizer
+from nld_train.data.manifest import ChatManifest, Manifest, read_manifest
 from nld_train.data.packed import PackedSamples
+from nld_train.data.shown_tokens import TokenText, token_text
 from nld_train.data.token_index import check_files, document_spans
-from nld_train.data.tokenizer import load_tokenizer
+from nld_train.data.tokenizer_files import CHAT_TEMPLATE
 from nld_train.errors import UserError
+from nld_train.masking.answer_blocks import BlockOrigin
 from nld_train.progress import Advance, progress_bar
 
 if TYPE_CHECKING:
     from nld_train.data.samples import SampleSettings
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-_MASKED = "bold white on red"
+_TEXT_BLOCK_SIZE, _CHAT_BLOCK_SIZE = 64, 32
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,23 @@ class InspectRequest:
         level: noise level in [0, 1], or None to draw one.
         seed: seed of the noise.
         tokenizer: directory, or None for the one that the manifest names.
+        conversation: conversation in file order, or None.
+        blocks: where the blocks of conversations are counted from.
     """
 
     prefix: str
     sample: int | None
     sequence_length: int
-    block_size: int
+    block_size: int | None
     level: float | None
     seed: int
     tokenizer: str | None
+    conversation: int | None = None
+    blocks: BlockOrigin = "answer"
+
+    def size_of_blocks(self, chat: bool) -> int:
+        """Tokens per block: by default those of fine-tuning, or of pretraining."""
+        return self.block_size or (_CHAT_BLOCK_SIZE if chat else _TEXT_BLOCK_SIZE)
 
 
 def inspect_set(request: InspectRequest, console: Console | None = None) -> None:
@@ -64,14 +72,26 @@ def inspect_set(request: InspectRequest, console: Console | None = None) -> None
     console = console or plain_console()
     _check(request)
     manifest = read_manifest(request.prefix)
-    if request.sample is None:
+    chat = None if manifest is None else manifest.chat
+    if request.sample is None and request.conversation is None:
         _show_set(request, manifest, console)
-    else:
-        _show_sample(request, request.sample, _decoder(request, manifest), console)
+        return
+    shown = token_text(request.prefix, manifest, request.tokenizer, console.color_system is None)
+    if request.conversation is None and request.sample is not None:
+        if chat is not None:
+            raise UserError(f"--sample: {request.prefix} is a set of conversations: give --conversation N")
+        _show_sample(request, request.sample, shown, console)
+    elif request.conversation is not None:
+        if chat is None or request.sample is not None:
+            reason = (
+                "give it or --sample" if chat is not None else f"{request.prefix} is a set of texts: give --sample N"
+            )
+            raise UserError(f"--conversation: {reason}")
+        show_conversation(request.prefix, request.conversation, _sample_settings(request, chat=True), shown, console)
 
 
 def _check(request: InspectRequest) -> None:
-    if request.sequence_length < 1 or request.block_size < 1:
+    if request.sequence_length < 1 or (request.block_size is not None and request.block_size < 1):
         raise UserError("--sequence-length and --block-size must be at least 1")
     if request.level is not None and not 0 <= request.level <= 1:
         raise UserError(f"--level {request.level} must lie in [0, 1]")
@@ -88,14 +108,31 @@ def _show_set(request: InspectRequest, manifest: Manifest | None, console: Conso
     table.add_row("token type", np.dtype(header.dtype).name)
     quantiles = ", ".join(f"{fraction:.0%} {lengths.quantile(fraction):,.0f}" for fraction in _QUANTILES)
     table.add_row("document lengths", quantiles)
-    if lengths.tokens > request.sequence_length:
-        share = fill_share(prefix, request.sequence_length, request.block_size)
-        setting = f"samples of {request.sequence_length:,} tokens, blocks of {request.block_size}"
+    if manifest is not None and manifest.chat is not None:
+        _add_chat(table, request, manifest.tokens, manifest.chat)
+    elif lengths.tokens > request.sequence_length:
+        size = request.size_of_blocks(chat=False)
+        share = fill_share(prefix, request.sequence_length, size)
+        setting = f"samples of {request.sequence_length:,} tokens, blocks of {size}"
         table.add_row("fill after documents", f"{share:.1%} of the noisy stream ({setting}, documents=isolate)")
     for name, value in (asdict(manifest) if manifest else {"manifest": "none (made by other tools)"}).items():
-        if name not in ("documents", "tokens", "dtype"):
+        if name not in ("documents", "tokens", "dtype", "chat"):
             table.add_row(name, value if isinstance(value, str) else json.dumps(value))
     console.print(table)
+
+
+def _add_chat(table: Table, request: InspectRequest, tokens: int, chat: ChatManifest) -> None:
+    size = request.size_of_blocks(chat=True)
+    ratio = mean_noisy_ratio(request.prefix, size, request.blocks, fill=True)
+    learned = {"all": "all", "last": "the last one of each", "each": "each in a document of its own"}
+    mean = chat.answer_tokens / max(chat.answer_count, 1)
+    table.add_row("conversations", f"{chat.conversations:,}, the longest of {chat.longest:,} tokens")
+    table.add_row("answers", f"{chat.answer_count:,} ({learned.get(chat.answers, chat.answers)}), {mean:,.1f} tokens")
+    table.add_row("tokens of answers", f"{chat.answer_tokens:,} ({chat.answer_tokens / tokens:.1%})")
+    table.add_row("noisy stream", f"{ratio:.2f} per token (blocks of {size} from each {request.blocks}, with fill)")
+    if chat.left_out:
+        table.add_row("left out", f"{chat.left_out:,} rows without an answer that is learned")
+    table.add_row("chat template", f"{request.prefix}.{CHAT_TEMPLATE} ({chat.template_hash[:12]})")
 
 
 class _LengthHistogram:
@@ -127,7 +164,7 @@ class _LengthHistogram:
         return int(self._lengths[np.searchsorted(self._documents, rank, side="right")])
 
 
-def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, console: Console) -> None:
+def _show_sample(request: InspectRequest, sample: int, shown_text: TokenText, console: Console) -> None:
     from nld_train.data.samples import draw_noisy_stream
     from nld_train.masking.noisy_stream import FILL
 
@@ -135,7 +172,7 @@ def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, consol
     if not 0 <= sample < len(samples):
         raise UserError(f"--sample {sample}: {request.prefix} holds samples 0 to {len(samples) - 1} of this length")
     packed = samples.read(sample)
-    stream, noise = draw_noisy_stream(_sample_settings(request), sample, packed)
+    stream, noise = draw_noisy_stream(_sample_settings(request, chat=False), sample, packed)
     real, tokens, documents = stream.sources >= 0, packed.tokens[:-1], packed.documents[:-1]
     shown = np.zeros(len(tokens), dtype=bool)
     shown[stream.sources[real]] = noise.masked[real]
@@ -149,10 +186,10 @@ def _show_sample(request: InspectRequest, sample: int, decoder: _Decoder, consol
     for document in range(documents[-1] + 1):
         rows = documents == document
         console.rule(f"document {document}: {rows.sum()} tokens", style="cyan", align="left")
-        console.print(_render(tokens[rows], shown[rows], decoder, console.color_system is None), soft_wrap=True)
+        console.print(shown_text.of(tokens[rows], shown[rows]), soft_wrap=True)
 
 
-def _sample_settings(request: InspectRequest) -> SampleSettings:
+def _sample_settings(request: InspectRequest, chat: bool) -> SampleSettings:
     """As in training; only the noise of the samples is used, which depends on no token id."""
     from nld_train.data.samples import SampleSettings
 
@@ -161,46 +198,16 @@ def _sample_settings(request: InspectRequest) -> SampleSettings:
         seed=request.seed,
         noisy_length=request.sequence_length,
         documents="isolate",
-        diffusion=DiffusionConfig(request.block_size, epsilon=1e-3, levels="independent", level_scope="sequence"),
+        diffusion=DiffusionConfig(
+            request.size_of_blocks(chat),
+            epsilon=1e-3,
+            levels="independent",
+            level_scope="sequence",
+            blocks=request.blocks,
+        ),
         global_size=1,
         vocab_size=0,
         mask_token_id=-1,
         eos_token_id=-1,
         level=request.level,
     )
-
-
-def _render(tokens: NDArray[np.int64], masked: NDArray[np.bool_], decoder: _Decoder, plain: bool) -> Text:
-    """One document; masked runs on a red background, or in brackets without colours."""
-    text = Text()
-    borders = [0, *(np.flatnonzero(np.diff(masked)) + 1), len(tokens)]
-    for begin, end in pairwise(borders):
-        run = decoder.decode(tokens[begin:end].tolist())
-        if not masked[begin]:
-            text.append(run)
-        else:
-            text.append(f"⟦{run}⟧" if plain else run, style=_MASKED)
-    return text
-
-
-class _Decoder:
-    """Token ids as readable text; as numbers where no tokenizer is known."""
-
-    def __init__(self, tokenizer: Any | None) -> None:
-        self._tokenizer = tokenizer
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of a run of tokens."""
-        if self._tokenizer is None:
-            return " ".join(map(str, ids)) + " "
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
-
-
-def _decoder(request: InspectRequest, manifest: Manifest | None) -> _Decoder:
-    directory = request.tokenizer
-    if manifest is not None:
-        directory = directory or manifest.tokenizer_directory(request.prefix)
-        if request.tokenizer is None and not os.path.isdir(directory):
-            return _Decoder(None)
-        require_tokenizer(request.prefix, manifest, directory, "--tokenizer")
-    return _Decoder(None if directory is None else load_tokenizer(directory))

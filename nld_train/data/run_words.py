@@ -19,7 +19,10 @@ def run_words(request: PrepareRequest, manifests: Mapping[str, Manifest]) -> lis
         request: the request whose sets are prepared.
         manifests: of its sets, by `train` and `validation`.
     """
-    words = [f"run.dir={_value(f'runs/{request.name}')}", f"data.train={_blend(request.prefixes['train'])}"]
+    words = [f"run.dir={_value(f'runs/{request.name}')}"]
+    if request.chat is not None:  # fine-tuning of a model that its user names
+        words += ["stages=sft", "init.checkpoint=CHECKPOINT"]
+    words.append(f"data.train={_blend(request.prefixes['train'])}")
     if "validation" in request.prefixes:
         words.append(f"data.validation={_blend(request.prefixes['validation'])}")
     else:

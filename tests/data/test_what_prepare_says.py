@@ -12,6 +12,7 @@ from tiny_runs import composed
 
 from nld_train.commands.data import main
 from nld_train.data.manifest import check_against_model
+from nld_train.data.sample_sets import require_kinds_of_data
 from nld_train.data.shards import ShardJob, encode_shards
 from nld_train.data.sources import SourceSettings, plan_shards
 from nld_train.data.tokenizer import bytes_tokenizer, own_spec
@@ -81,3 +82,14 @@ def test_workers_report_progress_before_their_jobs_are_finished() -> None:
     assert results == [10, 20, 30]
     assert sum(steps) == 60
     assert len([step for step in steps if step]) > 3
+
+
+def test_conversations_are_used_by_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f'{{"prompt": "question {number}", "completion": "answer {number}"}}\n' for number in range(40))
+    (tmp_path / "a.jsonl").write_text(rows)
+    words = [tmp_path / "a.jsonl", "--out", tmp_path / "out", "--chat", "--validation", "0.2"]
+    config = composed(*last_line(capsys, *words))
+    assert config.run.stages == ("sft",)
+    assert [source.prefix for source in config.data.train] == [f"{tmp_path}/out/a-train"]
+    require_kinds_of_data(config)
+    assert config.init.checkpoint == "CHECKPOINT"
