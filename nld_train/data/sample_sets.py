@@ -17,6 +17,7 @@ from nld_train.errors import UserError
 
 if TYPE_CHECKING:
     from nld_train.data.conversation_lengths import ConversationPacking
+    from nld_train.training.stages.kind import AnswerBlocks, StageKind
 
 # `noisy_length: auto` is a multiple of this, and exceeds the mean need by this factor, since the need is an estimate.
 # With an N that just suffices, the packing fills both streams to 98 % and more.
@@ -106,10 +107,10 @@ def conversation_packing(config: Config, stage: str) -> ConversationPacking:
 
 
 def resolve_noisy_lengths(config: Config, world_size: int) -> Config:
-    """The settings with a number for each `stages.NAME.noisy_length: auto` of an sft stage that runs.
+    """The settings with a number for each `stages.NAME.noisy_length: auto` of a stage that learns from answers.
 
     It is a pure function of the settings and the sets. A stage whose sets do not exist keeps `auto`, as in a dry run
-    without data.
+    without data; so does a drafter stage over text.
 
     Args:
         config: the run.
@@ -120,10 +121,10 @@ def resolve_noisy_lengths(config: Config, world_size: int) -> Config:
     """
     stages = dict(config.stages)
     for name, kind in running_kinds(config).items():
-        sources = train_sources(config, name)
+        sources, blocks = train_sources(config, name), kind.answer_blocks(config, stages[name])
         known = sources and all(Path(f"{source.prefix}.manifest.json").exists() for source in sources)
-        if kind.sets_noisy_length and kind.noisy_stream and stages[name].noisy_length == "auto" and known:
-            stages[name] = replace(stages[name], noisy_length=_noisy_length(config, sources))
+        if blocks and stages[name].noisy_length == "auto" and known and _have_answers(kind, sources):
+            stages[name] = replace(stages[name], noisy_length=_noisy_length(config, sources, blocks))
     if stages == config.stages:
         return config
     resolved = replace(config, stages=stages)
@@ -131,14 +132,17 @@ def resolve_noisy_lengths(config: Config, world_size: int) -> Config:
     return resolved
 
 
-def _noisy_length(config: Config, sources: tuple[SourceConfig, ...]) -> int:
+def _have_answers(kind: StageKind, sources: tuple[SourceConfig, ...]) -> bool:
+    """Whether the samples of a stage are conversations, as they have to be where it takes nothing else."""
+    return kind.data == "conversations" or all(is_chat_set(source.prefix) for source in sources)
+
+
+def _noisy_length(config: Config, sources: tuple[SourceConfig, ...], blocks: AnswerBlocks) -> int:
     """Tokens of the noisy stream that the answers of the mean sample need, and some more."""
     from nld_train.data.conversation_lengths import mean_noisy_ratio
 
-    diffusion, parallel = config.diffusion, config.parallel
-    ratios = [
-        mean_noisy_ratio(source.prefix, diffusion.block_size, diffusion.blocks, diffusion.fill) for source in sources
-    ]
+    parallel = config.parallel
+    ratios = [mean_noisy_ratio(source.prefix, *blocks) for source in sources]
     weights = [source.weight for source in sources]
     mean = sum(ratio * weight for ratio, weight in zip(ratios, weights, strict=True)) / sum(weights)
     multiple = lcm(_MULTIPLE, 2 * parallel.context, parallel.tensor * parallel.context)

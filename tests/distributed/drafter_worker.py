@@ -35,6 +35,7 @@ from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.processes import world_size
 from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
+from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
@@ -134,6 +135,7 @@ def main(cases_path: str, results_path: str) -> None:
         config = config_from_dict(case["config"])
         validate(config, world_size())
         with parallel_groups(config) as device:
+            pack_conversations(config)
             outcome = by_hand(config, device) if case.get("naive") else Trainee(config, device).train()
             results[case["name"]] = outcome
             if dist.get_rank() == 0:

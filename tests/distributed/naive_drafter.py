@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from naive import noisy_tokens
+from naive import answer_tokens, noisy_tokens, position_in_document
 from torch import Tensor
 
-from nld_train.config.schema import AdapterConfig, Config
+from nld_train.config.schema import Config
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import training_samples
 from nld_train.masking.drafting import DraftDraws, draw_drafts
@@ -59,17 +59,19 @@ class NaiveDrafter:
         samples = training_samples(self.config, self.name, stage_orders(self.config, [_Plan(self.name)])[self.name])
         blocks = []
         for place in range(self.config.batch.global_size):
-            documents = samples[place]["documents"].tolist()
-            clean = samples[place]["tokens"].tolist()[:-1]
+            sample = samples[place]
+            documents, clean = sample["documents"].tolist(), sample["tokens"].tolist()[:-1]
+            length = self.config.stages[self.name].noisy_length
+            capacity = len(clean) if length == "auto" else length
             draws = draw_drafts(
-                self.config.run.seed,
-                self.name,
-                place,
-                len(clean),
-                self.adapter.block_size,
-                self.adapter.greedy_share,
+                self.config.run.seed, self.name, place, max(capacity, len(clean)), self.adapter.greedy_share
             )
-            blocks += [self._block(clean, draws, block) for block in _blocks(documents, draws, self.adapter)]
+            tokens = (
+                _tokens_of_answers(documents, sample["answers"].tolist(), draws, self.adapter.block_size)
+                if "answers" in sample
+                else _tokens_of_text(documents, draws, self.adapter.block_size)
+            )
+            blocks += [self._block(clean, draws, block) for block in _blocks(tokens, draws, capacity)]
         parts = torch.stack([terms for terms, _, _ in blocks]).mean(0)
         parts[0].backward()
         greedy = [1 + accepted for _, accepted, was_greedy in blocks if was_greedy]
@@ -159,23 +161,48 @@ class _Block:
     size: int
 
 
-def _blocks(documents: list[int], draws: DraftDraws, adapter: AdapterConfig) -> list[_Block]:
-    """The blocks of a sample; `documents` are those of its tokens and of the next one.
+# The index in the text of a drafted token (None for fill), and of the first tokens of its document and block.
+_Token = tuple[int | None, int, int]
 
-    Where the blocks of all documents do not fit into the length of the text, those with the smallest numbers of
-    `left_out` go first.
-    """
-    length = len(documents) - 1
-    by_name: dict[tuple[int, int], list[int | None]] = {}
-    for source, _, document, block in noisy_tokens(documents, adapter.block_size, draws.offset):
-        by_name.setdefault((document, block), []).append(source)
-    kept = dict(enumerate(by_name.items()))
-    while sum(len(sources) for _, sources in kept.values()) > length:
+
+def _tokens_of_text(documents: list[int], draws: DraftDraws, block_size: int) -> list[_Token]:
+    """All tokens of a text; `documents` are those of its tokens and of the next one."""
+    offset = 1 + math.floor(float(draws.prefixes[0]) * block_size)
+    return [
+        (source, document, document + (0 if block < 0 else offset + block * block_size))
+        for source, _, document, block in noisy_tokens(documents, block_size, offset)
+    ]
+
+
+def _tokens_of_answers(documents: list[int], answers: list[bool], draws: DraftDraws, block_size: int) -> list[_Token]:
+    """Of each answer the blocks from a random one of its first tokens on; both lists are also of the next token."""
+    found: list[_Token] = []
+    every = answer_tokens(documents[:-1], answers[:-1], 1, from_answer=True, fill=False)
+    for number, start in enumerate(sorted({start for _, start, _, _ in every})):
+        own = [source for source, first, _, _ in every if first == start and source is not None]
+        document = start - position_in_document(documents, start)
+        if start == document:
+            del own[0]
+        first = math.floor(float(draws.prefixes[number]) * min(block_size, max(len(own) - 1, 0)))
+        blocks = [own[begin : begin + block_size] for begin in range(first, len(own), block_size)]
+        for block in blocks:
+            if block[0] != own[-1]:
+                filled = [*block, *[None] * (block_size - len(block))]
+                found += [(source, document, block[0]) for source in filled]
+    return found
+
+
+def _blocks(tokens: list[_Token], draws: DraftDraws, capacity: int) -> list[_Block]:
+    """The blocks of a sample. Where not all fit, those with the smallest numbers of `left_out` go first."""
+    by_begin: dict[tuple[int, int], list[int | None]] = {}
+    for source, document, begin in tokens:
+        by_begin.setdefault((document, begin), []).append(source)
+    kept = dict(enumerate(by_begin.items()))
+    while sum(len(sources) for _, sources in kept.values()) > capacity:
         del kept[min(kept, key=lambda number: draws.left_out[number])]
     found, start = [], 0
-    for number, ((document, _), sources) in enumerate(kept.values()):
-        begin = sources[0]
-        assert begin is not None
+    for number, ((document, begin), sources) in enumerate(kept.values()):
+        assert begin == sources[0]
         if begin > document and len(sources) > 1:
             found.append(_Block(number, start, document, begin, len(sources)))
         start += len(sources)

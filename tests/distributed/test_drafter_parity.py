@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_sets import random_conversations, write_chat_manifest, write_chat_set
 from forked import run_ranks
 from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
 from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
@@ -30,17 +31,21 @@ STAGE = (
     "stages.drafter.schedule.learning_rate=0.001",
     "stages.drafter.schedule.warmup_fraction=0",
 )
+# Answers of conversations, of which not all blocks fit.
+CHAT = "noisy_length=16"
 OVERLAP = ("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")
 ALONE: list[Case] = [
     (SINGLE, ()),
     (SINGLE, ("batch.micro_size=8",)),
     (SINGLE, ("execution.recompute=full",)),
     (SINGLE, ("execution.recompute=selective", "execution.head_chunk_rows=7")),
+    (SINGLE, (CHAT,)),
 ]
 PAIRS: list[Case] = [
     (PP2_VIRTUAL, ()),
     (DP2, OVERLAP),
     (TP2_SEQUENCE, ()),
+    (PP2, (CHAT,)),
 ]
 # One chunk of the model on each process is less than two, TP is part of TP with sequence parallelism, and the rest of
 # these is in other cases of `ALONE`.
@@ -51,6 +56,11 @@ MORE_PAIRS: list[Case] = [
     (DP2, ("batch.micro_size=1",)),
 ]
 FOURS: list[Case] = [(TP2_PP2, ()), (TP2_DP2, ())]
+
+
+def alone(case: Case) -> Case:
+    """The same samples in one process."""
+    return (SINGLE, (CHAT,)) if CHAT in case[1] else ALONE[0]
 
 
 def name_of(case: Case) -> str:
@@ -72,15 +82,19 @@ class Groups:
         outcome: dict[str, Any] = self.found[world][name_of(case)]
         return outcome
 
-    def by_hand(self) -> dict[str, Any]:
-        self.outcome(ALONE[0])
-        outcome: dict[str, Any] = self.found[1]["naive"]
+    def by_hand(self, case: Case) -> dict[str, Any]:
+        self.outcome(case)
+        outcome: dict[str, Any] = self.found[1][f"naive {name_of(case)}"]
         return outcome
 
     def _run(self, world: int, cases: list[Case]) -> dict[str, Any]:
         described = [{"name": name_of(case), "config": self._config(case)} for case in cases]
         if world == 1:
-            described.append({"name": "naive", "config": self._config(ALONE[0]), "naive": True})
+            described += [
+                {"name": f"naive {name_of(case)}", "config": self._config(case), "naive": True}
+                for case in cases
+                if case == alone(case)
+            ]
         paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
         paths[0].write_text(json.dumps(described))
         done = run_ranks(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
@@ -89,14 +103,23 @@ class Groups:
         return results
 
     def _config(self, case: Case) -> dict[str, Any]:
-        overrides = [*TINY_MODEL, *data_overrides(self.prefix), *STAGE, *case[0].overrides, *case[1]]
+        overrides = [*TINY_MODEL, *data_overrides(self.prefix), *STAGE, *case[0].overrides]
+        overrides += self._chat() if CHAT in case[1] else case[1]
         return config_to_dict(composed(*overrides))
+
+    def _chat(self) -> list[str]:
+        prefix = self.folder / "chat"
+        if not Path(f"{prefix}.bin").exists():
+            conversations = random_conversations(5, 60, longest=7, largest_id=66)
+            write_chat_manifest(write_chat_set(prefix, conversations), conversations, vocabulary_size=67)
+        sources = f"stages.drafter.train=[{{prefix: {prefix}, weight: 1}}]"
+        return [sources, f"stages.drafter.{CHAT}", f"run.dir={self.folder / 'chat-run'}"]
 
 
 @pytest.fixture(scope="module")
 def drafters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
     items = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
-    chosen = [ALONE[0], *(item.callspec.params["case"] for item in items)]
+    chosen = [ALONE[0], (SINGLE, (CHAT,)), *(item.callspec.params["case"] for item in items)]
     return Groups(list(dict.fromkeys(chosen)), tmp_path_factory.mktemp("drafters"), token_set)
 
 
@@ -111,15 +134,16 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
     return {"loss": record["loss"], "grad_norm": record["grad_norm"], **record["drafter"]}
 
 
-def test_the_first_step_equals_the_step_by_hand(drafters: Groups) -> None:
-    found, expected = measures(drafters.outcome(ALONE[0])["records"][0]), drafters.by_hand()
-    assert expected["blocks"] > 20
+@pytest.mark.parametrize("case", [ALONE[0], (SINGLE, (CHAT,))], ids=["text", "answers"])
+def test_the_first_step_equals_the_step_by_hand(drafters: Groups, case: Case) -> None:
+    found, expected = measures(drafters.outcome(case)["records"][0]), drafters.by_hand(case)
+    assert expected["blocks"] > 10
     assert found == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_step_equals_that_of_one_process(drafters: Groups, case: Case) -> None:
-    found, expected = drafters.outcome(case), drafters.outcome(ALONE[0])
+    found, expected = drafters.outcome(case), drafters.outcome(alone(case))
     assert len(expected["records"]) == STEPS
     for one, other in zip(found["records"], expected["records"], strict=True):
         assert measures(one) == pytest.approx(measures(other), rel=2e-4)

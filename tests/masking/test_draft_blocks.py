@@ -128,15 +128,15 @@ def test_without_an_offset_blocks_are_the_ones_of_training() -> None:
 
 
 def test_draws_are_functions_of_the_sample_index() -> None:
-    draws = [draw_drafts(7, "drafter", index, 50, 8, 0.25) for index in range(400)]
-    again = draw_drafts(7, "drafter", 3, 50, 8, 0.25)
-    assert again.offset == draws[3].offset
+    draws = [draw_drafts(7, "drafter", index, 50, 0.25) for index in range(400)]
+    again = draw_drafts(7, "drafter", 3, 50, 0.25)
+    assert (again.prefixes == draws[3].prefixes).all()
     assert (again.uniform == draws[3].uniform).all()
     assert (again.greedy == draws[3].greedy).all()
-    assert {draw.offset for draw in draws} == set(range(1, 9))
+    assert {int(8 * draw.prefixes[0]) for draw in draws} == set(range(8))
     assert np.mean([draw.greedy for draw in draws]) == pytest.approx(0.25, abs=0.02)
     assert np.mean([draw.uniform for draw in draws]) == pytest.approx(0.5, abs=0.01)
-    other = draw_drafts(7, "drafter", 4, 50, 8, 0.25)
+    other = draw_drafts(7, "drafter", 4, 50, 0.25)
     assert (other.uniform != again.uniform).all()
-    assert not draw_drafts(7, "drafter", 0, 50, 8, 0.0).greedy.any()
-    assert draw_drafts(7, "drafter", 0, 50, 8, 1.0).greedy.all()
+    assert not draw_drafts(7, "drafter", 0, 50, 0.0).greedy.any()
+    assert draw_drafts(7, "drafter", 0, 50, 1.0).greedy.all()

@@ -178,9 +178,10 @@ class StageConfig:
     ] = "continue"
     noisy_length: Annotated[
         Count | Literal["auto"],
-        "Tokens of the noisy stream of a sample in an sft stage: the answers' blocks and their fill. auto: from the "
-        "share of answers in the training data, in whole 128s. Conversations whose blocks do not fit go to the next "
-        "sample. Other kinds take auto only.",
+        "Tokens of the noisy stream of a sample in an sft or drafter stage: the answers' blocks and their fill. auto: "
+        "from the share of answers in the training data, in whole 128s. Conversations whose blocks do not fit go to "
+        "the next sample; in a drafter stage blocks are left out, and auto is the sequence length for text. Other "
+        "kinds take auto only.",
     ] = "auto"
     adapter: Annotated[
         AdapterConfig | None,

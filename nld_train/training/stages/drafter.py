@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nld_train.config.checks import refuse_unless
-from nld_train.config.counts import causal_visible_pairs, forward_flops, joint_visible_pairs
+from nld_train.config.counts import answer_visible_pairs, causal_visible_pairs, forward_flops, joint_visible_pairs
 from nld_train.config.schema import AdapterConfig, Config, DiffusionConfig, ModelConfig, StageConfig
-from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
+from nld_train.training.stages.kind import AnswerBlocks, EvaluatedVariant, StageKind, StageTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -16,12 +17,29 @@ if TYPE_CHECKING:
     from nld_train.model.rotary import RotaryEmbedding
 
 
+@dataclass(frozen=True)
 class DrafterKind(StageKind):
-    """See `StageKind`. Held-out losses are not measured: the weights that they depend on do not change."""
+    """See `StageKind`. Held-out losses are not measured: the weights that they depend on do not change.
+
+    Attributes:
+        capacity: tokens of the drafts of a sample; None for those of the clean stream.
+    """
+
+    capacity: int | None = None
 
     name = "drafter"
     data = "any"
     trains_adapter = True
+    sets_noisy_length = True
+
+    def for_stage(self, stage: StageConfig) -> StageKind:
+        """See `StageKind.for_stage`."""
+        return DrafterKind(None if stage.noisy_length == "auto" else stage.noisy_length)
+
+    def answer_blocks(self, config: Config, stage: StageConfig) -> AnswerBlocks:
+        """See `StageKind.answer_blocks`: as in decoding."""
+        del config
+        return AnswerBlocks(_adapter(stage).block_size, "answer", True)
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`."""
@@ -32,8 +50,6 @@ class DrafterKind(StageKind):
             return
         valid = "must be 0: a drafter adapter has a loss of its own"
         refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, valid)
-        valid = "must be auto with kind=drafter: only an sft stage sets the length of its noisy stream"
-        refuse_unless(stage.noisy_length == "auto", f"{key}.noisy_length", stage.noisy_length, valid)
         valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
         refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
         shown = None if stage.lora is None else f"{{rank: {stage.lora.rank}, ...}}"
@@ -53,20 +69,27 @@ class DrafterKind(StageKind):
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:
         """See `StageKind.stream_lengths`: the AR pass, and the passes over drafts and the clean stream."""
-        return (length, 2 * length)
+        return (length, self._drafts(length) + length)
 
     def visible_pairs(self, length: int, block_size: int) -> int:
         """See `StageKind.visible_pairs`: of a pass over drafts and the clean stream."""
-        return joint_visible_pairs(length, block_size)
+        if self.capacity is None:
+            return joint_visible_pairs(length, block_size)
+        return answer_visible_pairs(length, self.capacity, block_size)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
         """See `StageKind.head_rows`: each draft is read when it is made and when it is verified."""
         del diffusion
-        return 2.0 * length
+        return 2.0 * self._drafts(length)
 
     def sample_flops(self, config: Config, stage: StageConfig) -> float:
         """See `StageKind.sample_flops`."""
-        return drafter_flops(config.model, config.batch.sequence_length, _adapter(stage))
+        length, block_size = config.batch.sequence_length, _adapter(stage).block_size
+        drafts, pairs = self._drafts(length), self.visible_pairs(length, block_size)
+        return drafter_flops(config.model, length, drafts, pairs, block_size)
+
+    def _drafts(self, length: int) -> int:
+        return length if self.capacity is None else self.capacity
 
     def objective(self, stage: StageConfig) -> str:
         """See `StageKind.objective`."""
@@ -88,22 +111,28 @@ class DrafterKind(StageKind):
         """See `StageKind.make_trainer`."""
         from nld_train.training.stages.drafter_trainer import DrafterTrainer
 
-        return DrafterTrainer.of(config, plan.name, _adapter(plan.stage), rotary, dtype, device)
+        return DrafterTrainer.of(config, plan.name, _adapter(plan.stage), self.capacity, rotary, dtype, device)
 
 
-def drafter_flops(model: ModelConfig, length: int, adapter: AdapterConfig) -> float:
-    """Floating-point operations over one sample of `length` tokens (`docs/method.md`, "Drafter adapter").
+def drafter_flops(model: ModelConfig, length: int, drafts: int, pairs: int, block_size: int) -> float:
+    """Floating-point operations over one sample (`docs/method.md`, "Drafter adapter").
 
-    Three forward passes without gradients (AR over L positions; draft and verification over two streams, 2L), then the
+    Three forward passes without gradients (AR over L positions; draft and verification over two streams), then the
     draft pass again with its backward pass, which is one more product each: frozen weights have no gradient. The head
     counts a row per block or position read; the adapter itself and the few rows of the loss do not count.
+
+    Args:
+        model: its shapes.
+        length: L, tokens of the clean stream.
+        drafts: N, tokens of the drafts.
+        pairs: of query and key, that are visible in a pass over both streams.
+        block_size: B.
     """
     passes_of_two_streams = 2 + 2
-    positions = length * (1 + 2 * passes_of_two_streams)
-    causal, blocks = causal_visible_pairs(length), joint_visible_pairs(length, adapter.block_size)
+    positions = length + passes_of_two_streams * (drafts + length)
     # Attention has two operands that carry gradients, so that its backward pass costs two forward passes.
-    pairs = causal + (passes_of_two_streams + 1) * blocks
-    return forward_flops(model, positions, pairs, 2 * length + length / adapter.block_size)
+    every_pair = causal_visible_pairs(length) + (passes_of_two_streams + 1) * pairs
+    return forward_flops(model, positions, every_pair, 2 * drafts + drafts / block_size)
 
 
 def _adapter(stage: StageConfig) -> AdapterConfig:

@@ -6,25 +6,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nld_train.config.schema import AdapterConfig
-from nld_train.masking.drafting import DraftDraws, draw_drafts
+from nld_train.masking.drafting import draft_stream, draw_drafts
 from nld_train.masking.layout import StreamLayout
-from nld_train.masking.noisy_stream import NoisyStream, fit, last_tokens, noisy_stream
 from nld_train.training.loop.micro_batch import Samples
 
 
 @dataclass(frozen=True)
 class DrafterSettings:
-    """Settings that turn samples into blocks: the same for every micro-batch of a stage."""
+    """Settings that turn samples into blocks: the same for every micro-batch of a stage.
+
+    `noisy_length` is N, the tokens of all blocks of a sample; None for as many as it has in the clean stream.
+    """
 
     adapter: AdapterConfig
     stage: str
     seed: int
     vocab_size: int
     mask_token_id: int
+    noisy_length: int | None
     chunk_rows: int
     dtype: torch.dtype
     device: torch.device
@@ -34,7 +36,7 @@ class DrafterSettings:
 class DraftBlocks:
     """The blocks of one micro-batch that have a seed and a draft.
 
-    The first block of a document has no text before it, and so no AR prediction for a seed: it is left out, as are
+    A block at the start of a document has no text before it, and so no AR prediction for a seed: it is left out, as are
     blocks that the end of the sample cuts to the seed alone.
 
     Attributes:
@@ -67,14 +69,14 @@ class DraftBlocks:
         return self.steps == 1
 
     def noisy(self, seeds: Tensor, drafts: Tensor | None, mask_token_id: int) -> Tensor:
-        """The noisy stream int64 `[b, L]`: seeds, drafts (masks where they are None), and masks elsewhere.
+        """The noisy stream int64 `[b, N]`: seeds, drafts (masks where they are None), and masks elsewhere.
 
         Args:
             seeds: int64 `[count]`.
             drafts: int64 `[drafts]`, or None.
             mask_token_id: of the model.
         """
-        tokens = torch.full_like(self.clean, mask_token_id)
+        tokens = self.clean.new_full((len(self.clean), self.layout.noisy_length), mask_token_id)
         tokens[self.rows[self.first], self.indices[self.first] - 1] = seeds.cpu()
         if drafts is not None:
             tokens[self.rows, self.indices] = drafts.cpu()
@@ -84,21 +86,24 @@ class DraftBlocks:
 def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
     """The blocks of a micro-batch with `tokens`, `documents` `[b, L+1]`, `sample_index` `[b]`, see `data.samples`.
 
-    Blocks in which a document ends are whole, as in decoding; blocks that do not fit into L tokens are left out.
+    Samples of conversations have `answers` `[b, L+1]`, and blocks inside of these alone (`masking.drafting`).
     """
     clean, documents = samples["tokens"][:, :-1].cpu(), samples["documents"].cpu().numpy()
-    adapter, length = settings.adapter, clean.shape[1]
+    answers = samples["answers"].cpu().numpy() if "answers" in samples else [None] * len(clean)
+    adapter, length = settings.adapter, clean.shape[1] if settings.noisy_length is None else settings.noisy_length
     draws = [
-        draw_drafts(settings.seed, settings.stage, sample_index, length, adapter.block_size, adapter.greedy_share)
-        for sample_index in samples["sample_index"].tolist()
+        draw_drafts(settings.seed, settings.stage, index, max(length, clean.shape[1]), adapter.greedy_share)
+        for index in samples["sample_index"].tolist()
     ]
-    noisy = [_noisy_stream(row, draw, adapter.block_size) for row, draw in zip(documents, draws, strict=True)]
+    noisy = [
+        draft_stream(*sample, adapter.block_size, length) for sample in zip(documents, answers, draws, strict=True)
+    ]
     blocks, begins, real = (
         torch.from_numpy(np.stack([getattr(stream, name) for stream in noisy]))
         for name in ("blocks", "begins", "maskable")
     )
     layout = StreamLayout.of_clean(samples["documents"][:, :-1]).with_noisy(blocks, begins)
-    indices = torch.arange(length).expand(clean.shape)
+    indices = torch.arange(length).expand(blocks.shape)
     is_seed = torch.ones_like(blocks, dtype=torch.bool)
     is_seed[:, 1:] = blocks.diff(dim=1) > 0
     start = torch.where(is_seed, indices, 0).cummax(dim=1).values
@@ -119,9 +124,3 @@ def draft_blocks(samples: Samples, settings: DrafterSettings) -> DraftBlocks:
         greedy=greedy[row, blocks[row, index]],
         uniform=uniform[row, index],
     )
-
-
-def _noisy_stream(documents: NDArray[np.int64], draws: DraftDraws, block_size: int) -> NoisyStream:
-    """The blocks of one sample, in a stream of L tokens: `documents` is int `[L+1]`."""
-    whole = noisy_stream(documents[:-1], last_tokens(documents), block_size, draws.offset)
-    return fit(whole, len(documents) - 1, block_size, draws.left_out)

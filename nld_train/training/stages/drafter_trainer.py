@@ -41,6 +41,7 @@ class DrafterTrainer(StageTrainer):
         config: Config,
         stage: str,
         adapter: AdapterConfig,
+        noisy_length: int | None,
         rotary: RotaryEmbedding,
         dtype: torch.dtype,
         device: torch.device,
@@ -51,6 +52,7 @@ class DrafterTrainer(StageTrainer):
             config: the run.
             stage: name of the stage.
             adapter: its adapter.
+            noisy_length: tokens of the drafts of a sample; None for those of the clean stream.
             rotary: the rotary embedding of the model.
             dtype: of activations.
             device: of this process.
@@ -61,6 +63,7 @@ class DrafterTrainer(StageTrainer):
             seed=config.run.seed,
             vocab_size=config.model.vocab_size,
             mask_token_id=config.model.mask_token_id,
+            noisy_length=noisy_length,
             chunk_rows=config.execution.head_chunk_rows,
             dtype=dtype,
             device=device,

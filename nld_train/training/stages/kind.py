@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import lora_flops, training_flops
@@ -39,6 +39,14 @@ class EvaluatedVariant:
     mode: DecodingMode
     block_length: int
     adapter: bool = False
+
+
+class AnswerBlocks(NamedTuple):
+    """How the noisy stream of a stage is made of the answers of conversations; see `masking.noisy_stream`."""
+
+    block_size: int
+    blocks: Literal["answer", "document"]
+    fill: bool
 
 
 class StageTrainer(ABC):
@@ -107,6 +115,11 @@ class StageKind(ABC):
         del length
         return 0
 
+    def answer_blocks(self, config: Config, stage: StageConfig) -> AnswerBlocks | None:
+        """The blocks of answers to which `stages.NAME.noisy_length: auto` is fitted; None where it is not."""
+        del config, stage
+        return None
+
     @property
     def noisy_stream(self) -> bool:
         """Whether samples carry a noisy stream."""
@@ -121,7 +134,7 @@ class StageKind(ABC):
         """
         valid = f"must be drafter in a stage with an adapter; set {key}.kind=drafter or {key}.adapter=null"
         refuse_unless(stage.adapter is None, f"{key}.kind", stage.kind, valid)
-        valid = f"must be auto with kind={stage.kind}: only an sft stage sets the length of its noisy stream"
+        valid = f"must be auto with kind={stage.kind}: only sft and drafter stages set the length of their noisy stream"
         own = self.sets_noisy_length or stage.noisy_length == "auto"
         refuse_unless(own, f"{key}.noisy_length", stage.noisy_length, valid)
         if stage.lora is not None:

@@ -10,7 +10,7 @@ from nld_train.config.counts import answer_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
 from nld_train.masking.schedule import noise_schedule
 from nld_train.training.stages.joint import check_levels, evaluated_modes
-from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
+from nld_train.training.stages.kind import AnswerBlocks, EvaluatedVariant, StageKind, StageTrainer
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,12 @@ class SftKind(StageKind):
         if not self.joint:
             return 0
         return length if self.capacity is None else self.capacity
+
+    def answer_blocks(self, config: Config, stage: StageConfig) -> AnswerBlocks | None:
+        """See `StageKind.answer_blocks`."""
+        del stage
+        diffusion = config.diffusion
+        return AnswerBlocks(diffusion.block_size, diffusion.blocks, diffusion.fill) if self.joint else None
 
     def check_run(self, config: Config, name: str) -> None:
         """See `StageKind.check_run`."""
