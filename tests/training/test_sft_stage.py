@@ -14,6 +14,7 @@ from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 from nld_train.config.plan import stage_plans
 from nld_train.data.order import stage_orders
+from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.errors import UserError
 
 STEPS = 5
@@ -130,3 +131,18 @@ def test_conversations_are_no_text(alone: tuple[str, ...], tmp_path: Path) -> No
     stage = ("stages=[quickstart,sft]", "run.stages=[ar]", conversations.replace("stages.sft", "data"))
     with pytest.raises(UserError, match=r"^data\.train: .* is a set of conversations, not for stages\.ar of kind ar"):
         train_here(tmp_path, *alone, *stage, "validation.every=0", "evaluation.every=0")
+
+
+def test_a_drafter_learns_from_answers_after_it(alone: tuple[str, ...], tuned: Path, tmp_path: Path) -> None:
+    """Its noisy stream is fitted to the answers; over text it has as many tokens as the sample."""
+    kept = [override for override in alone if not override.startswith("stages")]
+    (train,) = (override for override in alone if override.startswith("stages.sft.train="))
+    drafter = [*kept, "stages=drafter", "stages.drafter.adapter.block_size=4", f"stages.drafter.tokens={STEP_TOKENS}"]
+    over_answers = [*drafter, train.replace("sft", "drafter"), f"init.checkpoint={tuned}"]
+    lengths = [
+        resolve_noisy_lengths(composed(*each), 1).stages["drafter"].noisy_length
+        for each in (over_answers, [*drafter, *(each for each in alone if each.startswith("data.train"))])
+    ]
+    assert lengths == [128, "auto"]
+    (record,) = records_of(train_here(tmp_path, *over_answers, "data.validation=[]"))
+    assert 8 <= record["drafter"]["blocks"] <= 8 * 24 // 2
