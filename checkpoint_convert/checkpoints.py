@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint_convert.card_metadata import hub_name
 from checkpoint_convert.checkpoint_paths import require_megatron
 from checkpoint_convert.hugging_face import HuggingFaceWeights
-from checkpoint_convert.importing import SOURCE
+from checkpoint_convert.importing import CONVERSION, SOURCE
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, read_source_config
 from nld_train.config.compose import default_config
 from nld_train.config.schema import Config
-from nld_train.data.tokenizer_files import TOKENIZER
+from nld_train.config.stage_kinds import kind_of
+from nld_train.data.chat.run_template import own_template, run_template
+from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer
 from nld_train.outside_json import read_object
 from nld_train.training.checkpoint.contents import read_progress, saved_config
 from nld_train.training.checkpoint.paths import (
@@ -40,6 +43,32 @@ def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWei
 
 
 @dataclass(frozen=True)
+class Run:
+    """A run that made a checkpoint.
+
+    Attributes:
+        directory: the checkpoint.
+        config: the run's settings.
+        progress: `progress.json`; empty where there is none.
+    """
+
+    directory: Path
+    config: Config
+    progress: dict[str, Any]
+
+    @property
+    def stages_begun(self) -> tuple[str, ...]:
+        """Names of its stages up to the one that wrote the checkpoint."""
+        stages = self.config.run.stages
+        return stages[: stages.index(self.progress["stage"]) + 1] if self.progress.get("stage") in stages else stages
+
+    @property
+    def on_conversations(self) -> bool:
+        """Whether one of these stages trains on conversations."""
+        return any(kind_of(self.config.stages[name]).data == "conversations" for name in self.stages_begun)
+
+
+@dataclass(frozen=True)
 class Record:
     """How a Megatron checkpoint was made.
 
@@ -52,6 +81,7 @@ class Record:
         lost: a checkpoint in that chain of runs that no longer exists; None if all do.
         tokenizers: directories that may contain its tokenizer, in the order of preference.
         imported: the record of the import; empty for a run's checkpoint.
+        runs: the run that wrote it and those that it goes back to, the newest first.
     """
 
     directory: Path
@@ -61,6 +91,34 @@ class Record:
     lost: Path | None
     tokenizers: tuple[Path, ...]
     imported: dict[str, Any]
+    runs: tuple[Run, ...]
+
+    @property
+    def origin_names(self) -> tuple[Path | None, str | None]:
+        """Directory of the original model, or of its import, and its name on the Hub, where that is known."""
+        if self.origin is None:
+            return None, None
+        directory = self.origin.directory
+        if (note := directory / CONVERSION).is_file():
+            return directory, read_object(note).get("hub_name")
+        return directory, hub_name(directory)
+
+    @property
+    def chat_run(self) -> Run | None:
+        """The newest of its runs that trained on conversations: the model answers in their chat template."""
+        return next((run for run in self.runs if run.on_conversations), None)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template of the conversations that the model was trained on; None without any, or if it is lost.
+
+        Raises:
+            UserError: it was changed since.
+        """
+        run = self.chat_run
+        if run is None:
+            return None
+        return own_template(read_tokenizer(run.directory / TOKENIZER)) or run_template(run.config)
 
     @property
     def data(self) -> tuple[str, ...]:
@@ -86,9 +144,8 @@ def read_record(directory: Path) -> Record:
     Raises:
         UserError: a file there is damaged.
     """
-    config = _run_config(directory)
-    progress, note = directory / PROGRESS_FILE, directory / SOURCE / "conversion.json"
-    origin, lost = _origin(directory)
+    config, note = _run_config(directory), directory / SOURCE / CONVERSION
+    origin, lost, runs = _history(directory)
     tokenizers = [directory / TOKENIZER]
     if config is not None and config.data.tokenizer is not None:
         tokenizers.append(Path(config.data.tokenizer))
@@ -98,11 +155,12 @@ def read_record(directory: Path) -> Record:
     return Record(
         directory=directory,
         config=config,
-        progress=asdict(read_progress(directory)) if progress.is_file() else {},
+        progress=_progress(directory),
         origin=origin,
         lost=lost,
         tokenizers=tuple(tokenizers),
         imported=read_object(note) if note.is_file() else {},
+        runs=runs,
     )
 
 
@@ -110,20 +168,27 @@ def _run_config(directory: Path) -> Config | None:
     return saved_config(directory, default_config()) if (directory / CONFIG_FILE).is_file() else None
 
 
-def _origin(directory: Path) -> tuple[SourceConfig | None, Path | None]:
-    """The original model of a chain of runs, or the checkpoint of the chain that no longer exists."""
+def _progress(directory: Path) -> dict[str, Any]:
+    return asdict(read_progress(directory)) if (directory / PROGRESS_FILE).is_file() else {}
+
+
+def _history(directory: Path) -> tuple[SourceConfig | None, Path | None, tuple[Run, ...]]:
+    """The original model of a chain of runs, or the checkpoint of the chain that no longer exists; and the runs."""
+    runs: list[Run] = []
     for _ in range(_MAX_RUNS):
         for candidate in (directory / SOURCE, directory):
             if is_hugging_face(candidate):
-                return read_source_config(candidate), None
+                return read_source_config(candidate), None, tuple(runs)
         config = _run_config(directory)
+        if config is not None:
+            runs.append(Run(directory, config, _progress(directory)))
         if config is None or config.init.checkpoint is None:
-            return None, None
+            return None, None, tuple(runs)
         started = Path(config.init.checkpoint)
         try:
             directory = find_checkpoint(started) or started
         except DanglingLatestError as error:
-            return None, error.missing
+            return None, error.missing, tuple(runs)
         if not directory.exists():
-            return None, directory
-    return None, None
+            return None, directory, tuple(runs)
+    return None, None, tuple(runs)

@@ -38,6 +38,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="export the LoRA of the last stage in DST/lora, for PEFT, and do not add it to the weights",
     )
+    parser.add_argument(
+        "--license", metavar="ID", help="license in the model card, e.g. apache-2.0 (default: the original model's)"
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +74,7 @@ def _export(options: argparse.Namespace) -> None:
         options.tokenizer,
         options.adapter,
         options.keep_lora,
+        options.license,
     )
 
 

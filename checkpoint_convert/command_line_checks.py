@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from checkpoint_convert.card_metadata import check_license
 from checkpoint_convert.checkpoint_paths import require_megatron, require_not_exported
 from checkpoint_convert.source_config import read_source_config
 from checkpoint_convert.staging import require_new
@@ -30,10 +31,10 @@ def check_import(options: Namespace) -> None:
 
 
 def check_export(options: Namespace) -> None:
-    """Checks SRC, DST and the directories of tokenizer and adapter.
+    """Checks SRC, DST, the directories of tokenizer and adapter, and the license.
 
     Raises:
-        UserError: one of them does not exist, or DST does.
+        UserError: one of them does not exist, or DST does; or the license is no identifier.
     """
     require_not_exported(options.source)
     require_megatron(options.source)
@@ -43,6 +44,8 @@ def check_export(options: Namespace) -> None:
         raise UserError(f"--tokenizer {tokenizer}: has no tokenizer files")
     if options.adapter is not None:
         require_adapter(options.adapter)
+    if options.license is not None:
+        check_license(options.license)
 
 
 def check_verify(options: Namespace) -> None:

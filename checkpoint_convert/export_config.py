@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from checkpoint_convert.checkpoints import Record
+from checkpoint_convert.checkpoints import Record, Run
 from checkpoint_convert.hf_package import AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig
@@ -14,6 +15,27 @@ from nld_train.config.stage_kinds import kind_of
 ALPHA = 0.3  # of the paper's joint stages (docs/method.md, "Objective")
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported.
+
+    Attributes:
+        name: of the export.
+        output_format: `nld` or `ministral3`.
+        dtype: name of the type of the weights.
+        tied: whether the head is omitted because it equals the embedding.
+        tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
+        license: identifier of the license in the model card; None for that of the original model.
+    """
+
+    name: str
+    output_format: str
+    dtype: str
+    tied: bool
+    tokenizer: Path | None
+    license: str | None
 
 
 def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -44,23 +66,22 @@ def _rope(model: ModelConfig) -> dict[str, Any]:
     return rope
 
 
-def export_config(record: Record, model: ModelConfig, output_format: str, dtype: str, tied: bool) -> dict[str, Any]:
+def export_config(record: Record, model: ModelConfig, export: Export) -> dict[str, Any]:
     """`config.json` of an export.
 
     Args:
         record: the records of the checkpoint.
         model: its model.
-        output_format: `nld` or `ministral3`.
-        dtype: name of the type of the weights.
-        tied: whether the head is omitted because it equals the embedding.
+        export: what is exported.
     """
     config = decoder_config(model, _origin_rope(record, model))
     if record.origin is not None:
         # A `ModelConfig` has one stop token; the original model may have a list.
         ids = record.origin.text
         config |= {key: ids[key] for key in _TOKEN_IDS if _begins_with(ids.get(key), config[key])}
-    shared = {"dtype": dtype, "tie_word_embeddings": tied, "transformers_version": _transformers_version()}
-    if output_format == "ministral3":
+    shared = {"dtype": export.dtype, "tie_word_embeddings": export.tied}
+    shared |= {"transformers_version": _transformers_version()}
+    if export.output_format == "ministral3":
         named = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
         return {**named, **config, **_for_servers(config["rope_parameters"]), **shared}
     return {
@@ -105,34 +126,49 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
 
 
 def _diffusion(record: Record) -> dict[str, Any]:
-    """Settings of the objective: of the run's last joint stage, else of the original model, else the paper's."""
+    """Settings of the objective: of its newest runs, else of the original model, else the paper's."""
     origin = record.origin.outer if record.origin is not None else {}
-    alpha = origin.get("dlm_loss_weight", ALPHA)
-    if record.config is not None:
-        stages = [record.config.stages[name] for name in stages_begun(record)]
-        alphas = [stage.alpha for stage in stages if kind_of(stage).noisy_stream]
-        alpha = alphas[-1] if alphas else alpha
-    return {
-        "block_size": record.block_size,
-        "dlm_paradigm": "bidirectional",
-        "dlm_loss_weight": alpha,
-        "ar_loss_weight": 1.0,
-    }
+    found = {"dlm_loss_weight": origin.get("dlm_loss_weight", ALPHA)}
+    found |= {key: origin[key] for key in ("dlm_blocks", "dlm_fill") if key in origin}
+    if alphas := [alpha for run in record.runs for alpha in _alphas(run)]:
+        found["dlm_loss_weight"] = alphas[0]
+    if (run := record.chat_run) is not None:
+        found |= {"dlm_blocks": run.config.diffusion.blocks, "dlm_fill": run.config.diffusion.fill}
+    return {"block_size": record.block_size, "dlm_paradigm": "bidirectional", "ar_loss_weight": 1.0, **found}
+
+
+def _alphas(run: Run) -> list[float]:
+    """Weights of the diffusion loss in a run's stages that have one, the last first.
+
+    Stages on conversations have one even where it is 0: who goes on with an AR-only control gets its objective.
+    """
+    stages = [run.config.stages[name] for name in reversed(run.stages_begun)]
+    return [s.alpha for s in stages if kind_of(s).noisy_stream or kind_of(s).data == "conversations"]
 
 
 def stages_begun(record: Record) -> tuple[str, ...]:
     """Names of the run's stages up to the one that wrote the checkpoint."""
-    if record.config is None:
-        return ()
-    stages = record.config.run.stages
-    return stages[: stages.index(record.progress["stage"]) + 1] if record.progress.get("stage") in stages else stages
+    return record.runs[0].stages_begun if record.config is not None else ()
 
 
-def generation_config(record: Record, model: ModelConfig) -> dict[str, Any]:
-    """`generation_config.json`: that of the original model, with its stop tokens, else one with the model's ids."""
+def generation_config(record: Record, model: ModelConfig, turn_ends: tuple[int, ...] = ()) -> dict[str, Any]:
+    """`generation_config.json`: that of the original model, with its stop tokens, else one with the model's ids.
+
+    Args:
+        record: the records of the checkpoint.
+        model: its model.
+        turn_ends: tokens that end an answer of a model that was trained on conversations; they become stop tokens too.
+    """
+    found: dict[str, Any] = {key: getattr(model, key) for key in _TOKEN_IDS}
+    found |= {"transformers_version": _transformers_version()}
     if record.origin is not None and record.origin.generation:
-        return record.origin.generation
-    return {key: getattr(model, key) for key in _TOKEN_IDS} | {"transformers_version": _transformers_version()}
+        found = record.origin.generation
+    if not turn_ends:
+        return found
+    named = found.get("eos_token_id")
+    own = named if isinstance(named, list) else [] if named is None else [named]
+    ends = list(dict.fromkeys([*own, model.eos_token_id, *turn_ends]))
+    return {**found, "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _transformers_version() -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from checkpoint_convert.checkpoint_paths import require_megatron, require_not_exported
 from checkpoint_convert.checkpoints import Record, read_record
-from checkpoint_convert.export_config import export_config, generation_config
+from checkpoint_convert.export_config import Export
+from checkpoint_convert.export_files import write_descriptions
 from checkpoint_convert.hf_package import package_files
 from checkpoint_convert.lora import saved_lora
 from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
 from checkpoint_convert.megatron import MegatronWeights
-from checkpoint_convert.model_card import model_card
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
 from checkpoint_convert.staging import staged
 from checkpoint_convert.weights import DTYPES, require_finite, row_blocks
 from nld_train.config.schema import ModelConfig
-from nld_train.data.tokenizer_files import copy_tokenizer
 from nld_train.data.vocabulary import holds_tokenizer, refuse_other_tokenizer, training_hashes
 from nld_train.errors import UserError
 from nld_train.model.adapter_files import LORA_DIRECTORY, copy_adapter, resolve_adapter
@@ -39,6 +36,7 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     adapter: Path | None = None,
     keep_lora: bool = False,
+    license_name: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     report: Callable[[str], None] = say,
 ) -> None:
@@ -52,6 +50,7 @@ def export_checkpoint(
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
         keep_lora: export a LoRA beside the weights, in `lora/`, and not added to them.
+        license_name: identifier of the license in the model card; None for that of the original model.
         shard_bytes: maximum size of a shard.
         report: called with lines for the user.
 
@@ -76,23 +75,16 @@ def export_checkpoint(
             write_shards(temporary, outputs, written, shard_bytes)
             weights.finish()
         name = str(outputs[0].dtype).removeprefix("torch.")
-        _write_json(temporary / "config.json", export_config(record, weights.model, output_format, name, tied))
-        _write_json(temporary / "generation_config.json", generation_config(record, weights.model))
-        found = _copy_tokenizer(record, temporary, tokenizer)
+        export = Export(destination.name, output_format, name, tied, tokenizer, license_name)
+        notes = write_descriptions(temporary, record, weights.model, export)
         if output_format == "nld":
             _copy_package(temporary)
         if adapter is not None:
             copy_adapter(adapter, temporary)
         if keep_lora and lora is not None:
             lora.write(temporary, NAMING_OF_FORMAT[output_format])
-        (temporary / "README.md").write_text(model_card(record, weights.model, destination.name, output_format, name))
-    if not found:
-        report("no tokenizer is known for this checkpoint: name one with --tokenizer to include it in the export")
-    if record.lost is not None:
-        report(
-            f"{record.lost}, from which the weights came, no longer exists: the stop token is that of the model's "
-            f"settings ({weights.model.eos_token_id}), and its generation config, if it had one, is not exported"
-        )
+    for line in notes:
+        report(line)
     if lora is not None:
         report(
             f"the weights are those before the LoRA, which is in {destination / LORA_DIRECTORY}, for PEFT"
@@ -151,14 +143,6 @@ def _check_tokenizer(given: Path, record: Record, model: ModelConfig) -> None:
     refuse_other_tokenizer(str(given), "--tokenizer", record.tokenizers, training_hashes(record.data), model)
 
 
-def _copy_tokenizer(record: Record, temporary: Path, given: Path | None) -> bool:
-    return any(copy_tokenizer(path, temporary) for path in ((given,) if given is not None else record.tokenizers))
-
-
 def _copy_package(temporary: Path) -> None:
     for name, text in package_files().items():
         (temporary / name).write_text(text)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from checkpoint_convert.card_metadata import CARD, LICENSES, hub_name
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
 from checkpoint_convert.source_config import stop_tokens
@@ -24,6 +25,8 @@ from nld_train.training.checkpoint.manifest import write_manifest
 from nld_train.training.checkpoint.paths import MODEL_FILE
 
 SOURCE = "source"
+# In it: the record of the import.
+CONVERSION = "conversion.json"
 _CONFIGS = ("config.json", "generation_config.json")
 
 
@@ -105,11 +108,12 @@ def _refuse_other_vocabulary(weights: HuggingFaceWeights) -> None:
 def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
     directory = weights.source.directory
     (temporary / SOURCE).mkdir()
-    for name in _CONFIGS:
+    for name in (*_CONFIGS, CARD, *LICENSES):
         if (directory / name).is_file():
             shutil.copyfile(directory / name, temporary / SOURCE / name)
     record = {"architecture": weights.source.architecture, "head_is_copy": weights.head_is_copy}
-    (temporary / SOURCE / "conversion.json").write_text(json.dumps(record, indent=1))
+    record |= {"name": directory.resolve().name, "hub_name": hub_name(directory)}
+    (temporary / SOURCE / CONVERSION).write_text(json.dumps(record, indent=1))
     copy_tokenizer(directory, temporary / TOKENIZER)
 
 

@@ -5,61 +5,90 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from checkpoint_convert.card_metadata import Origins, metadata_lines
+from checkpoint_convert.card_results import results
 from checkpoint_convert.checkpoints import Record
-from checkpoint_convert.export_config import stages_begun
+from checkpoint_convert.export_config import Export, stages_begun
 from nld_train.config.counts import parameter_count
 from nld_train.config.plan import stage_plans, tokens_per_step
 from nld_train.config.schema import Config, ModelConfig, SourceConfig
+from nld_train.config.stage_kinds import kind_of
+from nld_train.data.sample_sets import train_sources
 from nld_train.outside_json import read_object
 from nld_train.printable import markdown, markdown_code, printable_json
 from nld_train.revision import PACKAGE, SOFTWARE, UNKNOWN, software
 
-_USE = {
+_LOAD = {
     "nld": """from transformers import AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained({name}, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained({name})
-ids = tokenizer("...", return_tensors="pt").input_ids
-text, nfe = model.generate(ids, max_new_tokens=64, block_length={block}, threshold=0.9)""",
+tokenizer = AutoTokenizer.from_pretrained({name})""",
     "ministral3": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained({name})
 tokenizer = AutoTokenizer.from_pretrained({name})""",
 }
+_TEXT = """batch = tokenizer("...", return_tensors="pt")"""
+_CHAT = """messages = [{"role": "user", "content": "..."}]
+batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
+_GENERATE = {
+    "nld": "text, nfe = model.generate(**batch, max_new_tokens=256, block_length={block}, threshold=0.9)",
+    "ministral3": "text = model.generate(**batch, max_new_tokens=256)",
+}
+_SHOW = """print(tokenizer.decode(text[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))"""
 _WHAT = {
     "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
     "ministral3": "It is a plain Ministral3 decoder.",
 }
+_CONTROL = (
+    "Its last stage trained the AR loss alone (alpha 0): block diffusion was **not trained** there, and drafts of "
+    "self-speculation are those of earlier stages, if any."
+)
 
 
-def model_card(record: Record, model: ModelConfig, name: str, output_format: str, dtype: str) -> str:
+def model_card(record: Record, model: ModelConfig, export: Export, known: Origins, chat: bool) -> str:
     """The model card as Markdown.
 
     Args:
         record: the records of the checkpoint.
         model: its model.
-        name: of the export.
-        output_format: `nld` or `ministral3`.
-        dtype: name of the type of the weights.
+        export: what is exported.
+        known: about the original model.
+        chat: whether the model was trained on conversations, and the export has their chat template.
     """
+    tags = (*(("conversational",) if chat else ()), *(("text-diffusion",) if export.output_format == "nld" else ()))
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
+        *metadata_lines(known, export.license, tags),
         "",
-        f"# {markdown(name)}",
+        f"# {markdown(export.name)}",
         "",
-        f"A language model of {parameter_count(model):,} parameters ({model.num_hidden_layers} layers, "
-        f"width {model.hidden_size}, {dtype}). {_WHAT[output_format]}",
+        f"{'An instruct' if chat else 'A language'} model of {parameter_count(model):,} parameters "
+        f"({model.num_hidden_layers} layers, width {model.hidden_size}, {export.dtype}). "
+        f"{_WHAT[export.output_format]}",
         "",
+        *([_CONTROL, ""] if _is_control(record) else []),
         "```python",
-        _USE[output_format].format(name=printable_json(name), block=record.block_size),
+        *_usage(record, export, chat),
         "```",
         "",
-        *(_training(record, record.config) if record.config else _untrained(record)),
+        *(_training(record, record.config, known) if record.config else _untrained(record)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_control(record: Record) -> bool:
+    """Whether the last stage on conversations had no diffusion loss, as a control has."""
+    run = record.chat_run
+    if run is None:
+        return False
+    stages = [run.config.stages[name] for name in run.stages_begun]
+    return [stage.alpha for stage in stages if kind_of(stage).data == "conversations"][-1] == 0
+
+
+def _usage(record: Record, export: Export, chat: bool) -> list[str]:
+    generate = _GENERATE[export.output_format].format(block=record.block_size)
+    load = _LOAD[export.output_format].format(name=printable_json(export.name))
+    return [load, _CHAT if chat else _TEXT, generate, _SHOW]
 
 
 def _untrained(record: Record) -> list[str]:
@@ -69,8 +98,9 @@ def _untrained(record: Record) -> list[str]:
     return ["## Training", "", weights, "", exported]
 
 
-def _training(record: Record, config: Config) -> list[str]:
+def _training(record: Record, config: Config, known: Origins) -> list[str]:
     start = markdown_code(config.init.checkpoint) if config.init.checkpoint else "random"
+    base = f", originally {markdown_code(known.base_model)}" if known.base_model else ""
     step = record.progress.get("step", "unknown")
     return [
         "## Training",
@@ -80,13 +110,28 @@ def _training(record: Record, config: Config) -> list[str]:
         f"- Global batch: {config.batch.global_size} samples of {config.batch.sequence_length} tokens",
         f"- Blocks of {config.diffusion.block_size}, noise levels {config.diffusion.levels}, "
         f"documents {config.data.documents}, seed {config.run.seed}",
-        f"- Starting weights: {start}",
+        *_conversations(record),
+        f"- Starting weights: {start}{base}",
         f"- Checkpoint: step {step} of run {markdown_code(config.run.name)}",
         *_code(record),
         "",
+        *results(record),
         "## Data",
         "",
         *_data(record, config),
+    ]
+
+
+def _conversations(record: Record) -> list[str]:
+    """How the noisy streams of answers were made."""
+    run = record.chat_run
+    if run is None or run is not record.runs[0]:
+        return []
+    diffusion = run.config.diffusion
+    fill = "filled up with end tokens" if diffusion.fill else "not filled up"
+    return [
+        "- Conversations: answers alone are supervised and masked; blocks are counted from the start of each "
+        f"{'answer' if diffusion.blocks == 'answer' else 'conversation'}, the last block of an answer is {fill}"
     ]
 
 
@@ -120,7 +165,7 @@ def _data(record: Record, config: Config) -> list[str]:
     lines = []
     for stage in stages_begun(record):
         fingerprint = record.progress.get("data", {}).get(stage)
-        for source in config.stages[stage].train or config.data.train:
+        for source in train_sources(config, stage):
             lines.append(f"- {markdown(stage)}: {_source(source)}")
         lines.append(f"- {markdown(stage)}: fingerprint of data and order {markdown_code(str(fingerprint))}")
     return lines
@@ -133,8 +178,13 @@ def _source(source: SourceConfig) -> str:
     where = f"{markdown_code(Path(source.prefix).name)} (weight {source.weight:g})"
     if manifest is None:
         return f"{where}, its manifest was not found"
+    chat = ""
+    if manifest.chat is not None:
+        chat = f"{manifest.chat.answer_tokens:,} of them in answers, "
+        chat += f"chat template {markdown_code(manifest.chat.template_hash[:12])}, "
+    what = "documents" if manifest.chat is None else "conversations"
     return (
-        f"{where}, {manifest.documents:,} documents, {manifest.tokens:,} tokens, "
+        f"{where}, {manifest.documents:,} {what}, {manifest.tokens:,} tokens, {chat}"
         f"tokenizer {markdown_code(manifest.tokenizer_hash[:12])}, "
         f"fingerprint {markdown_code(manifest.fingerprint[:12])}"
     )

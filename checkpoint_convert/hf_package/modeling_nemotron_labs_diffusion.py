@@ -16,7 +16,7 @@ from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import 
 from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
 from checkpoint_convert.hf_package.joint_loss import NoisyRows, TermWeights, joint_loss
-from checkpoint_convert.hf_package.padded_text import AnswerBlocks, NoisyText, PaddedText
+from checkpoint_convert.hf_package.padded_text import AnswerBlocks, Blocks, NoisyText, PaddedText
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
@@ -144,7 +144,8 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         config, noisy = self.config, None
         weights = TermWeights(config.ar_loss_weight, config.dlm_loss_weight)
         if weights.diffusion:
-            settings = AnswerBlocks(block_length, config.dlm_blocks, config.dlm_fill)
+            blocks: Blocks = "document" if config.dlm_blocks == "document" else "answer"
+            settings = AnswerBlocks(block_length, blocks, config.dlm_fill)
             ends = as_tuple(config.eos_token_id), self.stop_tokens()
             noisy = NoisyRows.of(input_ids, labels, text, settings, *ends, generator)
             tokens = torch.where(noisy.noise.masked, config.mask_token_id, noisy.tokens)

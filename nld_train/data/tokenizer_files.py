@@ -30,16 +30,21 @@ TOKENIZER_FILES = (
 )
 
 
+# Folder of the templates besides the default one, in files of their own.
+MORE_TEMPLATES = "additional_chat_templates"
+
+
 def read_tokenizer(source: Path) -> dict[str, bytes]:
-    """Names and contents of a tokenizer's files."""
-    return {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    """Names and contents of a tokenizer's files; those of further chat templates are paths."""
+    found = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    more = sorted((source / MORE_TEMPLATES).glob("*.jinja")) if found else []
+    return found | {f"{MORE_TEMPLATES}/{path.name}": path.read_bytes() for path in more if path.is_file()}
 
 
 def write_tokenizer(files: dict[str, bytes], destination: Path) -> None:
     """Writes the files that `read_tokenizer` has read; makes the directory if there are any."""
-    if files:
-        destination.mkdir(exist_ok=True)
     for name, content in files.items():
+        (destination / name).parent.mkdir(exist_ok=True, parents=True)
         (destination / name).write_bytes(content)
 
 

@@ -131,10 +131,16 @@ def _find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None,
     adapter = resolve_adapter(directory, model, adapter)
     origin = record.origin
     stops = stop_tokens(origin, model.vocab_size) if origin is not None and origin.generation else ()
+    loaded = _tokenizer(directory, tokenizer, record.tokenizers, record.data, model)
+    if (template := record.chat_template) is not None:
+        loaded.chat_template = template
+    if record.chat_run is not None:
+        # The fill of answers in training, whatever the original model stopped at: as in an export.
+        stops = tuple(dict.fromkeys([*stops, model.eos_token_id]))
     return Source(
         directory=directory,
         description=_description(model, adapter),
-        tokenizer=_tokenizer(directory, tokenizer, record.tokenizers, record.data, model),
+        tokenizer=loaded,
         stop_tokens=stops or (model.eos_token_id,),
         block_length=record.block_size,
         open=partial(_open_megatron, directory, config, adapter),

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from nld_train.config.schema import Config, SourceConfig
 from nld_train.data.manifest import read_manifest
-from nld_train.data.tokenizer_files import CHAT_TEMPLATE
+from nld_train.data.sample_sets import train_sources
+from nld_train.data.tokenizer_files import CHAT_TEMPLATE, MORE_TEMPLATES
 from nld_train.errors import UserError
 from nld_train.outside_json import parse_object, read_bytes
 
@@ -37,8 +38,7 @@ def run_template(config: Config) -> str | None:
         UserError: as `require_one_template`.
     """
     for name in reversed(config.run.stages):
-        sources = config.stages[name].train or config.data.train
-        if prefix := require_one_template(f"stages.{name}.train", sources):
+        if prefix := require_one_template(f"stages.{name}", train_sources(config, name)):
             return _read(prefix)
     return None
 
@@ -110,7 +110,8 @@ def own_template(files: dict[str, bytes]) -> str | None:
 
 def with_template(files: dict[str, bytes], template: str) -> dict[str, bytes]:
     """The files of a tokenizer (`tokenizer_files.read_tokenizer`) with another chat template, and with no other one."""
-    changed = {name: content for name, content in files.items() if name != _LEGACY}
+    others = (_LEGACY, MORE_TEMPLATES)
+    changed = {name: content for name, content in files.items() if name.partition("/")[0] not in others}
     if _TOKENIZER_CONFIG in files:
         settings = parse_object(files[_TOKENIZER_CONFIG], _TOKENIZER_CONFIG)
         if settings.pop("chat_template", None) is not None:

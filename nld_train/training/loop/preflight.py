@@ -67,7 +67,7 @@ def check_files(config: Config) -> None:
         check_special_ids(prefix, config.model, config.data.tokenizer)
     require_kinds_of_data(config)
     for name in config.run.stages:
-        require_one_template(f"stages.{name}.train", train_sources(config, name))
+        require_one_template(f"stages.{name}", (*train_sources(config, name), *validation_sources(config, name)))
     if config.data.tokenizer is not None:
         check_tokenizer(config.data.tokenizer, config.model, "data.tokenizer")
     if config.validation.every > 0:

@@ -1,0 +1,187 @@
+"""Exports of a model that was fine-tuned on conversations: template, stop tokens, card, and the same answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import chat_templates
+import instruct_runs
+import pytest
+from hugging_face_sources import Source
+from instruct_runs import ALPHA, BLOCK_SIZE, QUESTIONS
+from shared import shared_folder
+from tiny_runs import newest_checkpoint, records_of, write_token_set
+
+from checkpoint_convert.cli import main
+from checkpoint_convert.exporting import export_checkpoint
+from checkpoint_convert.importing import import_checkpoint
+from nld_train.data.chat.prompt import ChatFormat
+from nld_train.decoding import DecodeOptions, Threshold
+from nld_train.decoding.algorithms.decode import decode
+from nld_train.decoding.load import find_source
+
+END_OF_TURN = 261  # <|im_end|>
+
+
+@pytest.fixture(scope="session")
+def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the base model, the conversations and the `run`."""
+    return shared_folder(tmp_path_factory, "instructed", instruct_runs.train)
+
+
+@pytest.fixture(scope="session")
+def instruct(instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run in both formats."""
+
+    def export(folder: Path) -> None:
+        for output_format in ("nld", "ministral3"):
+            export_checkpoint(instructed / "run", folder / output_format, output_format, report=lambda _: None)
+
+    folder = shared_folder(tmp_path_factory, "instruct-exports", export)
+    return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
+
+
+def settings_of(directory: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / name).read_text())
+    return found
+
+
+def test_template_stop_tokens_and_objective_are_those_of_the_training(instruct: dict[str, Path]) -> None:
+    """The template of the set, not that of the tokenizer; the end of its turns beside the ends of the base model."""
+    for directory in instruct.values():
+        assert (directory / "chat_template.jinja").read_text() == chat_templates.CHATML
+        assert "chat_template" not in settings_of(directory, "tokenizer_config.json")
+        generation = settings_of(directory, "generation_config.json")
+        assert generation["eos_token_id"] == [2, 5, END_OF_TURN]
+        assert generation["temperature"] == 0.15
+    config = settings_of(instruct["nld"], "config.json")
+    expected = {"dlm_loss_weight": ALPHA, "dlm_blocks": "answer", "dlm_fill": True, "block_size": BLOCK_SIZE}
+    assert {key: config[key] for key in expected} == expected
+
+
+def test_the_card_is_that_of_an_instruct_model(instructed: Path, instruct: dict[str, Path]) -> None:
+    card = (instruct["nld"] / "README.md").read_text()
+    _, metadata, text = card.split("---\n", 2)
+    lines = metadata.splitlines()
+    for line in ('license: "other"', 'license_name: "tiny"', 'base_model: "maker/base"', "- conversational"):
+        assert line in lines
+    assert (instruct["nld"] / "LICENSE").read_text() == "Terms.\n"
+    assert "tokenizer.apply_chat_template(messages" in text
+    assert f"| {ALPHA} | global |" in text
+    assert "counted from the start of each answer, the last block of an answer is filled up" in text
+    assert "originally `maker/base`" in text
+    assert "`chat` (weight 1), 48 conversations" in text
+    last = [record["validation"] for record in records_of(instructed / "run") if "validation" in record][-1]
+    losses = [last["ar_loss"], *last["diffusion_loss"].values()]
+    assert f"| sft | {' | '.join(f'{loss:.4f}' for loss in losses)} |" in text
+
+
+@pytest.mark.long
+def test_it_answers_as_in_training(instructed: Path, instruct: dict[str, Path]) -> None:
+    """Through the interface of transformers, in every mode, token for token; the stock model too."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+
+    model = NemotronLabsDiffusionModel.from_pretrained(instruct["nld"])
+    stock = AutoModelForCausalLM.from_pretrained(instruct["ministral3"])
+    tokenizer = AutoTokenizer.from_pretrained(instruct["nld"])
+    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    calls = {"ar": model.ar_generate, "diffusion": model.generate, "linear": model.linear_spec_generate}
+    calls |= {"quadratic": model.quadratic_spec_generate}
+    source = find_source(instructed / "run")
+    prompts = [ChatFormat(source.tokenizer).ids(messages, "the question") for messages in conversations]
+    options = DecodeOptions(max_new_tokens=24, block_length=BLOCK_SIZE, stop_tokens=source.stop_tokens)
+    ended = 0
+    with source.open() as engine:
+        for mode, call in calls.items():
+            policy = Threshold(0.9) if mode == "diffusion" else None
+            expected = decode(engine, prompts, mode, options, policy).token_ids  # type: ignore[arg-type]
+            for messages, prompt, ids in zip(conversations, prompts, expected, strict=True):
+                batch = tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+                )
+                assert batch["input_ids"][0].tolist() == prompt
+                found = [call(**batch, max_new_tokens=24)[0]]
+                if mode == "ar":
+                    found.append(stock.generate(**batch, max_new_tokens=24, do_sample=False))
+                assert all(tokens[0, len(prompt) :].tolist() == ids for tokens in found)
+                ended += ids[-1] == END_OF_TURN and len(ids) < 24
+    assert ended > len(calls), "most answers end with the end of the turn"
+
+
+def test_verify_agrees_and_an_import_keeps_everything(
+    instructed: Path, instruct: dict[str, Path], tmp_path: Path
+) -> None:
+    for directory in instruct.values():
+        assert main(["verify", str(instructed / "run"), str(directory), "--tensors-only"]) == 0
+    import_checkpoint(instruct["nld"], tmp_path / "imported", report=lambda _: None)
+    said: list[str] = []
+    export_checkpoint(tmp_path / "imported", tmp_path / "again", "nld", report=said.append)
+    assert len(said) == 1
+    for name in ("config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json", "LICENSE"):
+        assert (tmp_path / "again" / name).read_text() == (instruct["nld"] / name).read_text(), name
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert 'license_name: "tiny"' in card
+    assert 'base_model: "maker/base"' in card
+
+
+def test_a_license_can_be_named(instructed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(instructed / "run"), str(tmp_path / "out"), "--format", "nld", "--license"]
+    assert main([*words, "my license\n"]) == 2
+    assert "--license my license" in capsys.readouterr().err
+    assert main([*words, "apache-2.0"]) == 0
+    metadata = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
+    assert 'license: "apache-2.0"' in metadata
+    assert "license_name" not in metadata
+
+
+def test_without_the_sets_the_checkpoint_has_the_template(instructed: Path, tmp_path: Path) -> None:
+    """And with another tokenizer directory of the same ids, whose template is another one."""
+    checkpoint = shutil.copytree(newest_checkpoint(instructed / "run"), tmp_path / "checkpoint")
+    shutil.copytree(instructed / "models--maker--base" / "snapshots" / "plain", tmp_path / "plain")
+    said: list[str] = []
+    export_checkpoint(checkpoint, tmp_path / "out", "nld", tokenizer=tmp_path / "plain", report=said.append)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_templates.CHATML
+    assert any("the chat template is that of the training" in line for line in said)
+    assert "## Results" not in (tmp_path / "out" / "README.md").read_text(), "those are beside the run"
+
+
+@pytest.mark.parametrize("kind", ["wrapper", pytest.param("nld", marks=pytest.mark.long), "export"])
+def test_every_kind_of_directory_is_a_start(
+    kind: str, instructed: Path, instruct: dict[str, Path], tmp_path: Path
+) -> None:
+    """The multimodal wrapper, a released model, and an export of our own; the plain one is that of the run."""
+    base = instruct["nld"] if kind == "export" else instruct_runs.write_base(tmp_path, Source(kind, kind=kind))
+    if kind == "nld":
+        config = settings_of(base, "config.json") | {"mask_token_id": 3}
+        (base / "config.json").write_text(json.dumps(config))
+    run = instruct_runs.tune(instructed, tmp_path / "run", base)
+    export_checkpoint(run, tmp_path / "out", "nld", report=lambda _: None)
+    assert settings_of(tmp_path / "out", "generation_config.json")["eos_token_id"] == [2, 5, END_OF_TURN]
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_templates.CHATML
+
+
+def test_a_control_says_that_diffusion_was_not_trained(instructed: Path, tmp_path: Path) -> None:
+    base = instructed / "models--maker--base" / "snapshots" / "plain"
+    run = instruct_runs.tune(instructed, tmp_path / "run", base, "stages.sft.alpha=0")
+    export_checkpoint(run, tmp_path / "out", "nld", report=lambda _: None)
+    assert "(alpha 0): block diffusion was **not trained** there" in (tmp_path / "out" / "README.md").read_text()
+    assert settings_of(tmp_path / "out", "config.json")["dlm_loss_weight"] == 0
+
+
+@pytest.mark.long
+def test_a_later_run_on_texts_is_still_asked_in_the_template(instructed: Path, tmp_path: Path) -> None:
+    prefix = write_token_set(tmp_path / "text", 1)
+    text = f"[{{prefix: {prefix}, weight: 1}}]"
+    overrides = ("run.stages=[ar]", "stages.ar.tokens=768", f"data.train={text}", f"data.validation={text}")
+    tokenizer = f"data.tokenizer={instructed}/models--maker--base/snapshots/plain"
+    before = instructed / "run"
+    run = instruct_runs.tune(instructed, tmp_path / "run", before, *overrides, tokenizer, stages="[quickstart,sft]")
+    assert find_source(run).tokenizer.chat_template == chat_templates.CHATML
+    export_checkpoint(run, tmp_path / "out", "nld", report=lambda _: None)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_templates.CHATML
+    assert settings_of(tmp_path / "out", "generation_config.json")["eos_token_id"] == [2, 5, END_OF_TURN]
