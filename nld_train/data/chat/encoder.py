@@ -105,8 +105,9 @@ class ChatEncoder:
             first = self._answer_border(answer.begin, rendered, tokens, answer)
             answers[first : self._end(answer, first, rendered, tokens)] = True
         begins = [self._border(character, rendered, tokens) for character in rendered.user_turns]
-        if None not in begins:
-            turns[begins] = True
+        known = [begin for begin in begins if begin is not None]
+        if len(known) == len(begins):  # a conversation is cut at any of its turns, or at none
+            turns[known] = True
         return EncodedConversation(np.array(tokens.ids, dtype=self._spec.encoder.dtype), answers, turns)
 
     def _end(self, answer: AnswerText, first: int, rendered: RenderedAnswers, tokens: _Tokens) -> int:
