@@ -10,6 +10,7 @@ from checkpoint_convert.checkpoints import Record
 from nld_train.errors import UserError
 from nld_train.outside_json import is_finite_number, read_object
 from nld_train.printable import markdown
+from nld_train.training.checkpoint.paths import find_checkpoint
 from nld_train.training.metrics.registry import MetricTable
 
 # Files of a run, beside `checkpoints/`.
@@ -25,7 +26,9 @@ def results(record: Record) -> list[str]:
         return []
     run, step = record.directory.parent.parent, record.progress.get("step", 0)
     measured = [found for found in MetricTable().read(run / _METRICS).records if found["step"] <= step]
-    tables = [*_losses(measured), *_modes(measured), *_scores(run / _SCORES)]
+    # Scores name no checkpoint: they are those of the newest one.
+    newest = find_checkpoint(run) == record.directory
+    tables = [*_losses(measured), *_modes(measured), *(_scores(run / _SCORES) if newest else [])]
     return ["## Results", "", *tables] if tables else []
 
 
@@ -70,9 +73,9 @@ def _scores(path: Path) -> list[str]:
     kinds = dict.fromkeys(kind for each in modes.values() for kind, value in each.items() if isinstance(value, dict))
     if not kinds:
         return []
-    rows = [[mode, *(_score(each.get(kind)) for kind in kinds)] for mode, each in modes.items()]
-    head = "Held-out questions with one right answer, exact answers at tokens per forward:"
-    return [head, "", *_table(["Mode", *kinds], rows)]
+    rows = [[kind, *(_score(each.get(kind)) for each in modes.values())] for kind in kinds]
+    head = "Held-out questions with one right answer: exact answers, at tokens per forward."
+    return [head, "", *_table(["Kind", *modes], rows)]
 
 
 def _score(value: Any) -> str:

@@ -77,6 +77,7 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         generator: torch.Generator | None = None,
         num_items_in_batch: Tensor | int | None = None,
         token_type_ids: Tensor | None = None,
+        use_cache: bool | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits of whole texts, and the joint loss with labels.
 
@@ -102,6 +103,7 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
             generator: CPU generator of the noise; None for torch's global one.
             num_items_in_batch: labels other than -100 in the whole optimizer step, from `Trainer`.
             token_type_ids: ignored; some tokenizers return them.
+            use_cache: ignored; some trainers pass it.
 
         Returns:
             `logits` `[b, L, V]` and, with labels, `loss`. There is no `past_key_values`: the generate methods have

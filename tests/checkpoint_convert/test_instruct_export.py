@@ -15,6 +15,8 @@ from instruct_runs import ALPHA, BLOCK_SIZE, QUESTIONS
 from shared import shared_folder
 from tiny_runs import newest_checkpoint, records_of, write_token_set
 
+from checkpoint_convert.card_results import results
+from checkpoint_convert.checkpoints import read_record
 from checkpoint_convert.cli import main
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
@@ -77,6 +79,34 @@ def test_the_card_is_that_of_an_instruct_model(instructed: Path, instruct: dict[
     last = [record["validation"] for record in records_of(instructed / "run") if "validation" in record][-1]
     losses = [last["ar_loss"], *last["diffusion_loss"].values()]
     assert f"| sft | {' | '.join(f'{loss:.4f}' for loss in losses)} |" in text
+
+
+def test_the_card_has_what_was_measured(instructed: Path, tmp_path: Path) -> None:
+    """Up to the step of the checkpoint; scores are those of the newest checkpoint."""
+    run = shutil.copytree(instructed / "run", tmp_path / "run")
+    records = records_of(run)
+    figures = {"agreement": 1.0, "tokens_per_second": 9.0, "prefill": 1}
+    for record, forwards in ((records[9], 2.5), (records[-1], 3.25)):
+        modes = {"ar": figures | {"tokens_per_forward": 1.0, "exact": 0.5}}
+        modes["linear"] = figures | {"tokens_per_forward": forwards, "exact": 0.875}
+        record["decoding"] = {"modes": modes, "agreements": {}, "samples": [], "seconds": 1.0, "share": 0.1}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    scored = {"exact": 0.25, "tokens_per_forward": 1.5}
+    (run / "scores.json").write_text(json.dumps({"ar": {"all": scored, "copy": scored}, "linear": {"all": scored}}))
+    checkpoint = newest_checkpoint(run)
+    text = "\n".join(results(read_record(checkpoint)))
+    assert "| Mode | Tokens per forward | Equal to AR | Exact |" in text
+    assert "| linear | 3.25 | 100.0% | 87.5% |" in text
+    assert "| Kind | ar | linear |" in text
+    assert "| all | 25.0% at 1.50 | 25.0% at 1.50 |" in text
+    assert "| copy | 25.0% at 1.50 |  |" in text
+    earlier = shutil.copytree(checkpoint, checkpoint.with_name("step_00000010"))
+    progress = settings_of(earlier, "progress.json") | {"step": 10, "stage_step": 10}
+    (earlier / "progress.json").write_text(json.dumps(progress))
+    text = "\n".join(results(read_record(earlier)))
+    assert "| linear | 2.50 |" in text
+    assert f"| sft | {records[9]['validation']['ar_loss']:.4f} |" in text
+    assert "Kind" not in text
 
 
 @pytest.mark.long

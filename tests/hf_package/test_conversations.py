@@ -157,8 +157,11 @@ def test_prompts_are_no_targets(model: Any, batch: Conversations) -> None:
     assert_close_to_rounding(found, expected, forward_additions(model.config, 66))
 
 
-def collate(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Prompts and completions as fine-tuning trainers collate them: padded on the right, prompts and padding -100."""
+def collate(rows: list[tuple[list[int], list[int]]]) -> dict[str, Any]:
+    """Prompts and completions as fine-tuning trainers collate them: padded on the right, prompts and padding -100.
+
+    Some also pass `use_cache`.
+    """
     width = max(len(prompt) + len(completion) for prompt, completion in rows)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
     for prompt, completion in rows:
@@ -166,7 +169,7 @@ def collate(rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         batch["input_ids"].append(prompt + completion + [0] * padding)
         batch["attention_mask"].append([1] * (width - padding) + [0] * padding)
         batch["labels"].append([-100] * len(prompt) + completion + [-100] * padding)
-    return {name: torch.tensor(values) for name, values in batch.items()}
+    return {name: torch.tensor(values) for name, values in batch.items()} | {"use_cache": False}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
