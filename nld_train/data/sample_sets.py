@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from nld_train.config.schema import Config, SourceConfig
 from nld_train.config.stage_kinds import kind_of, running_kinds
 from nld_train.config.validate_layout import validate_layout
-from nld_train.data.manifest import is_chat_set
-from nld_train.data.packed import PackedSamples, SampleSet
 from nld_train.errors import UserError
 
 if TYPE_CHECKING:
     from nld_train.data.conversation_lengths import ConversationPacking
+    from nld_train.data.packed import SampleSet
     from nld_train.training.stages.kind import AnswerBlocks, StageKind
 
 # `noisy_length: auto` is a multiple of this, and exceeds the mean need by this factor, since the need is an estimate.
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _MULTIPLE, _MARGIN = 128, 1.02
 
 # Opens a set, by the run, the name of a stage and the prefix of the set.
-OpenSet = Callable[[Config, str, str], SampleSet]
+OpenSet = Callable[[Config, str, str], "SampleSet"]
 
 
 def train_sources(config: Config, stage: str) -> tuple[SourceConfig, ...]:
@@ -50,7 +49,11 @@ def open_set(config: Config, stage: str, prefix: str) -> SampleSet:
     Raises:
         UserError: it cannot be read, or holds no sample.
     """
+    from nld_train.data.manifest import is_chat_set
+
     if not is_chat_set(prefix):
+        from nld_train.data.packed import PackedSamples
+
         return PackedSamples(prefix, config.batch.sequence_length)
     from nld_train.data.conversations import PackedConversations
 
@@ -65,6 +68,8 @@ def require_kinds_of_data(config: Config) -> None:
     Raises:
         UserError: names the key, the set, and the kind of the stage.
     """
+    from nld_train.data.manifest import is_chat_set
+
     for name, kind in running_kinds(config).items():
         stage, described = config.stages[name], f"stages.{name} of kind {kind.name}"
         keys = {
@@ -134,6 +139,8 @@ def resolve_noisy_lengths(config: Config, world_size: int) -> Config:
 
 def _have_answers(kind: StageKind, sources: tuple[SourceConfig, ...]) -> bool:
     """Whether the samples of a stage are conversations, as they have to be where it takes nothing else."""
+    from nld_train.data.manifest import is_chat_set
+
     return kind.data == "conversations" or all(is_chat_set(source.prefix) for source in sources)
 
 
