@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from documented_commands import copy_checkout
 
+from nld_train.data.tasks.registry import KINDS
+
 Records = list[dict[str, Any]]
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
@@ -96,6 +98,23 @@ def test_self_speculation_reaches_its_tokens_per_forward(clone: Path) -> None:
     assert tokens_per_forward(linear) >= 1.3
 
 
+def test_it_answers_questions_in_every_mode(clone: Path) -> None:
+    """The last table; linear and quadratic self-speculation answer what AR answers, in fewer forwards."""
+    scores = json.loads((clone / "runs/instruct/scores.json").read_text())
+    overall = {mode: by_kind["all"] for mode, by_kind in scores.items()}
+    assert list(overall) == ["ar", "diffusion", "linear", "quadratic"]
+    assert set(scores["ar"]) == {"all", *KINDS}
+    assert overall["ar"]["exact"] >= 0.7
+    assert overall["diffusion"]["exact"] >= 0.5
+    for mode in ("linear", "quadratic"):
+        assert {kind: figures["exact"] for kind, figures in scores[mode].items()} == {
+            kind: figures["exact"] for kind, figures in scores["ar"].items()
+        }
+    assert overall["quadratic"]["tokens_per_forward"] > overall["linear"]["tokens_per_forward"] >= 1.5
+    printed = (clone / "printed.txt").read_text()
+    assert all(kind in printed for kind in KINDS)
+
+
 def test_the_drafter_raises_them(clone: Path) -> None:
     run(clone, "make drafter")
     plain, adapted = (decoded(clone, f"runs/drafter --mode linear {extra}") for extra in ("", "--adapter"))
@@ -104,8 +123,9 @@ def test_the_drafter_raises_them(clone: Path) -> None:
 
 
 def test_again_it_goes_on_where_it_stopped(clone: Path) -> None:
-    before = (clone / "runs/quickstart/metrics.jsonl").read_bytes()
+    files = [clone / f"runs/{name}/metrics.jsonl" for name in ("quickstart", "instruct")]
+    before = [file.read_bytes() for file in files]
     again = run(clone, "make -q .venv/.installed && make quickstart")
     assert "already prepared" in again
-    assert not [stage for stage in stages(clone) if f"{stage:<6} step" in again]
-    assert (clone / "runs/quickstart/metrics.jsonl").read_bytes() == before
+    assert not [stage for stage in (*stages(clone), "text", "instruct") if f"{stage:<6} step" in again]
+    assert [file.read_bytes() for file in files] == before
