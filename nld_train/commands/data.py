@@ -194,7 +194,12 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
     parser.add_argument("--output", "--out", required=True, metavar="FILE", help="JSONL file to write")
     parser.add_argument("--count", type=int, default=16, metavar="N", help="prompts, of N documents (default: 16)")
-    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="length of each prompt (default: 128)")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="length of each prompt (default: 128); of conversations, which stay whole, the most (default: any)",
+    )
     parser.add_argument("--tokenizer", metavar="DIR", help="to make text (default: the one that the manifest names)")
 
 
@@ -202,7 +207,7 @@ def _prompts(options: argparse.Namespace) -> None:
     from nld_train.data.held_out_prompts import PromptRequest, write_prompts
 
     request = PromptRequest(options.prefix, options.output, options.count, options.tokens, options.tokenizer)
-    say(f"{options.output}: {write_prompts(request)} prompts of {options.tokens} tokens")
+    say(f"{options.output}: {write_prompts(request)} prompts")
 
 
 def _add_tasks(parser: argparse.ArgumentParser) -> None:
@@ -256,7 +261,8 @@ main = Command(
         ),
         Command(
             "prompts",
-            "Takes prompts out of a held-out set, as JSONL for nld-decode --prompts.",
+            "Takes prompts out of a held-out set, conversations up to their last answers, as JSONL for nld-decode "
+            "--prompts.",
             _add_prompts,
             _prompts,
             check_result_files,

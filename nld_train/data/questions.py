@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from nld_train.config.schema import SourceConfig
+from nld_train.config.schema import Config, SourceConfig
 from nld_train.data.chat_set import ChatSet
-from nld_train.data.manifest import read_manifest
+from nld_train.data.manifest import is_chat_set, read_manifest
+from nld_train.data.sample_sets import validation_sources
 from nld_train.data.token_index import document_spans
+from nld_train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,15 @@ class Question:
     answer: list[int]
 
 
-def questions(prefix: str, count: int, longest: int) -> Iterator[Question]:
-    """Questions from conversations that are spread evenly over a set, in file order: always the same ones.
+def questions(prefix: str, count: int, longest: int) -> list[Question]:
+    """Questions from conversations that are spread over a set, in file order: always the same ones.
 
-    A conversation without an answer, with nothing before it, or with a longer prompt is left out for the next one.
+    The set is cut into as many parts as there are questions, and each part has one, or more in place of those that
+    others lack. A conversation without an answer, with nothing before it, or with a longer prompt is no question.
 
     Args:
         prefix: of a chat set.
-        count: most of them.
+        count: most of them; there are fewer where the set has fewer.
         longest: most tokens of a prompt.
 
     Raises:
@@ -43,13 +46,26 @@ def questions(prefix: str, count: int, longest: int) -> Iterator[Question]:
     chat = ChatSet(prefix)
     count = min(count, chat.documents)
     borders = [number * chat.documents // count for number in range(count + 1)]
-    for first, end in pairwise(borders):
-        for starts, lengths in document_spans(prefix, documents=range(first, end)):
-            spans = zip(starts.tolist(), lengths.tolist(), strict=True)
-            found = next((question for span in spans if (question := _last(chat, *span, longest))), None)
-            if found is not None:
-                yield found
-                break
+    parts = [_within(chat, range(first, end), longest) for first, end in pairwise(borders)]
+    found: list[list[Question]] = [[] for _ in parts]
+    total, active = 0, list(zip(parts, found, strict=True))
+    while total < count and active:
+        for pair in active[:]:
+            part, own = pair
+            if total < count and (question := next(part, None)) is not None:
+                own.append(question)
+                total += 1
+            else:
+                active.remove(pair)
+    return [question for own in found for question in own]
+
+
+def _within(chat: ChatSet, documents: range, longest: int) -> Iterator[Question]:
+    """The questions among some consecutive documents."""
+    for starts, lengths in document_spans(chat.prefix, documents=documents):
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            if (question := _last(chat, start, length, longest)) is not None:
+                yield question
 
 
 def _last(chat: ChatSet, start: int, length: int, longest: int) -> Question | None:
@@ -88,7 +104,27 @@ def questions_of(sources: Sequence[SourceConfig], count: int, longest: int) -> l
     return found
 
 
-def ends_of_turns(sources: Sequence[SourceConfig]) -> tuple[int, ...]:
+def stage_questions(config: Config, stage: str) -> tuple[list[Question], tuple[int, ...]] | None:
+    """What the decoding hook asks in a stage, and the tokens that end answers; None without held-out conversations.
+
+    Raises:
+        UserError: a set cannot be read, or none holds a question for which the context has room.
+    """
+    sources = [source for source in validation_sources(config, stage) if is_chat_set(source.prefix)]
+    if not sources:
+        return None
+    settings, context = config.evaluation, config.model.max_position_embeddings
+    found = questions_of(sources, settings.prompts, context - settings.max_new_tokens)
+    if not found:
+        raise UserError(
+            f"evaluation.prompts: no conversation of {', '.join(source.prefix for source in sources)} has an answer "
+            f"after a prompt that leaves room for evaluation.max_new_tokens={settings.max_new_tokens} in the context "
+            f"of {context}"
+        )
+    return found, tuple(dict.fromkeys([config.model.eos_token_id, *_ends_of_turns(sources)]))
+
+
+def _ends_of_turns(sources: Sequence[SourceConfig]) -> tuple[int, ...]:
     """The ids with which the answers of chat sets end, for the sets whose answers all end alike."""
     manifests = [read_manifest(source.prefix) for source in sources]
     chats = [manifest.chat for manifest in manifests if manifest is not None and manifest.chat is not None]

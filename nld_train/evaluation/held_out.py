@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from nld_train.config.schema import Config, SourceConfig
-from nld_train.data.manifest import is_chat_set
-from nld_train.data.questions import ends_of_turns, questions_of
-from nld_train.data.sample_sets import validation_sources
+from nld_train.config.schema import Config
+from nld_train.data.questions import stage_questions
 from nld_train.data.samples import Sample, validation_samples
-from nld_train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,8 +50,10 @@ def held_out_of(config: Config, stage: str) -> HeldOut:
     Raises:
         UserError: a set cannot be read, or holds no question for which the context has room.
     """
-    chats = [source for source in validation_sources(config, stage) if is_chat_set(source.prefix)]
-    return _questions(config, chats) if chats else _texts(config, stage)
+    if (asked := stage_questions(config, stage)) is None:
+        return _texts(config, stage)
+    found, stop_tokens = asked
+    return HeldOut([each.prompt for each in found], [each.answer for each in found], stop_tokens)
 
 
 def _texts(config: Config, stage: str) -> HeldOut:
@@ -62,19 +61,6 @@ def _texts(config: Config, stage: str) -> HeldOut:
     settings = config.evaluation
     prompts = [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
     return HeldOut(prompts, None, (config.model.eos_token_id,))
-
-
-def _questions(config: Config, sources: Sequence[SourceConfig]) -> HeldOut:
-    settings, context = config.evaluation, config.model.max_position_embeddings
-    found = questions_of(sources, settings.prompts, context - settings.max_new_tokens)
-    if not found:
-        raise UserError(
-            f"evaluation.prompts: no conversation of {', '.join(source.prefix for source in sources)} has an answer "
-            f"after a prompt that leaves room for evaluation.max_new_tokens={settings.max_new_tokens} in the context "
-            f"of {context}"
-        )
-    stops = dict.fromkeys([config.model.eos_token_id, *ends_of_turns(sources)])
-    return HeldOut([each.prompt for each in found], [each.answer for each in found], tuple(stops))
 
 
 def prompt_of(sample: Sample, length: int) -> list[int]:

@@ -23,6 +23,7 @@ from nld_train.errors import UserError
 from nld_train.evaluation.harness.likelihood import score_exactly
 from nld_train.evaluation.harness.requests import Scoring
 from nld_train.evaluation.held_out import HeldOut, held_out_of
+from nld_train.training.loop.preflight import check_files
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.summary import progress_lines
 
@@ -176,6 +177,8 @@ def test_questions_are_the_last_answers_of_conversations_all_over_a_set(tmp_path
     assert len(suitable) < len(expected)
     found = [(each.prompt, each.answer) for each in questions(prefix, len(conversations), 30)]
     assert found == suitable
+    # Parts without one are made up for by others.
+    assert len(questions(prefix, len(suitable), 30)) == len(suitable)
     some = [(each.prompt, each.answer) for each in questions(prefix, 5, 30)]
     assert [suitable.index(each) for each in some] == sorted(suitable.index(each) for each in some)
     assert len(some) == 5
@@ -211,5 +214,7 @@ def test_answers_end_with_the_token_that_ends_a_turn(tmp_path: Path) -> None:
 
 def test_a_set_without_a_question_that_fits_is_refused(tmp_path: Path) -> None:
     prefix = chat_set(tmp_path, [exchange("x" * 80, "y")])
+    config = config_of(*overrides(prefix), f"run.dir={tmp_path / 'run'}")
     with pytest.raises(UserError, match=r"no conversation of .* has an answer after a prompt that leaves room"):
-        held_out_of(config_of(*overrides(prefix)), "sft")
+        check_files(replace(config, validation=replace(config.validation, every=0)))
+    assert not (tmp_path / "run").exists()

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import running_kinds
 from nld_train.data.chat.run_template import require_one_template
 from nld_train.data.manifest import check_against_model
 from nld_train.data.sample_sets import require_kinds_of_data, train_sources, validation_sources
@@ -60,7 +61,8 @@ def check_files(config: Config) -> None:
     Raises:
         UserError: token sets that are missing, damaged or of another model; special ids of the model that are not those
             of the data or the tokenizer; texts in a stage for conversations, or the reverse; conversations of several
-            chat templates in one stage; validation that would use a sample twice; a `run.dir` that cannot be written.
+            chat templates in one stage; validation that would use a sample twice; conversations of which none can be
+            asked; a `run.dir` that cannot be written.
     """
     for prefix in _prefixes(config):
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
@@ -74,6 +76,12 @@ def check_files(config: Config) -> None:
         from nld_train.data.samples import refuse_repeated_samples
 
         refuse_repeated_samples(config, chat=False)
+    if config.evaluation.every > 0:
+        from nld_train.data.questions import stage_questions
+
+        for name, kind in running_kinds(config).items():
+            if kind.decode_variants(config, config.stages[name]):
+                stage_questions(config, name)
     try:
         _require_writable(Path(config.run.dir))
     except OSError as error:
