@@ -78,7 +78,8 @@ def ours(trained_export: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
         return opened[-1]
 
     yield build
-    for model in opened:
+    # In reverse: each restores the gradient mode that it found.
+    for model in reversed(opened):
         model.close()
 
 
