@@ -99,18 +99,16 @@ class PackingFacts:
 
     def described(self) -> str:
         """The facts in a line."""
-        long, end = f"longer than {self.sequence_length:,} tokens", "without their first turns"
-        left_out = [f"{self.too_long:,} {long}"] * (self.too_long > 0)
+        left_out = [f"{self.too_long:,} longer than {self.sequence_length:,} tokens"] * (self.too_long > 0)
         left_out += [f"{self.without_answers:,} without an answer"] * (self.without_answers > 0)
         parts = [f"{self.used:,} conversations in {self.samples:,} samples"]
         parts += [f"left out: {', '.join(left_out)}"] * bool(left_out)
-        parts += [f"{self.shortened:,} {long}: {end}"] * (self.shortened > 0)
+        parts += [f"{self.shortened:,} shortened by whole turns from the front"] * (self.shortened > 0)
         parts += [f"{self.clean_fill_rate:.1%} of the clean stream used"]
         if self.noisy_length:
             parts += [f"{self.noisy_fill_rate:.1%} of the noisy stream of {self.noisy_length:,} tokens"]
-        parts += [f"{self.over_capacity:,} answered in more noisy tokens than that, which lose blocks at random"] * (
-            self.over_capacity > 0
-        )
+        if self.over_capacity:
+            parts += [f"{self.over_capacity:,} have more blocks than that, and lose some at random"]
         return "; ".join(parts)
 
 

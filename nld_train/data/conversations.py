@@ -46,7 +46,11 @@ class PackedConversations:
             self._placed = map_file(str(directory / CONVERSATIONS), PLACED)
             self._borders = map_file(str(directory / SAMPLES), np.dtype(np.int64))
         except (OSError, ValueError) as error:
-            raise UserError(f"{directory} is no packing of {self.prefix} ({error}): start the run again") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"{directory}, the packing of {self.prefix}, cannot be read ({reason}): start the run again, which "
+                "makes it"
+            ) from error
         if not len(self._borders) or self._borders[-1] != len(self._placed):
             raise UserError(f"{directory} is damaged: its files are of different packings; start the run again")
 

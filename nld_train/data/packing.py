@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,12 @@ def make_packing(
         facts = _write(_Making(prefix, packing, seed, temporary), chat, jobs)
         synchronise_all(temporary)
         os.replace(temporary, directory)
+    except UserError as error:
+        if isinstance(error.__cause__, BrokenProcessPool):
+            raise UserError(
+                f"a process that packs {prefix} died (killed for memory?): give the job more memory"
+            ) from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return facts

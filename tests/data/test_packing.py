@@ -216,7 +216,7 @@ def test_a_packing_is_made_once_and_again_where_it_is_damaged(tmp_path: Path) ->
     with pytest.raises(UserError, match="is damaged"):
         PackedConversations(prefix, settings, 1, str(folder))
     (directory / "samples.bin").unlink()
-    with pytest.raises(UserError, match=r"is no packing of .*set \(.*No such file"):
+    with pytest.raises(UserError, match=r"the packing of .*set, cannot be read \(No such file"):
         PackedConversations(prefix, settings, 1, str(folder))
     assert [path.name for path in folder.iterdir()] == [directory.name], "nothing half-written is left"
 
