@@ -69,7 +69,8 @@ def _notes(
         yield "the tokenizer has no chat template, and that of the training data does not exist any more"
     elif export.tokenizer is not None and own_template(files) != own_template(read_tokenizer(export.tokenizer)):
         yield f"the chat template is that of the training, and not that of --tokenizer {export.tokenizer}"
-    if export.license is None and "license" not in known.license:
+    made_of_others = record.origin is not None or record.chat_run is not None
+    if made_of_others and export.license is None and "license" not in known.license:
         yield "the model card names no license: --license names one"
     if record.lost is not None:
         yield (

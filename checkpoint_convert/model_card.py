@@ -13,9 +13,10 @@ from nld_train.config.counts import parameter_count
 from nld_train.config.plan import stage_plans, tokens_per_step
 from nld_train.config.schema import Config, ModelConfig, SourceConfig
 from nld_train.config.stage_kinds import kind_of
+from nld_train.data.manifest import read_manifest
 from nld_train.data.sample_sets import train_sources
 from nld_train.outside_json import read_object
-from nld_train.printable import markdown, markdown_code, printable_json
+from nld_train.printable import markdown, markdown_code, one_line, printable_json
 from nld_train.revision import PACKAGE, SOFTWARE, UNKNOWN, software
 
 _LOAD = {
@@ -29,8 +30,9 @@ model = AutoModelForCausalLM.from_pretrained({name})
 tokenizer = AutoTokenizer.from_pretrained({name})""",
 }
 _TEXT = """batch = tokenizer("...", return_tensors="pt")"""
-_CHAT = """messages = [{"role": "user", "content": "..."}]
-batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
+_CHAT = """messages = [{{"role": "user", "content": "..."}}]
+form = {{"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}}
+batch = tokenizer.apply_chat_template(messages, **form{arguments})"""
 _GENERATE = {
     "nld": "text, nfe = model.generate(**batch, max_new_tokens=256, block_length={block}, threshold=0.9)",
     "ministral3": "text = model.generate(**batch, max_new_tokens=256)",
@@ -88,7 +90,21 @@ def _is_control(record: Record) -> bool:
 def _usage(record: Record, export: Export, chat: bool) -> list[str]:
     generate = _GENERATE[export.output_format].format(block=record.block_size)
     load = _LOAD[export.output_format].format(name=printable_json(export.name))
-    return [load, _CHAT if chat else _TEXT, generate, _SHOW]
+    ask = _CHAT.format(arguments=_template_arguments(record)) if chat else _TEXT
+    return [load, ask, generate, _SHOW]
+
+
+def _template_arguments(record: Record) -> str:
+    """The arguments of the chat template with which the conversations were rendered, as those of a call in Python.
+
+    Prompts without them would be other ones than those of the training.
+    """
+    assert record.chat_run is not None
+    config, stages = record.chat_run.config, record.chat_run.stages_begun
+    manifests = [read_manifest(source.prefix) for name in stages for source in train_sources(config, name)]
+    chosen = [manifest for manifest in manifests if manifest is not None and manifest.chat is not None]
+    arguments = chosen[-1].arguments.get("chat_request", {}).get("arguments", {}) if chosen else {}
+    return "".join(f", {name}={one_line(repr(value))}" for name, value in arguments.items() if name.isidentifier())
 
 
 def _untrained(record: Record) -> list[str]:
@@ -172,8 +188,6 @@ def _data(record: Record, config: Config) -> list[str]:
 
 
 def _source(source: SourceConfig) -> str:
-    from nld_train.data.manifest import read_manifest
-
     manifest = read_manifest(source.prefix)
     where = f"{markdown_code(Path(source.prefix).name)} (weight {source.weight:g})"
     if manifest is None:

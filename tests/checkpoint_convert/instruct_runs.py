@@ -44,6 +44,7 @@ def prepare(folder: Path, tokenizer: Path) -> None:
     (folder / "chatml.jinja").write_text(chat_templates.CHATML)
     words = ["prepare", "--chat", f"{folder}/chat.jsonl", "--out", f"{folder}/data", "--name", "chat"]
     words += ["--tokenizer", str(tokenizer), "--chat-template", f"{folder}/chatml.jinja", "--workers", "1"]
+    words += ["--chat-template-args", '{"enable_thinking": false}']
     assert cli.main(words) == 0
 
 

@@ -71,7 +71,7 @@ def test_the_card_is_that_of_an_instruct_model(instructed: Path, instruct: dict[
     for line in ('license: "other"', 'license_name: "tiny"', 'base_model: "maker/base"', "- conversational"):
         assert line in lines
     assert (instruct["nld"] / "LICENSE").read_text() == "Terms.\n"
-    assert "tokenizer.apply_chat_template(messages" in text
+    assert "batch = tokenizer.apply_chat_template(messages, **form, enable_thinking=False)" in text
     assert f"| {ALPHA} | global |" in text
     assert "counted from the start of each answer, the last block of an answer is filled up" in text
     assert "originally `maker/base`" in text
@@ -141,6 +141,17 @@ def test_it_answers_as_in_training(instructed: Path, instruct: dict[str, Path]) 
                 assert all(tokens[0, len(prompt) :].tolist() == ids for tokens in found)
                 ended += ids[-1] == END_OF_TURN and len(ids) < 24
     assert ended > len(calls), "most answers end with the end of the turn"
+
+
+@pytest.mark.long
+def test_the_example_of_the_card_runs(
+    instruct: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = (instruct["ministral3"] / "README.md").read_text()
+    monkeypatch.chdir(instruct["ministral3"].parent)
+    example = card.split("```python\n")[1].split("```")[0]
+    exec(example.replace('"..."', repr(QUESTIONS[0])).replace("256", "24"), {})  # noqa: S102
+    assert capsys.readouterr().out.strip()
 
 
 def test_verify_agrees_and_an_import_keeps_everything(
