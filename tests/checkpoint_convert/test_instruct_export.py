@@ -150,7 +150,7 @@ def test_the_example_of_the_card_runs(
     card = (instruct["ministral3"] / "README.md").read_text()
     monkeypatch.chdir(instruct["ministral3"].parent)
     example = card.split("```python\n")[1].split("```")[0]
-    exec(example.replace('"..."', repr(QUESTIONS[0])).replace("256", "24"), {})  # noqa: S102
+    exec(example.replace('"..."', repr(QUESTIONS[0])).replace("256", "24"), {})
     assert capsys.readouterr().out.strip()
 
 
