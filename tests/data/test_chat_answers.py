@@ -227,6 +227,9 @@ def test_a_border_within_a_token_is_refused(encode: Encode) -> None:
 def test_blocks_at_unknown_positions_are_refused(encode: Encode) -> None:
     with pytest.raises(UserError, match=r"^row 1: message 2: the template's \{% generation %\} block does not reach"):
         encode([chat("a", "b")], templates.IN_MACRO)
+    signed = templates.CHATML_TAGGED.replace("'<|im_end|>\\n'", "' (end)<|im_end|>\\n'")
+    with pytest.raises(UserError, match=r"block does not reach to the end of the turn"):
+        encode([chat("a", "b")], signed)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from nld_train.data.tokenizer import bytes_tokenizer, load_tokenizer, save_token
 from nld_train.errors import UserError
 
 Row = dict[str, Any]
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
 def row(number: int) -> Row:
@@ -35,7 +34,9 @@ def row(number: int) -> Row:
         messages.append({"role": "user", "content": f"question {number} {turn}"})
         messages.append({"role": "assistant", "content": "answer </s> " * ((number + turn) % 4)})
     if number % 7 == 0:
-        messages += [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "1"}]
+        # Arguments of several names: a column of structs has all of them in every row.
+        call = {"type": "function", "function": {"name": "f", "arguments": {"xy"[number % 2]: {"z": number}}}}
+        messages += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "1"}]
     return {"messages": messages, "source": "made"}
 
 
