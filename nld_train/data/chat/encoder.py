@@ -8,11 +8,10 @@ learned where it is the padding token as well.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from nld_train.data.records import Within
 from nld_train.data.tokenizer import EncoderSpec
 from nld_train.errors import UserError
 
-_CACHED_HEADERS = 4096
+_CACHED_HEADERS, _HEADER = 4096, 256
 _SHOWN = 30
 
 
@@ -67,7 +66,8 @@ class ChatEncoder:
         self._tokenizer = Tokenizer.from_str(spec.encoder.definition)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._special = frozenset(spec.encoder.forbidden)
+        self._special = np.zeros(spec.encoder.vocabulary_size, dtype=bool)
+        self._special[list(spec.encoder.forbidden)] = True
         self._anchor = self._special_string()
         self._cached_ids = lru_cache(_CACHED_HEADERS)(self._ids)
 
@@ -96,7 +96,8 @@ class ChatEncoder:
         ]
         encodings = iter(self._tokenizer.encode_batch(pieces, add_special_tokens=False))
         for each in renderings:
-            tokens = _Tokens(each, [next(encodings) for _ in each.rendering.pieces], len(self._anchor))
+            own = [next(encodings) for _ in each.rendering.pieces]
+            tokens = _Tokens(own, each.rendering.cuts, len(self._anchor), self._special)
             yield self._with_answers(each, tokens)
 
     def _with_answers(self, rendered: RenderedAnswers, tokens: _Tokens) -> EncodedConversation:
@@ -108,20 +109,20 @@ class ChatEncoder:
         known = [begin for begin in begins if begin is not None]
         if len(known) == len(begins):  # a conversation is cut at any of its turns, or at none
             turns[known] = True
-        return EncodedConversation(np.array(tokens.ids, dtype=self._spec.encoder.dtype), answers, turns)
+        return EncodedConversation(tokens.ids.astype(self._spec.encoder.dtype), answers, turns)
 
     def _end(self, answer: AnswerText, first: int, rendered: RenderedAnswers, tokens: _Tokens) -> int:
         """Number of the token behind an answer: behind its end-of-turn token, where it has one."""
         text = rendered.rendering.text
-        inside = [index for index in tokens.special(self._special) if index >= first]
+        inside = [special for special in tokens.special if special.number >= first]
         # The template generates it, and perhaps white space after it, which decoding never reaches.
-        ends = [index for index in inside if tokens.offsets[index][1] <= answer.end]
-        if ends and not text[tokens.offsets[ends[-1]][1] : answer.end].strip():
-            return ends[-1] + 1
-        for index in inside:
-            begin, end = tokens.offsets[index]
-            if answer.end <= begin and end <= answer.turn_end and not text[answer.end : begin].strip():
-                return index + 1
+        ends = [special for special in inside if special.end <= answer.end]
+        if ends and not text[ends[-1].end : answer.end].strip():
+            return ends[-1].number + 1
+        for special in inside:
+            within = answer.end <= special.begin and special.end <= answer.turn_end
+            if within and not text[answer.end : special.begin].strip():
+                return special.number + 1
         return self._answer_border(answer.end, rendered, tokens, answer)
 
     def _answer_border(self, character: int, rendered: RenderedAnswers, tokens: _Tokens, answer: AnswerText) -> int:
@@ -145,48 +146,64 @@ class ChatEncoder:
         if character == len(text):
             return len(tokens.ids)
         # Special tokens and cuts part the text: tokens after them do not depend on what is before.
-        start, token, anchored = tokens.last_parting(character, self._special)
-        before = self._cached_ids((self._anchor if anchored else "") + text[start:character])[int(anchored) :]
-        return token + len(before) if tokens.ids[token : token + len(before)] == list(before) else None
+        start, token, anchored = tokens.last_parting(character)
+        before = self._ids_of((self._anchor if anchored else "") + text[start:character])[int(anchored) :]
+        return token + len(before) if np.array_equal(tokens.ids[token : token + len(before)], before) else None
+
+    def _ids_of(self, text: str) -> tuple[int, ...]:
+        """Ids of the end of a prompt, which is the same header for most of them."""
+        return self._cached_ids(text) if len(text) <= _HEADER else self._ids(text)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+class _Special(NamedTuple):
+    """A special token: its number in the rendering, its first character and the one behind it."""
+
+    number: int
+    begin: int
+    end: int
+
+
 class _Tokens:
     """The tokens of a rendering, of one piece or of several.
 
+    Args:
+        encodings: of the pieces.
+        cuts: first characters of the pieces after the first one.
+        anchor: characters of the special token that stands before each of these.
+        special: whether each id is special.
+
     Attributes:
-        ids: of all pieces.
-        offsets: begin and end in the text of each token.
+        ids: of all pieces, int64.
+        special: the special tokens in order.
     """
 
-    def __init__(self, rendered: RenderedAnswers, encodings: Sequence[Any], anchor: int) -> None:
-        self.ids: list[int] = encodings[0].ids
-        self.offsets: list[tuple[int, int]] = encodings[0].offsets
-        self._partings: list[tuple[int, int]] = []  # first character and token of pieces after a cut
-        for cut, encoding in zip(rendered.rendering.cuts, encodings[1:], strict=True):
-            self._partings.append((cut, len(self.ids)))
-            self.ids = self.ids + encoding.ids[1:]
-            moved = [(begin + cut - anchor, end + cut - anchor) for begin, end in encoding.offsets[1:]]
-            self.offsets = self.offsets + moved
-        self._special: list[int] | None = None
+    def __init__(self, encodings: Sequence[Any], cuts: Sequence[int], anchor: int, special: NDArray[np.bool_]) -> None:
+        self.special: list[_Special] = []
+        self._cuts: list[tuple[int, int]] = []  # first character and token of pieces after a cut
+        ids: list[NDArray[np.int64]] = []
+        number = 0
+        for encoding, cut in zip(encodings, (None, *cuts), strict=True):
+            skipped, moved = (0, 0) if cut is None else (1, cut - anchor)
+            if cut is not None:
+                self._cuts.append((cut, number))
+            piece = np.array(encoding.ids, dtype=np.int64)
+            for index in (skipped + np.flatnonzero(special[piece[skipped:]])).tolist():
+                begin, end = encoding.token_to_chars(index)
+                self.special.append(_Special(number + index - skipped, begin + moved, end + moved))
+            ids.append(piece[skipped:])
+            number += len(piece) - skipped
+        self.ids = np.concatenate(ids)
 
-    def special(self, ids: frozenset[int]) -> list[int]:
-        """Numbers of the special tokens."""
-        if self._special is None:
-            self._special = [index for index, token in enumerate(self.ids) if token in ids]
-        return self._special
-
-    def last_parting(self, character: int, ids: frozenset[int]) -> tuple[int, int, bool]:
+    def last_parting(self, character: int) -> tuple[int, int, bool]:
         """The last special token or cut before a character.
 
         Returns:
             First character and token from which the text is encoded by itself, and whether that is a cut, after which
             it was encoded behind the anchor.
         """
-        special = self.special(ids)
-        before = bisect_right(special, character, key=lambda index: self.offsets[index][1])
-        parting = (self.offsets[special[before - 1]][0], special[before - 1], False) if before else (0, 0, False)
-        cuts = [(cut, token, True) for cut, token in self._partings if cut <= character]
-        return max([parting, *cuts[-1:]])
+        before = [(special.begin, special.number, False) for special in self.special if special.end <= character]
+        cuts = [(cut, token, True) for cut, token in self._cuts if cut <= character]
+        return max([(0, 0, False), *before[-1:], *cuts[-1:]])
