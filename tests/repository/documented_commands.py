@@ -21,6 +21,11 @@ SHORT_SAMPLES = (
 )
 SHORT_RUN = f"stages.ar.tokens=512 stages.joint.tokens=512 {SHORT_SAMPLES}"
 SHORT_DRAFTER = "stages.drafter.tokens=512"
+# Conversations are whole in a sample.
+SHORT_CHAT = (
+    "stages.sft.tokens=4096 batch.global_size=8 batch.micro_size=4 batch.sequence_length=256 validation.samples=8 "
+    "evaluation.max_new_tokens=8 logging.wandb.mode=disabled"
+)
 
 # What is replaced in a command before it runs: pattern, replacement. Each has a reason.
 SHORTENINGS = (
@@ -73,6 +78,8 @@ def shorten(command: str) -> str:
         return command
     if any(f"experiment={name}" in command for name in ("paper", "ablation", "sft")):
         return f"{command} run.dry=true"
+    if "stages=sft" in command:
+        return f"{command} {SHORT_CHAT}"
     if "stages=drafter" in command:  # which defines no other stage
         return f"{command} {SHORT_DRAFTER} {SHORT_SAMPLES}"
     return f"{command} {SHORT_DRAFTER if 'drafter' in command else ''} {SHORT_RUN}"

@@ -54,7 +54,7 @@ def _run(command: str, folder: Path, environment: Mapping[str, str], timeout: in
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str, str]) -> Path:
-    """A clone in which a user has made the quickstart's corpus, and has a corpus of their own; one for each worker."""
+    """A clone with the quickstart's corpus, and a corpus and conversations of a user's own; one for each worker."""
 
     def make(folder: Path) -> None:
         copy_checkout(folder)
