@@ -36,6 +36,7 @@ def test_the_promised_experiments_are_there() -> None:
         "sft_3b",
         "sft_8b",
         "sft_14b",
+        "sft_8b_lora",
     }
 
 
@@ -103,6 +104,13 @@ def test_fine_tuning_experiments_fit_into_80_gigabytes(size: str) -> None:
     control = compose_config([f"experiment=sft_{size}", "run.dry=true", "stages.sft.alpha=0"])
     validate(control, 256)
     assert stage_plans(control)[0].kind.stream_lengths(16384) == (16384,)
+
+
+def test_a_lora_of_the_8b_model_fits_onto_one_gpu() -> None:
+    config = compose_config(["experiment=sft_8b_lora", "run.dry=true", "execution.device=cuda"])
+    memory = largest_memory(config, 1)
+    assert memory.total <= 40 * GIBIBYTE
+    assert memory.weights > 50 * memory.gradients / 2
 
 
 def test_stages_of_a_whole_training_run_after_one_another() -> None:

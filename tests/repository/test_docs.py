@@ -66,7 +66,7 @@ def _walk(kind: Any, prefix: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES_WITH_CHANGELOG, ids=lambda page: page.name)
 def test_keys_exist(page: Path) -> None:
     for found in _KEY.findall(page.read_text()):
-        key = re.sub(r"^stages\.(?:ar|joint)\.", "stages.<name>.", found.rstrip("."))
+        key = re.sub(r"^stages\.(?:ar|joint|sft|drafter)\.", "stages.<name>.", found.rstrip("."))
         # Files that are named like a group of keys, and a class.
         file = key.endswith((".json", ".yaml", ".safetensors", ".lock", ".log"))
         assert key in _keys() or file or key == "config.ModelConfig", found
