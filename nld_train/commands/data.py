@@ -77,6 +77,13 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         help="assistant turns that are learned: all (default), only the last one, or each one after the turns before "
         "it as the template renders these (for templates that leave out earlier reasoning)",
     )
+    group.add_argument(
+        "--leave-out-bad-rows",
+        action="store_true",
+        default=None,
+        help="leave out and count rows that are no conversation or that the template refuses (default: stop at the "
+        "first one)",
+    )
 
 
 def _cores() -> int:
@@ -103,6 +110,7 @@ def _prepare(options: argparse.Namespace) -> None:
         encoding_errors=options.encoding_errors,
         shard_bytes=max(1, int(options.shard_megabytes * 2**20)),
         chat=None if chat is None else options.chat_format or "auto",
+        leave_out_bad_rows=bool(options.leave_out_bad_rows),
     )
     first = os.path.basename(os.path.abspath(options.sources[0]))
     held_out = options.validation
@@ -137,7 +145,7 @@ def _chat_request(options: argparse.Namespace) -> ChatRequest | None:
     from nld_train.data.chat.prompt import parse_arguments
     from nld_train.data.request import ChatRequest
 
-    names = ("chat_format", "chat_template", "chat_template_args", "answers")
+    names = ("chat_format", "chat_template", "chat_template_args", "answers", "leave_out_bad_rows")
     if not options.chat:
         for name in names:
             if getattr(options, name) is not None:

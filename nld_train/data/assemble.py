@@ -49,6 +49,7 @@ class AnswerCounts:
         longest: tokens of the longest conversation.
         ends: the ids with which answers end.
         left_out: rows without an answer.
+        bad: rows that are no conversation, or cannot be encoded.
     """
 
     tokens: int = 0
@@ -56,6 +57,7 @@ class AnswerCounts:
     longest: int = 0
     ends: frozenset[int] = frozenset()
     left_out: int = 0
+    bad: int = 0
 
     def __add__(self, other: AnswerCounts) -> AnswerCounts:
         return AnswerCounts(
@@ -64,6 +66,7 @@ class AnswerCounts:
             longest=max(self.longest, other.longest),
             ends=self.ends | other.ends,
             left_out=self.left_out + other.left_out,
+            bad=self.bad + other.bad,
         )
 
 
@@ -178,7 +181,8 @@ class _PartWriter:
             write_documents(self._set.prefix, self._set.header, document, token, of["tokens"], of["lengths"])
             counts += np.bincount(of["tokens"], minlength=self._set.vocabulary_size)
             if self._set.chat:
-                answers += _answer_counts(of["tokens"], of["lengths"], of["answers"], of["left_out"])
+                answers += _answer_counts(of["tokens"], of["lengths"], of["answers"])
+                answers += AnswerCounts(left_out=int(of["left_out"].sum()), bad=int(of["bad"].sum()))
             advance(len(of["tokens"]))
         return counts, answers
 
@@ -186,9 +190,7 @@ class _PartWriter:
         return [name for name in arrays.files if name.startswith(f"{self._set.name}_")]
 
 
-def _answer_counts(
-    tokens: NDArray[Any], lengths: NDArray[np.int64], answers: NDArray[np.bool_], left_out: NDArray[np.int64]
-) -> AnswerCounts:
+def _answer_counts(tokens: NDArray[Any], lengths: NDArray[np.int64], answers: NDArray[np.bool_]) -> AnswerCounts:
     """The answers of a shard: maximal runs within a document."""
     last = np.zeros(len(tokens), dtype=bool)
     last[np.cumsum(lengths) - 1] = True
@@ -198,5 +200,4 @@ def _answer_counts(
         answers=int(ends.sum()),
         longest=int(lengths.max(initial=0)),
         ends=frozenset(np.unique(tokens[ends]).tolist()),
-        left_out=int(left_out.sum()),
     )

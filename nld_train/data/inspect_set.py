@@ -132,6 +132,8 @@ def _add_chat(table: Table, request: InspectRequest, tokens: int, chat: ChatMani
     table.add_row("noisy stream", f"{ratio:.2f} per token (blocks of {size} from each {request.blocks}, with fill)")
     if chat.left_out:
         table.add_row("left out", f"{chat.left_out:,} rows without an answer that is learned")
+    if chat.bad_rows:
+        table.add_row("bad rows", f"{chat.bad_rows:,}, left out")
     table.add_row("chat template", f"{request.prefix}.{CHAT_TEMPLATE} ({chat.template_hash[:12]})")
 
 

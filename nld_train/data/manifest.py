@@ -36,6 +36,7 @@ class ChatManifest:
         answer_count: number of answers.
         end_of_turn: id with which all answers end, or null where they end differently.
         left_out: rows without an answer that is learned, which are not in the set.
+        bad_rows: rows that are no conversation or cannot be encoded, which are not in the set.
     """
 
     template_hash: str
@@ -46,6 +47,7 @@ class ChatManifest:
     answer_count: int = 0
     end_of_turn: int | None = None
     left_out: int = 0
+    bad_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Manifest:
             f"{answers:,} answers of {self.chat.answer_tokens / max(answers, 1):,.1f} tokens in the mean, "
             f"vocabulary {self.vocabulary_size:,}"
             + (f"; {left_out:,} rows without an answer that is learned are left out" if left_out else "")
+            + (f"; {self.chat.bad_rows:,} bad rows are left out" if self.chat.bad_rows else "")
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:

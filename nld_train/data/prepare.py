@@ -70,7 +70,9 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     work = work_folder(request, identity)
     work.mkdir(exist_ok=True)
     tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work, console)
-    chat = None if template is None or request.chat is None else ChatSpec(spec, template, request.chat.answers)
+    chat = None
+    if template is not None and request.chat is not None:
+        chat = ChatSpec(spec, template, request.chat.answers, request.settings.leave_out_bad_rows)
     job = ShardJob(request.settings, spec, request.validation, work, chat)
     _encode(job, shards, request.workers, console)
     contents = _assemble(request, job, len(shards))
@@ -221,6 +223,7 @@ def _chat_manifest(spec: ChatSpec, content: SetContent, answers: AnswerCounts) -
         answer_count=answers.answers,
         end_of_turn=next(iter(answers.ends)) if len(answers.ends) == 1 else None,
         left_out=answers.left_out,
+        bad_rows=answers.bad,
     )
 
 

@@ -27,12 +27,14 @@ class Document:
         key: decides whether it is held out: the file's name where a file is a document, else the text.
         read: input of the piece that has been read with it, in the unit of `Piece.size`.
         conversation: of a row of chat data, whose text is what is said in it.
+        is_bad: whether it is a row that is no conversation, and is left out for that.
     """
 
     text: str
     key: str
     read: int = 0
     conversation: Conversation | None = None
+    is_bad: bool = False
 
 
 def documents(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
@@ -43,7 +45,7 @@ def documents(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     """
     try:
         for document in _READERS[piece.kind](piece, settings):
-            if document.text or document.conversation is not None:
+            if document.text or document.conversation is not None or document.is_bad:
                 yield document
     except OSError as error:
         raise UserError(f"{piece.path} cannot be read: {error.strerror or error}") from error
@@ -146,7 +148,14 @@ def _of_record(record: Any, where: object, read: int, settings: SourceSettings) 
     """A record as a text or as a conversation."""
     if settings.chat is None:
         return _document(text_under(record, settings.text_key, where, _CURE), where, read, settings)
-    conversation = conversation_of(record, settings.chat, where)
+    # The number of a line is not looked up for each of many bad rows.
+    named = "a row" if settings.leave_out_bad_rows else where
+    try:
+        conversation = conversation_of(record, settings.chat, named)
+    except UserError:
+        if not settings.leave_out_bad_rows:
+            raise
+        return Document("", str(record), read, is_bad=True)
     return Document(conversation.text, conversation.key, read, conversation)
 
 

@@ -105,7 +105,7 @@ def request_hash(
     """
     settings = asdict(request.settings)
     if request.settings.chat is None:  # a set of texts keeps its hash of earlier versions
-        del settings["chat"]
+        del settings["chat"], settings["leave_out_bad_rows"]
     parts = [
         FORMAT_VERSION,
         settings,

@@ -74,7 +74,8 @@ class _ShardWriter:
     """Encodes a shard into one file of arrays, written under another name first.
 
     For each side they are `tokens` of all documents and `lengths`; of conversations also `answers` and
-    `turns`, bool `[tokens]`, and `left_out`, the number of rows without an answer in each group.
+    `turns`, bool `[tokens]`, and the numbers of rows in each group that are `left_out`
+    for having no answer, and that are `bad`.
     """
 
     def __init__(self, job: ShardJob) -> None:
@@ -120,12 +121,15 @@ class _ChatArrays:
         self._spec, self._encoder = spec, ChatEncoder(spec)
 
     def __call__(self, rows: Sequence[Document]) -> dict[str, NDArray[Any]]:
-        found = self._encoder.encode([row.conversation for row in rows if row.conversation is not None])
-        documents = [document for row in found for document in row]
+        conversations = [row.conversation for row in rows if row.conversation is not None]
+        found = self._encoder.encode(conversations)
+        documents = [document for row in found for document in row or ()]
+        bad = len(rows) - len(conversations) + sum(row is None for row in found)
         return _joined([document.tokens for document in documents], self._spec.encoder) | {
             "answers": np.concatenate([np.empty(0, dtype=bool), *(document.answers for document in documents)]),
             "turns": np.concatenate([np.empty(0, dtype=bool), *(document.turns for document in documents)]),
-            "left_out": np.array([sum(not row for row in found)]),
+            "left_out": np.array([sum(row == [] for row in found)]),
+            "bad": np.array([bad]),
         }
 
 

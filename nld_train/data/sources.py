@@ -39,6 +39,7 @@ class SourceSettings:
         encoding_errors: how bytes that are not UTF-8 are decoded: Python's `strict`, `replace` or `ignore`.
         shard_bytes: input of a unit of work, approximately.
         chat: format of the rows, which are conversations; None for texts.
+        leave_out_bad_rows: whether a row that is no conversation is counted and left out, and not refused.
     """
 
     format: Format = "auto"
@@ -50,6 +51,7 @@ class SourceSettings:
     encoding_errors: Literal["strict", "replace", "ignore"] = "strict"
     shard_bytes: int = 8 << 20
     chat: ChatFormat | None = None
+    leave_out_bad_rows: bool = False
 
     def columns(self, names: Sequence[str], where: str) -> list[str]:
         """Those of a table's columns that are read.

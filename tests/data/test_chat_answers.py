@@ -237,6 +237,22 @@ def test_blocks_at_unknown_positions_are_refused(encode: Encode) -> None:
     [
         (chat("a", "b", "c", "d", system="s") | {"system": "t"}, "mistral", ""),
         (
+            {"messages": [*chat("a")["messages"], *chat("a", "b")["messages"]]},
+            "mistral",
+            "row 1: the chat template refus",
+        ),
+        (
+            {
+                "messages": [
+                    *chat("a", "b")["messages"],
+                    {"role": "system", "content": "s"},
+                    *chat("a", "b")["messages"],
+                ]
+            },
+            "mistral",
+            "row 1: the chat template refuses the conversation: a system message must be the first one",
+        ),
+        (
             {"messages": [{"role": "assistant", "content": "b"}]},
             "mistral",
             "row 1: the chat template refuses the convers",

@@ -300,7 +300,7 @@ def test_a_tokenizer_needs_a_template(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "has several chat templates (default, tool_use): write the one to use to a file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--answers=last", "--chat-format=alpaca", "--chat-template=default"])
+@pytest.mark.parametrize("option", ["--answers=last", "--chat-format=alpaca", "--leave-out-bad-rows"])
 def test_options_of_conversations_need_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     (tmp_path / "a.txt").write_text("text")
     assert main(["prepare", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out"), option]) == 2
@@ -314,3 +314,29 @@ def test_a_bpe_is_trained_on_what_is_said(tmp_path: Path) -> None:
     assert "answer" in vocabulary or "Ġanswer" in vocabulary
     assert not any("role" in token or "content" in token for token in vocabulary)
     assert tokenizer.decode(stored(tmp_path / "out/set")[0][0]).startswith("S<s>é 0</s>U<s>question 0 0</s>A<s>")
+
+
+def test_bad_rows_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad: list[Any] = [
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": "critic", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"prompt": "refused", "completion": "b"},
+        {"text": "a"},
+        [],
+    ]
+    (tmp_path / "refusing.jinja").write_text(
+        "{% if messages[0].content == 'refused' %}{{ raise_exception('no') }}{% endif %}" + default_template()
+    )
+    rows = [bad[0], *ROWS[:3], *bad[1:3], *ROWS[3:5], *bad[3:]]
+    for name, written in (("mixed", rows), ("good", ROWS[:5])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in written))
+    words = ["--out", tmp_path / "out", "--workers", "1", "--chat-template", tmp_path / "refusing.jinja"]
+    assert run(tmp_path / "good.jsonl", *words) == 0
+    assert run(tmp_path / "mixed.jsonl", *words) == 2
+    assert "mixed.jsonl, line 1: the conversation has no assistant turn" in capsys.readouterr().err
+    assert run(tmp_path / "mixed.jsonl", *words, "--leave-out-bad-rows") == 0
+    assert "; 5 bad rows are left out" in capsys.readouterr().out
+    assert same_files(tmp_path / "out/good", tmp_path / "out/mixed")
+    (tmp_path / "bad.jsonl").write_text(json.dumps(bad[0]))
+    assert run(tmp_path / "bad.jsonl", *words, "--leave-out-bad-rows") == 2
+    assert "no conversation has an answer that is learned for train" in capsys.readouterr().err

@@ -36,11 +36,13 @@ class ChatSpec:
         encoder: the tokenizer; nothing is put around a rendering, which is complete as it is.
         template: the chat template.
         answers: which assistant turns are learned.
+        leave_out_bad_rows: whether rows that cannot be encoded are left out, and not refused.
     """
 
     encoder: EncoderSpec
     template: ChatTemplate
     answers: Answers
+    leave_out_bad_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,32 @@ class ChatEncoder:
         added = self._tokenizer.get_added_tokens_decoder().values()
         return next((token.content for token in added if token.special and not token.rstrip), "")
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[list[EncodedConversation]]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[list[EncodedConversation] | None]:
         """Each conversation as the documents that are made of it; those without an answer are left out.
+
+        Returns:
+            For each conversation a list, or None for one that is left out since it cannot be encoded.
 
         Raises:
             UserError: the template refuses a conversation, or an answer does not begin or end between two tokens.
         """
-        spec = self._spec
-        rendered = [list(rendered_answers(each, spec.template, spec.answers)) for each in conversations]
-        encoded = iter(self._encoded([rendering for each in rendered for rendering in each]))
-        return [[found for _ in each if (found := next(encoded)).answers.any()] for each in rendered]
+        rendered = [self._rendered(each) for each in conversations]
+        encoded = self._encoded([rendering for each in rendered for rendering in each or ()])
+        found = [None if each is None else [next(encoded) for _ in each] for each in rendered]
+        return [
+            None if row is None or None in row else [each for each in row if each is not None and each.answers.any()]
+            for row in found
+        ]
 
-    def _encoded(self, renderings: Sequence[RenderedAnswers]) -> Iterator[EncodedConversation]:
+    def _rendered(self, conversation: Conversation) -> list[RenderedAnswers] | None:
+        try:
+            return list(rendered_answers(conversation, self._spec.template, self._spec.answers))
+        except UserError:
+            if not self._spec.leave_out_bad_rows:
+                raise
+            return None
+
+    def _encoded(self, renderings: Sequence[RenderedAnswers]) -> Iterator[EncodedConversation | None]:
         """All renderings, encoded in one batch: the library does that in parallel where it may."""
         pieces = [
             self._anchor + piece if index else piece
@@ -98,7 +114,14 @@ class ChatEncoder:
         for each in renderings:
             own = [next(encodings) for _ in each.rendering.pieces]
             tokens = _Tokens(own, each.rendering.cuts, len(self._anchor), self._special)
-            yield self._with_answers(each, tokens)
+            try:
+                found = self._with_answers(each, tokens)
+            except UserError:
+                if not self._spec.leave_out_bad_rows:
+                    raise
+                yield None
+            else:
+                yield found
 
     def _with_answers(self, rendered: RenderedAnswers, tokens: _Tokens) -> EncodedConversation:
         answers, turns = np.zeros(len(tokens.ids), dtype=bool), np.zeros(len(tokens.ids), dtype=bool)
