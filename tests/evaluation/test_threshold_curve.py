@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from command_helpers import Decoded, Report, per_forward
+from command_helpers import PROMPTS, Decoded, Report, per_forward
 from rich.console import Console
 
 from nld_train.commands import curve
@@ -64,3 +64,12 @@ def test_the_table_fits_a_terminal(reported: Report, trained: Path) -> None:
         f"{point['accepted_length']:.2f}",
         *shares,
     ] in lines
+
+
+def test_prompts_as_ids_are_those_of_their_text(trained_export: Path, reported: Report, tmp_path: Path) -> None:
+    """As `nld-data prompts` writes conversations, whose text alone need not give their ids."""
+    rows = [{"prompt": "anything", "prompt_token_ids": [byte + 4 for byte in text.encode()]} for text in PROMPTS]
+    (tmp_path / "ids.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--block-length", 4, "--thresholds", "0.3,1")
+    found = reported(curve.main, trained_export, *options, "--prompts", tmp_path / "ids.jsonl")
+    assert found == reported(curve.main, trained_export, *options)

@@ -235,7 +235,7 @@ class Chat:
             if not self._lines.interactive:
                 raise
         ended = _without_block(last.progress)
-        if not self._records.printed:
+        if not self._records.printed and (ended.tokens or result is not None):
             print_sequence(self._console, tokenizer, variant.mode, "", ended)
         return Answer(ended, result)
 
