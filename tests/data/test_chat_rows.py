@@ -43,6 +43,7 @@ SYSTEM, USER, ASSISTANT = ("system", "s", False), ("user", "a", False), ("assist
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
          [SYSTEM, USER, ASSISTANT]),
         ({"conversations": [ASKED, ANSWERED]}, [USER, ASSISTANT]),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}, [USER, ASSISTANT]),
         ({"conversation": [{"from": "system", "value": "s"}, {"from": "user", "value": "a"},
                            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
                            {"from": "observation", "value": "1"}, {"from": "assistant", "value": "b"}]},
@@ -80,6 +81,7 @@ def test_reasoning_and_tools_reach_the_template() -> None:
         ({"text": "a"}, "row 7: holds no conversation (text); its keys must be one of: messages; conversations; "
                         "prompt and completion; instruction and output"),
         ({"messages": "a"}, "row 7: 'messages' is a text, not a list of messages"),
+        ({"messages": {"role": ["user"], "content": []}}, "row 7: 'messages' is an object, not a list of messages"),
         ({"messages": []}, "row 7: the conversation has no messages"),
         ({"messages": [ASKED]}, "row 7: the conversation has no assistant turn"),
         ({"messages": [{"role": "system", "content": "s"}]}, "row 7: the conversation has no assistant turn"),

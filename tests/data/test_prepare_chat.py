@@ -265,6 +265,20 @@ BAD: list[tuple[str, str, list[str], str]] = [
 ]  # fmt: skip
 
 
+def test_tables_and_folders_need_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parquet.write_table(pyarrow.table({"text": ["a"], "id": [1]}), tmp_path / "a.parquet")
+    assert run(tmp_path / "a.parquet", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.strip().endswith("a.parquet has no conversations in text, id")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/b.txt").write_text("text")
+    write_jsonl(tmp_path / "folder")
+    assert run(tmp_path / "folder", "--out", tmp_path / "out") == 2
+    assert (
+        "b.txt is text: conversations are read from JSONL, Parquet and datasets, or leave it" in capsys.readouterr().err
+    )
+    assert run(tmp_path / "folder", "--out", tmp_path / "out", "--glob", "*.jsonl", "--workers", "1") == 0
+
+
 @pytest.mark.parametrize(("name", "content", "options", "message"), BAD)
 def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

@@ -117,6 +117,10 @@ def _prompt_completion(row: dict[str, Any], where: object) -> list[Message]:
 
 
 def _turns(value: Any, key: str, where: object) -> list[Message]:
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        # As `datasets` has a sequence of objects: an object of sequences.
+        value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
     if not isinstance(value, list):
         raise UserError(f"{where}: {key!r} is {kind_of(value)}, not a list of messages")
     return [message_of(turn, Within(where, f": message {number}")) for number, turn in enumerate(value, 1)]
