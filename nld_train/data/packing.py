@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,8 +46,9 @@ CONVERSATIONS, SAMPLES, FACTS = "conversations.bin", "samples.bin", "packing.jso
 # A conversation of a sample.
 PLACED = np.dtype([("start", "<i8"), ("length", "<i4")])
 _FORMAT_VERSION = 1
-# Jobs are large, so that small sets are packed without starting processes.
+# A job takes half a second. Below some jobs per process, starting processes takes longer.
 _JOB_CONVERSATIONS, _JOB_TOKENS = 1 << 18, 1 << 28
+_JOBS_PER_WORKER, _MOST_WORKERS = 4, 8
 # Each window has a sample that is not full, so that it is not small; nor is it large, because it is in memory.
 _WINDOW_SAMPLES, _SMALLEST_WINDOW, _LARGEST_WINDOW = 256, 1 << 12, 1 << 16
 
@@ -85,7 +87,7 @@ def make_packing(
         packing: how conversations become samples.
         seed: the run's seed.
         folder: of the packings of a run.
-        workers: most processes (default: those that this process may run on, at most 8); decides nothing but the time.
+        workers: most processes (default: as many as are worth starting, at most 8); decides nothing but the time.
         advance: is called with the number of conversations that were measured or packed; each counts twice.
 
     Raises:
@@ -101,8 +103,7 @@ def make_packing(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        jobs = partial(run_jobs, workers=workers or min(8, len(os.sched_getaffinity(0))), advance=advance)
-        facts = _write(_Making(prefix, packing, seed, temporary), chat, jobs)
+        facts = _write(_Making(prefix, packing, seed, temporary), chat, partial(_run, workers, advance))
         synchronise_all(temporary)
         os.replace(temporary, directory)
     except UserError as error:
@@ -185,6 +186,13 @@ def _write(making: _Making, chat: ChatSet, run: Any) -> PackingFacts:
     record = asdict(facts) | {"digest": _digest(making.folder)}
     (making.folder / FACTS).write_text(json.dumps(record, indent=2) + "\n")
     return facts
+
+
+def _run(workers: int | None, advance: Advance, make: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+    """`run_jobs` in as many processes as are given, or worth starting."""
+    if workers is None:
+        workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), len(jobs) // _JOBS_PER_WORKER)
+    return run_jobs(make, jobs, workers, advance)
 
 
 def _ranges(count: int, size: int) -> list[range]:
