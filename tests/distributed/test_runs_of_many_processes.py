@@ -23,7 +23,7 @@ from tiny_runs import (
 )
 
 from nld_train.config.load import config_to_yaml
-from nld_train.model.adapter_files import DRAFTER_DIRECTORY, read_tensors
+from nld_train.model.adapter_files import DRAFTER_DIRECTORY, LORA_DIRECTORY, read_tensors
 
 STAGE_STEPS = 5
 STEPS = 2 * STAGE_STEPS
@@ -80,6 +80,19 @@ def sft_settings(token_set: str) -> tuple[str, ...]:
         f"stages.sft.tokens={SFT_STEPS * STEP_TOKENS}",
         "validation.every=2",
         *SMALL,
+    )
+
+
+@pytest.fixture(scope="module")
+def lora_settings(token_set: str) -> tuple[str, ...]:
+    """Of an sft stage that trains a LoRA, with as many steps as the drafter stage."""
+    return (
+        *TINY_MODEL,
+        *data_overrides(token_set),
+        *conversation_overrides(token_set),
+        f"stages.sft.tokens={DRAFTER_STEPS * STEP_TOKENS}",
+        "stages.sft.lora={rank: 3, lora_alpha: 6}",
+        "stages.sft.schedule.learning_rate=0.01",
     )
 
 
@@ -151,7 +164,10 @@ def two(settings: tuple[str, ...], sft_settings: tuple[str, ...], tmp_path_facto
 
 @pytest.fixture(scope="module")
 def moves(
-    settings: tuple[str, ...], drafter_settings: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+    settings: tuple[str, ...],
+    drafter_settings: tuple[str, ...],
+    lora_settings: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Runs under several layouts. One group of four processes and one of two make all that needs as many."""
     folder = tmp_path_factory.mktemp("moves")
@@ -160,6 +176,7 @@ def moves(
         train_here(folder / name, *settings, f"run.max_steps={limit}")
     fours = [
         *(Start("ar", TP2_PP2, 2), Start("joint", TP2_PP2, border + 2), Start("drafter", TP2_PP2, 1, drafter_settings)),
+        Start("lora", TP2_PP2, 1, lora_settings),
         *under_one_layout("four", TP2_PP2),
     ]
     start_all(4, fours, settings, folder)
@@ -167,12 +184,14 @@ def moves(
         *(Start("ar", DP2, 3), Start("ar", PP2_VIRTUAL, 4)),
         *(Start("joint", DP2, border + 3), Start("joint", PP2_VIRTUAL, border + 4)),
         *(Start("drafter", DP2, 2, drafter_settings), Start("drafter", PP2_VIRTUAL, 3, drafter_settings)),
+        *(Start("lora", DP2, 2, lora_settings), Start("lora", PP2_VIRTUAL, 3, lora_settings)),
         *under_one_layout("virtual", PP2_VIRTUAL),
     ]
     start_all(2, twos, settings, folder)
     for name in ("ar", "joint"):
         train_here(folder / name, *settings, "batch.micro_size=4", "data.workers=1")
     train_here(folder / "drafter", *drafter_settings, "batch.micro_size=4")
+    train_here(folder / "lora", *lora_settings, "batch.micro_size=4")
     return folder
 
 
@@ -226,6 +245,20 @@ def test_a_drafter_stage_goes_on_under_other_layouts(
             assert one[name] == pytest.approx(other[name], rel=1e-4), (one["step"], name)
     found, wanted = (read_tensors(newest_checkpoint(run) / DRAFTER_DIRECTORY) for run in (moves / "drafter", expected))
     assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.long
+def test_a_stage_with_a_lora_goes_on_under_other_layouts(
+    moves: Path, lora_settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """TP2 x PP2, DP2, two virtual stages on each of two, one process: a step each, and the LoRA is the same."""
+    expected = train_here(tmp_path / "lora", *lora_settings)
+    assert_same_losses(moves / "lora", expected, DRAFTER_STEPS)
+    found, wanted = (read_tensors(newest_checkpoint(run) / LORA_DIRECTORY) for run in (moves / "lora", expected))
+    assert found.keys() == wanted.keys()
+    assert all(tensor.any() for tensor in wanted.values())
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, wanted[name], atol=1e-5, rtol=1e-4)
 

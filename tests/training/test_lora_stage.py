@@ -135,6 +135,7 @@ def test_exports_are_merged_or_peft_loads_the_lora_onto_them(
         found = PeftModel.from_pretrained(kept, tmp_path / kind / "kept", subfolder=LORA_DIRECTORY).eval()(ids).logits
         torch.testing.assert_close(found, logits[kind], atol=1e-5, rtol=1e-5)
         assert (plain - found).abs().max() > 0.01
+    assert "| 0.3 (LoRA of rank 3) |" in (tmp_path / "nld" / "merged" / "README.md").read_text()
     torch.testing.assert_close(logits["nld"], logits["ministral3"], atol=1e-5, rtol=1e-5)
     assert "--keep-lora exports it beside them" in capsys.readouterr().out
     assert convert(["export", str(tuned), str(tmp_path / "none"), "--format", "nld", "--keep-lora"]) == 2

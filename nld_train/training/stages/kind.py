@@ -171,8 +171,8 @@ class StageKind(ABC):
         return training_flops(config.model, positions, pairs, rows)
 
     def objective(self, stage: StageConfig) -> str:
-        """The objective in a few characters, for a table of stages: the weight of the diffusion loss."""
-        return f"{stage.alpha:g}"
+        """The objective in a few characters, for a table of stages: the weight of the diffusion loss, a LoRA's rank."""
+        return f"{stage.alpha:g}" + ("" if stage.lora is None else f" (LoRA of rank {stage.lora.rank})")
 
     def validation_levels(self, config: Config) -> tuple[float | None, ...]:
         """Noise levels at which held-out losses are measured; None: without noise. Empty for no validation."""
