@@ -30,6 +30,9 @@ done
 run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train experiment=instruct_quickstart \
     run.name=instruct execution.device=cpu init.checkpoint="$BASE" "$@"
 
+# The scores come first: the card of the export has them.
 echo "Held-out questions in every decode mode: exact answers, and tokens per forward:"
 run nld-exact "$directory" --prompts "$tasks/held-out.jsonl" --max-new-tokens 48 --batch-size 64 \
     --output "$directory/scores.json"
+run rm -rf -- "$directory/export"
+run nld-convert export "$directory" "$directory/export" --format nld

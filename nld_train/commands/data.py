@@ -225,7 +225,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--held-out", type=int, default=100, metavar="N", help="held out, of each kind (default: 100)")
     parser.add_argument(
-        "--documents", type=int, default=15_000, metavar="N", help="of text for the stages before (default: 15000)"
+        "--documents", type=int, default=20_000, metavar="N", help="of text for the stages before (default: 20000)"
     )
     parser.add_argument("--kinds", nargs="+", type=utf8, metavar="KIND", help="kinds of questions (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random questions (default: 0)")

@@ -13,6 +13,7 @@ class FollowUp(Kind):
     """`copy dog cat`, then `upper it`; `copy animal`, then `reverse it`; another row of a table."""
 
     name = "follow_up"
+    weight = 1.5
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""

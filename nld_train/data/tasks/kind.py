@@ -24,6 +24,8 @@ class Kind(ABC):
 
     # Its name in files, tables and task names: lower case, no spaces.
     name: ClassVar[str]
+    # How often it is drawn for training, relative to the other kinds: more for what takes longer to learn.
+    weight: ClassVar[float] = 1.0
 
     @abstractmethod
     def draw(self, random: Random, difficulty: int) -> list[Turn]:

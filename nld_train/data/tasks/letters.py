@@ -22,6 +22,7 @@ class Copy(Kind):
     """`copy dog cat`: `dog cat`."""
 
     name = "copy"
+    weight = 0.75
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -33,6 +34,7 @@ class Upper(Kind):
     """`upper dog cat`: `DOG CAT`."""
 
     name = "upper"
+    weight = 0.75
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -44,6 +46,7 @@ class Reverse(Kind):
     """`reverse animal`: `lamina`."""
 
     name = "reverse"
+    weight = 1.5
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""

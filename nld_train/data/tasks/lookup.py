@@ -32,6 +32,7 @@ class Lookup(Kind):
     """`lookup B=animal A=flower find A`: `A=flower`."""
 
     name = "lookup"
+    weight = 2.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""

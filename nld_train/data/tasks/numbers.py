@@ -17,6 +17,7 @@ class Add(Kind):
     """`add 47 + 35`: `47 + 35 = 82`."""
 
     name = "add"
+    weight = 2.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -28,6 +29,7 @@ class Count(Kind):
     """`count b in abcb`: `2 times b`."""
 
     name = "count"
+    weight = 1.5
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -40,6 +42,7 @@ class Sort(Kind):
     """`sort 5 2 9 1`: `1 2 5 9`."""
 
     name = "sort"
+    weight = 0.75
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`; no digit twice."""

@@ -31,7 +31,7 @@ class TasksRequest:
         folder: is made if there is none.
         conversations: for training, over all kinds.
         held_out: conversations of each kind, no question twice.
-        kinds: names of kinds, all equally often.
+        kinds: names of kinds, for training each as often as its weight says.
         seed: of the random questions.
         documents: of text for the stages before conversations.
     """
@@ -41,7 +41,7 @@ class TasksRequest:
     held_out: int
     kinds: tuple[str, ...]
     seed: int = 0
-    documents: int = 15_000
+    documents: int = 20_000
 
 
 def write_tasks(request: TasksRequest) -> None:
@@ -83,9 +83,9 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _train_rows(kinds: Sequence[Kind], seed: int) -> Iterator[dict[str, Any]]:
-    random = Random(f"{seed} train")
+    random, weights = Random(f"{seed} train"), [kind.weight for kind in kinds]
     while True:
-        kind, difficulty = random.choice(kinds), random.choice(DIFFICULTIES)
+        (kind,), difficulty = random.choices(kinds, weights), random.choice(DIFFICULTIES)
         turns = kind.draw(random, difficulty)
         if not is_held_out(turns):
             yield _row(kind, difficulty, turns)
