@@ -95,7 +95,7 @@ def test_both_losses_fell(clone: Path) -> None:
 def test_self_speculation_reaches_its_tokens_per_forward(clone: Path) -> None:
     ar, linear = (decoded(clone, f"runs/quickstart --mode {mode}") for mode in ("ar", "linear"))
     assert texts(linear) == texts(ar)
-    assert tokens_per_forward(linear) >= 1.3
+    assert tokens_per_forward(linear) >= 1.2
 
 
 def test_it_answers_questions_in_every_mode(clone: Path) -> None:
