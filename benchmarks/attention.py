@@ -24,20 +24,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.arithmetic import visible_pairs
 from benchmarks.causal_kernels import NAMES, candidates
 from benchmarks.record import RESULTS, result_name, write_result
 from benchmarks.timing import ContextFactory, Work, extra_memory, interleaved_seconds
 from nld_train.config.compose import compose_config
 from nld_train.errors import exit_status
 from nld_train.masking.layout import StreamLayout
+from nld_train.masking.visibility import visible_pairs
 from nld_train.model.attention import causal, flex
 from nld_train.model.attention.core import backend
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import StreamContext
 from nld_train.training.loop.parallel import resolve_device
-from nld_train.training.stages.ar import AR
-from nld_train.training.stages.joint import JOINT
 
 BACKENDS = {"cuda": ["flex", "split", "decomposed"], "cpu": ["chunked", "decomposed", "dense"]}
 # Joint attention on an H100 should stay within this multiple of the ratio of visible pairs.
@@ -102,7 +100,8 @@ def _case(documents: Tensor, options: argparse.Namespace, device: torch.device) 
             missing[name] = f"failed: {str(error).strip().splitlines()[0][:120]}"
     supported = {name: works[name] for name in memory}
     seconds = interleaved_seconds(supported, device, options.repeats, _WARMUP, contexts)
-    limit = visible_pairs(documents, options.block_size, JOINT) / visible_pairs(documents, options.block_size, AR)
+    clean, both = (StreamLayout.of(documents[None], options.block_size, two) for two in (False, True))
+    limit = float(visible_pairs(both) / visible_pairs(clean))
     return {
         "limit": limit,
         **_ratios(seconds, memory, limit),

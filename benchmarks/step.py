@@ -1,6 +1,7 @@
 """The cost of a joint step relative to an AR step on the same data tokens, compared with the ratio of operations.
 
     python -m benchmarks.step                              the quickstart's shapes and corpus
+    python -m benchmarks.step --document-tokens 30         the same shapes over random tokens in short documents
     python -m benchmarks.step --shape 8b                   layers of the 8B model, as many as fit, over random tokens
     python -m benchmarks.step model=8b model.num_hidden_layers=2 batch.sequence_length=4096 ...
 
@@ -51,6 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shape", choices=SHAPES, help="a released shape, over random tokens (default: none)")
     parser.add_argument("--layers", type=int, help="layers of --shape (default: as many as fit the GPU; 1 on a CPU)")
     parser.add_argument("--random-tokens", action="store_true", help="random tokens, no corpus; implied by --shape")
+    parser.add_argument(
+        "--document-tokens", type=int, help="mean length of a document of random tokens; implies --random-tokens"
+    )
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each kind (default: 7)")
     parser.add_argument("--warmup", type=int, default=2, help="steps of each kind before (default: 2)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON")
@@ -65,17 +69,17 @@ def main(arguments: list[str] | None = None) -> None:
         figures, too_many = as_many_as_fit(layers, attempt, fewest)
         figures["layers_beyond_memory"] = too_many
     show(figures)
-    name = f"step_{options.shape}" if options.shape else "step"
+    name = "_".join(["step", *(str(each) for each in (options.shape, options.document_tokens) if each)])
     print(write_result(result_name(name, device), figures, options.results))
 
 
 @contextmanager
 def _settings(options: argparse.Namespace) -> Iterator[Config]:
-    if options.shape is None and not options.random_tokens:
+    if options.shape is None and options.document_tokens is None and not options.random_tokens:
         with with_corpus(options.overrides) as overrides:
             yield compose_config(overrides)
         return
-    with random_run(options.shape, options.overrides) as config:
+    with random_run(options.shape, options.overrides, options.document_tokens or 1024) as config:
         yield config
 
 
@@ -123,7 +127,7 @@ def _facts(config: Config, stepper: Any) -> dict[str, Any]:
 
 
 def _ratios(config: Config, stepper: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    operations = {kind: arithmetic(config, stepper.samples[kind], stage_kind(kind)) for kind in KINDS}
+    operations = {kind: arithmetic(config, stepper.samples[kind], stage_kind(kind).noisy_stream) for kind in KINDS}
     time_ratio = median(seconds["joint"]) / median(seconds["ar"])
     limit = operations["joint"] / operations["ar"]
     return {

@@ -16,7 +16,8 @@ def step(results: Path) -> str:
     """Time of a joint step over an AR step, per shape."""
     head = ("shape", "on", "layers", "AR, tokens/s", "joint, tokens/s", "joint over AR", "limit", "of limit", "target")
     rows = []
-    for title, name, on_gpu in (("quickstart", "step", False), *((s, f"step_{s}", True) for s in _SHAPES)):
+    on_cpu = (("quickstart", "step"), ("quickstart, documents of 30 tokens", "step_30"))
+    for title, name, on_gpu in (*((*each, False) for each in on_cpu), *((s, f"step_{s}", True) for s in _SHAPES)):
         result = load(results, name, on_gpu)
         if result is None:
             rows.append(blank(title, len(head)))
@@ -26,6 +27,23 @@ def step(results: Path) -> str:
         ratios = (f"{found[key]:.2f}" for key in ("time_ratio", "limit", "of_limit", "target"))
         rows.append((title, device_of(result), str(found["layers"]), *speeds, *ratios))
     return markdown(head, rows)
+
+
+def answers(results: Path) -> str:
+    """Time of a step on answers over an AR step on the same conversations."""
+    head = ("on", "answers", "noisy stream", "tokens/s", "over AR", "limit", "of limit", "target")
+    streams = {"ar": "none", "answers": "the answers", "whole": "all tokens"}
+
+    def rows_of(result: Result) -> Iterable[Cells]:
+        found = result["figures"]
+        share = f"{found['answer_tokens'] / found['clean_tokens']:.0%} of the tokens"
+        for name, row in found["rows"].items():
+            speed = f"{found['clean_tokens'] / row['seconds']:,.0f}"
+            ratios = (f"{row[key]:.2f}" for key in ("ratio", "limit", "of_limit"))
+            target = f"{found['target']:.2f}" if name == "answers" else ""
+            yield device_of(result), share, streams[name], speed, *ratios, target
+
+    return gpu_and_cpu(results, "answers", rows_of, head)
 
 
 def memory(results: Path) -> str:

@@ -12,18 +12,16 @@ import pytest
 import torch
 
 from benchmarks import attention, baseline, head, mfu, step, stepper, tables
-from benchmarks.arithmetic import visible_pairs
+from benchmarks.arithmetic import arithmetic, used_layout
 from benchmarks.causal_kernels import CAUSAL, CUDNN, FLASH, FLASH_3
 from benchmarks.head_variants import CHUNKED, EVERYTHING, FOREIGN, WHOLE
 from benchmarks.record import result_name
 from benchmarks.shapes import as_many_as_fit, layers_that_fit, random_run
 from nld_train.config.compose import compose_config
+from nld_train.config.counts import training_flops
 from nld_train.errors import UserError
-from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import flex
-from nld_train.training.stages.ar import AR
-from nld_train.training.stages.joint import JOINT
 
 TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
 
@@ -150,11 +148,25 @@ def test_every_timed_step_makes_its_mask(monkeypatch: pytest.MonkeyPatch) -> Non
     flex._masks.clear()
 
 
-def test_visible_pairs_are_those_of_the_mask() -> None:
-    documents = torch.tensor([0] * 7 + [1] * 1 + [2] * 11)
-    for kind in (AR, JOINT):
-        mask = dense_mask(StreamLayout.of(documents[None], 4, kind.noisy_stream))
-        assert visible_pairs(documents, 4, kind) == int(mask.sum())
+def test_operations_are_those_of_used_tokens() -> None:
+    """Two conversations of 5 and 4 tokens and padding; the blocks of two answers, filled, and an inert one."""
+    answers = [False, False, True, True, True, False, True, True, True, False, False, False]
+    sample = {
+        "tokens": torch.zeros(1, 12),
+        "documents": torch.tensor([[0] * 5 + [1] * 4 + [2] * 3]),
+        "answers": torch.tensor([answers]),
+        "supervised": torch.tensor([[*answers[1:]]]),
+        "blocks": torch.arange(12)[None] // 4,
+        "begins": torch.tensor([[2] * 4 + [6] * 4 + [0] * 4]),
+        "maskable": torch.tensor([[True] * 8 + [False] * 4]),
+        "masked": torch.tensor([[True, False] * 4 + [False] * 4]),
+    }
+    # Of 3 + 3 answer tokens each is a target; causal pairs, then 4 noisy tokens over 2 and over 1 clean tokens.
+    clean, noisy = 5 * 6 // 2 + 4 * 5 // 2, 4 * (4 + 2) + 4 * (4 + 1)
+    config = compose_config([])
+    for two_streams, positions, pairs, rows in ((False, 9, clean, 6), (True, 17, clean + noisy, 10)):
+        assert int(dense_mask(used_layout(sample, two_streams)).sum()) == pairs
+        assert arithmetic(config, [sample], two_streams) == training_flops(config.model, positions, pairs, rows)
 
 
 def test_as_many_layers_as_fit() -> None:
