@@ -121,7 +121,7 @@ def measure(config: Config, device: torch.device, steps: int) -> dict[str, Any]:
             if round_number >= 2:
                 seconds[name].append(time.perf_counter() - begin)
     operations = {name: arithmetic(config, stepper.samples[name], name != "ar") for name in STEPS}
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             "seconds": median(seconds[name]),
             "seconds_all": seconds[name],
