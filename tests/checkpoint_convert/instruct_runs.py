@@ -48,18 +48,19 @@ def prepare(folder: Path, tokenizer: Path) -> None:
     assert cli.main(words) == 0
 
 
-def tune(folder: Path, directory: Path, base: Path, *overrides: str, steps: int = 1, stages: str = "sft") -> Path:
-    """Fine-tunes a model on these conversations; returns the run's directory."""
+def tune(folder: Path, directory: Path, base: Path, *overrides: str, steps: int = 1, group: str = "stages=sft") -> Path:
+    """Fine-tunes a model on these conversations, with the settings of a group; returns the run's directory."""
     source = f"[{{prefix: {folder}/data/chat, weight: 1}}]"
     return train_here(
         directory,
         *MODEL,
         f"model.vocab_size={VOCABULARY}",
         "model.mask_token_id=3",
+        "model.pad_token_id=0",
         "model.rms_norm_eps=3e-5",
         "model.rope_parameters.rope_theta=12345",
         f"init.checkpoint={base}",
-        f"stages={stages}",
+        group,
         "data.train=[]",
         "data.validation=[]",
         f"stages.sft.train={source}",

@@ -26,6 +26,7 @@ from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.load import find_source
 
 END_OF_TURN = 261  # <|im_end|>
+ONE_PROCESS = ("parallel.tensor=1", "parallel.sequence=false")
 
 
 @pytest.fixture(scope="session")
@@ -195,12 +196,12 @@ def test_without_the_sets_the_checkpoint_has_the_template(instructed: Path, tmp_
 def test_every_kind_of_directory_is_a_start(
     kind: str, instructed: Path, instruct: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The multimodal wrapper, a released model, and an export of our own; the plain one is that of the run."""
+    """Of `experiment=sft_8b`: the multimodal wrapper, a released model, an export. The plain one is that of the run."""
     base = instruct["nld"] if kind == "export" else instruct_runs.write_base(tmp_path, Source(kind, kind=kind))
     if kind == "nld":
         config = settings_of(base, "config.json") | {"mask_token_id": 3}
         (base / "config.json").write_text(json.dumps(config))
-    run = instruct_runs.tune(instructed, tmp_path / "run", base)
+    run = instruct_runs.tune(instructed, tmp_path / "run", base, *ONE_PROCESS, group="experiment=sft_8b")
     export_checkpoint(run, tmp_path / "out", "nld", report=lambda _: None)
     assert settings_of(tmp_path / "out", "generation_config.json")["eos_token_id"] == [2, 5, END_OF_TURN]
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_templates.CHATML
@@ -221,7 +222,9 @@ def test_a_later_run_on_texts_is_still_asked_in_the_template(instructed: Path, t
     overrides = ("run.stages=[ar]", "stages.ar.tokens=768", f"data.train={text}", f"data.validation={text}")
     tokenizer = f"data.tokenizer={instructed}/models--maker--base/snapshots/plain"
     before = instructed / "run"
-    run = instruct_runs.tune(instructed, tmp_path / "run", before, *overrides, tokenizer, stages="[quickstart,sft]")
+    run = instruct_runs.tune(
+        instructed, tmp_path / "run", before, *overrides, tokenizer, group="stages=[quickstart,sft]"
+    )
     assert find_source(run).tokenizer.chat_template == chat_templates.CHATML
     export_checkpoint(run, tmp_path / "out", "nld", report=lambda _: None)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == chat_templates.CHATML
