@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
 
-quickstart: $(STAMP) ## prepare a corpus and train both stages on the CPU, in about ten minutes
+quickstart: $(STAMP) ## prepare a corpus, train both stages on the CPU, and fine-tune the model on questions, in a quarter of an hour
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/quickstart.sh $(OVERRIDES)
 
 instruct: $(STAMP) ## fine-tune the result of quickstart, or BASE=RUN, on questions, and ask held-out ones in every mode

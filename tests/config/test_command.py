@@ -1,6 +1,7 @@
 """The command `nld-train` as a user runs it, in a process of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,12 @@ def test_dry_run_prints_the_plan_and_imports_nothing_heavy(tmp_path: Path, exper
 def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
     done = _run(tmp_path, "-m", "nld_train.train", "--help")
     assert done.returncode == 0
-    for piece in ("ablation_8b, paper_14b, paper_3b, paper_8b, quickstart", "global_size: 8", "run.dry=true"):
+    for piece in (
+        "ablation_8b, instruct_quickstart, paper_14b, ",
+        "paper_8b, quickstart, sft_14b",
+        "global_size: 8",
+        "run.dry=true",
+    ):
         assert piece in done.stdout
 
 
@@ -118,14 +124,17 @@ def test_a_flag_of_hydra_that_cannot_be_followed_is_one_line(tmp_path: Path, wor
 
 def test_a_folder_of_ones_own_settings(tmp_path: Path) -> None:
     (tmp_path / "settings" / "stages").mkdir(parents=True)
-    shipped = (ROOT / "configs/stages/quickstart.yaml").read_text()
-    (tmp_path / "settings" / "stages" / "long.yaml").write_text(shipped.replace("tokens: 2.0e+06", "tokens: 4.0e+06"))
+    shipped = re.sub(r"tokens: \S+", "tokens: 4.0e+06", (ROOT / "configs/stages/quickstart.yaml").read_text())
+    (tmp_path / "settings" / "stages" / "long.yaml").write_text(shipped)
     done = _train(tmp_path, "--config-dir", "settings", "stages=long", "run.dry=true")
     assert done.status == 0, done.errors
     assert "4,001,792" in done.output
     done = _train(tmp_path, "--config-dir", "settings", "stages=longer", "run.dry=true")
     assert done.status == 2
-    assert "valid: ablation, drafter, drafter_quickstart, long, paper, quickstart" in done.errors
+    assert (
+        "valid: ablation, drafter, drafter_quickstart, instruct_quickstart, long, paper, quickstart, sft, sft_lora"
+        in done.errors
+    )
 
 
 def test_one_process_of_many_speaks(tmp_path: Path) -> None:
