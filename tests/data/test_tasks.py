@@ -15,7 +15,7 @@ from nld_train.data.tasks.kind import DIFFICULTIES
 from nld_train.data.tasks.registry import KINDS
 
 Rows = list[dict[str, Any]]
-TABLE = re.compile(r"([A-Z])=([a-z]+)")
+TABLE = re.compile(r"([^a-z ])([a-z]+)")
 
 
 def written(folder: Path, *words: str) -> dict[str, Rows]:
@@ -34,11 +34,12 @@ def right_answer(question: str, before: list[str]) -> str:
         return f"{rest} = {int(first) + int(second)}"
     if order == "count":
         letter, text = rest.split(" in ")
-        return f"{len(re.findall(letter, text))} times {letter}"
+        found = re.findall(letter, text)
+        return f"{''.join(found)}: {len(found)} times {letter}"
     if order in ("lookup", "find"):
         name = question[-1]
         table = dict(TABLE.findall(" ".join([*before[:1], question])))
-        return f"{name}={table[name]}"
+        return f"{name}{table[name]}"
     by_order = {"copy": str, "upper": str.upper, "reverse": lambda text: "".join(reversed(text))}
     return by_order[order](rest) if order in by_order else " ".join(map(str, sorted(map(int, rest.split()))))
 

@@ -34,4 +34,4 @@ def _reverse_it(random: Random, difficulty: int) -> list[Turn]:
 def _another_row(random: Random, difficulty: int) -> list[Turn]:
     table = random_table(random, difficulty)
     first, second = random.sample(list(table), k=2)
-    return [first_question(table, first), Turn(f"find {second}", f"{second}={table[second]}")]
+    return [first_question(table, first), Turn(f"find {second}", f"{second}{table[second]}")]

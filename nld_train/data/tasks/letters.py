@@ -7,9 +7,9 @@ from random import Random
 from nld_train.data.tasks.kind import Kind, Turn, random_word
 
 # By difficulty: lengths of words, and how many there are.
-WORD_LENGTHS = range(3, 7)
+WORD_LENGTHS = range(4, 8)
 WORDS = {1: (1, 2), 2: (2,), 3: (2, 3)}
-REVERSED_LENGTHS = {1: range(4, 7), 2: range(6, 10), 3: range(9, 13)}
+REVERSED_LENGTHS = {1: range(5, 8), 2: range(7, 11), 3: range(10, 14)}
 
 
 def random_words(random: Random, difficulty: int) -> str:

@@ -8,28 +8,30 @@ from nld_train.data.tasks.kind import Kind, Turn, random_word
 
 # By difficulty: rows of the table.
 ROWS = {1: 2, 2: 3, 3: 4}
-VALUE_LENGTH = 6
-_NAMES = "ABCDEFGH"
+VALUE_LENGTHS = range(7, 11)
+# A name is one byte that occurs nowhere else, before its value without a separator: to find a value is then to find the
+# name again in the context, the first thing that attention learns.
+_NAMES = "#@%&$*!?"
 
 
 def random_table(random: Random, difficulty: int) -> dict[str, str]:
     """Random words by name, in random order."""
     names = random.sample(_NAMES, k=ROWS[difficulty])
-    return {name: random_word(random, (VALUE_LENGTH,)) for name in names}
+    return {name: random_word(random, VALUE_LENGTHS) for name in names}
 
 
 def rows_text(table: dict[str, str]) -> str:
     """The rows of a table as they stand in a question."""
-    return " ".join(f"{name}={value}" for name, value in table.items())
+    return " ".join(f"{name}{value}" for name, value in table.items())
 
 
 def first_question(table: dict[str, str], name: str) -> Turn:
     """The question that has the table in it."""
-    return Turn(f"lookup {rows_text(table)} find {name}", f"{name}={table[name]}")
+    return Turn(f"lookup {rows_text(table)} find {name}", f"{name}{table[name]}")
 
 
 class Lookup(Kind):
-    """`lookup B=animal A=flower find A`: `A=flower`."""
+    """`lookup #animal @flower find @`: `@flower`."""
 
     name = "lookup"
     weight = 2.0

@@ -26,7 +26,7 @@ class Add(Kind):
 
 
 class Count(Kind):
-    """`count b in abcb`: `2 times b`."""
+    """`count b in abcb`: `bb: 2 times b`."""
 
     name = "count"
     weight = 1.5
@@ -35,7 +35,8 @@ class Count(Kind):
         """See `Kind.draw`."""
         letter = random.choice(_LETTERS)
         text = "".join(random.choices(_LETTERS, k=random.choice(COUNTED[difficulty])))
-        return [Turn(f"count {letter} in {text}", f"{text.count(letter)} times {letter}")]
+        times = text.count(letter)
+        return [Turn(f"count {letter} in {text}", f"{letter * times}: {times} times {letter}")]
 
 
 class Sort(Kind):
