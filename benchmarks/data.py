@@ -145,8 +145,9 @@ def loader(overrides: list[str], steps: int) -> dict[str, Any]:
 def _load_seconds(config: Config, steps: int) -> list[float]:
     """Seconds to load the samples of each step, after a first one that opens the files."""
     from nld_train.config.plan import stage_plans
+    from nld_train.data.batches import batches
     from nld_train.data.order import stage_orders
-    from nld_train.data.samples import batches, training_samples
+    from nld_train.data.samples import training_samples
 
     order = stage_orders(config, stage_plans(config))["joint"]
     waiting = batches(

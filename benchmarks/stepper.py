@@ -11,8 +11,9 @@ import torch
 from benchmarks.timing import synchronize
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
+from nld_train.data.batches import batches
 from nld_train.data.order import stage_orders
-from nld_train.data.samples import batches, training_samples
+from nld_train.data.samples import training_samples
 from nld_train.model.attention import flex
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize

@@ -10,7 +10,7 @@ import numpy as np
 from nld_train.data.chat_set import ChatSet, map_file
 from nld_train.data.conversation_lengths import ConversationPacking
 from nld_train.data.packed import PackedTokens
-from nld_train.data.packing import CONVERSATIONS, PLACED, SAMPLES, packing_directory, packing_key
+from nld_train.data.packing import CONVERSATION_DTYPE, CONVERSATIONS, SAMPLES, packing_directory, packing_key
 from nld_train.errors import UserError
 
 
@@ -43,7 +43,7 @@ class PackedConversations:
         directory = packing_directory(self.prefix, self._folder, self.fingerprint)
         self._chat = ChatSet(self.prefix)
         try:
-            self._placed = map_file(str(directory / CONVERSATIONS), PLACED)
+            self._conversations = map_file(str(directory / CONVERSATIONS), CONVERSATION_DTYPE)
             self._borders = map_file(str(directory / SAMPLES), np.dtype(np.int64))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -51,7 +51,7 @@ class PackedConversations:
                 f"{directory}, the packing of {self.prefix}, cannot be read ({reason}): start the run again, which "
                 "makes it"
             ) from error
-        if not len(self._borders) or self._borders[-1] != len(self._placed):
+        if not len(self._borders) or self._borders[-1] != len(self._conversations):
             raise UserError(f"{directory} is damaged: its files are of different packings; start the run again")
 
     def __getstate__(self) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ class PackedConversations:
         total, position = self.sequence_length + 1, 0
         tokens, documents = np.zeros(total, np.int64), np.zeros(total, np.int64)
         answers = np.zeros(total, np.bool_)
-        conversations = self._placed[self._borders[index] : self._borders[index + 1]].tolist()
+        conversations = self._conversations[self._borders[index] : self._borders[index + 1]].tolist()
         for ordinal, (start, length) in enumerate(conversations):
             begin = position
             pieces = self._chat.pieces(start, length, self.sequence_length)

@@ -44,7 +44,7 @@ from nld_train.progress import Advance
 
 CONVERSATIONS, SAMPLES, FACTS = "conversations.bin", "samples.bin", "packing.json"
 # A conversation of a sample.
-PLACED = np.dtype([("start", "<i8"), ("length", "<i4")])
+CONVERSATION_DTYPE = np.dtype([("start", "<i8"), ("length", "<i4")])
 _FORMAT_VERSION = 1
 # A job takes half a second. Below some jobs per process, starting processes takes longer.
 _JOB_CONVERSATIONS, _JOB_TOKENS = 1 << 18, 1 << 28
@@ -254,35 +254,35 @@ class _PackWindows:
         samples = 0
         making = self._making
         with (
-            open(making.part(number, CONVERSATIONS), "wb") as placed,
+            open(making.part(number, CONVERSATIONS), "wb") as conversations,
             open(making.part(number, SAMPLES), "wb") as sizes,
         ):
             for begin in range(indices.start, indices.stop, self._window):
                 end = min(indices.stop, begin + self._window)
-                samples += self._pack(np.arange(begin, end), placed, sizes)
+                samples += self._pack(np.arange(begin, end), conversations, sizes)
                 advance(end - begin)
         return samples
 
-    def _pack(self, indices: NDArray[np.int64], placed: BinaryIO, sizes: BinaryIO) -> int:
+    def _pack(self, indices: NDArray[np.int64], conversations: BinaryIO, sizes: BinaryIO) -> int:
         lengths = self._lengths[permute_many(indices, len(self._lengths), self._keys)]
         lengths = lengths[lengths["clean"] > 0]
         packing = self._making.packing
         samples = pack(lengths["clean"], lengths["noisy"], packing.sequence_length, packing.noisy_length)
         order = [each for sample in samples for each in sample]
-        placed.write(lengths[["start", "length"]][order].astype(PLACED).data)
+        conversations.write(lengths[["start", "length"]][order].astype(CONVERSATION_DTYPE).data)
         sizes.write(np.array([len(sample) for sample in samples], np.int64).data)
         return len(samples)
 
 
 def _join(making: _Making, jobs: int) -> None:
     """Joins the parts of all jobs."""
-    with open(making.folder / CONVERSATIONS, "wb") as placed, open(making.folder / SAMPLES, "wb") as borders:
+    with open(making.folder / CONVERSATIONS, "wb") as joined, open(making.folder / SAMPLES, "wb") as borders:
         total = np.zeros(1, np.int64)
         borders.write(total.data)
         for job in range(jobs):
             conversations, sizes = (making.part(job, name) for name in (CONVERSATIONS, SAMPLES))
             with open(conversations, "rb") as part:
-                shutil.copyfileobj(part, placed)
+                shutil.copyfileobj(part, joined)
             ends = total + np.cumsum(np.fromfile(sizes, np.int64))
             borders.write(ends.data)
             total = ends[-1:] if len(ends) else total

@@ -14,9 +14,10 @@ import torch
 from token_documents import random_documents
 
 from nld_train.config.schema import SourceConfig
+from nld_train.data.batches import batches, sample_indices
 from nld_train.data.order import make_order
 from nld_train.data.packed import PackedSamples
-from nld_train.data.samples import TrainingSamples, batches, sample_indices
+from nld_train.data.samples import TrainingSamples
 from nld_train.errors import UserError
 
 GLOBAL_SIZE = 8

@@ -24,8 +24,9 @@ from nld_train.config.low_rank import target_shapes
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config, LoraConfig
 from nld_train.config.validate import validate
+from nld_train.data.batches import batches
 from nld_train.data.order import stage_orders
-from nld_train.data.samples import batches, training_samples
+from nld_train.data.samples import training_samples
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.engines.megatron_engine import MegatronEngine

@@ -20,8 +20,9 @@ from tiny_runs import SHORT, composed, newest_checkpoint, records_of, short_stag
 from training_runs import Train
 
 from nld_train.config.plan import stage_plans
+from nld_train.data.batches import batches
 from nld_train.data.order import stage_orders
-from nld_train.data.samples import batches, training_samples
+from nld_train.data.samples import training_samples
 from nld_train.errors import UserError
 from nld_train.training.loop.parallel import _torchrun_store
 

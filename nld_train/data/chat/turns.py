@@ -128,8 +128,8 @@ class _Turns:
         contents = [self._messages[number].get("content") for number in (first, second)]
         for written in (str, str.strip):  # templates may strip white space
             own, other = (written(content) if isinstance(content, str) else "" for content in contents)
-            for place in re.finditer(f"(?={re.escape(other)})", whole[begin : begin + len(other) + _HEADER]):
-                header = whole[begin : begin + place.start()]
+            for match in re.finditer(f"(?={re.escape(other)})", whole[begin : begin + len(other) + _HEADER]):
+                header = whole[begin : begin + match.start()]
                 if header.strip() and (found := whole.find(header + own, 0, begin)) >= 0:
                     return found
         return None

@@ -16,10 +16,11 @@ from megatron.core import parallel_state
 from nld_train.config.counts import step_flops
 from nld_train.config.plan import StagePlan, stage_plans, total_steps
 from nld_train.config.schema import Config
+from nld_train.data.batches import batches
 from nld_train.data.chat.run_template import template_note
 from nld_train.data.order import StageOrder, stage_orders
 from nld_train.data.sample_sets import resolve_noisy_lengths
-from nld_train.data.samples import batches, training_samples
+from nld_train.data.samples import training_samples
 from nld_train.data.tokenizer_files import read_tokenizer
 from nld_train.errors import UserError, system_error
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
