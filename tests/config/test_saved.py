@@ -190,8 +190,8 @@ logging:
 
 @pytest.fixture(scope="module")
 def now() -> Config:
-    # It printed every step, which was the default then.
-    return compose_config([*THREE_STAGES, "logging.every=1"])
+    # It printed every step, which was the default then, and its stages were longer.
+    return compose_config([*THREE_STAGES, "logging.every=1", "stages.ar.tokens=750000", "stages.joint.tokens=2000000"])
 
 
 def test_settings_of_an_earlier_version_are_those_of_now(now: Config) -> None:

@@ -40,7 +40,7 @@ def right_answer(question: str, before: list[str]) -> str:
         name = question[-1]
         table = dict(TABLE.findall(" ".join([*before[:1], question])))
         return f"{name}{table[name]}"
-    by_order = {"copy": str, "upper": str.upper, "reverse": lambda text: "".join(reversed(text))}
+    by_order = {"copy": str, "upper": str.upper, "reverse": lambda text: " ".join(reversed(text.split()))}
     return by_order[order](rest) if order in by_order else " ".join(map(str, sorted(map(int, rest.split()))))
 
 

@@ -19,7 +19,7 @@ from training_runs import Train
 
 from nld_train.config.schema import CheckpointConfig
 from nld_train.files import synchronise, write_atomically
-from nld_train.model.adapter_files import AdapterShape
+from nld_train.model.adapter_files import DRAFTER_DIRECTORY, AdapterShape
 from nld_train.training.checkpoint import megatron_save, retention
 from nld_train.training.checkpoint import save as saving
 from nld_train.training.checkpoint.megatron_save import Plan, Written, write_files
@@ -88,7 +88,7 @@ def test_a_small_file_that_cannot_be_written(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, message: str
 ) -> None:
     monkeypatch.setattr(owner, name, failing(error))
-    monkeypatch.setattr(saving, "_adapter", lambda _: (AdapterShape(1, 1), {}))
+    monkeypatch.setattr(saving, "_adapters", lambda _: {DRAFTER_DIRECTORY: (AdapterShape(1, 1), {})})
     assert_one_line(*command(f"run.dir={tmp_path}", "run.max_steps=1"), "step_00000001 could not", message)
     assert not (tmp_path / "checkpoints" / "latest").exists()
 

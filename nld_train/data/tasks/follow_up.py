@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
-from nld_train.data.tasks.kind import Kind, Turn, random_word
-from nld_train.data.tasks.letters import REVERSED_LENGTHS, random_words
+from nld_train.data.tasks.kind import Kind, Turn
+from nld_train.data.tasks.letters import REVERSED_COUNTS, random_text
 from nld_train.data.tasks.lookup import first_question, random_table
+from nld_train.data.tasks.words import random_words
 
 
 class FollowUp(Kind):
-    """`copy dog cat`, then `upper it`; `copy animal`, then `reverse it`; another row of a table."""
+    """`copy dog cat`, then `upper it`; `copy dog cat`, then `reverse it`; another row of a table."""
 
     name = "follow_up"
     weight = 1.5
@@ -22,13 +23,13 @@ class FollowUp(Kind):
 
 
 def _upper_it(random: Random, difficulty: int) -> list[Turn]:
-    text = random_words(random, difficulty)
+    text = random_text(random, difficulty)
     return [Turn(f"copy {text}", text), Turn("upper it", text.upper())]
 
 
 def _reverse_it(random: Random, difficulty: int) -> list[Turn]:
-    word = random_word(random, REVERSED_LENGTHS[difficulty])
-    return [Turn(f"copy {word}", word), Turn("reverse it", word[::-1])]
+    words = random_words(random, REVERSED_COUNTS[difficulty])
+    return [Turn(f"copy {' '.join(words)}", " ".join(words)), Turn("reverse it", " ".join(reversed(words)))]
 
 
 def _another_row(random: Random, difficulty: int) -> list[Turn]:

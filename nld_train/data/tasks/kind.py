@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from random import Random
-from string import ascii_lowercase
 from typing import ClassVar, NamedTuple
 
 # From the easiest to the hardest: more letters, more rows, larger numbers.
@@ -35,8 +33,3 @@ class Kind(ABC):
             random: the only source of randomness.
             difficulty: one of `DIFFICULTIES`.
         """
-
-
-def random_word(random: Random, lengths: Sequence[int]) -> str:
-    """Lower-case letters; the length is one of `lengths`."""
-    return "".join(random.choices(ascii_lowercase, k=random.choice(lengths)))

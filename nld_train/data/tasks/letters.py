@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from random import Random
 
-from nld_train.data.tasks.kind import Kind, Turn, random_word
+from nld_train.data.tasks.kind import Kind, Turn
+from nld_train.data.tasks.words import random_words
 
-# By difficulty: lengths of words, and how many there are.
-WORD_LENGTHS = range(4, 8)
-WORDS = {1: (1, 2), 2: (2,), 3: (2, 3)}
-REVERSED_LENGTHS = {1: range(5, 8), 2: range(7, 11), 3: range(10, 14)}
+# By difficulty: how many words there are.
+COUNTS = {1: (1, 2), 2: (2, 3), 3: (3,)}
+REVERSED_COUNTS = {1: (2,), 2: (2, 3), 3: (3,)}
 
 
-def random_words(random: Random, difficulty: int) -> str:
+def random_text(random: Random, difficulty: int) -> str:
     """One to three random words."""
-    count = random.choice(WORDS[difficulty])
-    return " ".join(random_word(random, WORD_LENGTHS) for _ in range(count))
+    return " ".join(random_words(random, COUNTS[difficulty]))
 
 
 class Copy(Kind):
@@ -26,7 +25,7 @@ class Copy(Kind):
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        text = random_words(random, difficulty)
+        text = random_text(random, difficulty)
         return [Turn(f"copy {text}", text)]
 
 
@@ -38,17 +37,17 @@ class Upper(Kind):
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        text = random_words(random, difficulty)
+        text = random_text(random, difficulty)
         return [Turn(f"upper {text}", text.upper())]
 
 
 class Reverse(Kind):
-    """`reverse animal`: `lamina`."""
+    """`reverse dog cat apple`: `apple cat dog`."""
 
     name = "reverse"
-    weight = 1.5
+    weight = 1.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        word = random_word(random, REVERSED_LENGTHS[difficulty])
-        return [Turn(f"reverse {word}", word[::-1])]
+        words = random_words(random, REVERSED_COUNTS[difficulty])
+        return [Turn(f"reverse {' '.join(words)}", " ".join(reversed(words)))]

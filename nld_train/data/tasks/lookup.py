@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from random import Random
 
-from nld_train.data.tasks.kind import Kind, Turn, random_word
+from nld_train.data.tasks.kind import Kind, Turn
+from nld_train.data.tasks.words import random_words
 
 # By difficulty: rows of the table.
 ROWS = {1: 2, 2: 3, 3: 4}
-VALUE_LENGTHS = range(7, 11)
 # A name is one byte that occurs nowhere else, before its value without a separator: to find a value is then to find the
 # name again in the context, the first thing that attention learns.
 _NAMES = "#@%&$*!?"
@@ -16,8 +16,8 @@ _NAMES = "#@%&$*!?"
 
 def random_table(random: Random, difficulty: int) -> dict[str, str]:
     """Random words by name, in random order."""
-    names = random.sample(_NAMES, k=ROWS[difficulty])
-    return {name: random_word(random, VALUE_LENGTHS) for name in names}
+    rows = ROWS[difficulty]
+    return dict(zip(random.sample(_NAMES, k=rows), random_words(random, (rows,)), strict=True))
 
 
 def rows_text(table: dict[str, str]) -> str:
@@ -31,7 +31,7 @@ def first_question(table: dict[str, str], name: str) -> Turn:
 
 
 class Lookup(Kind):
-    """`lookup #animal @flower find @`: `@flower`."""
+    """`lookup #apple @river find @`: `@river`."""
 
     name = "lookup"
     weight = 2.0

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from random import Random
 
-from nld_train.data.tasks.kind import DIFFICULTIES, random_word
-from nld_train.data.tasks.letters import random_words
+from nld_train.data.tasks.kind import DIFFICULTIES
+from nld_train.data.tasks.letters import random_text
 from nld_train.data.tasks.lookup import random_table, rows_text
+from nld_train.data.tasks.words import random_words
 
 # Bytes of a document, at least.
 _LENGTH = 96
@@ -25,22 +26,17 @@ def random_document(random: Random) -> str:
 
 
 def _repeated_words(random: Random) -> str:
-    return "; ".join([random_words(random, random.choice(DIFFICULTIES))] * random.choice((2, 3)))
+    return "; ".join([random_text(random, random.choice(DIFFICULTIES))] * random.choice((2, 3)))
 
 
 def _upper_words(random: Random) -> str:
-    text = random_words(random, random.choice(DIFFICULTIES))
+    text = random_text(random, random.choice(DIFFICULTIES))
     return f"{text}; {text.upper()}"
 
 
-def _repeated_word(random: Random) -> str:
-    return " ".join([random_word(random, range(4, 13))] * random.choice((3, 4, 5)))
-
-
-def _changed_word(random: Random) -> str:
-    word = random_word(random, range(4, 13))
-    changed = random.choice((word.upper(), word[::-1]))
-    return " ".join([word, *[changed] * random.choice((1, 2)), word])
+def _reversed_words(random: Random) -> str:
+    words = random_words(random, (2, 3))
+    return f"{' '.join(words)}; {' '.join(reversed(words))}"
 
 
 def _repeated_rows(random: Random) -> str:
@@ -49,5 +45,5 @@ def _repeated_rows(random: Random) -> str:
     return f"{rows_text(table)}; {rows_text(dict(again))}"
 
 
-_FORMS = (_repeated_words, _upper_words, _repeated_word, _changed_word, _repeated_rows)
-_WEIGHTS = (4, 2, 6, 6, 3)
+_FORMS = (_repeated_words, _upper_words, _reversed_words, _repeated_rows)
+_WEIGHTS = (3, 1, 1, 2)
