@@ -60,7 +60,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, environment: Mapping[str,
         copy_checkout(folder)
         texts = [f"{n} times seven is {7 * n}, and that is all there is to it.\n" * 20 for n in range(200)]
         (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        rows = [{"prompt": f"What is {n} times seven?", "completion": f"{7 * n}"} for n in range(200)]
+        rows = [{"prompt": f"What is {n} times seven?", "completion": f"{7 * n}"} for n in range(2000)]
         (folder / "conversations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         _run("nld-data prepare stdlib --out data/stdlib", folder, environment, 300)
 
