@@ -63,7 +63,7 @@ def open_set(config: Config, stage: str, prefix: str) -> SampleSet:
 
 
 def require_kinds_of_data(config: Config) -> None:
-    """Refuses texts where a stage is trained on conversations, and the reverse.
+    """Refuses texts where a stage is trained on conversations, the reverse, and conversations without borders.
 
     Raises:
         UserError: names the key, the set, and the kind of the stage.
@@ -89,6 +89,11 @@ def require_kinds_of_data(config: Config) -> None:
                     raise UserError(
                         f"{key}: {source.prefix} is a set of conversations, not for {described}; a stage of kind sft "
                         "is trained on them"
+                    )
+                if chat and config.data.documents == "ignore":
+                    raise UserError(
+                        f"data.documents=ignore: must be isolate, since {key} names conversations ({source.prefix}), "
+                        "which do not see each other"
                     )
 
 

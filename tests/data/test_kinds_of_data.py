@@ -78,3 +78,10 @@ def test_a_set_of_the_other_kind_is_refused(
         return
     with pytest.raises(UserError, match=message):
         require_kinds_of_data(config)
+
+
+def test_conversations_keep_their_borders_in_every_kind_of_stage(sources: dict[str, SourceConfig]) -> None:
+    config = composed("stages=drafter", "data.documents=ignore")
+    config = replace(config, data=replace(config.data, train=(sources["chat"],), validation=(sources["texts"],)))
+    with pytest.raises(UserError, match=r"^data\.documents=ignore: must be isolate, since data\.train names conv"):
+        require_kinds_of_data(config)
