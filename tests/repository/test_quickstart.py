@@ -17,7 +17,7 @@ from nld_train.data.tasks.registry import KINDS
 
 Records = list[dict[str, Any]]
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(4200)]
 
 
 def run(folder: Path, command: str) -> str:
@@ -33,7 +33,7 @@ def run(folder: Path, command: str) -> str:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            timeout=2400,
+            timeout=3600,
             check=False,
         )
         errors.seek(0)
