@@ -58,13 +58,13 @@ class NaiveDrafter:
         """The measures of the step; gradients of the loss are added to the model's parameters."""
         samples = training_samples(self.config, self.name, stage_orders(self.config, [_Plan(self.name)])[self.name])
         blocks = []
-        for place in range(self.config.batch.global_size):
-            sample = samples[place]
+        for sample_index in range(self.config.batch.global_size):
+            sample = samples[sample_index]
             documents, clean = sample["documents"].tolist(), sample["tokens"].tolist()[:-1]
             length = self.config.stages[self.name].noisy_length
             capacity = len(clean) if length == "auto" else length
             draws = draw_drafts(
-                self.config.run.seed, self.name, place, max(capacity, len(clean)), self.adapter.greedy_share
+                self.config.run.seed, self.name, sample_index, max(capacity, len(clean)), self.adapter.greedy_share
             )
             tokens = (
                 _tokens_of_answers(documents, sample["answers"].tolist(), draws, self.adapter.block_size)
