@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import causal_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
-from nld_train.training.stages.kind import StageKind, StageTrainer
-
-if TYPE_CHECKING:
-    import torch
-
-    from nld_train.config.plan import StagePlan
-    from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.stages.objective_kind import ObjectiveKind
 
 
-class ARKind(StageKind):
+class ARKind(ObjectiveKind):
     """See `StageKind`."""
 
     name = "ar"
-    planned = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: there is no diffusion loss to weight."""
@@ -45,14 +36,6 @@ class ARKind(StageKind):
         """See `StageKind.validation_levels`."""
         del config
         return (None,)
-
-    def make_trainer(
-        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
-    ) -> StageTrainer:
-        """See `StageKind.make_trainer`."""
-        from nld_train.training.stages.objective_trainer import ObjectiveTrainer
-
-        return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
 
 
 AR = ARKind()

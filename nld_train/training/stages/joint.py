@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import joint_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
 from nld_train.masking.schedule import noise_schedule
-from nld_train.training.stages.kind import EvaluatedVariant, StageKind, StageTrainer
-
-if TYPE_CHECKING:
-    import torch
-
-    from nld_train.config.plan import StagePlan
-    from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.stages.kind import EvaluatedVariant
+from nld_train.training.stages.objective_kind import ObjectiveKind
 
 
-class JointKind(StageKind):
+class JointKind(ObjectiveKind):
     """See `StageKind`."""
 
     name = "joint"
-    planned = True
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: with a weight of 0 the noisy stream would be computed and not trained."""
@@ -57,14 +49,6 @@ class JointKind(StageKind):
         """See `StageKind.decode_variants`: the modes of `evaluation.modes`."""
         del stage
         return evaluated_modes(config)
-
-    def make_trainer(
-        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
-    ) -> StageTrainer:
-        """See `StageKind.make_trainer`."""
-        from nld_train.training.stages.objective_trainer import ObjectiveTrainer
-
-        return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
 
 
 def check_levels(config: Config) -> None:

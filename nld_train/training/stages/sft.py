@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import answer_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
 from nld_train.masking.schedule import noise_schedule
 from nld_train.training.stages.joint import check_levels, evaluated_modes
-from nld_train.training.stages.kind import AnswerBlocks, EvaluatedVariant, StageKind, StageTrainer
-
-if TYPE_CHECKING:
-    import torch
-
-    from nld_train.config.plan import StagePlan
-    from nld_train.model.rotary import RotaryEmbedding
+from nld_train.training.stages.kind import AnswerBlocks, EvaluatedVariant, StageKind
+from nld_train.training.stages.objective_kind import ObjectiveKind
 
 
 @dataclass(frozen=True)
-class SftKind(StageKind):
+class SftKind(ObjectiveKind):
     """See `StageKind`. Prompts are visible, in the clean stream, and in no loss.
 
     Attributes:
@@ -33,7 +27,6 @@ class SftKind(StageKind):
 
     name = "sft"
     data = "conversations"
-    planned = True
     sets_noisy_length = True
 
     def for_stage(self, stage: StageConfig) -> StageKind:
@@ -80,14 +73,6 @@ class SftKind(StageKind):
         """See `StageKind.decode_variants`: the modes of `evaluation.modes`, AR alone where diffusion is not trained."""
         del stage
         return evaluated_modes(config) if self.joint else evaluated_modes(config)[:1]
-
-    def make_trainer(
-        self, config: Config, plan: StagePlan, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
-    ) -> StageTrainer:
-        """See `StageKind.make_trainer`."""
-        from nld_train.training.stages.objective_trainer import ObjectiveTrainer
-
-        return ObjectiveTrainer.of(config, plan.stage, rotary, dtype, device)
 
 
 SFT = SftKind()
