@@ -118,21 +118,10 @@ def _check_tensor_overlap(config: Config) -> None:
     valid = "needs Transformer Engine's layers on CUDA; set false"
     elsewhere = config.execution.device == "cpu" or config.execution.layers == "local"
     refuse_unless(not elsewhere, key, True, valid)
-    _check_one_length(config, key)
-
-
-def _check_one_length(config: Config, key: str) -> None:
-    """Buffers of overlapped communication have one length: all forward passes must have it."""
-    every = config.evaluation.every
-    valid = f"must be 0 with {key}: its buffers are for whole batches, and decoding sends less; decode with nld-decode"
-    refuse_unless(every == 0, "evaluation.every", every, valid)
-    length = config.batch.sequence_length
-    lengths = {each for kind in running_kinds(config).values() for each in kind.stream_lengths(length)}
-    valid = (
-        "has buffers of one length, but AR and joint stages send different ones through the model; run them one by one "
-        "with run.stages, or set false"
-    )
-    refuse_unless(len(lengths) == 1, key, True, valid)
+    for name, kind in running_kinds(config).items():
+        lengths = set(kind.stream_lengths(config.batch.sequence_length))
+        valid = f"has buffers of one length, but a step of stage {name!r} has passes of different ones; set false"
+        refuse_unless(len(lengths) == 1, key, True, valid)
 
 
 def _check_optimizer(config: Config) -> None:

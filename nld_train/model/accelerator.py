@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nld_train.config.schema import Config
-from nld_train.config.stage_kinds import longest_kind
 from nld_train.errors import UserError
+
+if TYPE_CHECKING:
+    from nld_train.training.stages.kind import StageKind
 
 # Every stage has shapes with and without gradients, and every decode mode has several. Beyond torch's limit of 8, new
 # shapes run uncompiled after a warning.
@@ -47,21 +51,31 @@ def _require_transformer_engine(setting: str, layers: str, otherwise: str) -> No
         )
 
 
-_buffers_exist = False
+# The shape of the buffers that exist.
+_buffer_shape: list[int] | None = None
 
 
-def make_overlap_buffers(config: Config) -> None:
-    """Allocates the buffers of overlapped tensor-parallel communication, once per run, for its sequence length."""
-    global _buffers_exist
-    if _buffers_exist:
+def make_overlap_buffers(config: Config, kind: StageKind) -> None:
+    """Allocates the buffers of overlapped tensor-parallel communication for the streams of a stage.
+
+    Those for streams of the same length stay; others are freed first. Transformer Engine's layers look their buffers up
+    by name in every pass, so that layers built with the buffers of one stage use those of the next.
+
+    Args:
+        config: the run.
+        kind: of the stage; its streams have one length.
+    """
+    global _buffer_shape
+    positions = config.batch.micro_size * max(kind.stream_lengths(config.batch.sequence_length))
+    shape = [positions // config.parallel.context, config.model.hidden_size]
+    if shape == _buffer_shape:
         return
+    destroy_overlap_buffers()
     from transformer_engine.pytorch.module.base import initialize_ub
 
-    length = config.batch.sequence_length
-    positions = config.batch.micro_size * max(longest_kind(config).stream_lengths(length))
-    _buffers_exist = True  # also if the next line fails half-way
+    _buffer_shape = shape  # also if the next line fails half-way
     initialize_ub(
-        shape=[positions // config.parallel.context, config.model.hidden_size],
+        shape=shape,
         tp_size=config.parallel.tensor,
         use_fp8=config.execution.fp8 != "none",
         bootstrap_backend="nccl",
@@ -70,13 +84,36 @@ def make_overlap_buffers(config: Config) -> None:
 
 def destroy_overlap_buffers() -> None:
     """Frees the buffers, if there are any: the next job of a sweep has other groups and perhaps other shapes."""
-    global _buffers_exist
-    if not _buffers_exist:
+    global _buffer_shape
+    if _buffer_shape is None:
         return
     from transformer_engine.pytorch.module.base import destroy_ub
 
     destroy_ub()
-    _buffers_exist = False
+    _buffer_shape = None
+
+
+@contextmanager
+def without_tensor_overlap(chunks: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """Inside the context the layers communicate without the buffers, which take passes of a training step's shape only.
+
+    Transformer Engine's linear layers read their flags of overlap (`ub_overlap_ag_fprop` and the like) in every
+    forward pass; with all of them off they gather and scatter tensors of any length through NCCL. Layers that have no
+    such flags are left alone.
+    """
+    modules = [module for chunk in chunks for module in chunk.modules()]
+    flags = [(module, name) for module in modules for name in _overlap_flags(module)]
+    for module, name in flags:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in flags:
+            setattr(module, name, True)
+
+
+def _overlap_flags(module: torch.nn.Module) -> list[str]:
+    return [name for name, value in vars(module).items() if name.startswith("ub_") and value is True]
 
 
 def compile_layers(config: Config, layers: str, chunk: torch.nn.Module) -> None:

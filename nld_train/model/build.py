@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nld_train.config.counts import padded_vocabulary
 from nld_train.config.schema import Config
+from nld_train.config.stage_kinds import longest_kind
 from nld_train.model.accelerator import accelerator_settings, compile_layers, make_overlap_buffers
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.spec import block_spec, resolve_attention, resolve_layers
@@ -119,8 +120,9 @@ def build_model(config: Config, megatron: TransformerConfig, device: torch.devic
         megatron: from `transformer_config`.
         device: where the weights go. On `meta` nothing is allocated.
     """
-    if config.parallel.overlap_tensor and device.type == "cuda":
-        make_overlap_buffers(config)
+    if config.parallel.overlap_tensor:
+        # Transformer Engine builds no layers without buffers; `Run` makes those of its stages.
+        make_overlap_buffers(config, longest_kind(config))
     virtual = config.parallel.virtual_pipeline
     chunks = [_build_chunk(config, megatron, device, stage) for stage in (range(virtual) if virtual else [None])]
     return chunks if device.type == "meta" else [chunk.to(device) for chunk in chunks]

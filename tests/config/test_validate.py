@@ -28,7 +28,7 @@ TENSOR = {"parallel.tensor": 2, "parallel.sequence": True}
 FOUR = {"parallel.tensor": 4, "model.num_key_value_heads": 4}
 FP8 = {"execution.fp8": "hybrid", "evaluation.every": 0}
 AWARE = {"optimizer.precision_aware": True}
-OVERLAP = {"parallel.overlap_tensor": True, "evaluation.every": 0}
+OVERLAP = {"parallel.overlap_tensor": True}
 ODD = {"batch.micro_size": 1, "batch.sequence_length": 240}
 
 # Changed values, number of processes, the key that must be named, and what must be said about it.
@@ -113,8 +113,6 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({**AWARE, "execution.device": "cpu"}, 1, "optimizer.precision_aware", "execution.device=cpu"),
     ({"parallel.overlap_tensor": True}, 1, "parallel.overlap_tensor", "parallel.sequence"),
     ({**TENSOR, **OVERLAP, "execution.layers": "local"}, 2, "parallel.overlap_tensor", "Transformer Engine"),
-    ({**TENSOR, **OVERLAP}, 2, "parallel.overlap_tensor", "run.stages"),
-    ({**TENSOR, **OVERLAP, "evaluation.every": 5, "run.stages": ["joint"]}, 2, "evaluation.every", "must be 0 with"),
     ({"execution.recompute_layers": 0}, 1, "execution.recompute_layers", "at least 1"),
     ({"execution.head_chunk_rows": 0}, 1, "execution.head_chunk_rows", "at least 1"),
     ({"execution.timeout_minutes": 0}, 1, "execution.timeout_minutes", "[0.01, 10080]"),
@@ -170,7 +168,7 @@ ACCEPTED: list[tuple[dict[str, Any], int]] = [
     ({**FP8, "batch.sequence_length": 256, "execution.fp8_recipe": "blockwise"}, 1),
     ({**AWARE, "optimizer.moments": "fp8"}, 1),
     ({**AWARE, "optimizer.cpu_offload": 0.5}, 1),
-    ({**TENSOR, **OVERLAP, "run.stages": ["joint"]}, 2),
+    ({**TENSOR, **OVERLAP, "evaluation.every": 5}, 2),
     ({"run.seed": 2**63 - 1}, 1),
     ({"init.required": True, "init.checkpoint": "a"}, 1),
     ({"init.required": True, "run.dry": True}, 1),

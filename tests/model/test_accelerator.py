@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from itertools import pairwise
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from tolerance import assert_close_to_rounding, gradient_additions
 from torch._dynamo.testing import CompileCounter
 
 from nld_train.errors import UserError
-from nld_train.model.accelerator import accelerator_settings, destroy_overlap_buffers, make_overlap_buffers
+from nld_train.model.accelerator import accelerator_settings
 from nld_train.model.build import transformer_config
 from nld_train.training.loop import parallel
 from nld_train.training.loop.optimizer import _state_settings, build_optimizer
@@ -99,22 +97,6 @@ def test_layers_share_what_is_compiled_for_more_lengths_than_torch_allows(monkey
     assert all(new[:-2]), "each length is compiled, with and without gradients"
     assert len(set(new[2:-2])) == 1, "for both layers together, and as often for each"
     assert new[-2:] == [0, 0], "what was compiled is still there"
-
-
-def test_buffers_of_overlapped_exchange_last_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs of a sweep share a process; Transformer Engine refuses to make its buffers twice."""
-    calls: list[object] = []
-    base = ModuleType("transformer_engine.pytorch.module.base")
-    monkeypatch.setattr(base, "initialize_ub", lambda **words: calls.append(words["shape"]), raising=False)
-    monkeypatch.setattr(base, "destroy_ub", lambda: calls.append("destroyed"), raising=False)
-    monkeypatch.setitem(sys.modules, base.__name__, base)
-    destroy_overlap_buffers()  # without buffers it does nothing
-    for length in (32, 48):
-        config = tiny_config(parallel__overlap_tensor=True, batch__sequence_length=length, batch__micro_size=2)
-        make_overlap_buffers(config)
-        make_overlap_buffers(config)
-        destroy_overlap_buffers()
-    assert calls == [[128, 40], "destroyed", [192, 40], "destroyed"]
 
 
 def test_leaving_the_groups_destroys_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,8 @@ def test_plans_and_counts_are_those_of_the_kind(capsys: pytest.CaptureFixture[st
         # Three streams of an odd length, or one, do not divide into two parts.
         (("parallel.tensor=2", "parallel.sequence=true", "batch.sequence_length=255"), "batch.sequence_length=255: "),
         (
-            ("parallel.tensor=2", "parallel.sequence=true", "evaluation.every=0", "parallel.overlap_tensor=true"),
-            "parallel.overlap_tensor=true: has buffers of one length",
+            ("parallel.tensor=2", "parallel.sequence=true", "parallel.overlap_tensor=true"),
+            "parallel.overlap_tensor=true: has buffers of one length, but a step of stage 'ar' has passes of",
         ),
     ],
 )

@@ -46,8 +46,8 @@ class ParallelConfig:
     overlap_tensor: Annotated[
         bool,
         "Overlap tensor-parallel communication with matrix products. Speed only; needs Transformer Engine's layers, "
-        "sequence=true, evaluation.every=0, and stages that are all AR or all joint, none of which trains an adapter. "
-        "Not measured.",
+        "sequence=true, and stages none of which trains an adapter. Decoding during training runs without it. Not "
+        "measured.",
     ] = False
 
 

@@ -25,6 +25,7 @@ from nld_train.decoding.engines.kv_cache import KeyValueCache
 from nld_train.decoding.engines.lean_layers import lean
 from nld_train.decoding.engines.megatron_cache import CachedContext
 from nld_train.model import streams
+from nld_train.model.accelerator import without_tensor_overlap
 from nld_train.model.adapters import DRAFTER, adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
@@ -60,7 +61,7 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.eval()
         try:
-            with torch.no_grad(), ExitStack() as leaner:
+            with torch.no_grad(), without_tensor_overlap(self.chunks), ExitStack() as leaner:
                 for chunk in self.chunks:
                     leaner.enter_context(lean(chunk))
                 yield self

@@ -23,6 +23,7 @@ from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.data.samples import training_samples
 from nld_train.data.tokenizer_files import read_tokenizer
 from nld_train.errors import UserError, system_error
+from nld_train.model.accelerator import make_overlap_buffers
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
@@ -197,6 +198,8 @@ class Run:
 
     def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
         """Prepares the model and a new optimizer, with the state of the checkpoint if the stage is resumed."""
+        if self.config.parallel.overlap_tensor:
+            make_overlap_buffers(self.config, plan.kind)
         trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
         self.model = wrap_model(self.config, self.megatron, trainer.prepare_model(self.model))
         optimizer = build_optimizer(self.config, plan.stage, self.model, self.dtype)
