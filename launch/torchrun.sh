@@ -50,8 +50,6 @@ if [[ -n ${LOGS:-} ]]; then
     logs=(--log-dir "$LOGS" --redirects 3 --tee 0:3)
 fi
 
-# Megatron needs its communication kernels to start in the order in which they were issued, to overlap them with others.
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Activations of changing size leave gaps in fixed segments of memory.
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from nld_train.commands.sweep import FLAGS, Ended, named_job, print_jobs, refuse_shared_directories, sweep_arguments
+from nld_train.cuda_connections import set_connections
 from nld_train.errors import USER_ERROR_STATUS, UserError, exit_status, report_error, system_error
 from nld_train.output import OutputError, output_not_required
 from nld_train.processes import rank
@@ -69,6 +70,7 @@ def _run_jobs(jobs: list[tuple[Config, int]], sweep: bool) -> int:
     """Runs one after another. A failed job does not stop a sweep; a signal, which is sent to the process, does."""
     ended: list[Ended] = []
     highest = 0
+    set_connections([config for config, _ in jobs])
     for config, world_size in jobs:
         status, result = _run_job(config, world_size)
         ended.append(Ended(config, result))
