@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
+from nld_train.errors import UserError
 from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import dense_mask
@@ -22,6 +23,7 @@ from nld_train.model.attention import chunked, decomposed, flex, tiled
 from nld_train.model.attention.chunked import Block, row_groups
 from nld_train.model.attention.core import backend
 from nld_train.model.attention.flex import block_mask
+from nld_train.model.compiled import CompiledFunction, forget_compiled
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.streams import Attend, StreamContext
 
@@ -205,24 +207,25 @@ def test_softmaxes_without_keys_are_merged() -> None:
 
 
 def test_a_mask_is_made_once_for_equal_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers of documents and of rows do not matter, borders do; every layer of a micro-batch takes the same."""
+    """Numbers of documents do not matter, borders do; every layer of a micro-batch takes the same."""
     made = []
-    monkeypatch.setattr(flex, "create_block_mask", lambda *_, **__: made.append(object()) or made[-1])
+    monkeypatch.setattr(flex, "make_mask", lambda *_, **__: made.append(object()) or made[-1])
     flex._masks.clear()
 
     def mask(documents: list[list[int]], size: int = 2, queries: Tensor | None = None) -> object:
         return block_mask(StreamLayout.of(torch.tensor(documents), size, True), CPU, queries)
 
     plain = mask([[0] * 6])
-    assert plain is mask([[7] * 6]) is mask([[0] * 6] * 3)
+    assert plain is mask([[7] * 6])
     others = [
+        mask([[0] * 6] * 3),
         mask([[0, 0, 0, 1, 1, 1]]),
         mask([[0] * 6], size=3),
         mask([[0] * 6], queries=torch.arange(6)),
         mask([[0] * 7]),
         mask([[0] * 6, [0, 0, 0, 1, 1, 1]]),
     ]
-    assert len({id(each) for each in [plain, *others]}) == 6 == len(made)
+    assert len({id(each) for each in [plain, *others]}) == 7 == len(made)
     assert len(flex._masks) == flex._KEPT_MASKS
     flex._masks.clear()
 
@@ -239,6 +242,38 @@ def test_the_kernel_is_compiled_once_for_all_micro_batches(monkeypatch: pytest.M
         wanted = naive_attention(case, *inputs)
         assert_close_to_rounding(output, wanted, additions(case), scale=scale_of(wanted))
     assert counter.frame_count == 1
+
+
+def run_passes(kernel: CompiledFunction, layout: StreamLayout) -> None:
+    """A training pass and a validation pass of FlexAttention; on a CPU both without gradients of the inputs."""
+    shapes = [(len(layout.documents), count, layout.total_length, WIDTH) for count in (4, 2, 2)]
+    inputs = [torch.randn(shape) for shape in shapes]
+    for training in (True, False):
+        with torch.set_grad_enabled(training):
+            kernel(*inputs, block_mask=block_mask(layout, CPU), enable_gqa=True)
+
+
+def test_borders_make_no_variant_of_the_kernel() -> None:
+    """Nor does it matter whether all rows have the same ones. A run needs a few variants of those that are allowed."""
+    counter = CompileCounter()
+    kernel = CompiledFunction(flex._attention, "FlexAttention", "execution.attention", flex._VARIANTS, backend=counter)
+    differ, alike = (StreamLayout.of(torch.tensor([first, [0] * 8]), 4, True) for first in ([0] * 3 + [1] * 5, [0] * 8))
+    for layout in (differ, alike):
+        run_passes(kernel, layout)
+    assert counter.frame_count == 2, "with and without gradients"
+    run_passes(kernel, replace(alike, causal_blocks=True))
+    run_passes(kernel, replace(differ, causal_blocks=True))
+    assert counter.frame_count == 4, "a drafter stage has two masks"
+
+
+def test_more_variants_of_flex_than_the_limit_are_an_error() -> None:
+    """Instead of all scores in memory."""
+    kernel = CompiledFunction(flex._attention, "FlexAttention", "execution.attention", 2, backend="eager")
+    run_passes(kernel, StreamLayout.of(torch.zeros(1, 8, dtype=torch.int64), 4, True))
+    with pytest.raises(
+        UserError, match=r"^execution\.attention: FlexAttention has been compiled for 2 .*\[1, 4, 18, 16\]"
+    ):
+        run_passes(kernel, StreamLayout.of(torch.zeros(1, 9, dtype=torch.int64), 4, True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -279,10 +314,9 @@ def test_the_shares_of_context_parallel_ranks_make_the_whole(case: Case, name: s
 
 
 def compile_anew() -> None:
-    """Beyond a few shapes torch stops compiling and computes all scores instead, which would test something else."""
-    torch._dynamo.reset()
-    flex._compiled.cache_clear()
-    flex._masks.clear()
+    """The tests have more shapes than a run."""
+    forget_compiled()
+    flex.clear_masks()
 
 
 @pytest.mark.gpu

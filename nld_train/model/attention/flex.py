@@ -16,6 +16,7 @@ from nld_train.errors import UserError
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.visibility import Coordinates, coordinates, visible
 from nld_train.model.attention import causal
+from nld_train.model.compiled import CompiledFunction
 from nld_train.model.streams import StreamContext
 
 # Masks of the last few layouts. Without document borders every micro-batch has the same one; a stage and its
@@ -50,7 +51,7 @@ def refuse_gradients_on_cpu(query: Tensor, backend: str) -> None:
 def block_mask(
     layout: StreamLayout, device: torch.device, queries: Tensor | None = None, keys: Tensor | None = None
 ) -> BlockMask:
-    """Visibility as a block-sparse mask; rows with equal documents and blocks share one.
+    """Visibility as a block-sparse mask, computed once for rows with equal documents and blocks.
 
     The masks of the last few layouts are cached.
 
@@ -82,7 +83,7 @@ def _identity(layout: StreamLayout, device: torch.device, queries: Tensor | None
     if _equal_rows(layout):
         fields = [field[:1] for field in fields]
     indices = (None if some is None else some.cpu().numpy().tobytes() for some in (queries, keys))
-    kinds = (layout.two_streams, layout.causal_blocks, layout.length, layout.noisy_length, str(device))
+    kinds = (layout.two_streams, layout.causal_blocks, *layout.documents.shape, layout.noisy_length, str(device))
     return (*kinds, *((field.shape, field.numpy().tobytes()) for field in fields), *indices)
 
 
@@ -96,19 +97,32 @@ def make_mask(
     layout: StreamLayout, device: torch.device, queries: Tensor | None = None, keys: Tensor | None = None
 ) -> BlockMask:
     """`block_mask` without the cache."""
-    shared, total = _equal_rows(layout), layout.total_length
-    rows = 1 if shared else len(layout.documents)
-    tokens = Coordinates(*(field[:rows].to(device) for field in coordinates(layout)))
+    batch, total = len(layout.documents), layout.total_length
+    tokens = Coordinates(*(field.to(device) for field in coordinates(layout)))
     query_tokens, key_tokens = (tokens if some is None else tokens.at(some.to(device)) for some in (queries, keys))
 
-    def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = batch * 0 if shared else batch
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query_at = Coordinates(*(field[row, query] for field in query_tokens))
         key_at = Coordinates(*(field[row, key] for field in key_tokens))
         return visible(query_at, key_at, layout.causal_blocks)
 
     query_count, key_count = (total if some is None else len(some) for some in (queries, keys))
-    return create_block_mask(allowed, None if shared else rows, None, query_count, key_count, device=str(device))
+    rows = 1 if _equal_rows(layout) else batch
+    mask = create_block_mask(allowed, rows, None, query_count, key_count, device=str(device))
+    return mask if rows == batch else _repeat(mask, batch)
+
+
+def _repeat(mask: BlockMask, batch: int) -> BlockMask:
+    """The mask of one row for `batch` rows.
+
+    Rows that differ have masks of their own, and a kernel is compiled for each form of mask: so all have the same form.
+    """
+    parts = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+    rows = [None if part is None else part.repeat_interleave(batch, dim=0) for part in parts]
+    repeated: Any = BlockMask.from_kv_blocks
+    named = {"BLOCK_SIZE": mask.BLOCK_SIZE, "mask_mod": mask.mask_mod, "seq_lengths": mask.seq_lengths}
+    made: BlockMask = repeated(*rows, **named)
+    return made
 
 
 def kernel(device: torch.device) -> Callable[..., Any]:
@@ -117,7 +131,18 @@ def kernel(device: torch.device) -> Callable[..., Any]:
     return _compiled() if device.type == "cuda" else plain
 
 
+# A stage needs one with and one without gradients for each length and batch size, of training and of validation, and a
+# drafter stage twice as many, since its two passes have other masks: 16 in a run of several stages.
+_VARIANTS = 32
+
+
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> CompiledFunction:
     """The fused kernel, which exists only through `torch.compile`; lengths are fixed in a run, so shapes are static."""
-    return torch.compile(flex_attention, dynamic=False)
+    return CompiledFunction(_attention, "FlexAttention", "execution.attention", _VARIANTS)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Any:
+    """FlexAttention."""
+    plain: Any = flex_attention
+    return plain(query, key, value, **named)

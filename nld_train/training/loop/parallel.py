@@ -16,6 +16,7 @@ from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model import cpu_patches
 from nld_train.model.accelerator import destroy_overlap_buffers
+from nld_train.model.compiled import forget_compiled
 from nld_train.training.loop.lost_ranks import naming_lost_ranks
 
 
@@ -108,6 +109,7 @@ def _build_groups(config: Config) -> None:
 def _leave() -> None:
     from megatron.core import parallel_state
 
+    forget_compiled()
     # Before their groups are destroyed.
     destroy_overlap_buffers()
     parallel_state.destroy_model_parallel()
