@@ -31,15 +31,14 @@ def right_answer(question: str, before: list[str]) -> str:
         rest = before[-1]
     if order == "add":
         first, second = rest.split(" + ")
-        return f"{rest} = {int(first) + int(second)}"
+        units, tens = (int(first[-1]) + int(second[-1]), int(first[:-1]) + int(second[:-1] or 0))
+        return f"{units:02} + {tens}0 = {int(first) + int(second)}"
     if order == "count":
         letter, text = rest.split(" in ")
-        found = re.findall(letter, text)
-        return f"{''.join(found)}: {len(found)} times {letter}"
+        return f"{re.sub(f'[^{letter}]', '-', text)}: {len(re.findall(letter, text))} {letter}"
     if order in ("lookup", "find"):
-        name = question[-1]
         table = dict(TABLE.findall(" ".join([*before[:1], question])))
-        return f"{name}{table[name]}"
+        return " ".join(f"{name}{table[name]}" for name in question.rpartition("find ")[-1].split())
     by_order = {"copy": str, "upper": str.upper, "reverse": lambda text: " ".join(reversed(text.split()))}
     return by_order[order](rest) if order in by_order else " ".join(map(str, sorted(map(int, rest.split()))))
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from random import Random
 
 from nld_train.data.tasks.kind import Kind, Turn
-from nld_train.data.tasks.letters import REVERSED_COUNTS, random_text
-from nld_train.data.tasks.lookup import first_question, random_table
+from nld_train.data.tasks.letters import COUNTS, random_text
+from nld_train.data.tasks.lookup import find, first_question, random_table
 from nld_train.data.tasks.words import random_words
 
 
 class FollowUp(Kind):
-    """`copy dog cat`, then `upper it`; `copy dog cat`, then `reverse it`; another row of a table."""
+    """`copy wolf bear`, then `upper it`; `copy wolf bear`, then `reverse it`; other rows of a table."""
 
     name = "follow_up"
-    weight = 1.5
+    weight = 1.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        form = random.choice((_upper_it, _reverse_it, _another_row))
+        form = random.choice((_upper_it, _reverse_it, _other_rows))
         return form(random, difficulty)
 
 
@@ -28,11 +28,11 @@ def _upper_it(random: Random, difficulty: int) -> list[Turn]:
 
 
 def _reverse_it(random: Random, difficulty: int) -> list[Turn]:
-    words = random_words(random, REVERSED_COUNTS[difficulty])
+    words = random_words(random, COUNTS[difficulty])
     return [Turn(f"copy {' '.join(words)}", " ".join(words)), Turn("reverse it", " ".join(reversed(words)))]
 
 
-def _another_row(random: Random, difficulty: int) -> list[Turn]:
+def _other_rows(random: Random, difficulty: int) -> list[Turn]:
     table = random_table(random, difficulty)
-    first, second = random.sample(list(table), k=2)
-    return [first_question(table, first), Turn(f"find {second}", f"{second}{table[second]}")]
+    first, second = (random.sample(list(table), k=2) for _ in range(2))
+    return [first_question(table, first), find(table, second)]

@@ -8,17 +8,16 @@ from nld_train.data.tasks.kind import Kind, Turn
 from nld_train.data.tasks.words import random_words
 
 # By difficulty: how many words there are.
-COUNTS = {1: (1, 2), 2: (2, 3), 3: (3,)}
-REVERSED_COUNTS = {1: (2,), 2: (2, 3), 3: (3,)}
+COUNTS = {1: (2,), 2: (2, 3), 3: (3,)}
 
 
 def random_text(random: Random, difficulty: int) -> str:
-    """One to three random words."""
+    """Two or three random words."""
     return " ".join(random_words(random, COUNTS[difficulty]))
 
 
 class Copy(Kind):
-    """`copy dog cat`: `dog cat`."""
+    """`copy wolf bear`: `wolf bear`."""
 
     name = "copy"
     weight = 0.75
@@ -30,10 +29,10 @@ class Copy(Kind):
 
 
 class Upper(Kind):
-    """`upper dog cat`: `DOG CAT`."""
+    """`upper wolf bear`: `WOLF BEAR`."""
 
     name = "upper"
-    weight = 0.75
+    weight = 0.5
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -42,12 +41,12 @@ class Upper(Kind):
 
 
 class Reverse(Kind):
-    """`reverse dog cat apple`: `apple cat dog`."""
+    """`reverse wolf bear pear`: `pear bear wolf`."""
 
     name = "reverse"
-    weight = 1.0
+    weight = 0.75
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        words = random_words(random, REVERSED_COUNTS[difficulty])
+        words = random_words(random, COUNTS[difficulty])
         return [Turn(f"reverse {' '.join(words)}", " ".join(reversed(words)))]

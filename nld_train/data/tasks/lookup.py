@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from nld_train.data.tasks.kind import Kind, Turn
@@ -25,18 +26,24 @@ def rows_text(table: dict[str, str]) -> str:
     return " ".join(f"{name}{value}" for name, value in table.items())
 
 
-def first_question(table: dict[str, str], name: str) -> Turn:
-    """The question that has the table in it."""
-    return Turn(f"lookup {rows_text(table)} find {name}", f"{name}{table[name]}")
+def find(table: dict[str, str], names: Sequence[str]) -> Turn:
+    """The question for some rows of a table that the conversation has already."""
+    return Turn(f"find {' '.join(names)}", rows_text({name: table[name] for name in names}))
+
+
+def first_question(table: dict[str, str], names: Sequence[str]) -> Turn:
+    """The question for some rows that has the table in it."""
+    question, answer = find(table, names)
+    return Turn(f"lookup {rows_text(table)} {question}", answer)
 
 
 class Lookup(Kind):
-    """`lookup #apple @river find @`: `@river`."""
+    """`lookup #pear @lake %wolf find @ #`: `@lake #pear`."""
 
     name = "lookup"
-    weight = 2.0
+    weight = 1.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
         table = random_table(random, difficulty)
-        return [first_question(table, random.choice(list(table)))]
+        return [first_question(table, random.sample(list(table), k=2))]

@@ -1,7 +1,8 @@
 """Random words of a list: animals, food, colours, the body, things, nature.
 
-A tiny model learns the words in a minute; which of them, and in which order, is random, so that no answer can be known
-by heart.
+All have four letters: where a letter of an answer stands in the question then follows from its position, which many
+positions can find at once, and not only one after the other. A tiny model learns the words in a minute; which of them,
+and in which order, is random, so that no answer can be known by heart.
 """
 
 from __future__ import annotations
@@ -10,18 +11,15 @@ from collections.abc import Sequence
 from random import Random
 
 _LIST = """
-ant bat bear bee bird cat cow crab crow deer dog duck eagle eel fish fly fox frog goat hawk hen horse lion mole moth
-mouse owl pig rat seal shark sheep snake swan tiger toad wasp whale wolf worm
-apple bean beet berry bread cake candy cheese corn cream egg fig grape honey juice lemon lime melon milk mint nut
-olive onion pasta peach pear pepper plum rice salt soup sugar tea toast tomato
-black blue brown gold green grey pink purple red silver white yellow
-arm back bone chin ear elbow eye face finger foot hair hand head heart knee leg lip mouth neck nose skin thumb toe
-tooth
-bed bell boat book bottle bowl box brick broom brush bus car chair clock coat cup desk door drum flag fork glass
-glove hammer hat house key knife lamp map mirror nail paper pen phone piano plate ring rope shirt shoe sock spoon
-table tent torch train truck watch wheel window
-air beach cave cloud dust earth field fire flower forest grass hill ice island lake leaf moon mud ocean path rain
-river road rock sand sea sky snow star stone storm sun tree valley water wave wind wood
+bear bird boar bull calf carp clam colt crab crow deer dove duck fish fowl frog gnat goat gull hare hawk kiwi lamb lark
+lion lynx mink mole moth mule newt pike pony puma seal slug swan toad tuna vole wasp wolf worm wren
+bean beef beet cake chop corn date kale leek lime meat milk mint pear plum pork rice roll salt soup stew
+blue cyan gold grey jade navy pink rose ruby teal
+back bone brow chin face foot hair hand head heel knee nail neck nose palm shin skin sole
+bell belt boat book boot bowl cart cell coat coin cork desk dish door drum flag fork gate gift glue hook horn
+jeep kite knob lamp lens lock mask oven pipe pump rope ring sail shoe sink sock sofa tent vase vest wire yarn
+bush cave clay coal cove dawn dune dusk dust fire hail hill lake lava lawn leaf mist moon moss path peak pine pond rain
+reef road rock root sand seed snow star tide tree twig wave weed wind wood
 """
 WORDS = tuple(_LIST.split())
 
