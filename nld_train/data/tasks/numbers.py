@@ -10,14 +10,15 @@ from nld_train.data.tasks.kind import Kind, Turn
 SUMMANDS = {1: (range(10, 100), range(1, 10)), 2: (range(10, 50), range(10, 50)), 3: (range(10, 90), range(10, 90))}
 COUNTED = {1: range(3, 6), 2: range(5, 8), 3: range(7, 9)}
 SORTED = {1: range(3, 6), 2: range(5, 7), 3: range(6, 9)}
-_LETTERS, _DIGITS = "abc", "0123456789"
+# Letters that occur in no other word of the question.
+_LETTERS, _DIGITS = "xyz", "0123456789"
 
 
 class Add(Kind):
     """`add 47 + 35`: `12 + 70 = 82`, the sums of units and of tens before the sum of all; the former with two digits."""
 
     name = "add"
-    weight = 3.0
+    weight = 2.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
@@ -29,10 +30,10 @@ class Add(Kind):
 
 
 class Count(Kind):
-    """`count b in abcb`: `-b-b: 2 b`, the letters that count in their own positions before their number."""
+    """`count y in xyzy`: `-y-y: 2 y`, the letters that count in their own positions before their number."""
 
     name = "count"
-    weight = 2.0
+    weight = 3.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
