@@ -6,7 +6,7 @@ from nld_train.config.validate import validate
 from nld_train.errors import UserError
 from nld_train.planner.hardware import Hardware
 from nld_train.planner.layouts import every_layout, legal_layouts, override_words
-from nld_train.planner.plan import GIBIBYTE, LayoutPlan, plan_layout, recommended
+from nld_train.planner.plan import LayoutPlan, plan_layout, recommended
 from nld_train.planner.request import Request
 
 
@@ -26,7 +26,7 @@ def all_plans(request: Request, hardware: Hardware) -> list[LayoutPlan]:
         )
     if not plans[0].fits:
         least = min(plans, key=lambda plan: plan.memory.total)
-        need = least.memory.total / GIBIBYTE + hardware.memory_reserve
+        need = hardware.needed_gibibytes(least.memory.total)
         raise UserError(
             f"memory={request.memory:g}: none of {len(plans)} legal layouts fits; the smallest needs {need:.1f} GiB "
             f"({' '.join(override_words(least.config))}); take more devices or a larger memory"

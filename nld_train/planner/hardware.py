@@ -16,6 +16,7 @@ from nld_train.outside_json import read_object
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
 
+GIBIBYTE = 2**30
 _FILE = Path(__file__).with_name("hardware.yaml")
 # A checkout has results beside the package; an installed wheel has none.
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -32,9 +33,19 @@ class Hardware:
     network: float
     bandwidth_share: float
     memory_reserve: float
+    memory_margin: float
     ar_utilisation: float
     joint_utilisation: float
     tensor_overlap: float
+
+    def fits(self, counted_bytes: float, device_gibibytes: float) -> bool:
+        """Whether counted memory fits into a device, with what is not counted and what the count may be wrong by."""
+        available = (device_gibibytes - self.memory_reserve) * GIBIBYTE
+        return counted_bytes * (1 + self.memory_margin) <= available
+
+    def needed_gibibytes(self, counted_bytes: float) -> float:
+        """Memory of the smallest device into which counted memory fits, in GiB."""
+        return counted_bytes * (1 + self.memory_margin) / GIBIBYTE + self.memory_reserve
 
     def utilisation(self, kind: StageKind) -> float:
         """The fraction of the peak that the arithmetic of a step of a stage reaches."""
@@ -82,12 +93,12 @@ def _checked(name: str, value: Any) -> float:
         raise UserError(f"hardware.{name}: unknown key; valid under hardware: {', '.join(names)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"hardware.{name}={value}: must be a number")
-    if name in ("memory_reserve", "tensor_overlap"):
+    if name in ("memory_reserve", "memory_margin", "tensor_overlap"):
         if value < 0:
             raise UserError(f"hardware.{name}={value}: must be at least 0")
     else:
         positive(f"hardware.{name}", value)
-    if name.endswith(("_utilisation", "_share", "_overlap")) and value > 1:
+    if name.endswith(("_utilisation", "_share", "_overlap", "_margin")) and value > 1:
         raise UserError(f"hardware.{name}={value}: must be at most 1")
     return float(value)
 

@@ -13,7 +13,6 @@ from nld_train.planner.layouts import Choices
 from nld_train.planner.memory import Memory, largest_memory
 from nld_train.planner.step_time import StepTime, step_time
 
-GIBIBYTE = 2**30
 _SECONDS_PER_DAY = 86400
 
 
@@ -24,10 +23,11 @@ class LayoutPlan:
     Attributes:
         config: the settings with it.
         memory: of the process that needs the most.
-        fits: whether that is within a device's memory.
+        fits: whether that is within a device's memory (`Hardware.fits`).
         steps: time of a step, by stage of the run.
         utilisation: FLOP utilisation by stage (`docs/method.md`, "Evaluation figures": recomputation does not count).
         tokens_per_second: per device, by stage.
+        exposed: fraction of the run in which processes wait for communication.
         days: of the whole run.
     """
 
@@ -37,6 +37,7 @@ class LayoutPlan:
     steps: dict[str, StepTime]
     utilisation: dict[str, float]
     tokens_per_second: dict[str, float]
+    exposed: float
     days: float
 
 
@@ -44,7 +45,7 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
     """Memory, speed and duration of one layout."""
     memory = largest_memory(config, choices.gpus)
     steps, utilisation, speed = {}, {}, {}
-    seconds = 0.0
+    seconds = exposed = 0.0
     for plan in stage_plans(config):
         time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size, plan.stage.lora)
         flops = step_flops(config, plan.stage) / choices.gpus
@@ -52,8 +53,9 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
         utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)
         speed[plan.name] = tokens_per_step(config) / time.total / choices.gpus
         seconds += plan.steps * time.total
-    available = (device_gibibytes - hardware.memory_reserve) * GIBIBYTE
-    return LayoutPlan(config, memory, memory.total <= available, steps, utilisation, speed, seconds / _SECONDS_PER_DAY)
+        exposed += plan.steps * time.exposed
+    fits = hardware.fits(memory.total, device_gibibytes)
+    return LayoutPlan(config, memory, fits, steps, utilisation, speed, exposed / seconds, seconds / _SECONDS_PER_DAY)
 
 
 def recommended(plans: Iterable[LayoutPlan]) -> list[LayoutPlan]:

@@ -13,9 +13,9 @@ from rich.table import Table
 from nld_train.config.counts import parameter_count
 from nld_train.config.plan import data_parallel_size, stage_plans
 from nld_train.console import plain_console
-from nld_train.planner.hardware import Assumptions
+from nld_train.planner.hardware import GIBIBYTE, Assumptions
 from nld_train.planner.layouts import override_words
-from nld_train.planner.plan import GIBIBYTE, LayoutPlan
+from nld_train.planner.plan import LayoutPlan
 from nld_train.planner.request import Request
 
 # Wide enough for every row, so that a plan reads the same in a terminal, a pipe and a log file.
@@ -32,7 +32,7 @@ def show(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions) ->
         f"{request.memory:g} GiB; {len(plans):,} legal layouts, {fitting:,} fit; the best {min(request.rows, fitting)}:"
     )
     console.print(_table(request, [plan for plan in plans if plan.fits][: request.rows]))
-    for line in assumption_lines(request, assumed):
+    for line in (*_own_layout(request, plans), *assumption_lines(request, assumed)):
         console.print(line)
     console.print("\nThe first of them:")
     # Not through the console, which would wrap it.
@@ -51,11 +51,24 @@ def _table(request: Request, plans: Sequence[LayoutPlan]) -> Table:
     layout = ("TP", "CP", "PP", "VP", "DP", "SP", "micro", "recompute")
     memory = ("weights", "grads", "state", "activ.", "head", "GiB")
     speed = [f"{stage} {what}" for stage in stages for what in ("s", "tok/s", "MFU")]
-    for column in (*layout, *memory, *speed, "days"):
+    for column in (*layout, *memory, *speed, "comm.", "days"):
         table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
-        table.add_row(*_layout(request, plan), *_memory(plan), *_speed(plan, stages), f"{plan.days:.1f}")
+        shown = (*_layout(request, plan), *_memory(plan), *_speed(plan, stages))
+        table.add_row(*shown, f"{plan.exposed:.0%}", f"{plan.days:.1f}")
     return table
+
+
+def _own_layout(request: Request, plans: Sequence[LayoutPlan]) -> list[str]:
+    """What the settings would be without a plan, where that is a legal layout: an experiment's own, say."""
+    own = override_words(request.config)
+    found = [(place, plan) for place, plan in enumerate(plans, start=1) if override_words(plan.config) == own]
+    return [
+        f"Number {place} is the layout of the settings themselves ({' '.join(word.split('.')[1] for word in own)}): "
+        f"{plan.memory.total / GIBIBYTE:.1f} GiB{'' if plan.fits else ', which does not fit'}, {plan.exposed:.0%} in "
+        f"communication, {plan.days:.1f} days."
+        for place, plan in found
+    ]
 
 
 def _layout(request: Request, plan: LayoutPlan) -> list[str]:
@@ -85,8 +98,9 @@ def assumption_lines(request: Request, assumed: Assumptions) -> list[str]:
     """The assumptions behind the figures, in words."""
     hardware = assumed.hardware
     return [
-        f"Memory: the largest of any process in any stage; {hardware.memory_reserve:g} GiB are "
-        "reserved for what is not counted. tok/s are per device, s per optimizer step.",
+        f"Memory: the largest of any process in any stage; {hardware.memory_reserve:g} GiB are reserved for what is "
+        f"not counted, and {hardware.memory_margin:.0%} of the count for its error. tok/s are per device, s per "
+        "optimizer step; comm.: share of the time in communication that nothing hides.",
         f"AR utilisation {hardware.ar_utilisation:.0%}: {assumed.sources['ar']}.",
         f"Joint utilisation {hardware.joint_utilisation:.0%}: {assumed.sources['joint']}.",
         f"Not measured: NVLink {hardware.nvlink:g} and network {hardware.network:g} GB/s per device and direction, of "
@@ -108,6 +122,7 @@ def as_json(request: Request, plans: Sequence[LayoutPlan], assumed: Assumptions)
                 "steps": {name: asdict(step) | {"total": step.total} for name, step in plan.steps.items()},
                 "utilisation": plan.utilisation,
                 "tokens_per_second_per_device": plan.tokens_per_second,
+                "exposed_communication": plan.exposed,
                 "days": plan.days,
             }
             for plan in plans

@@ -15,10 +15,10 @@ from nld_train.config.schema import Config
 from nld_train.config.validate import validate
 from nld_train.errors import UserError
 from nld_train.planner.choose import all_plans
-from nld_train.planner.hardware import Hardware, assumptions, measured_utilisations
+from nld_train.planner.hardware import GIBIBYTE, Hardware, assumptions, measured_utilisations
 from nld_train.planner.layouts import legal_layouts
 from nld_train.planner.memory import rank_memory
-from nld_train.planner.plan import GIBIBYTE, LayoutPlan
+from nld_train.planner.plan import LayoutPlan
 from nld_train.planner.request import read_request
 from nld_train.planner.step_time import step_time
 from nld_train.training.stages.ar import AR
@@ -62,7 +62,10 @@ def test_the_best_fits_and_is_the_fastest() -> None:
     assert 0 < len(fitting) < len(plans)
     assert plans[0].days == pytest.approx(min(plan.days for plan in fitting), rel=2e-3)
     limit = (80 - ASSUMED.memory_reserve) * GIBIBYTE
-    assert all((plan.memory.total <= limit) == plan.fits for plan in plans)
+    assert all((plan.memory.total * (1 + ASSUMED.memory_margin) <= limit) == plan.fits for plan in plans)
+    exact = _plans("model=8b", "gpus=256", hardware=replace(ASSUMED, memory_margin=0.0))
+    assert sum(plan.fits for plan in exact) > len(fitting)
+    assert max(plan.memory.total for plan in fitting) < max(plan.memory.total for plan in exact if plan.fits)
 
 
 def test_published_speed_is_near() -> None:
@@ -119,9 +122,11 @@ def test_time_moves_as_it_should() -> None:
     assert _seconds(plain, 256) < _seconds(plain) < _seconds(plain, 16)
     for kind, slower in (("selective", 1.01), ("full", 1.2)):
         assert _seconds(_layout(64, f"execution.recompute={kind}")) > slower * _seconds(plain)
+    # Overlapped, the network may be hidden whatever it takes.
+    exposed = _layout(64, "parallel.overlap_param_gather=false", "parallel.overlap_grad_reduce=false")
     for key in ("peak_tflops", "nvlink", "network", "joint_utilisation"):
         halved = replace(ASSUMED, **{key: getattr(ASSUMED, key) / 2})
-        assert _seconds(plain, hardware=halved) > _seconds(plain), key
+        assert _seconds(exposed, hardware=halved) > _seconds(exposed), key
     # Twice the micro-batches of half the tokens each: what is added is the gathering, by how fast the links are.
     one, two = (step_time(_layout(64, f"parallel.context={size}"), 64, JOINT, ASSUMED, 8) for size in (1, 2))
     assert two.arithmetic == pytest.approx(one.arithmetic)
@@ -133,6 +138,23 @@ def test_time_moves_as_it_should() -> None:
     bubbles = [step_time(_layout(64, *parts[:count]), 64, JOINT, ASSUMED, 8).bubble for count in range(3)]
     assert bubbles[0] == 0 < bubbles[2] < bubbles[1]
     assert bubbles[2] == pytest.approx(bubbles[1] / 17, rel=0.2)
+
+
+def test_what_nothing_hides_is_counted_as_exposed(capsys: pytest.CaptureFixture[str]) -> None:
+    """By itself, in the whole run, and beside the layout that the settings have without a plan."""
+    time = step_time(_layout(64, "parallel.context=2"), 64, JOINT, ASSUMED, 8)
+    assert time.exposed == time.tensor + time.context + time.data
+    assert time.total == pytest.approx(time.arithmetic + time.exposed + time.bubble + time.update)
+    words = ["model=8b", "gpus=64", "parallel.pipeline=1", "micro_size=1", "execution.recompute=none"]
+    plans = {
+        plan.config.parallel.tensor: plan for plan in _plans(*words, "parallel.context=1", "parallel.sequence=true")
+    }
+    assert 0 < plans[2].exposed < plans[4].exposed < plans[8].exposed < 0.4
+    (place,) = [number for number, plan in enumerate(_plans(*words), start=1) if plan == plans[2]]
+    assert main([*words, "rows=1"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Number {place} is the layout of the settings themselves (tensor=2 context=1" in printed
+    assert f"GiB, {plans[2].exposed:.0%} in communication, {plans[2].days:.1f} days." in printed
 
 
 def test_a_layout_on_one_device_communicates_nothing() -> None:
@@ -208,7 +230,7 @@ def test_json_holds_every_layout(capfd: pytest.CaptureFixture[str]) -> None:
         (["model=8b", "gpus=8", "batch.globl=3"], ["batch.globl: unknown key", "global_size"]),
         (["model=8b", "gpus=8", "hardware.nett=3"], ["hardware.nett: unknown key", "network"]),
         (["model=8b", "gpus=8", "hardware.bandwidth_share=2"], ["must be at most 1"]),
-        (["model=14b", "gpus=8", "memory=30"], ["memory=30: none of", "the smallest needs 38.", "recompute=full"]),
+        (["model=14b", "gpus=8", "memory=30"], ["memory=30: none of", "the smallest needs 40.", "recompute=full"]),
         (["model=8b", "gpus=64", "parallel.tensor=3"], ["parallel.tensor=3: must divide"]),
     ],
 )
