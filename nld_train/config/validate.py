@@ -21,7 +21,7 @@ from nld_train.config.schema import (
     StageConfig,
 )
 from nld_train.config.stage_kinds import running_kinds, stage_kind
-from nld_train.config.validate_execution import validate_execution
+from nld_train.config.validate_execution import validate_execution, validate_profile
 from nld_train.config.validate_layout import validate_layout
 from nld_train.masking.schedule import SCHEDULES
 from nld_train.registry import refuse_unknown
@@ -46,6 +46,7 @@ def validate_relations(config: Config, world_size: int) -> None:
         kind.check_run(config, name)
     _check_batch(config)
     validate_execution(config)
+    validate_profile(config, world_size)
     _check_validation(config)
     _check_evaluation(config)
     validate_layout(config, world_size)

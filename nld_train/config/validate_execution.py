@@ -31,6 +31,27 @@ def validate_execution(config: Config) -> None:
     _check_tensor_overlap(config)
 
 
+def validate_profile(config: Config, world_size: int) -> None:
+    """Raise `UserError` for the first key of `execution.profile` that is impossible for `world_size` processes."""
+    profile, key = config.execution.profile, "execution.profile"
+    first, last = profile.first_step, profile.last_step
+    if first is None:
+        valid = f"has no effect without {key}.first_step; set that too"
+        refuse_unless(last is None, f"{key}.last_step", last, valid)
+        return
+    refuse_unless(last is None or last >= first, f"{key}.last_step", last, f"must be at least {key}.first_step={first}")
+    listed = f"[{','.join(map(str, profile.ranks))}]"
+    refuse_unless(len(profile.ranks) > 0, f"{key}.ranks", listed, "must name at least one process")
+    refuse_unless(len(set(profile.ranks)) == len(profile.ranks), f"{key}.ranks", listed, "must name each only once")
+    valid = f"must be below the number of processes, {world_size}"
+    refuse_unless(max(profile.ranks) < world_size, f"{key}.ranks", listed, valid)
+    valid = f"{key}.memory and {key}.nvtx are false as well; set one to true, or {key}.first_step=null"
+    refuse_unless(profile.trace or profile.memory or profile.nvtx, f"{key}.trace", False, valid)
+    for name in ("memory", "nvtx"):
+        impossible = getattr(profile, name) and config.execution.device == "cpu"
+        refuse_unless(not impossible, f"{key}.{name}", True, "needs CUDA, and execution.device=cpu; set false")
+
+
 def _check_lora(config: Config) -> None:
     """Refuses kernels that would not see the changes of the linear layers, or in which they have no part."""
     name = next((name for name in config.run.stages if config.stages[name].lora is not None), None)

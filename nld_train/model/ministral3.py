@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+from nld_train.profiling import profiled
 
 # Computes one result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which returns this rank's logits.
 Readout = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
@@ -82,9 +83,10 @@ class Ministral3Model(GPTModel):
             return readout(selected, self._head)
         if targets is None:
             return self.logits(selected)
-        return chunked_nll(
-            selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
-        )
+        with profiled("head and cross-entropy"):
+            return chunked_nll(
+                selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
+            )
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits `[n, vocab_size]` of hidden rows `[n, h]`, whole on every tensor-parallel rank; last stage only."""

@@ -27,6 +27,7 @@ PIPELINE = {"parallel.pipeline": 2, "parallel.virtual_pipeline": 2}
 TENSOR = {"parallel.tensor": 2, "parallel.sequence": True}
 FOUR = {"parallel.tensor": 4, "model.num_key_value_heads": 4}
 FP8 = {"execution.fp8": "hybrid", "evaluation.every": 0}
+PROFILE = {"execution.profile.first_step": 4}
 AWARE = {"optimizer.precision_aware": True}
 OVERLAP = {"parallel.overlap_tensor": True}
 ODD = {"batch.micro_size": 1, "batch.sequence_length": 240}
@@ -115,6 +116,13 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({**TENSOR, **OVERLAP, "execution.layers": "local"}, 2, "parallel.overlap_tensor", "Transformer Engine"),
     ({"execution.recompute_layers": 0}, 1, "execution.recompute_layers", "at least 1"),
     ({"execution.head_chunk_rows": 0}, 1, "execution.head_chunk_rows", "at least 1"),
+    ({"execution.profile.last_step": 3}, 1, "execution.profile.last_step", "no effect without"),
+    ({**PROFILE, "execution.profile.last_step": 3}, 1, "execution.profile.last_step", "at least"),
+    ({**PROFILE, "execution.profile.ranks": []}, 1, "execution.profile.ranks", "at least one process"),
+    ({**PROFILE, "execution.profile.ranks": [0, 0]}, 1, "execution.profile.ranks", "only once"),
+    ({**PROFILE, "execution.profile.ranks": [0, 1]}, 1, "execution.profile.ranks", "number of processes, 1"),
+    ({**PROFILE, "execution.profile.trace": False}, 1, "execution.profile.trace", "memory"),
+    ({**PROFILE, "execution.device": "cpu", "execution.profile.nvtx": True}, 1, "execution.profile.nvtx", "needs CUDA"),
     ({"execution.timeout_minutes": 0}, 1, "execution.timeout_minutes", "[0.01, 10080]"),
     ({"execution.timeout_minutes": 1e9}, 1, "execution.timeout_minutes", "[0.01, 10080]"),
     ({"checkpoint.every": 0}, 1, "checkpoint.every", "at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,6 +198,18 @@ def moves(
 
 def test_two_data_parallel_processes_stop_and_go_on(two: Path) -> None:
     assert_same_bits(two / "two-stopped", two / "two-whole")
+
+
+def test_ranks_are_measured_at_logged_steps(two: Path) -> None:
+    """Every ten steps, over both processes, which are on this machine."""
+    records = records_of(two / "two-whole")
+    assert [record["step"] for record in records if "ranks" in record] == [10]
+    for times in records[-1]["ranks"].values():
+        assert 0 <= times["min"] <= times["median"] <= times["p90"] == times["max"]
+        assert times["rank"] in (0, 1)
+        assert times["node"] == socket.gethostname()
+    passes, step = records[-1]["ranks"]["passes"], records[-1]["ranks"]["step"]
+    assert 0 < passes["max"] < step["max"]
 
 
 def test_a_checkpoint_has_the_weights_of_its_own_step(two: Path) -> None:

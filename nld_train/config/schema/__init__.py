@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nld_train.config.schema.execution import ExecutionConfig, ParallelConfig, Recomputed
+from nld_train.config.schema.execution import ExecutionConfig, ParallelConfig, ProfileConfig, Recomputed
 from nld_train.config.schema.model import SIZE_KEYS, ModelConfig, RopeParameters
 from nld_train.config.schema.run import (
     CheckpointConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ProfileConfig",
     "Recomputed",
     "RopeParameters",
     "RunConfig",

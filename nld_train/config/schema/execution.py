@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
-from nld_train.config.schema.ranges import Count
+from nld_train.config.schema.ranges import Count, CountOrZero
 
 Recomputed = Literal["core_attn", "mlp"]
 
@@ -48,6 +48,34 @@ class ParallelConfig:
         "Overlap tensor-parallel communication with matrix products. Speed only; needs Transformer Engine's layers, "
         "sequence=true, and stages none of which trains an adapter. Decoding during training runs without it. Not "
         "measured.",
+    ] = False
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A profile of some optimizer steps, into `<run.dir>/profile`."""
+
+    first_step: Annotated[
+        Count | None,
+        "First optimizer step of the run that is profiled; null: no profile, and no cost. The first few compile and "
+        "allocate; take a later one.",
+    ] = None
+    last_step: Annotated[Count | None, "Last step that is profiled; null: first_step alone."] = None
+    ranks: Annotated[tuple[CountOrZero, ...], "Processes that are profiled. At least one, none twice."] = (0,)
+    trace: Annotated[
+        bool,
+        "Operators and kernels over time, from torch's profiler: rank_N...pt.trace.json.gz, for Perfetto or "
+        "TensorBoard.",
+    ] = True
+    memory: Annotated[
+        bool,
+        "A snapshot of all allocations with their Python stacks: rank_N...memory.pickle, for torch's memory "
+        "visualiser. Needs CUDA.",
+    ] = False
+    nvtx: Annotated[
+        bool,
+        "NVTX ranges with the names of a step's parts and of Megatron's layers, for `nsys profile "
+        "--capture-range=cudaProfilerApi`. Needs CUDA.",
     ] = False
 
 
@@ -107,3 +135,9 @@ class ExecutionConfig:
         Interval(ge=0.01, le=10080),
         "Minutes, of which fractions count, after which a collective operation times out; at most a week.",
     ]
+    fault_tolerance: Annotated[
+        bool,
+        "Send heartbeats to the monitor that NVIDIA's ft_launcher starts beside each process, and which ends and "
+        "restarts a run that hangs. Needs the package nvidia-resiliency-ext and that launcher.",
+    ] = False
+    profile: ProfileConfig = ProfileConfig()

@@ -165,3 +165,8 @@ class LoggingConfig:
         "(H100: 989), else no utilisation is reported.",
     ]
     wandb: WandbConfig
+    tensorboard: Annotated[
+        bool,
+        "Also write the numbers of every step to <run.dir>/tensorboard. Needs the package tensorboard (the extra "
+        "`tensorboard`).",
+    ] = False

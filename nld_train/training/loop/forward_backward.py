@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from nld_train.losses.objective import GlobalCounts, objective_terms
+from nld_train.profiling import profiled
 from nld_train.training.loop.micro_batch import MicroBatch, Samples, count_rows
 from nld_train.training.loop.parallel import sum_over_world
 
@@ -114,10 +115,11 @@ def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor
     since schedules change the loss in place.
     """
     ar_nll, diffusion_nll = nll[: batch.rows.ar_count], nll[batch.rows.ar_count :]
-    if batch.diffusion_weights is None:
-        terms = objective_terms(ar_nll, batch.ar_weights)
-    else:
-        terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
+    with profiled("AR and diffusion loss"):
+        if batch.diffusion_weights is None:
+            terms = objective_terms(ar_nll, batch.ar_weights)
+        else:
+            terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
     kept = {"ar": terms.ar.detach().clone()}
     if terms.diffusion is not None:
         kept["diffusion"] = terms.diffusion.detach().clone()

@@ -108,6 +108,11 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
     )
 
 
+def optimizer_configs(optimizer: Any) -> list[OptimizerConfig]:
+    """Megatron's configurations of the optimizer's parts; none on a rank that trains no weights."""
+    return [part.config for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+
+
 def _state_settings(config: Config) -> dict[str, Any]:
     """Fields of Megatron's configuration for optimizer states in fewer bits or in host memory."""
     settings = config.optimizer

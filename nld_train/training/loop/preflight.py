@@ -18,15 +18,19 @@ from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
 from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
+from nld_train.training.loop.heartbeats import require_monitor
+from nld_train.training.metrics.tensorboard_log import require_tensorboard
 
 
 def check_paths(config: Config) -> None:
     """Checks that what a run reads exists, and that it could write; imports no torch, and creates nothing.
 
     Raises:
-        UserError: a token set, a tokenizer or `init.checkpoint` that does not exist, or a `run.dir` that cannot be
-            written.
+        UserError: a token set, a tokenizer or `init.checkpoint` that does not exist, a package that is not installed,
+            or a `run.dir` that cannot be written.
     """
+    require_tensorboard(config)
+    require_monitor(config)
     for prefix in _prefixes(config):
         check_token_set(prefix)
     tokenizer = config.data.tokenizer

@@ -28,6 +28,7 @@ from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.processes import world_size
+from nld_train.profiling import profiled
 from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.collective_errors import on_every_rank
 from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
@@ -39,14 +40,24 @@ from nld_train.training.checkpoint.save import CheckpointWriter
 from nld_train.training.hooks.base import RunningStage, make_hooks
 from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.hardware import peak_flops
+from nld_train.training.loop.heartbeats import Beat, heartbeats
 from nld_train.training.loop.micro_batch import Samples
-from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, wrap_model
+from nld_train.training.loop.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    gather_parameters,
+    optimizer_configs,
+    wrap_model,
+)
 from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.preflight import check_files
+from nld_train.training.loop.profile import make_profile
+from nld_train.training.loop.rank_times import RankTimes
 from nld_train.training.loop.run_files import LogFailedError, file_errors, prepare_to_save
 from nld_train.training.loop.signals import StopRequest, stop_requests
 from nld_train.training.loop.step import NonFiniteError, NonFiniteUpdateError
+from nld_train.training.loop.timers import Timers
 from nld_train.training.metrics.records import StepRecord, step_record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.run_log import RunLog
@@ -68,8 +79,13 @@ def train(config: Config) -> int:
     """
     check_files(config)
     config = resolve_noisy_lengths(config, world_size())
-    with run_lock(Path(config.run.dir)) as lock, parallel_groups(config) as device, stop_requests() as stop:
-        return Run(config, device, stop, lock).train()
+    with (
+        run_lock(Path(config.run.dir)) as lock,
+        parallel_groups(config) as device,
+        stop_requests() as stop,
+        heartbeats(config) as beat,
+    ):
+        return Run(config, device, stop, lock, beat).train()
 
 
 @dataclass(frozen=True)
@@ -99,13 +115,15 @@ class Run:
         device: of this process.
         stop: whether this process has received a signal to stop.
         lock: of `run.dir`, on rank 0.
+        beat: tells a monitor that this process is not stuck.
     """
 
-    def __init__(self, config: Config, device: Any, stop: StopRequest, lock: RunLock | None) -> None:
+    def __init__(self, config: Config, device: Any, stop: StopRequest, lock: RunLock | None, beat: Beat) -> None:
         self.config = config
         self.device = device
         self.stop = stop
         self.lock = lock
+        self.beat = beat
         self.plans = stage_plans(config)
         self.data_facts = pack_conversations(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
@@ -117,9 +135,13 @@ class Run:
         self.rotary = RotaryEmbedding(config.model, device)
         self.hooks = make_hooks(config, self.rotary)
         self.dtype = resolve_dtype(config, device)
+        self.profile = make_profile(config, dist.get_rank(), device)
+        self.timers = Timers(device)
+        self.rank_times = RankTimes(config.logging.every, self.timers, device)
         self.peak = peak_flops(device, config.logging.peak_tflops)
         self.seconds_per_flop: deque[float] = deque(maxlen=20)
         self.megatron = transformer_config(config, device)
+        self.megatron.timers = self.timers
         self.model = self._build_model()
         self.writer = CheckpointWriter(config, device, self.resumed.directory if self.resumed else None)
 
@@ -157,6 +179,7 @@ class Run:
                 advice = self.writer.advice(isinstance(error, NonFiniteUpdateError))
                 raise UserError(f"{error}; {advice}") from error
             self.writer.close()
+            self.profile.close()
             self._close_log(status)
         return status
 
@@ -185,16 +208,25 @@ class Run:
         state = self._begin_stage(plan, resumed)
         micro_batches = self._batches(plan, state.first, state.last)
         for step in range(state.first + 1, state.last + 1):
-            record = self._step(state, step, micro_batches)
-            self.writer.poll()
-            self._run_hooks(state, step, record)
-            self.log.write(record)
-            status = self._stop_status()
-            if step % self.config.checkpoint.every == 0 or step == state.last or status:
-                self._save(plan, step, state.optimizer)
+            with self.profile.step(plan.first_step + step):
+                status = self._make_step(state, step, micro_batches)
             if status:
                 return step, status
         return state.last, 0
+
+    def _make_step(self, state: _StageState, step: int, micro_batches: Iterator[list[Samples]]) -> int:
+        """One optimizer step, and what follows it; returns the exit status of a signal, or 0."""
+        record = self._step(state, step, micro_batches)
+        self.beat()
+        self.writer.poll()
+        self._run_hooks(state, step, record)
+        self.log.write(record)
+        status = self._stop_status()
+        if step % self.config.checkpoint.every == 0 or step == state.last or status:
+            with profiled("save"):
+                self._save(state.stage.plan, step, state.optimizer)
+            self.beat()
+        return status
 
     def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
         """Prepares the model and a new optimizer, with the state of the checkpoint if the stage is resumed."""
@@ -203,6 +235,8 @@ class Run:
         trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
         self.model = wrap_model(self.config, self.megatron, trainer.prepare_model(self.model))
         optimizer = build_optimizer(self.config, plan.stage, self.model, self.dtype)
+        for settings in optimizer_configs(optimizer):
+            settings.timers = self.timers
         weight_decay = self.config.optimizer.weight_decay
         scheduler = build_scheduler(plan.stage.schedule, optimizer, plan.steps, weight_decay)
         first = 0
@@ -216,22 +250,33 @@ class Run:
         """One optimizer step, and its record."""
         # Waiting for the data is part of a step, so that a slow data loader shows in the speed.
         begin = time.perf_counter()
-        samples = next(micro_batches)
+        number = state.stage.plan.first_step + step
+        self.rank_times.begin(number)
+        with profiled("wait for data"):
+            samples = next(micro_batches)
+        waited = time.perf_counter() - begin
         state.scheduler.step(1)
         measures = state.stage.trainer.step(self.model, state.optimizer, samples)
         seconds, plan = time.perf_counter() - begin, state.stage.plan
         self.seconds_per_flop.append(seconds / step_flops(self.config, plan.stage))
         rate = max(group["lr"] for group in state.optimizer.param_groups)
-        return step_record(self.config, plan, step, measures, rate, seconds, self.seconds_per_flop, self.peak)
+        record = step_record(self.config, plan, step, measures, rate, seconds, self.seconds_per_flop, self.peak)
+        ranks = self.rank_times.end(number, waited, seconds)
+        if ranks is not None:
+            record.add("ranks", ranks)
+        return record
 
     def _run_hooks(self, state: _StageState, step: int, record: StepRecord) -> None:
-        due = [hook for hook in self.hooks if hook.due(state.stage.plan, step)]
+        named = zip(self.config.run.hooks, self.hooks, strict=True)
+        due = {name: hook for name, hook in named if hook.due(state.stage.plan, step)}
         if due:
             gather_parameters(self.model)
             refuse_non_finite_state(self.model, state.optimizer, record.values["step"])
-        for hook in due:
+        for name, hook in due.items():
             gather_parameters(self.model)
-            hook.run(self.model, state.stage, record)
+            with profiled(name):
+                hook.run(self.model, state.stage, record)
+            self.beat()
 
     def _stop_status(self) -> int:
         """The exit status of a signal that any rank has received, so that all ranks stop after the same step.

@@ -13,6 +13,7 @@ from nld_train.errors import UserError
 from nld_train.losses.objective import Denominators, GlobalCounts, Terms, denominators
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.profiling import profiled
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.loop.micro_batch import Samples, StreamSettings, prepare
 from nld_train.training.loop.optimizer import clip_gradients
@@ -72,7 +73,8 @@ def train_step(
     """
     zero_gradients(model, optimizer)
     counts = global_counts(samples, settings.device)
-    micro_batches = [prepare(batch, counts, settings, rotary) for batch in samples]
+    with profiled("micro-batches"):
+        micro_batches = [prepare(batch, counts, settings, rotary) for batch in samples]
     results = run_schedule(model, micro_batches, stage.alpha)
     streams.clear()
     ar_loss, diffusion = global_terms(results, settings.device)
@@ -101,10 +103,11 @@ def update(optimizer: Any, clip_grad: float) -> float:
     Raises:
         NonFiniteError: on every rank, before the update, if it or the size of the update is not finite.
     """
-    gradient_norm = _gradient_norm(optimizer)
-    _refuse_overflow(optimizer)
-    clip_gradients(optimizer, gradient_norm, clip_grad)
-    optimizer.step_with_ready_grads()
+    with profiled("optimizer"):
+        gradient_norm = _gradient_norm(optimizer)
+        _refuse_overflow(optimizer)
+        clip_gradients(optimizer, gradient_norm, clip_grad)
+        optimizer.step_with_ready_grads()
     return gradient_norm
 
 

@@ -14,6 +14,7 @@ from nld_train.training.metrics.step_numbers import STEP_NUMBERS
 METRICS: dict[str, str] = {
     "validation": "nld_train.training.hooks.validation_metric:ValidationMetric",
     "decoding": "nld_train.evaluation.decoding_metric:DecodingMetric",
+    "ranks": "nld_train.training.metrics.ranks_metric:RanksMetric",
     "drafter": "nld_train.training.stages.drafter_metric:DrafterMetric",
 }
 

@@ -1,4 +1,4 @@
-"""Writes the metrics of a run on rank 0: `metrics.jsonl`, the console, `run.log`, and Weights & Biases."""
+"""Writes the metrics of a run on rank 0: `metrics.jsonl`, the console, `run.log`, and services."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from nld_train.training.metrics.jsonl import MetricsFile
 from nld_train.training.metrics.records import StepRecord
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.report import write_report
+from nld_train.training.metrics.service_log import open_services
 from nld_train.training.metrics.summary import progress_lines, write_summary
-from nld_train.training.metrics.wandb_log import WandbLog
 
 
 class RunLog:
@@ -47,7 +47,7 @@ class RunLog:
             every, stages = config.logging.every, config.run.stages
             self._console = ConsoleLog(self._directory, total_steps, every, metrics, stages)
             self._file = MetricsFile(self._directory / "metrics.jsonl", last_step)
-            self._wandb = WandbLog(config, metrics)
+            self._services = open_services(config, metrics)
 
     def write(self, record: StepRecord) -> None:
         """Writes a step everywhere; a file that cannot be written is noted in `failure`, for all ranks to stop at."""
@@ -57,7 +57,8 @@ class RunLog:
                 self._console.write(record.values, record.between)
             except OSError as error:
                 self.failure = error
-            self._wandb.write(record.values)
+            for service in self._services:
+                service.write(record.values)
 
     def synchronise(self) -> None:
         """Returns when the metrics of all steps so far are on the disk, so that a checkpoint of them may follow.
@@ -92,7 +93,8 @@ class RunLog:
         for line in [*progress_lines(summary, self._metrics), last_line]:
             self._console.print(line)
         self._file.close()
-        self._wandb.finish(summary, image)
+        for service in self._services:
+            service.finish(summary, image)
 
 
 def _set_aside_folders(directory: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nld_train.printable import one_line
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import flat
 from nld_train.training.metrics.registry import MetricTable
+from nld_train.training.metrics.service_log import ServiceLog
 
 # What Weights & Biases takes as one.
 _LONGEST_IDENTITY = 128
@@ -28,7 +28,7 @@ _START_SECONDS = 60.0
 _END_SECONDS = 600.0
 
 
-class WandbLog:
+class WandbLog(ServiceLog):
     """Weights & Biases, offline unless configured; a continued run keeps its identity.
 
     No failure of it ends the run: without a key or a connection, one line says so and the run is logged offline.
@@ -39,43 +39,34 @@ class WandbLog:
         start_seconds: how long to wait for the server at the start.
     """
 
+    name = "Weights & Biases"
+
     def __init__(
         self, config: Config, metrics: MetricTable | None = None, start_seconds: float = _START_SECONDS
     ) -> None:
-        self._metrics = metrics or MetricTable()
-        self._run: Any = None
+        self._start_seconds = start_seconds
+        super().__init__(config, metrics)
+
+    def _open(self, config: Config) -> Any:
         modes = {"disabled": (), "offline": ("offline",), "online": ("online", "offline")}
         for mode in modes[config.logging.wandb.mode]:
             try:
-                self._run = _start(config, mode, start_seconds)
-                return
+                return _start(config, mode, self._start_seconds)
             except Exception as error:  # whatever the library raises
                 hint = "; logged offline, to be sent by `wandb sync`" if mode == "online" else ""
-                _warn(f"logging.wandb.mode={mode} fails ({one_line(str(error))}){hint}")
+                write_error(f"warning: logging.wandb.mode={mode} fails ({one_line(str(error))}){hint}")
+        return None
 
-    def write(self, record: Record) -> None:
+    def _write(self, run: Any, record: Record) -> None:
         """Logs what every metric of a step gives: numbers, tables and plots."""
-        if self._run is not None:
-            values = wandb_values(record, self._metrics)
-            self._attempt(lambda run: run.log(values, step=record["step"]))
+        run.log(wandb_values(record, self._metrics), step=record["step"])
 
-    def finish(self, summary: Record | None = None, image: Path | None = None) -> None:
-        """Ends the run, with its summary and, if there is one, the image of its curves."""
+    def _finish(self, run: Any, summary: Record | None, image: Path | None) -> None:
         if summary is not None:
-            self._attempt(lambda run: run.summary.update(flat(summary)))
+            run.summary.update(flat(summary))
         if image is not None:
-            self._attempt(lambda run: run.log({"report": _image(image)}))
-        self._attempt(lambda run: run.finish())
-
-    def _attempt(self, call: Callable[[Any], Any]) -> None:
-        """A call of the library. After a failure there are no further ones."""
-        if self._run is None:
-            return
-        try:
-            call(self._run)
-        except Exception as error:  # whatever the library raises
-            self._run = None
-            _warn(f"Weights & Biases fails ({one_line(str(error))}); the run continues without it")
+            run.log({"report": _image(image)})
+        run.finish()
 
 
 def _start(config: Config, mode: Any, start_seconds: float) -> Any:
@@ -105,10 +96,6 @@ def _image(path: Path) -> Any:
     import wandb
 
     return wandb.Image(str(path))
-
-
-def _warn(line: str) -> None:
-    write_error(f"warning: {line}")
 
 
 def wandb_values(record: Record, metrics: MetricTable) -> Record:
