@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from nld_train.data.answer_bits import TURNS, AnswerBits
+from nld_train.data.document_index import DocumentIndex
 from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
@@ -40,6 +42,18 @@ class ChatSet:
     def read_tokens(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens `start .. start + count - 1`, int64 `[count]`."""
         return self._tokens[start : start + count].astype(np.int64)
+
+    def span(self, conversation: int) -> tuple[int, int]:
+        """First token of a conversation in file order, and its number of tokens."""
+        return self._index.span(conversation)
+
+    @cached_property
+    def _index(self) -> DocumentIndex:
+        return DocumentIndex(self.prefix)
+
+    def read(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Tokens `start .. start + count - 1`, and which of them belong to answers: both `[count]`."""
+        return self.read_tokens(start, count), self.answers.read(start, count)
 
     def pieces(self, start: int, length: int, most: int) -> list[tuple[int, int]] | None:
         """What stays of a conversation where it may have no more than `most` tokens.

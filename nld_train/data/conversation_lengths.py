@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.data.chat_set import ChatSet
-from nld_train.data.document_index import DocumentIndex
 from nld_train.data.token_index import document_spans
 from nld_train.errors import UserError
 from nld_train.masking.answer_blocks import BlockOrigin, answer_bounds, block_bounds
@@ -204,11 +203,10 @@ def measure_evenly(prefix: str, packing: ConversationPacking) -> tuple[NDArray[n
     Raises:
         UserError: a file of the set is missing, truncated, or not what it should be.
     """
-    chat, index, tally, found = ChatSet(prefix), DocumentIndex(prefix), Tally(), []
+    chat, tally, found = ChatSet(prefix), Tally(), []
     for document in np.unique(np.arange(_SAMPLED) * chat.documents // _SAMPLED).tolist():
-        start = index[document]
-        end = index[document + 1] if document + 1 < chat.documents else chat.tokens
-        row, counts = measure(chat, packing, np.array([start]), np.array([end - start]))
+        start, length = chat.span(document)
+        row, counts = measure(chat, packing, np.array([start]), np.array([length]))
         found.append(row)
         tally.add(counts)
     return np.concatenate(found), tally

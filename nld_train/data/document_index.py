@@ -9,7 +9,7 @@ from typing import overload
 
 import numpy as np
 
-from nld_train.data.token_index import check_files
+from nld_train.data.token_index import check_files, not_in_order
 
 
 class DocumentIndex(Sequence[int]):
@@ -23,7 +23,7 @@ class DocumentIndex(Sequence[int]):
     """
 
     def __init__(self, prefix: str) -> None:
-        self._header = check_files(prefix)
+        self._prefix, self._header = prefix, check_files(prefix)
         self._itemsize = np.dtype(self._header.dtype).itemsize
         # Read where it is needed, and not mapped: each look into a mapped file would keep 64 KiB of it in memory.
         self._index = io.FileIO(f"{prefix}.idx")
@@ -43,6 +43,18 @@ class DocumentIndex(Sequence[int]):
         if sequence >= self._header.sequences:  # an empty document at the very end
             return self.tokens
         return self._integer(self._header.pointer_at(sequence)) // self._itemsize
+
+    def span(self, document: int) -> tuple[int, int]:
+        """First token of a document, and its number of tokens.
+
+        Raises:
+            UserError: the documents are not in order.
+        """
+        start = self[document]
+        end = self[document + 1] if document + 1 < len(self) else self.tokens
+        if not 0 <= start <= end <= self.tokens:
+            raise not_in_order(self._prefix)
+        return start, end - start
 
     def _integer(self, offset: int) -> int:
         return int.from_bytes(os.pread(self._index.fileno(), 8, offset), "little", signed=True)

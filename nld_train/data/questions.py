@@ -12,8 +12,8 @@ from nld_train.config.schema import Config, SourceConfig
 from nld_train.data.chat_set import ChatSet
 from nld_train.data.manifest import is_chat_set, read_manifest
 from nld_train.data.sample_sets import validation_sources
-from nld_train.data.token_index import document_spans
 from nld_train.errors import UserError
+from nld_train.masking.answer_blocks import answer_bounds
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,19 @@ def questions(prefix: str, count: int, longest: int) -> list[Question]:
 
 
 def _within(chat: ChatSet, documents: range, longest: int) -> Iterator[Question]:
-    """The questions among some consecutive documents."""
-    for starts, lengths in document_spans(chat.prefix, documents=documents):
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            if (question := _last(chat, start, length, longest)) is not None:
-                yield question
+    """The questions among some consecutive conversations."""
+    for document in documents:
+        if (question := _last(chat, document, longest)) is not None:
+            yield question
 
 
-def _last(chat: ChatSet, start: int, length: int, longest: int) -> Question | None:
+def _last(chat: ChatSet, document: int, longest: int) -> Question | None:
     """The last answer of a conversation, and what is before it."""
-    answers = chat.answers.read(start, length)
-    if not answers.any():
+    tokens, answers = chat.read(*chat.span(document))
+    starts, ends = answer_bounds(answers, np.zeros(1, dtype=np.int64))
+    if not len(starts) or not 0 < starts[-1] <= longest:
         return None
-    end = int(np.flatnonzero(answers)[-1]) + 1
-    begin = end - int(np.argmin(answers[:end][::-1])) if not answers[:end].all() else 0
-    if not 0 < begin <= longest:
-        return None
-    tokens = chat.read_tokens(start, end).tolist()
-    return Question(tokens[:begin], tokens[begin:])
+    return Question(tokens[: starts[-1]].tolist(), tokens[starts[-1] : ends[-1]].tolist())
 
 
 def questions_of(sources: Sequence[SourceConfig], count: int, longest: int) -> list[Question]:

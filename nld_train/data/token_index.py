@@ -122,7 +122,7 @@ def document_spans(
         borders = np.concatenate([carried, starts])
         lengths = np.diff(borders)
         if (lengths < 0).any():
-            raise _not_in_order(prefix)
+            raise not_in_order(prefix)
         yield borders[:-1], lengths
         advance(len(lengths))
         carried = borders[-1:]
@@ -136,11 +136,12 @@ def _document_starts(prefix: str, header: IndexHeader, documents: range) -> Iter
             # The border after the last document is the number of all sequences, whose pointer is the end.
             borders = _read(stream, header.border_at(begin), min(_CHUNK, documents.stop + 1 - begin), "<i8")
             if borders[0] < 0 or borders[-1] > header.sequences or (np.diff(borders) < 0).any():
-                raise _not_in_order(prefix)
+                raise not_in_order(prefix)
             yield _pointers(stream, header, borders, end) // np.dtype(header.dtype).itemsize
 
 
-def _not_in_order(prefix: str) -> UserError:
+def not_in_order(prefix: str) -> UserError:
+    """What is raised for a set whose documents overlap."""
     return UserError(f"{prefix}.idx is damaged: its documents are not in order; prepare the set again")
 
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.text import Text
 
 from nld_train.data.chat_set import ChatSet
-from nld_train.data.document_index import DocumentIndex
 from nld_train.data.packed import PackedTokens
 from nld_train.data.shown_tokens import TokenText
 from nld_train.errors import UserError
@@ -62,15 +61,14 @@ def show_conversation(prefix: str, number: int, settings: SampleSettings, shown:
 
 def _read(prefix: str, number: int) -> PackedTokens:
     """A conversation as a sample of its own length: the next token belongs to none."""
-    chat, index = ChatSet(prefix), DocumentIndex(prefix)
-    if not 0 <= number < len(index):
-        raise UserError(f"--conversation {number}: {prefix} holds conversations 0 to {len(index) - 1}")
-    start = index[number]
-    length = (index[number + 1] if number + 1 < len(index) else chat.tokens) - start
+    chat = ChatSet(prefix)
+    if not 0 <= number < chat.documents:
+        raise UserError(f"--conversation {number}: {prefix} holds conversations 0 to {chat.documents - 1}")
+    tokens, answers = chat.read(*chat.span(number))
     return PackedTokens(
-        tokens=np.append(chat.read_tokens(start, length), 0),
-        documents=np.append(np.zeros(length, dtype=np.int64), 1),
-        answers=np.append(chat.answers.read(start, length), False),
+        tokens=np.append(tokens, 0),
+        documents=np.append(np.zeros(len(tokens), dtype=np.int64), 1),
+        answers=np.append(answers, False),
     )
 
 
