@@ -10,7 +10,7 @@ import numpy as np
 from nld_train.data.chat_set import ChatSet, map_file
 from nld_train.data.conversation_lengths import ConversationPacking
 from nld_train.data.packed import PackedTokens
-from nld_train.data.packing import CONVERSATION_DTYPE, CONVERSATIONS, SAMPLES, packing_directory, packing_key
+from nld_train.data.packing_files import CONVERSATION_DTYPE, CONVERSATIONS, SAMPLES, packing_directory, packing_key
 from nld_train.errors import UserError
 
 
@@ -87,10 +87,7 @@ class PackedConversations:
             assert pieces is not None, "a conversation that cannot be shortened is in no sample"
             for piece in pieces:
                 end = position + piece[1]
-                tokens[position:end], answers[position:end] = (
-                    self._chat.read_tokens(*piece),
-                    self._chat.answers.read(*piece),
-                )
+                tokens[position:end], answers[position:end] = self._chat.read(*piece)
                 position = end
             documents[begin:position] = ordinal
         tokens[position:], documents[position:] = tokens[position - 1], len(conversations)

@@ -2,14 +2,11 @@
 
 A pure function of the set, `ConversationPacking` and the seed. The conversations are measured in file order, permuted,
 and cut into windows, each of which is packed on its own, so that memory does not grow with the set and processes share
-the work. The result is a folder that is named by a hash of everything that determines it: `conversations.bin` (first
-token and length of each conversation, sample after sample), `samples.bin` (number of the first conversation of each
-sample, and of all) and `packing.json`, which is written last. The folder gets its name when it is complete.
+the work. `packing_files` describes the result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -34,42 +31,27 @@ from nld_train.data.conversation_lengths import (
     measure_range,
 )
 from nld_train.data.packed import quick_fingerprint
+from nld_train.data.packing_files import (
+    CONVERSATION_DTYPE,
+    CONVERSATIONS,
+    FACTS,
+    SAMPLES,
+    digest_of,
+    intact_facts,
+    packing_directory,
+    packing_key,
+)
 from nld_train.data.permutation import permute_many, round_keys
-from nld_train.data.token_index import check_files
 from nld_train.data.workers import run_jobs
 from nld_train.errors import UserError
 from nld_train.files import synchronise_all
-from nld_train.outside_json import as_record, read_object
 from nld_train.progress import Advance
 
-CONVERSATIONS, SAMPLES, FACTS = "conversations.bin", "samples.bin", "packing.json"
-# A conversation of a sample.
-CONVERSATION_DTYPE = np.dtype([("start", "<i8"), ("length", "<i4")])
-_FORMAT_VERSION = 1
 # A job takes half a second. Below some jobs per process, starting processes takes longer.
 _JOB_CONVERSATIONS, _JOB_TOKENS = 1 << 18, 1 << 28
 _JOBS_PER_WORKER, _MOST_WORKERS = 4, 8
 # Each window has a sample that is not full, so that it is not small; nor is it large, because it is in memory.
 _WINDOW_SAMPLES, _SMALLEST_WINDOW, _LARGEST_WINDOW = 256, 1 << 12, 1 << 16
-
-
-def packing_key(prefix: str, packing: ConversationPacking, seed: int) -> str:
-    """Hash of everything that determines a packing; names its folder.
-
-    Raises:
-        UserError: the set's files are missing or truncated.
-    """
-    check_files(prefix)
-    settings = asdict(packing)
-    if not packing.noisy_length:  # without a noisy stream there are no blocks
-        del settings["block_size"], settings["blocks"], settings["fill"]
-    raw = json.dumps([_FORMAT_VERSION, quick_fingerprint(prefix), settings, seed])
-    return hashlib.sha256(raw.encode()).hexdigest()
-
-
-def packing_directory(prefix: str, folder: str | os.PathLike[str], key: str) -> Path:
-    """Where the packing of a set with this key is found below `folder`."""
-    return Path(folder) / f"{Path(prefix).name}-{key[:16]}"
 
 
 def make_packing(
@@ -129,25 +111,6 @@ def estimate_facts(prefix: str, packing: ConversationPacking) -> PackingFacts:
     return _facts(packing, tally, len(samples))
 
 
-def intact_facts(directory: Path) -> PackingFacts | None:
-    """The facts of a packing, or None where its files are missing or damaged."""
-    try:
-        record = read_object(directory / FACTS)
-        digest = record.pop("digest")
-        facts = as_record(PackingFacts, record, FACTS)
-        return facts if digest == _digest(directory) else None
-    except (OSError, UserError, KeyError):
-        return None
-
-
-def _digest(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for name in (CONVERSATIONS, SAMPLES):
-        with open(directory / name, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class _Making:
     """A packing that is being made in a folder of its own."""
@@ -183,7 +146,7 @@ def _write(making: _Making, chat: ChatSet, run: Any) -> PackingFacts:
     _join(making, len(jobs))
     making.lengths.unlink()
     facts = _facts(making.packing, tally, samples)
-    record = asdict(facts) | {"digest": _digest(making.folder)}
+    record = asdict(facts) | {"digest": digest_of(making.folder)}
     (making.folder / FACTS).write_text(json.dumps(record, indent=2) + "\n")
     return facts
 

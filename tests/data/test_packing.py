@@ -24,7 +24,8 @@ from nld_train.data.bins import pack
 from nld_train.data.chat_set import ChatSet
 from nld_train.data.conversation_lengths import ConversationPacking, mean_noisy_ratio, measure_range
 from nld_train.data.conversations import PackedConversations
-from nld_train.data.packing import estimate_facts, make_packing, packing_directory, packing_key
+from nld_train.data.packing import estimate_facts, make_packing
+from nld_train.data.packing_files import packing_directory, packing_key
 from nld_train.data.plan_facts import data_facts
 from nld_train.errors import UserError
 from nld_train.masking.noisy_stream import answer_stream
