@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config, DecodingMode
-from nld_train.data.tokenizer import load_tokenizer
 from nld_train.decoding import DecodeOptions, DecodeResult, Threshold
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.statistics import (
@@ -139,13 +137,9 @@ class DecodingHook(Hook):
             figures["acceptance"] = {str(position): rate for position, rate in rates.items()}
         return figures
 
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self.config.data.tokenizer) if self.config.data.tokenizer else None
-
     def _samples(self, held_out: HeldOut, results: dict[str, DecodeResult]) -> list[dict[str, str]]:
         """Texts of the first prompts, their answers and their continuations; none without a tokenizer."""
-        if self._tokenizer is None:
+        if held_out.tokenizer is None:
             return []
         samples = []
         for index, prompt in enumerate(held_out.prompts[:_SAMPLES]):
@@ -153,7 +147,7 @@ class DecodingHook(Hook):
             if held_out.answers is not None:
                 ids["answer"] = held_out.answers[index]
             ids |= {name: result.token_ids[index] for name, result in results.items()}
-            samples.append({name: self._tokenizer.decode(tokens) for name, tokens in ids.items()})
+            samples.append({name: held_out.tokenizer.decode(tokens) for name, tokens in ids.items()})
         return samples
 
 

@@ -30,6 +30,7 @@ from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.errors import UserError
 from nld_train.evaluation.by_category import selected
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
+from nld_train.evaluation.right_answers import ExactMatch
 from nld_train.results import check_result_files, give_result
 
 ALL = "all"
@@ -129,21 +130,13 @@ def measure_exact(
             prompts = [question.prompt for question in questions]
             used = chosen if mode == "diffusion" else None
             result = decode(engine, prompts, mode, options, used, observer(), batch_size)
-            found[mode] = scores(tokenizer, questions, result)
+            found[mode] = scores(ExactMatch(options.stop_tokens, tokenizer), questions, result)
     return found
 
 
-def _is_right(tokenizer: Any, result: DecodeResult, index: int, question: ExactQuestion) -> bool:
-    """Whether an answer has ended, and its text is the right one; white space around it does not count."""
-    if result.finish[index] != "stop":
-        return False
-    text: str = tokenizer.decode(result.token_ids[index][:-1])
-    return text.strip() == question.answer.strip()
-
-
-def scores(tokenizer: Any, questions: Sequence[ExactQuestion], result: DecodeResult) -> Figures:
+def scores(match: ExactMatch, questions: Sequence[ExactQuestion], result: DecodeResult) -> Figures:
     """The figures of one mode, by kind of question and for `all`; see `measure_exact`."""
-    right = [_is_right(tokenizer, result, index, each) for index, each in enumerate(questions)]
+    right = match.right(result.token_ids, [question.answer for question in questions])
 
     def figures(kind: str) -> Figures:
         indices = [index for index, question in enumerate(questions) if kind in (ALL, question.kind)]

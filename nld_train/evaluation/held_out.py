@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from nld_train.config.schema import Config
 from nld_train.data.questions import stage_questions
 from nld_train.data.samples import Sample, validation_samples
+from nld_train.data.tokenizer import load_tokenizer
+from nld_train.evaluation.right_answers import ExactMatch
 
 
 @dataclass(frozen=True)
@@ -19,29 +22,22 @@ class HeldOut:
         prompts: ids of each.
         answers: ids of each; None for texts, which can go on in many ways.
         stop_tokens: ids that end a text.
+        tokenizer: of the data, where the run names one.
     """
 
     prompts: list[list[int]]
     answers: list[list[int]] | None
     stop_tokens: tuple[int, ...]
+    tokenizer: Any = None
 
     def exact(self, token_ids: Sequence[Sequence[int]]) -> float:
-        """Share of the questions whose answer a decoding gives exactly, token for token up to its end.
+        """Share of the questions whose answer a decoding gives exactly.
 
         Args:
             token_ids: new tokens of each; those that the limit on new tokens has cut are wrong.
         """
         assert self.answers is not None, "texts have no answers"
-        return fmean(map(self._is_answer, token_ids, self.answers))
-
-    def _is_answer(self, found: Sequence[int], answer: Sequence[int]) -> bool:
-        end = next((index for index, token in enumerate(answer) if token in self.stop_tokens), None)
-        if end is None:
-            # Its template ends a turn with ordinary text, after which nothing stops.
-            return list(found[: len(answer)]) == list(answer)
-        if len(found) != end + 1 or found[end] not in self.stop_tokens:
-            return False
-        return list(found[:end]) == list(answer[:end])
+        return fmean(ExactMatch(self.stop_tokens, self.tokenizer).right(token_ids, self.answers))
 
 
 def held_out_of(config: Config, stage: str) -> HeldOut:
@@ -50,17 +46,18 @@ def held_out_of(config: Config, stage: str) -> HeldOut:
     Raises:
         UserError: a set cannot be read, or holds no question for which the context has room.
     """
+    tokenizer = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
     if (asked := stage_questions(config, stage)) is None:
-        return _texts(config, stage)
+        return _texts(config, stage, tokenizer)
     found, stop_tokens = asked
-    return HeldOut([each.prompt for each in found], [each.answer for each in found], stop_tokens)
+    return HeldOut([each.prompt for each in found], [each.answer for each in found], stop_tokens, tokenizer)
 
 
-def _texts(config: Config, stage: str) -> HeldOut:
+def _texts(config: Config, stage: str, tokenizer: Any) -> HeldOut:
     samples = validation_samples(config, stage, level=None)
     settings = config.evaluation
     prompts = [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
-    return HeldOut(prompts, None, (config.model.eos_token_id,))
+    return HeldOut(prompts, None, (config.model.eos_token_id,), tokenizer)
 
 
 def prompt_of(sample: Sample, length: int) -> list[int]:

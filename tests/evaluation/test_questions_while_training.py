@@ -17,12 +17,14 @@ from nld_train.commands import status
 from nld_train.config.schema import SourceConfig
 from nld_train.data.manifest import Manifest, read_manifest
 from nld_train.data.questions import questions, questions_of
-from nld_train.data.tokenizer import bytes_tokenizer, save_tokenizer, tokenizer_hash
+from nld_train.data.token_index import check_files as check_token_files
+from nld_train.data.tokenizer import bytes_tokenizer, load_tokenizer, save_tokenizer, tokenizer_hash
 from nld_train.decoding.load import find_source
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.likelihood import score_exactly
 from nld_train.evaluation.harness.requests import Scoring
 from nld_train.evaluation.held_out import HeldOut, held_out_of
+from nld_train.evaluation.right_answers import ExactMatch
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.summary import progress_lines
@@ -185,6 +187,16 @@ def test_questions_are_the_last_answers_of_conversations_all_over_a_set(tmp_path
     assert suitable.index(some[-1]) > len(suitable) // 2
 
 
+def test_a_set_whose_conversations_overlap_is_refused(tmp_path: Path) -> None:
+    prefix = chat_set(tmp_path, [exchange("a", "b"), exchange("c", "d"), exchange("e", "f")])
+    raw = bytearray(Path(f"{prefix}.idx").read_bytes())
+    pointer = check_token_files(prefix).pointer_at(1)
+    raw[pointer : pointer + 8] = (1 << 20).to_bytes(8, "little")
+    Path(f"{prefix}.idx").write_bytes(raw)
+    with pytest.raises(UserError, match=r"chat\.idx is damaged: its documents are not in order"):
+        questions(prefix, 3, 30)
+
+
 def test_several_sets_share_the_questions_by_weight(tmp_path: Path) -> None:
     sources = []
     for name, token, weight in (("a", 70, 1.0), ("b", 80, 2.0), ("c", 90, 0.01)):
@@ -200,6 +212,23 @@ def test_what_is_an_exact_answer() -> None:
     assert held_out.exact(found) == pytest.approx(2 / 6)
     # Without an end there is nothing to stop at.
     assert HeldOut([[5]] * 2, [[7, 8]] * 2, (END,)).exact([[7, 8, 8], [7, 7, 8]]) == 0.5
+
+
+def test_with_a_tokenizer_texts_are_compared(tmp_path: Path) -> None:
+    """However they are tokenized; ids on disk and texts of a file of questions alike."""
+    save_tokenizer(bytes_tokenizer(), str(tmp_path / "tokenizer"))
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))
+    match = ExactMatch((END,), tokenizer)
+    found = [[*letters("42"), END], [*letters(" 42 "), END], [*letters("4 2"), END], letters("42")]
+    for answer in ("42 ", [*letters("42"), END, *letters("x")]):
+        assert match.right(found, [answer] * 4) == [True, True, False, False]
+    # A right answer without an end.
+    assert match.right([letters("42x"), letters("4")], [letters("42")] * 2) == [True, False]
+    # Other ids of the same text.
+    tokenizer.add_tokens(["42"])
+    joined = tokenizer.convert_tokens_to_ids("42")
+    assert match.right([[joined, END]], [[*letters("42"), END]]) == [True]
+    assert ExactMatch((END,)).right([[joined, END]], [[*letters("42"), END]]) == [False]
 
 
 def test_answers_end_with_the_token_that_ends_a_turn(tmp_path: Path) -> None:
