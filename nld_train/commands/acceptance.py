@@ -10,25 +10,18 @@ from nld_train.commands.command import Command, Imported
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from nld_train.commands.arguments import (
-        MODES,
         add_adapter,
         add_block_lengths,
         add_checkpoint,
         add_lengths,
         add_outputs,
         add_policy,
+        add_questions,
     )
 
     add_checkpoint(parser)
-    parser.add_argument(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help='JSONL, a line with "category" and "turns" (or "messages", or "prompt") each, as SPEED-Bench has it',
-    )
-    parser.add_argument(
-        "--modes", nargs="+", choices=MODES, default=["diffusion", "linear", "quadratic"], help="(default: all but ar)"
-    )
+    rows = 'JSONL, a line with "category" and "turns" (or "messages", or "prompt") each, as SPEED-Bench has it'
+    add_questions(parser, rows, modes=("diffusion", "linear", "quadratic"))
     add_block_lengths(parser, default=(8, 16, 32), always_read=False)
     add_lengths(parser, block_length=False)
     add_policy(parser)

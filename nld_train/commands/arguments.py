@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 from nld_train.commands.command import utf8
@@ -48,6 +48,20 @@ def add_prompts(parser: argparse.ArgumentParser, required: bool = True) -> None:
         help='continue every line of a file; of JSONL the text under "prompt", or answer the conversation under '
         '"messages"',
     )
+
+
+def add_questions(parser: argparse.ArgumentParser, rows: str, modes: Sequence[DecodingMode]) -> None:
+    """--prompts and --modes of a command that asks each line of a file in several modes.
+
+    Args:
+        parser: of the command.
+        rows: what a line holds.
+        modes: in which they are asked by default.
+    """
+    parser.add_argument("--prompts", required=True, metavar="FILE", help=rows)
+    others = [mode for mode in MODES if mode not in modes]
+    default = f"all but {', '.join(others)}" if others else "all"
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(modes), help=f"(default: {default})")
 
 
 def add_chat_format(parser: argparse.ArgumentParser) -> None:

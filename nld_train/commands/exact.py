@@ -16,17 +16,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         add_lengths,
         add_outputs,
         add_policy,
+        add_questions,
     )
 
     add_checkpoint(parser)
-    parser.add_argument(
-        "--prompts",
-        required=True,
-        metavar="FILE",
-        help='JSONL, on each line "messages", the last of which is the right answer, and "kind", as `nld-data tasks` '
-        "writes it",
-    )
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="(default: all)")
+    rows = 'JSONL, on each line "messages", the last of which is the right answer, and "kind", as `nld-data tasks` '
+    add_questions(parser, rows + "writes it", modes=MODES)
     add_lengths(parser)
     add_policy(parser)
     add_chat_format(parser)
