@@ -7,37 +7,21 @@ A case is `{"name", "config"}`, and `"naive": true` for the computation by hand.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from decoding_readings import Counting, readings
-from megatron.core import parallel_state
 from naive_drafter import NaiveDrafter
 from torch import Tensor
+from trainee import Trainee, run_cases
 
-from nld_train.config.load import config_from_dict
-from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
-from nld_train.config.validate import validate
-from nld_train.data.batches import batches
-from nld_train.data.order import stage_orders
-from nld_train.data.samples import training_samples
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.adapters import DRAFTER, adapter_tensors, load_adapter
-from nld_train.model.build import build_model, resolve_dtype, transformer_config
-from nld_train.model.initialize import initialize
-from nld_train.model.rotary import RotaryEmbedding
-from nld_train.processes import world_size
-from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
-from nld_train.training.loop.packing import pack_conversations
-from nld_train.training.loop.parallel import parallel_groups
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
 
@@ -55,38 +39,18 @@ def whole_adapter(config: Config) -> dict[str, Tensor]:
     return tensors
 
 
-class Trainee:
-    """This process's part of a case, prepared as a run prepares it."""
+class DrafterTrainee(Trainee):
+    """With a drafter adapter that has learned something."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config = config
-        (self.plan,) = stage_plans(config)
-        self.rotary = RotaryEmbedding(config.model, device)
-        self.dtype = resolve_dtype(config, device)
-        megatron = transformer_config(config, device)
-        chunks = build_model(config, megatron, device)
-        initialize(chunks, config.model, config.run.seed)
-        self.trainer = self.plan.kind.make_trainer(config, self.plan, self.rotary, self.dtype, device)
-        self.model = wrap_model(config, megatron, self.trainer.prepare_model(chunks))
-        load_adapter(self.chunks, DRAFTER, whole_adapter(config))
-
-    @property
-    def chunks(self) -> list[Any]:
-        return [unwrap(chunk) for chunk in self.model]
-
-    def frozen(self) -> list[Tensor]:
-        return [p.clone() for chunk in self.chunks for p in chunk.parameters() if not p.requires_grad]
+    def prepared(self, chunks: list[Any]) -> list[Any]:
+        chunks = super().prepared(chunks)
+        load_adapter(chunks, DRAFTER, whole_adapter(self.config))
+        return chunks
 
     def train(self) -> dict[str, Any]:
         """Records of all steps, the adapter they end with, and what it then drafts."""
         before = self.frozen()
-        stage = self.config.stages[self.plan.name]
-        optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
-        scheduler = build_scheduler(stage.schedule, optimizer, self.plan.steps, self.config.optimizer.weight_decay)
-        records = []
-        for samples in self._batches():
-            scheduler.step(1)
-            records.append(self.trainer.step(self.model, optimizer, samples))
+        records = list(self.steps())
         kept = all(torch.equal(old, new) for old, new in zip(before, self.frozen(), strict=True))
         tensors = adapter_tensors(self.chunks, DRAFTER)
         return {
@@ -95,17 +59,6 @@ class Trainee:
             "adapter": {name: tensor.tolist() for name, tensor in tensors.items()},
             **self._decode(),
         }
-
-    def _batches(self) -> Any:
-        return batches(
-            training_samples(self.config, self.plan.name, stage_orders(self.config, [self.plan])[self.plan.name]),
-            first_step=0,
-            last_step=self.plan.steps,
-            global_size=self.config.batch.global_size,
-            micro_size=self.config.batch.micro_size,
-            rank=parallel_state.get_data_parallel_rank(),
-            size=parallel_state.get_data_parallel_world_size(),
-        )
 
     def _decode(self) -> dict[str, Any]:
         """Every mode; drafts with the adapter it begins with, the same under every layout to the last bit."""
@@ -121,7 +74,7 @@ class Trainee:
 
 def by_hand(config: Config, device: torch.device) -> dict[str, Any]:
     """The first step's measures and the norm of its gradient."""
-    trainee = Trainee(config, device)
+    trainee = DrafterTrainee(config, device)
     (chunk,) = trainee.chunks
     measures = NaiveDrafter(config, chunk).step()
     # Where the wrapper of data parallelism collects them.
@@ -130,18 +83,9 @@ def by_hand(config: Config, device: torch.device) -> dict[str, Any]:
     return {**measures, "grad_norm": norm}
 
 
-def main(cases_path: str, results_path: str) -> None:
-    results = {}
-    for case in json.loads(Path(cases_path).read_text()):
-        config = config_from_dict(case["config"])
-        validate(config, world_size())
-        with parallel_groups(config) as device:
-            pack_conversations(config)
-            outcome = by_hand(config, device) if case.get("naive") else Trainee(config, device).train()
-            results[case["name"]] = outcome
-            if dist.get_rank() == 0:
-                Path(results_path).write_text(json.dumps(results))
+def outcome(config: Config, device: torch.device, naive: bool) -> dict[str, Any]:
+    return by_hand(config, device) if naive else DrafterTrainee(config, device).train()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_cases(sys.argv[1], sys.argv[2], outcome)

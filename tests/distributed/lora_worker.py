@@ -7,40 +7,26 @@ A case is `{"name", "config"}`, and `"naive": true` for the computation by hand.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from naive_objective import naive_losses, plain_model
 from torch import Tensor
+from trainee import Trainee, run_cases
 
-from nld_train.config.load import config_from_dict
 from nld_train.config.low_rank import target_shapes
-from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config, LoraConfig
-from nld_train.config.validate import validate
-from nld_train.data.batches import batches
-from nld_train.data.order import stage_orders
-from nld_train.data.samples import training_samples
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.model import streams
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.adapters import LORA, adapter_tensors, load_adapter, merge_lora
-from nld_train.model.build import build_model, resolve_dtype, transformer_config
-from nld_train.model.initialize import initialize
-from nld_train.model.rotary import RotaryEmbedding
-from nld_train.processes import world_size
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
-from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, gather_parameters, unwrap, wrap_model
-from nld_train.training.loop.parallel import parallel_groups
+from nld_train.training.loop.optimizer import gather_parameters
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
 
@@ -64,41 +50,22 @@ def whole_lora(config: Config) -> dict[str, Tensor]:
     return tensors
 
 
-class Trainee:
-    """This process's part of a case, prepared as a run prepares it."""
+class LoraTrainee(Trainee):
+    """With a LoRA that has learned something."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config = config
-        (self.plan,) = stage_plans(config)
-        self.rotary = RotaryEmbedding(config.model, device)
-        self.dtype = resolve_dtype(config, device)
-        megatron = transformer_config(config, device)
-        chunks = build_model(config, megatron, device)
-        initialize(chunks, config.model, config.run.seed)
-        self.trainer: Any = self.plan.kind.make_trainer(config, self.plan, self.rotary, self.dtype, device)
+    def prepared(self, chunks: list[Any]) -> list[Any]:
         fresh = self._decode(chunks)
-        chunks = self.trainer.prepare_model(chunks)
+        chunks = super().prepared(chunks)
         assert self._decode(chunks) == fresh, "a new LoRA changes nothing"
-        load_adapter(chunks, LORA, whole_lora(config))
-        self.model = wrap_model(config, megatron, chunks)
-
-    @property
-    def chunks(self) -> list[Any]:
-        return [unwrap(chunk) for chunk in self.model]
+        load_adapter(chunks, LORA, whole_lora(self.config))
+        return chunks
 
     def train(self) -> dict[str, Any]:
         """Records of all steps, the LoRA they end with, and what the model says with it and with merged weights."""
-        stage, plan = self.plan.stage, self.plan
-        before = [p.clone() for chunk in self.chunks for p in chunk.parameters() if not p.requires_grad]
-        optimizer = build_optimizer(self.config, stage, self.model, self.dtype)
-        scheduler = build_scheduler(stage.schedule, optimizer, plan.steps, self.config.optimizer.weight_decay)
-        records = []
-        for samples in self._batches():
-            scheduler.step(1)
-            records.append(self.trainer.step(self.model, optimizer, samples))
+        before = self.frozen()
+        records = list(self.steps())
         gather_parameters(self.model)
-        after = [p for chunk in self.chunks for p in chunk.parameters() if not p.requires_grad]
-        frozen = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+        frozen = all(torch.equal(old, new) for old, new in zip(before, self.frozen(), strict=True))
         tensors = adapter_tensors(self.chunks, LORA)
         decoded = self._decode(self.chunks)
         merge_lora(self.chunks)
@@ -113,7 +80,7 @@ class Trainee:
 
     def gradients(self) -> dict[str, Any]:
         """Those of the first step, by the names of the weights; one process."""
-        samples, settings = next(iter(self._batches())), self.trainer.settings
+        samples, settings = next(iter(self.batches())), self.trainer.settings
         counts = global_counts(samples, settings.device)
         run_schedule(
             self.model, [prepare(batch, counts, settings, self.rotary) for batch in samples], self.plan.stage.alpha
@@ -121,17 +88,6 @@ class Trainee:
         streams.clear()
         (chunk,) = self.chunks
         return {name: weight.main_grad.tolist() for name, weight in chunk.named_parameters() if weight.requires_grad}
-
-    def _batches(self) -> Any:
-        return batches(
-            training_samples(self.config, self.plan.name, stage_orders(self.config, [self.plan])[self.plan.name]),
-            first_step=0,
-            last_step=self.plan.steps,
-            global_size=self.config.batch.global_size,
-            micro_size=self.config.batch.micro_size,
-            rank=parallel_state.get_data_parallel_rank(),
-            size=parallel_state.get_data_parallel_world_size(),
-        )
 
     def _decode(self, chunks: list[Any]) -> dict[str, Any]:
         if self.config.parallel.context > 1:
@@ -191,20 +147,11 @@ def _add(linear: Any, change: Tensor) -> None:
     linear.weight = weight
 
 
-def main(cases_path: str, results_path: str) -> None:
-    results = {}
-    for case in json.loads(Path(cases_path).read_text()):
-        config = config_from_dict(case["config"])
-        validate(config, world_size())
-        with parallel_groups(config) as device:
-            if case.get("naive"):
-                outcome = by_hand(config, device) | {"found": Trainee(config, device).gradients()}
-            else:
-                outcome = Trainee(config, device).train()
-            results[case["name"]] = outcome
-            if dist.get_rank() == 0:
-                Path(results_path).write_text(json.dumps(results))
+def outcome(config: Config, device: torch.device, naive: bool) -> dict[str, Any]:
+    if naive:
+        return by_hand(config, device) | {"found": LoraTrainee(config, device).gradients()}
+    return LoraTrainee(config, device).train()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_cases(sys.argv[1], sys.argv[2], outcome)

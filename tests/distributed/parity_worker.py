@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -18,74 +18,31 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from naive_objective import naive_step
+from trainee import Record, Trainee
 
 from nld_train.config.load import config_from_dict
-from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.config.validate import validate
-from nld_train.data.batches import batches
-from nld_train.data.order import stage_orders
-from nld_train.data.samples import training_samples
 from nld_train.model import streams
-from nld_train.model.build import build_model, resolve_dtype, transformer_config
-from nld_train.model.initialize import initialize, shards
-from nld_train.model.rotary import RotaryEmbedding
+from nld_train.model.initialize import shards
 from nld_train.processes import world_size
 from nld_train.training.hooks.base import RunningStage
 from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
 from nld_train.training.loop.micro_batch import prepare
-from nld_train.training.loop.optimizer import build_optimizer, build_scheduler, unwrap, wrap_model
 from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 from nld_train.training.loop.step import NonFiniteError, train_step
-from nld_train.training.stages.objective_trainer import stream_settings
-
-Record = dict[str, Any]
 
 
-class Trainee:
-    """This process's part of one case, built as a run builds it."""
+class ParityTrainee(Trainee):
+    """Its records have all that a step measures."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.config = config
-        (self.plan,) = stage_plans(config)
-        self.stage = config.stages[self.plan.name]
-        self.rotary = RotaryEmbedding(config.model, device)
-        self.settings = stream_settings(config, self.stage, resolve_dtype(config, device), device)
-        self.share = {
-            "rank": parallel_state.get_data_parallel_rank(),
-            "size": parallel_state.get_data_parallel_world_size(),
-        }
-        megatron = transformer_config(config, device)
-        chunks = build_model(config, megatron, device)
-        initialize(chunks, config.model, config.run.seed)
-        self.megatron = megatron
-        self.model = wrap_model(config, megatron, chunks)
-
-    def train(self) -> Iterator[Record]:
-        """A record per optimizer step."""
-        plan, weight_decay = self.plan, self.config.optimizer.weight_decay
-        optimizer = build_optimizer(self.config, self.stage, self.model, self.settings.dtype)
-        scheduler = build_scheduler(self.stage.schedule, optimizer, plan.steps, weight_decay)
-        for samples in self._batches():
-            scheduler.step(1)
-            clip = self.config.optimizer.clip_grad
-            result = train_step(self.model, optimizer, samples, self.stage, self.settings, self.rotary, clip)
-            yield {**asdict(result), "grad_norm": result.gradient_norm}
-
-    def _batches(self) -> Any:
-        order = stage_orders(self.config, [self.plan])[self.plan.name]
-        return batches(
-            training_samples(self.config, self.plan.name, order),
-            first_step=0,
-            last_step=self.plan.steps,
-            global_size=self.config.batch.global_size,
-            micro_size=self.config.batch.micro_size,
-            **self.share,
-        )
+    def step(self, optimizer: Any, samples: Any) -> Record:
+        clip, settings = self.config.optimizer.clip_grad, self.trainer.settings
+        result = train_step(self.model, optimizer, samples, self.stage, settings, self.rotary, clip)
+        return {**asdict(result), "grad_norm": result.gradient_norm}
 
     def poisoned_step(self, poison: Poison) -> Record:
         """What every process says, and whether its weights are what they were, after one process went astray."""
@@ -93,7 +50,7 @@ class Trainee:
             poison(next(self.model[0].parameters()))
         before = [parameter.clone() for chunk in self.model for parameter in chunk.parameters()]
         try:
-            message = f"trained: {list(self.train())}"
+            message = f"trained: {list(self.steps())}"
         except NonFiniteError as error:
             message = str(error)
         after = [parameter for chunk in self.model for parameter in chunk.parameters()]
@@ -109,15 +66,15 @@ class Trainee:
         self.megatron.finalize_model_grads_func = lambda *given, **named: reduce(
             *given, **{**named, "force_all_reduce": True}
         )
-        samples = next(iter(self._batches()))
-        counts = global_counts(samples, self.settings.device)
-        micro_batches = [prepare(batch, counts, self.settings, self.rotary) for batch in samples]
+        samples = next(iter(self.batches()))
+        settings = self.trainer.settings
+        counts = global_counts(samples, settings.device)
+        micro_batches = [prepare(batch, counts, settings, self.rotary) for batch in samples]
         run_schedule(self.model, micro_batches, self.stage.alpha)
         streams.clear()
-        chunks = [unwrap(chunk) for chunk in self.model]
-        for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):
+        for parameter in (parameter for chunk in self.chunks for parameter in chunk.parameters()):
             parameter.data.copy_(parameter.main_grad)
-        return self._whole(chunks)
+        return self._whole(self.chunks)
 
     def _whole(self, chunks: list[Any]) -> Record:
         """The tensors of all processes put together; rows that only pad the vocabulary are left out."""
@@ -140,9 +97,7 @@ class Trainee:
     def validate(self) -> Record:
         """The losses of the starting weights on held-out samples."""
         hook = ValidationHook(self.config, self.rotary)
-        make = self.plan.kind.make_trainer
-        trainer = make(self.config, self.plan, self.rotary, self.settings.dtype, self.settings.device)
-        ar_loss, diffusion_loss = hook.losses(self.model, RunningStage(self.plan, trainer))
+        ar_loss, diffusion_loss = hook.losses(self.model, RunningStage(self.plan, self.trainer))
         return {"ar_loss": ar_loss, **{f"diffusion_loss at {level}": loss for level, loss in diffusion_loss.items()}}
 
 
@@ -171,9 +126,9 @@ def run_case(config: Config, kind: str, device: torch.device) -> list[Record]:
     pack_conversations(config)
     if kind == "naive":
         return [naive_step(config, device)]
-    trainee = Trainee(config, device)
+    trainee = ParityTrainee(config, device)
     if kind == "train":
-        return list(trainee.train())
+        return list(trainee.steps())
     if kind == "gradients":
         return [trainee.gradients()]
     return [trainee.validate() if kind == "validation" else trainee.poisoned_step(POISONS[kind])]
