@@ -36,7 +36,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-lora",
         action="store_true",
-        help="export the LoRA of the last stage in DST/lora, for PEFT, and do not add it to the weights",
+        help="export the LoRA of the last stage beside the weights, in PEFT's files, and do not add it to them",
     )
     parser.add_argument(
         "--license", metavar="ID", help="license in the model card, e.g. apache-2.0 (default: the original model's)"

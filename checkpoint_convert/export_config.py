@@ -28,6 +28,7 @@ class Export:
         tied: whether the head is omitted because it equals the embedding.
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         license: identifier of the license in the model card; None for that of the original model.
+        lora: whether a LoRA is beside the weights, and not added to them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Export:
     tied: bool
     tokenizer: Path | None
     license: str | None
+    lora: bool = False
 
 
 def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None) -> dict[str, Any]:

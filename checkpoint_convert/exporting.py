@@ -22,7 +22,7 @@ from checkpoint_convert.weights import DTYPES, require_finite, row_blocks
 from nld_train.config.schema import ModelConfig
 from nld_train.data.vocabulary import holds_tokenizer, refuse_other_tokenizer, training_hashes
 from nld_train.errors import UserError
-from nld_train.model.adapter_files import LORA_DIRECTORY, copy_adapter, resolve_adapter
+from nld_train.model.adapter_files import CONFIG_FILE, TENSOR_FILE, copy_adapter, resolve_adapter
 from nld_train.model.finite import is_finite
 from nld_train.printable import say
 from nld_train.progress import progress_bar
@@ -49,7 +49,7 @@ def export_checkpoint(
         dtype: key of `DTYPES`; None keeps the type of each tensor.
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
-        keep_lora: export a LoRA beside the weights, in `lora/`, and not added to them.
+        keep_lora: export a LoRA beside the weights, in PEFT's files, and not added to them.
         license_name: identifier of the license in the model card; None for that of the original model.
         shard_bytes: maximum size of a shard.
         report: called with lines for the user.
@@ -66,6 +66,10 @@ def export_checkpoint(
     if tokenizer is not None:
         _check_tokenizer(tokenizer, record, weights.model)
     adapter = _adapter(weights, output_format, adapter)
+    if keep_lora and adapter is not None:
+        raise UserError(
+            f"--keep-lora: the drafter adapter in {adapter} is for whole weights; export without one of both"
+        )
     # An import of a tied model without training since is exported tied, if the format supports tied heads.
     tied = output_format == "ministral3" and bool(record.imported.get("head_is_copy"))
     outputs = list(_outputs(weights, output_format, DTYPES[dtype] if dtype else None, tied))
@@ -75,7 +79,7 @@ def export_checkpoint(
             write_shards(temporary, outputs, written, shard_bytes)
             weights.finish()
         name = str(outputs[0].dtype).removeprefix("torch.")
-        export = Export(destination.name, output_format, name, tied, tokenizer, license_name)
+        export = Export(destination.name, output_format, name, tied, tokenizer, license_name, keep_lora)
         notes = write_descriptions(temporary, record, weights.model, export)
         if output_format == "nld":
             _copy_package(temporary)
@@ -87,7 +91,8 @@ def export_checkpoint(
         report(line)
     if lora is not None:
         report(
-            f"the weights are those before the LoRA, which is in {destination / LORA_DIRECTORY}, for PEFT"
+            f"the weights are those before the LoRA, which is in {destination / CONFIG_FILE} and {TENSOR_FILE}; "
+            "transformers adds it where PEFT is installed, servers must be told to"
             if keep_lora
             else "the LoRA of the last stage was added to the weights; --keep-lora exports it beside them"
         )

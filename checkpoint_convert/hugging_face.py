@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 import torch
 from torch import Tensor
 
+from checkpoint_convert.lora import exported_lora
 from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
 from checkpoint_convert.safetensors_file import DTYPES, FP8, SafetensorsFile, Stored
 from checkpoint_convert.source_config import SourceConfig, model_config, read_source_config
@@ -28,7 +29,8 @@ class HuggingFaceWeights:
     """Weights of the text decoder in a Hugging Face directory (see `Weights`).
 
     FP8 weights are `e4m3 x weight_scale_inv`, multiplied in float32 and rounded to the model's type, as `transformers`
-    does. A missing head is a copy of the embedding, whatever the value of `tie_word_embeddings`.
+    does. A missing head is a copy of the embedding, whatever the value of `tie_word_embeddings`. A LoRA beside the
+    weights (`adapter_config.json`) is added to them, as `transformers` does.
 
     Args:
         directory: with `config.json` and safetensors files.
@@ -47,6 +49,7 @@ class HuggingFaceWeights:
         self.naming = self._find_naming()
         self.head_is_copy = self.naming.head not in self._shard_of
         self._fp8 = self._check_tensors()
+        self.lora = exported_lora(directory, self.model, self.naming)
         self._fp8_target = DTYPES[_safetensors_name(self.source)] if self._fp8 else None
 
     @property
@@ -68,8 +71,11 @@ class HuggingFaceWeights:
         return DTYPES[self._stored(full).dtype]
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a tensor; a view of the file unless it is FP8."""
-        full = self._full(name)
+        """Rows of a tensor; a view of the file unless it is FP8 or changed by a LoRA."""
+        rows = self._stored_rows(self._full(name), start, stop)
+        return rows if self.lora is None else self.lora.added(name, start, rows)
+
+    def _stored_rows(self, full: str, start: int, stop: int) -> Tensor:
         rows = self._files[self._shard_of[full]].rows(full, start, stop)
         if full not in self._fp8:
             return rows

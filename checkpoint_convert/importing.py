@@ -119,6 +119,8 @@ def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
 
 def _notes(weights: HuggingFaceWeights, given: int | None) -> list[str]:
     lines = []
+    if weights.lora is not None:
+        lines.append(f"the LoRA beside the weights of {weights.source.directory} was added to them")
     if aside := weights.aside:
         prefixes = ", ".join(f"{prefix}*" for prefix in weights.naming.aside)
         lines.append(f"skipped: {len(aside)} tensors of the vision model ({prefixes})")

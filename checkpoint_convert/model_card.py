@@ -46,6 +46,11 @@ _CONTROL = (
     "Its last stage trained the AR loss alone (alpha 0): block diffusion was **not trained** there, and drafts of "
     "self-speculation are those of earlier stages, if any."
 )
+_LORA = (
+    "The LoRA of its last stage is **not added** to the weights: it is in `adapter_config.json` and "
+    "`adapter_model.safetensors` beside them. `from_pretrained` loads both where PEFT is installed; other readers, "
+    "such as servers that are not told of it, have the model before the stage."
+)
 
 
 def model_card(record: Record, model: ModelConfig, export: Export, known: Origins, chat: bool) -> str:
@@ -69,6 +74,7 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         f"{_WHAT[export.output_format]}",
         "",
         *([_CONTROL, ""] if _is_control(record) else []),
+        *([_LORA, ""] if export.lora else []),
         "```python",
         *_usage(record, export, chat),
         "```",

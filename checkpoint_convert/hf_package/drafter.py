@@ -31,12 +31,17 @@ class Drafter:
 
     Raises:
         ImportError: PEFT is not installed.
-        ValueError: the adapter targets other modules than `o_proj`, or its shapes are not the model's.
+        ValueError: the adapter targets other modules than `o_proj`, or its shapes are not the model's; or the model has
+            a LoRA already, to which PEFT would not add another one.
     """
 
     def __init__(self, encoder: Encoder, directory: str | Path) -> None:
         self._attentions: list[Any] = [layer.self_attn for layer in encoder.layers]
         self._plain = [attention.o_proj for attention in self._attentions]
+        if any(not isinstance(projection, nn.Linear) for projection in self._plain):
+            raise ValueError(
+                f"{directory}: a drafter adapter needs plain projections; add the model's LoRA to its weights"
+            )
         self._adapted = _adapted_projections(self._plain, str(directory))
         self.directory = Path(directory)
 

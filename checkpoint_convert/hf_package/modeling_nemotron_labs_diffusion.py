@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from checkpoint_convert.hf_package.attention import AttentionMask, Rule, prepare
 from checkpoint_convert.hf_package.calls import as_tuple
@@ -17,6 +18,9 @@ from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
 from checkpoint_convert.hf_package.joint_loss import NoisyRows, TermWeights, joint_loss
 from checkpoint_convert.hf_package.padded_text import AnswerBlocks, Blocks, NoisyText, PaddedText
+
+# Arguments of `from_pretrained` that say where the files of a model are.
+_OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
@@ -54,6 +58,19 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replaces the head."""
         self.diffusion_head = new_embeddings
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **kwargs: Any) -> Any:
+        """Loads the model as `transformers` does, with the LoRA beside its weights, if there is one.
+
+        Raises:
+            ImportError: it has a LoRA, and PEFT is not installed: `transformers` alone would leave it out.
+        """
+        if pretrained_model_name_or_path is not None and not is_peft_available():
+            named = {name: kwargs[name] for name in _OF_FILES if kwargs.get(name) is not None}
+            if find_adapter_config_file(pretrained_model_name_or_path, **named) is not None:
+                raise ImportError(f"the LoRA of {pretrained_model_name_or_path} needs the package peft")
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """Saves the model as `transformers` does, its generation config and the drafter adapter."""

@@ -1,7 +1,7 @@
 """The files of an adapter, `adapter_config.json` and `adapter_model.safetensors`, in PEFT's format.
 
-Those of a drafter adapter are read by the engine here, by the exported package, and by PEFT itself; those of a LoRA in
-a checkpoint by what continues from it, and in an export by PEFT.
+Those of a drafter adapter are read by the engine here, by the exported package, and by PEFT itself; those of a LoRA, in
+a checkpoint or in a Hugging Face directory, by what continues from it, and in the latter also by `transformers`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _TYPES = ("F32", "F16", "BF16")
 
 # Prefixes of PEFT's names, of the model's own names and of those of a linear layer in its decoder layer.
 _PREFIX = "base_model.model."
-_MODEL_PREFIX = "encoder."
+MODEL_PREFIX = "encoder."
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class AdapterShape:
         return self.lora_alpha / self.rank
 
 
-def tensor_names(layer: int, target: str = "o_proj", model_prefix: str = _MODEL_PREFIX) -> tuple[str, str]:
+def tensor_names(layer: int, target: str = "o_proj", model_prefix: str = MODEL_PREFIX) -> tuple[str, str]:
     """PEFT's names of A and B of a linear layer (docs/method.md, "Exported checkpoint").
 
     Args:
@@ -81,7 +81,7 @@ def tensor_names(layer: int, target: str = "o_proj", model_prefix: str = _MODEL_
     return weight_tensor_names(f"layers.{layer}.{part}.{target}.weight", model_prefix)
 
 
-def weight_tensor_names(weight: str, model_prefix: str = _MODEL_PREFIX) -> tuple[str, str]:
+def weight_tensor_names(weight: str, model_prefix: str = MODEL_PREFIX) -> tuple[str, str]:
     """The same for a linear layer by the name of its weight, without the model's prefix."""
     at = f"{_PREFIX}{model_prefix}{weight.removesuffix('.weight')}"
     return f"{at}.lora_A.weight", f"{at}.lora_B.weight"
@@ -118,8 +118,12 @@ def write_adapter(directory: Path, shape: AdapterShape, tensors: dict[str, Tenso
 
 
 def find_adapter(path: Path) -> Path | None:
-    """The directory of the drafter adapter at a path, `linear_spec_lora` in it or the path itself; None without one."""
-    return next((folder for folder in (path / DRAFTER_DIRECTORY, path) if (folder / CONFIG_FILE).is_file()), None)
+    """The directory of the drafter adapter at a path, `linear_spec_lora` in it or the path itself; None without one.
+
+    An adapter beside the `config.json` of a model is a LoRA for all that the model does.
+    """
+    own = () if (path / "config.json").is_file() else (path,)
+    return next((folder for folder in (path / DRAFTER_DIRECTORY, *own) if (folder / CONFIG_FILE).is_file()), None)
 
 
 def require_adapter(path: Path) -> Path:
@@ -168,13 +172,16 @@ def copy_adapter(adapter: Path, destination: Path) -> None:
         shutil.copyfile(adapter / name, destination / DRAFTER_DIRECTORY / name)
 
 
-def read_shape(directory: Path, model: ModelConfig, drafter: bool = True) -> AdapterShape:
+def read_shape(
+    directory: Path, model: ModelConfig, drafter: bool = True, model_prefix: str = MODEL_PREFIX
+) -> AdapterShape:
     """Rank, lora_alpha and targets of an adapter, after comparing every tensor's shape with a model; reads no tensor.
 
     Args:
         directory: with its two files.
         model: shapes of the model.
         drafter: whether it must be one on `o_proj` alone, as a drafter adapter is.
+        model_prefix: of the names of the model that the adapter is for.
 
     Raises:
         UserError: it is damaged, another kind of adapter, or made for a model of another shape.
@@ -187,7 +194,7 @@ def read_shape(directory: Path, model: ModelConfig, drafter: bool = True) -> Ada
     # One layer more than the file can have is enough to find what is missing.
     for layer in range(min(model.num_hidden_layers, len(found) + 1)):
         for target in targets:
-            (down, up), (inputs, outputs) = tensor_names(layer, target), sizes[target]
+            (down, up), (inputs, outputs) = tensor_names(layer, target, model_prefix), sizes[target]
             expected |= {down: [shape.rank, inputs], up: [outputs, shape.rank]}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):

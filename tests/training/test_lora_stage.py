@@ -117,7 +117,6 @@ def test_a_run_that_starts_from_it_starts_from_merged_weights(
 def test_exports_are_merged_or_peft_loads_the_lora_onto_them(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -130,17 +129,52 @@ def test_exports_are_merged_or_peft_loads_the_lora_onto_them(
             out.parent.mkdir(exist_ok=True)
             assert convert(["export", checkpoint, str(out), "--format", kind, *words]) == 0
         merged, kept = (loader.from_pretrained(tmp_path / kind / name) for name in ("merged", "kept"))
-        plain = kept(ids).logits
+        found = kept(ids).logits
         logits[kind] = merged(ids).logits
-        found = PeftModel.from_pretrained(kept, tmp_path / kind / "kept", subfolder=LORA_DIRECTORY).eval()(ids).logits
+        kept.disable_adapters()
+        plain = kept(ids).logits
         torch.testing.assert_close(found, logits[kind], atol=1e-5, rtol=1e-5)
         assert (plain - found).abs().max() > 0.01
-    assert "| 0.3 (LoRA of rank 3) |" in (tmp_path / "nld" / "merged" / "README.md").read_text()
+    cards = {name: (tmp_path / "nld" / name / "README.md").read_text() for name in ("merged", "kept")}
+    assert all("| 0.3 (LoRA of rank 3) |" in card for card in cards.values())
+    assert [name for name, card in cards.items() if "is **not added** to the weights" in card] == ["kept"]
     torch.testing.assert_close(logits["nld"], logits["ministral3"], atol=1e-5, rtol=1e-5)
     assert "--keep-lora exports it beside them" in capsys.readouterr().out
     assert convert(["export", str(tuned), str(tmp_path / "none"), "--format", "nld", "--keep-lora"]) == 2
     assert "--keep-lora: " in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@torch.no_grad()
+def test_the_lora_of_an_export_is_never_left_out(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding and the import add it to the weights, and without PEFT the exported model refuses to be loaded."""
+    from checkpoint_convert.hf_package import modeling_nemotron_labs_diffusion as module
+    from checkpoint_convert.hugging_face import HuggingFaceWeights
+    from checkpoint_convert.open_export import load_export
+
+    checkpoint, ids = str(checkpoint_of(tuned, AFTER)), torch.arange(20)[None] + 4
+    for folder, words in (("merged", ()), ("kept", ("--keep-lora",))):
+        assert convert(["export", checkpoint, str(tmp_path / folder), "--format", "nld", *words]) == 0
+    merged, kept = (
+        load_export(HuggingFaceWeights(tmp_path / name), torch.device("cpu"))(ids).logits for name in ("merged", "kept")
+    )
+    torch.testing.assert_close(kept, merged, atol=1e-5, rtol=1e-5)
+    assert convert(["import", str(tmp_path / "kept"), str(tmp_path / "imported")]) == 0
+    assert "the LoRA beside the weights of" in capsys.readouterr().out
+    assert convert(["verify", str(tmp_path / "merged"), str(tmp_path / "imported")]) == 0
+    # As exports of earlier versions had it.
+    (tmp_path / "kept" / LORA_DIRECTORY).mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "kept" / name).rename(tmp_path / "kept" / LORA_DIRECTORY / name)
+    earlier = load_export(HuggingFaceWeights(tmp_path / "kept"), torch.device("cpu"))(ids).logits
+    assert torch.equal(earlier, kept)
+    (tmp_path / "kept" / LORA_DIRECTORY / "adapter_config.json").rename(tmp_path / "kept" / "adapter_config.json")
+    monkeypatch.setattr(module, "is_peft_available", lambda: False)
+    with pytest.raises(ImportError, match=r"the LoRA of .* needs the package peft"):
+        module.NemotronLabsDiffusionModel.from_pretrained(tmp_path / "kept")
+    module.NemotronLabsDiffusionModel.from_pretrained(tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
