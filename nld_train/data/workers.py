@@ -6,8 +6,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -80,29 +81,42 @@ class _Progress:
         self._seen = now
 
 
-def _results(pool: ProcessPoolExecutor, jobs: Sequence[Any], queued: int, progress: _Progress) -> Iterator[Any]:
+def _results(pool: Executor, jobs: Sequence[Any], queued: int, progress: _Progress) -> Iterator[Any]:
     waiting, running = iter(jobs), set[Future[Any]]()
     while True:
-        while len(running) < queued and (job := next(waiting, None)) is not None:
-            with _interrupts_blocked():
+        with _interrupts_held():
+            while len(running) < queued and (job := next(waiting, None)) is not None:
                 running.add(pool.submit(_do, job))
-        if not running:
-            return
-        done, running = wait(running, _REPORT_SECONDS, FIRST_COMPLETED)
-        progress()
+            if not running:
+                return
+            done, running = wait(running, _REPORT_SECONDS, FIRST_COMPLETED)
+            progress()
         for future in done:
             yield future.result()
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal. Workers that start while it is blocked inherit the blocked signal;
-    the parent, which handles it for all, receives it afterwards."""
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C, which reaches every process of a terminal, has its effect in this one at the end, and in workers none.
+
+    An interrupt in the middle could leave a lock locked, that of a future or of the progress, for which the pool or its
+    workers would then wait for ever. Workers that start in here inherit the blocked signal. In this process another
+    thread can receive it nevertheless, so that the handler, which Python runs in the main thread, does nothing but note
+    it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it receives no interrupts
+        yield
+        return
+    noted: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 _work: Work[Any, Any] | None = None
