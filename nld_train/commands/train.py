@@ -178,19 +178,19 @@ def _start(config: Config, world_size: int) -> int:
     if config.run.dry is True:
         from nld_train.config.report import print_plan
         from nld_train.data.plan_facts import data_facts
-        from nld_train.data.sample_sets import resolve_noisy_lengths
+        from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
 
-        config = resolve_noisy_lengths(config, world_size)
+        config = noisy_lengths_of_run(config, world_size)
         print_plan(config, world_size, data_facts(config))
         return 0
     from nld_train.library_warnings import ignore_known_warnings
 
     ignore_known_warnings()
     if config.run.dry == "build":
-        from nld_train.data.sample_sets import resolve_noisy_lengths
         from nld_train.model.dry_build import build_plan
+        from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
 
-        return build_plan(resolve_noisy_lengths(config, world_size)) or 0
+        return build_plan(noisy_lengths_of_run(config, world_size)) or 0
     from nld_train.training.loop.preflight import check_paths
 
     # Before torch is imported, which takes seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from tiny_runs import STEP_TOKENS, composed, records_of, train_here
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
 from nld_train.config.plan import stage_plans
+from nld_train.data import sample_sets
 from nld_train.data.order import stage_orders
 from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
 
 STEPS = 5
 BEFORE = AR_STEPS + JOINT_STEPS
@@ -103,6 +106,25 @@ def test_auto_is_a_whole_128(alone: tuple[str, ...], tmp_path: Path) -> None:
     (record,) = records_of(tmp_path)
     assert record["validation"]["diffusion_loss"].keys() == {"0.25", "0.5", "0.75", "1"}
     assert "noisy stream of 128 tokens" in (tmp_path / "run.log").read_text()
+
+
+def test_a_begun_stage_keeps_its_length(
+    alone: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `auto` would be now, under another layout for instance; a layout that it does not fit is refused."""
+    run = (*alone, "stages.sft.noisy_length=auto", *HELD_OUT, f"run.dir={tmp_path}")
+    train_here(tmp_path, *run, "run.max_steps=1", "checkpoint.every=1")
+    monkeypatch.setattr(sample_sets, "_MARGIN", 9)
+    assert resolve_noisy_lengths(composed(*run), 1).stages["sft"].noisy_length == 256
+    train_here(tmp_path, *run, "run.max_steps=2", "checkpoint.every=1")
+    assert set(re.findall(r"noisy stream of (\d+) tokens", (tmp_path / "run.log").read_text())) == {"128"}
+    assert [record["step"] for record in records_of(tmp_path)] == [1, 2]
+    with pytest.raises(UserError) as refusal:
+        noisy_lengths_of_run(composed(*run, "parallel.context=3"), 3)
+    assert str(refusal.value) == (
+        "stages.sft.noisy_length=128: parallel.context=3 splits a sample into 6 equal parts; take a multiple of 6; "
+        f"{tmp_path} has begun with this length: continue it in another layout"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from nld_train.config.schema import Config
 from nld_train.data.batches import batches
 from nld_train.data.chat.run_template import template_note
 from nld_train.data.order import StageOrder, stage_orders
-from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.data.samples import training_samples
 from nld_train.data.tokenizer_files import read_tokenizer
 from nld_train.errors import UserError, system_error
@@ -34,6 +33,7 @@ from nld_train.training.checkpoint.collective_errors import on_every_rank
 from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
 from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
 from nld_train.training.checkpoint.initial_weights import find_initial_weights, load_initial_weights
+from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
 from nld_train.training.checkpoint.paths import checkpoints_directory
 from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
 from nld_train.training.checkpoint.save import CheckpointWriter
@@ -78,7 +78,7 @@ def train(config: Config) -> int:
             loss is no longer finite.
     """
     check_files(config)
-    config = resolve_noisy_lengths(config, world_size())
+    config = noisy_lengths_of_run(config, world_size())
     with (
         run_lock(Path(config.run.dir)) as lock,
         parallel_groups(config) as device,
