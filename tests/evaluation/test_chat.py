@@ -74,6 +74,10 @@ def test_a_chat_is_one_decode_of_the_rendered_conversation(
     questions = ["seven times", "", "r\u00e9sum\u00e9", "is"]
     records = chat(questions, "--mode", mode, "--system", "ends")
     assert [record["prompt"] for record in records] == ["seven times", "r\u00e9sum\u00e9", "is"]
+    first, second, _ = records
+    assert first["prefill_tokens"] == first["prompt_tokens"]
+    # The turn before is in the cache.
+    assert 0 < second["prefill_tokens"] <= second["prompt_tokens"] - first["prompt_tokens"]
     conversation = [("system", "ends")]
     for record in records:
         conversation.append(("user", record["prompt"]))
@@ -199,13 +203,13 @@ def test_a_terminal_sees_an_answer_grow(
 def test_ctrl_c_stops_an_answer(
     chat: Chat, trained_export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from nld_train.decoding.command_line import chat as module
+    from nld_train.decoding.command_line import chat_answers as module
 
     whole = chat(["seven times"], "--mode", "ar")
     decode = module.decode
     pressed = []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **more: Any) -> Any:
         *others, observer = arguments
 
         def observe(progress: Any) -> None:
@@ -214,7 +218,7 @@ def test_ctrl_c_stops_an_answer(
                 pressed.append(True)
                 raise KeyboardInterrupt
 
-        return decode(*others, observe)
+        return decode(*others, observe, **more)
 
     monkeypatch.setattr(module, "decode", interrupted)
     capsys.readouterr()
@@ -224,6 +228,8 @@ def test_ctrl_c_stops_an_answer(
     # What there was of the answer is part of the conversation.
     assert after["prompt_tokens"] == whole[0]["prompt_tokens"] + len(stopped["text"].encode()) + 1 + 3 + 7 + 2
     assert after["finish"] != "stopped"
+    # Of the stopped call nothing is kept: the next one computes all.
+    assert (stopped["prefill_tokens"], after["prefill_tokens"]) == (None, after["prompt_tokens"])
 
 
 def test_prompts_become_messages(trained_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,9 +283,9 @@ def test_what_cannot_be_a_chat_is_one_line(
 def test_a_template_that_fails_on_the_system_prompt_is_found_before_the_weights(
     trained_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nld_train.decoding import load
+    from checkpoint_convert import decoding_sources
 
-    monkeypatch.setattr(load, "_open_export", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(decoding_sources, "_open_export", lambda *_: pytest.fail("opened"))
     (tmp_path / "strict.jinja").write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompts') }}{% endif %}"
     )

@@ -26,6 +26,7 @@ def result(accepted: list[list[int]], drafted: list[list[bool]], forwards: list[
         forwards=max(forwards),
         prefill=1,
         sequence_forwards=forwards,
+        prefill_tokens=[1] * rows,
         accepted=accepted,
         committed_by=[[0] * len(flags) for flags in drafted],
         drafted=drafted,

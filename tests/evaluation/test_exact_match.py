@@ -14,6 +14,7 @@ from nld_train.data import chat
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.decoding import DecodeResult
 from nld_train.evaluation.exact_match import ExactQuestion, scores
+from nld_train.evaluation.right_answers import ExactMatch
 
 # The run's tokenizer has no template of its own.
 TEMPLATE = ["--chat-template", str(Path(chat.__file__).with_name("default.jinja"))]
@@ -49,13 +50,14 @@ def test_an_answer_is_right_if_it_ends_and_all_of_it_is_right(corpus: Path) -> N
         forwards=9,
         prefill=1,
         sequence_forwards=[1, 2, 2, 3],
+        prefill_tokens=[1] * 4,
         accepted=[[]] * 4,
         committed_by=[[0] * len(one) for one in ids],
         drafted=[[False] * len(one) for one in ids],
         seconds=[0.0] * 4,
     )
     kinds = ["copy", "copy", "sort", "sort"]
-    found = scores(tokenizer, [ExactQuestion([1], "ab", kind) for kind in kinds], result)
+    found = scores(ExactMatch((2,), tokenizer), [ExactQuestion([1], "ab", kind) for kind in kinds], result)
     assert {kind: figures["exact"] for kind, figures in found.items()} == {"all": 0.5, "copy": 0.5, "sort": 0.5}
     assert {kind: figures["new_tokens"] for kind, figures in found.items()} == {"all": 13, "copy": 6, "sort": 7}
     assert found["all"]["tokens_per_forward"] == 13 / 8

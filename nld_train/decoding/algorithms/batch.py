@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nld_train.decoding.algorithms.kept_text import KeptText
 from nld_train.decoding.algorithms.options import DecodeOptions
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, SequenceOutput
 from nld_train.decoding.algorithms.sampling import TokenSampling
@@ -26,6 +27,7 @@ class Batch:
         slack: entries of the cache that a step may need beyond a sequence's text.
         slots: maximum number of active sequences; None for all.
         observer: notified of every sequence after each forward that changed it.
+        kept: what the cache holds of a single prompt; see `Session`.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class Batch:
         slack: int,
         slots: int | None = None,
         observer: Observer | None = None,
+        kept: KeptText | None = None,
     ) -> None:
         slots = len(prompts) if slots is None else min(slots, len(prompts))
         self.options = options
         self.observer = observer
         self.outputs = [SequenceOutput(options.max_new_tokens, options) for _ in prompts]
         longest = max(map(len, prompts)) + options.max_new_tokens
-        self.session = Session(engine, prompts, slots, longest + slack)
+        self.session = Session(engine, prompts, slots, longest + slack, kept)
         self.sampling = TokenSampling(options, range(slots))
         self.mask_token_id = engine.mask_token_id
         self._observing = 0.0
@@ -130,6 +133,7 @@ class Batch:
         for slot, output in enumerate(self.active):
             if output.finish is not None:
                 if not self._waiting:
+                    self.session.end(slot, output.tokens)
                     continue
                 sequence = self._waiting.popleft()
                 self.session.admit(slot, sequence)
@@ -183,6 +187,7 @@ class Batch:
             forwards=self.session.forwards,
             prefill=self.session.prefills,
             sequence_forwards=self.session.sequence_forwards,
+            prefill_tokens=self.session.prefill_tokens,
             accepted=[output.accepted for output in self.outputs],
             committed_by=[output.committed_by for output in self.outputs],
             drafted=[output.drafted for output in self.outputs],

@@ -9,6 +9,7 @@ import torch
 from nld_train.decoding.algorithms.autoregressive import decode_autoregressive
 from nld_train.decoding.algorithms.batch import Batch
 from nld_train.decoding.algorithms.diffusion import decode_diffusion
+from nld_train.decoding.algorithms.kept_text import KeptText
 from nld_train.decoding.algorithms.linear import decode_linear
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode, check_request
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer
@@ -26,6 +27,7 @@ def decode(
     policy: CommitPolicy | None = None,
     observer: Observer | None = None,
     batch_size: int | None = None,
+    kept: KeptText | None = None,
 ) -> DecodeResult:
     """Continues prompts of unequal length together, with continuous batching (`docs/method.md`, "Decoding").
 
@@ -39,6 +41,7 @@ def decode(
         policy: commit policy; required for diffusion, refused in other modes.
         observer: notified of every sequence after each forward that changed it.
         batch_size: maximum number of active sequences; None for all.
+        kept: what the engine's cache holds of earlier calls, each with one prompt; None to begin anew.
 
     Raises:
         ValueError: what `check_request` refuses; diffusion without a policy or another mode with one; a batch size
@@ -49,10 +52,11 @@ def decode(
         raise ValueError(f"batch_size: {batch_size} is not 1 or more")
     if (policy is not None) != (mode == "diffusion"):
         raise ValueError(f"policy: mode {mode!r} {'needs one' if mode == 'diffusion' else 'takes none'}")
+    assert kept is None or len(prompts) == 1, "a text is kept in the cache of one sequence"
     length = options.block_length
     # Quadratic needs cache entries for k drafts and k * k masks beyond the text, the others for at most a block.
     slack = length * (length + 1) if mode == "quadratic" else 0 if mode == "ar" else length
-    batch = Batch(engine, prompts, options, slack, batch_size, observer)
+    batch = Batch(engine, prompts, options, slack, batch_size, observer, kept)
     if mode == "ar":
         decode_autoregressive(batch)
     elif mode == "linear":

@@ -30,6 +30,7 @@ class DecodeResult:
         forwards: decode forwards of the batch.
         prefill: prefill forwards of the batch.
         sequence_forwards: decode forwards of each sequence: as many as it would need alone.
+        prefill_tokens: tokens of each prompt that were computed: all, but for what the cache held of it already.
         accepted: tokens of each cycle: accepted drafts and the bonus token of a verify pass in the speculative modes,
             positions committed by a denoising pass in diffusion, 1 in AR. Tokens after a stop are not counted in the
             speculative modes. The first token comes from the prefill and belongs to no cycle.
@@ -45,6 +46,7 @@ class DecodeResult:
     forwards: int
     prefill: int
     sequence_forwards: list[int]
+    prefill_tokens: list[int]
     accepted: list[list[int]]
     committed_by: list[list[int]]
     drafted: list[list[bool]]

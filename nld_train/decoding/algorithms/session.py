@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nld_train.decoding.algorithms.kept_text import KeptText
 from nld_train.decoding.engines.engine import Engine, Step
 
 
@@ -21,6 +22,8 @@ class Session:
         prompts: ids of each sequence.
         slots: maximum number of active sequences; the first prompts are admitted to them.
         capacity: entries per slot: the longest text of a sequence plus the entries that a step needs beyond it.
+        kept: what the cache holds already, of the text of a single sequence, and goes on to hold afterwards; None to
+            begin with an empty cache.
 
     Attributes:
         active: numbers of the active sequences by slot, in the order of every tensor here.
@@ -28,17 +31,29 @@ class Session:
         forwards: decode forwards of the batch.
         prefills: prefill forwards of the batch.
         sequence_forwards: decode forwards of each sequence of the whole batch.
+        prefill_tokens: tokens of the prompt of each sequence that had to be computed.
     """
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], slots: int, capacity: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        slots: int,
+        capacity: int,
+        kept: KeptText | None = None,
+    ) -> None:
         self.engine = engine
         self.active = list(range(slots))
         self.lengths = torch.zeros(slots, dtype=torch.int64)
         self.forwards = 0
         self.prefills = 0
         self.sequence_forwards = [0] * len(prompts)
-        self._prompts = prompts
-        engine.allocate(slots, capacity)
+        self.prefill_tokens = [0] * len(prompts)
+        self._prompts, self._kept = prompts, kept
+        if kept is None:
+            engine.allocate(slots, capacity)
+        else:
+            self.lengths[0] = kept.begin(engine, prompts[0], capacity)
 
     def admit(self, slot: int, sequence: int) -> None:
         """Assigns a slot to another sequence, whose prompt must then be prefilled."""
@@ -47,22 +62,23 @@ class Session:
         self.lengths[slot] = 0
 
     def prefill(self, slots: Sequence[int], masks: int = 0) -> Tensor:
-        """Runs prompts causally and keeps their keys and values.
+        """Runs prompts causally, what the cache does not hold of them, and keeps their keys and values.
 
         Args:
-            slots: slots to prefill, ascending; their sequences have no entries in the cache yet.
+            slots: slots to prefill, ascending.
             masks: number of mask tokens after each prompt; they see the prompt and each other and are not committed.
 
         Returns:
             float32 `[n, 1 + masks, V]`, one for each slot: after the prompt's last token, then at each mask.
         """
-        prompts = [self._prompts[self.active[slot]] for slot in slots]
+        index = torch.tensor(slots)
+        cached = self.lengths[index]
+        prompts = [self._prompts[self.active[slot]][size:] for slot, size in zip(slots, cached.tolist(), strict=True)]
         sizes = torch.tensor([len(prompt) for prompt in prompts])
         width = int(sizes.max()) + masks
         tokens = torch.full((len(sizes), width), self.engine.mask_token_id)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = torch.as_tensor(prompt)
-        index = torch.tensor(slots)
         logits = self._run(
             tokens,
             sizes + masks,
@@ -71,7 +87,9 @@ class Session:
             slots=None if len(slots) == len(self.active) else index,
         )
         self.prefills += 1
-        self.lengths = self.lengths.index_copy(0, index, sizes)
+        for slot, prompt in zip(slots, prompts, strict=True):
+            self.prefill_tokens[self.active[slot]] = len(prompt)
+        self.lengths = self.lengths.index_copy(0, index, cached + sizes)
         return logits
 
     def forward_read_only(
@@ -141,9 +159,18 @@ class Session:
             raise ValueError("crop: a sequence cannot become longer")
         self.lengths = lengths
 
+    def end(self, slot: int, new_tokens: Sequence[int]) -> None:
+        """The sequence in a slot has ended with these tokens; those that the cache holds may be kept for another call.
+
+        The cache need not hold the last ones, and may hold some that were drafted after the end.
+        """
+        if self._kept is not None:
+            self._kept.end([*self._prompts[self.active[slot]], *new_tokens][: int(self.lengths[slot])])
+
     def keep_slots(self, slots: list[int]) -> None:
-        """Keeps only these slots; the others are freed."""
-        self.engine.keep_slots(torch.tensor(slots, dtype=torch.int64))
+        """Keeps only these slots; the others are freed, unless their text is kept for another call."""
+        if self._kept is None:
+            self.engine.keep_slots(torch.tensor(slots, dtype=torch.int64))
         self.active = [self.active[slot] for slot in slots]
         self.lengths = self.lengths[slots]
 

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
 
 from nld_train.console import plain_console
 from nld_train.data.chat.prompt import require_template
-from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import Mode, check_block_length, check_request
-from nld_train.decoding.algorithms.outputs import DecodeResult, Progress, per_forward
-from nld_train.decoding.algorithms.statistics import accepted_length
+from nld_train.decoding.command_line.chat_answers import Answers
 from nld_train.decoding.command_line.chat_history import ChatHistory
 from nld_train.decoding.command_line.chat_lines import ChatLines
-from nld_train.decoding.command_line.observers import Observers
 from nld_train.decoding.command_line.records import Records, record_of
 from nld_train.decoding.command_line.request import chat_format_of, policy_of, source_of, value_errors_as_user_errors
-from nld_train.decoding.command_line.terminal import Watcher, print_sequence
 from nld_train.decoding.command_line.variants import DecodeVariant, chat_variants
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.load import Source
 from nld_train.decoding.mode_options import CHAT_MAX_NEW_TOKENS
-from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.errors import UserError
 from nld_train.printable import one_line
 
 _DEFAULT_MODE: Mode = "linear"
+# So many more of the longest answers have room in the cache; a longer conversation makes it larger.
+_MORE_ANSWERS = 3
 _HELP = """\
 /mode [MODE]    decode in another mode from now on: ar, diffusion, linear, quadratic
 /system [TEXT]  set the system prompt; without TEXT, remove it
@@ -61,29 +56,6 @@ def talk(arguments: Namespace) -> None:
     records.write()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An answer of the model.
-
-    Attributes:
-        ended: its final state; that of the last forward where it was stopped.
-        result: of the decoder; None where it was stopped.
-    """
-
-    ended: Progress
-    result: DecodeResult | None
-
-
-class _Last:
-    """An observer that keeps the last state of a sequence."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(sequence=0, tokens=())
-
-    def __call__(self, progress: Progress) -> None:
-        self.progress = progress
-
-
 class Chat:
     """A chat with the model on standard input and output.
 
@@ -107,13 +79,13 @@ class Chat:
         records: Records,
         lines: ChatLines,
     ) -> None:
-        self._engine, self._source, self._variants, self._mode = engine, source, variants, mode
+        self._source, self._variants, self._mode = source, variants, mode
         self._history, self._records, self._lines = history, records, lines
-        self._console = plain_console(soft_wrap=True)
+        console = plain_console(soft_wrap=True)
         # Notes and figures are no part of a text that is written to a file or a pipe.
-        self._notes = plain_console(soft_wrap=True, stderr=records.printed or not self._console.is_terminal)
-        self._policies: dict[str, CommitPolicy] = {}
-        self._answers = 0
+        self._notes = plain_console(soft_wrap=True, stderr=records.printed or not console.is_terminal)
+        shown, room = None if records.printed else console, _MORE_ANSWERS * self._variant.options.max_new_tokens
+        self._answers = Answers(engine, source.tokenizer, shown, lines.interactive, room)
         self._ended = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._note(_HELP),
@@ -207,63 +179,13 @@ class Chat:
         if dropped:
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
             self._note(f"the conversation is longer than the context: {turns} dropped")
-        answer = self._decode(variant, ids)
-        self._answers += 1
-        stopped = answer.ended.finish is None
-        if not answer.ended.tokens and stopped:
+        answer = self._answers.decode(variant, ids)
+        if answer.ended.finish is None and not answer.ended.tokens:
             self._note("stopped before the first token: message and answer are not part of the conversation")
             return False
         record = record_of(variant.name, message, self._source.tokenizer, answer.ended)
-        lengths = {"accepted_length": answer.result and accepted_length(answer.result), "prompt_tokens": len(ids)}
-        self._records.add({**record, **lengths, "dropped_turns": dropped, "finish": record["finish"] or "stopped"})
+        counts = {**answer.counts(), "dropped_turns": dropped}
+        self._records.add({**record, **counts, "finish": record["finish"] or "stopped"})
         self._history.turns.append((message, record["text"]))
-        self._note(_figures(variant, answer))
+        self._note(answer.figures())
         return True
-
-    def _decode(self, variant: DecodeVariant, ids: list[int]) -> Answer:
-        """Decodes an answer and streams it to a terminal; prints it where it ends."""
-        tokenizer, last, watcher = self._source.tokenizer, _Last(), None
-        if self._console.is_terminal and not self._records.printed:
-            watcher = Watcher(self._console, tokenizer, variant.mode, [""])
-        options = replace(variant.options, seeds=variant.options.seed_of(self._answers))
-        result = None
-        try:
-            with watcher or nullcontext(), value_errors_as_user_errors():
-                observer = Observers(watcher, last)
-                result = decode(self._engine, [ids], variant.mode, options, self._policy(variant), observer)
-        except KeyboardInterrupt:
-            if not self._lines.interactive:
-                raise
-        ended = _without_block(last.progress)
-        if not self._records.printed and (ended.tokens or result is not None):
-            print_sequence(self._console, tokenizer, variant.mode, "", ended)
-        return Answer(ended, result)
-
-    def _policy(self, variant: DecodeVariant) -> CommitPolicy | None:
-        if variant.policy is None:
-            return None
-        if variant.name not in self._policies:
-            self._policies[variant.name] = variant.policy(self._engine)
-        return self._policies[variant.name]
-
-
-def _without_block(progress: Progress) -> Progress:
-    """A state without the tokens of an incomplete block."""
-    size = len(progress.tokens)
-    return replace(progress, block=(), committed_by=progress.committed_by[:size], drafted=progress.drafted[:size])
-
-
-def _figures(variant: DecodeVariant, answer: Answer) -> str:
-    """The line below an answer."""
-    ended, new = answer.ended, len(answer.ended.tokens)
-    parts = [f"{new} tokens", f"{per_forward(new, ended.forwards):.2f} tokens per forward"]
-    accepted = answer.result and accepted_length(answer.result)
-    if variant.mode in ("linear", "quadratic") and accepted is not None:
-        parts.append(f"accepted length {accepted:.2f}")
-    if ended.seconds > 0:
-        parts.append(f"{new / ended.seconds:,.0f} tokens/s")
-    if ended.finish == "length":
-        parts.append("cut by --max-new-tokens")
-    if ended.finish is None:
-        parts.append("stopped")
-    return f"{variant.name}: {', '.join(parts)}"
