@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 PROMPTS = ("seven times", "r\u00e9sum\u00e9 is", "and that ends here", "eight is", "here seven", "is and that")
+THREE = PROMPTS[:3]
+MODES = ("ar", "diffusion", "linear", "quadratic")
 # Arguments of commands that decode.
+SHORT = ("--max-new-tokens", "20")
 FEW = ("--max-new-tokens", "16", "--batch-size", "4")
 # A short block and a low threshold, and the modes that read them.
 _SETTINGS = {"--block-length": ("4", ("diffusion", "linear", "quadratic")), "--threshold": ("0.3", ("diffusion",))}

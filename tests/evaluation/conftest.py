@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_helpers import FEW, PROMPTS, Decoded, Main, Report
+from command_helpers import FEW, PROMPTS, SHORT, THREE, Decoded, Main, Report, short
 from runs_that_decode import EVALUATION, SHAPES, STEPS, WORDS, train
 from shared import shared_folder
 
@@ -66,6 +66,19 @@ def trained_export(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def imported(trained_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An import of the export of `trained`."""
+    from checkpoint_convert.importing import import_checkpoint
+
+    imports = shared_folder(
+        tmp_path_factory,
+        "import-that-decodes",
+        lambda folder: import_checkpoint(trained_export, folder / "imported"),
+    )
+    return imports / "imported"
+
+
+@pytest.fixture(scope="session")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in PROMPTS))
@@ -101,5 +114,27 @@ def decoded(prompts: Path, capsys: pytest.CaptureFixture[str]) -> Decoded:
         capsys.readouterr()
         assert main([*map(str, words), "--prompts", str(prompts), *FEW, "--json"]) == 0
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`THREE` prompts."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in THREE))
+    return path
+
+
+@pytest.fixture
+def records(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line of `nld-decode` with --json and short settings; returns its objects without the time."""
+    from nld_train.commands.decode import main
+
+    def run(*words: object) -> list[dict[str, Any]]:
+        assert main(short(*SHORT, *words, "--json")) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert all(record.pop("seconds") > 0 for record in found)
+        return found
 
     return run
