@@ -291,9 +291,9 @@ def test_mistakes_are_one_line(
 def test_a_missing_template_is_found_before_the_weights(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from nld_train.decoding import load
+    from checkpoint_convert import decoding_sources
 
-    monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(decoding_sources, "open_megatron", lambda *_: pytest.fail("opened"))
     options = ["--mode", "ar", "--tasks", "local_text", "--include-path", str(TASKS), "--apply-chat-template"]
     assert eval.main([str(trained), *options]) == 2
     assert "--apply-chat-template: the tokenizer has no chat template" in capfd.readouterr().err.splitlines()[-1]
@@ -324,9 +324,9 @@ def test_a_task_that_asks_for_what_is_not_supported_is_refused_before_the_weight
     argument: str,
     message: str,
 ) -> None:
-    from nld_train.decoding import load
+    from checkpoint_convert import decoding_sources
 
-    monkeypatch.setattr(load, "_open_megatron", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(decoding_sources, "open_megatron", lambda *_: pytest.fail("opened"))
     for name in ("local.py", "documents.jsonl"):
         (tmp_path / name).write_text((TASKS / name).read_text())
     text = (TASKS / "text.yaml").read_text().replace("local_text", "local_wrong")
