@@ -15,7 +15,7 @@ _LETTERS, _DIGITS = "xyz", "0123456789"
 
 
 class Add(Kind):
-    """`add 47 + 35`: `12 + 70 = 82`, the sums of units and of tens before the sum of all; the former with two digits."""
+    """`add 47 + 35`: `12 + 70 = 82`, sums of units and of tens before the sum of all; the former with two digits."""
 
     name = "add"
     weight = 2.0
