@@ -1,4 +1,4 @@
-"""One preparation of text, run by `benchmarks.data` in its own process: prints seconds and tokens as JSON."""
+"""Preparations of text, run by `benchmarks.data` in a process of their own: prints seconds and tokens as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 
@@ -61,15 +62,82 @@ def datasets_map(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
     return run
 
 
+def tiktoken_lines(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+    """`tiktoken` on the vocabulary of a byte-level BPE, document by document: tokens are written as one array."""
+    import numpy as np
+    import tiktoken
+    from tokenizers import Tokenizer
+
+    from nld_train.data.word_encoder import byte_characters, word_pattern
+
+    fast = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    bytes_of = {character: bytes([byte]) for byte, character in enumerate(byte_characters())}
+    # Special tokens are no sequences of bytes.
+    ordinary = {token: rank for token, rank in fast.get_vocab(with_added_tokens=False).items() if rank >= 4}
+    ranks = {b"".join(bytes_of[character] for character in token): rank for token, rank in ordinary.items()}
+    pattern = word_pattern(fast)
+    assert pattern is not None, "no byte-level BPE"
+    encoding = tiktoken.Encoding("benchmark", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    end = fast.token_to_id("</s>")
+
+    def run() -> int:
+        tokens = 0
+        with text.open() as lines, out.open("wb") as stream:
+            for line in lines:
+                ids = np.array([*encoding.encode_ordinary(json.loads(line)["text"]), end], dtype=np.int32)
+                ids.tofile(stream)
+                tokens += len(ids)
+        return tokens
+
+    return run
+
+
+def tokenizers_batches(text: Path, tokenizer: Path, out: Path) -> Callable[[], int]:
+    """`encode_batch_fast` of `tokenizers` over batches of 1,000 documents: tokens are written as one array."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    fast = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    end = fast.token_to_id("</s>")
+
+    def run() -> int:
+        tokens = 0
+        with text.open() as lines, out.open("wb") as stream:
+            while batch := [json.loads(line)["text"] for line in islice(lines, 1000)]:
+                for encoding in fast.encode_batch_fast(batch, add_special_tokens=False):
+                    ids = np.array([*encoding.ids, end], dtype=np.int32)
+                    ids.tofile(stream)
+                    tokens += len(ids)
+        return tokens
+
+    return run
+
+
+OURS = "nld-data prepare"
+IMPLEMENTATIONS = {
+    OURS: nld_data,
+    "datasets.map": datasets_map,
+    "tiktoken": tiktoken_lines,
+    "tokenizers": tokenizers_batches,
+}
+
+
 def main() -> None:
-    """Arguments: the implementation, the text, the tokenizer and a folder for the result."""
-    implementation, text, tokenizer, out = sys.argv[1], *map(Path, sys.argv[2:5])
-    run = (nld_data if implementation == "nld-data prepare" else datasets_map)(text, tokenizer, out)
+    """Arguments: the implementation, a short text and a long one, the tokenizer and a folder for the results.
+
+    What is printed is how much more the long text takes: loading the tokenizer is no part of it.
+    """
+    implementation, tokenizer, out = sys.argv[1], Path(sys.argv[4]), Path(sys.argv[5])
+    out.mkdir()
+    short, long = (_measured(implementation, Path(text), tokenizer, out / Path(text).stem) for text in sys.argv[2:4])
+    print(json.dumps({name: long[name] - short[name] for name in long}))
+
+
+def _measured(implementation: str, text: Path, tokenizer: Path, out: Path) -> dict[str, float]:
+    run = IMPLEMENTATIONS[implementation](text, tokenizer, out)
     wall, processor = time.perf_counter(), _processor_time()
     tokens = run()
-    print(
-        json.dumps({"tokens": tokens, "wall": time.perf_counter() - wall, "processor": _processor_time() - processor})
-    )
+    return {"tokens": tokens, "wall": time.perf_counter() - wall, "processor": _processor_time() - processor}
 
 
 def _processor_time() -> float:

@@ -25,6 +25,7 @@ _PACKAGES = (
     "numpy",
     "tokenizers",
     "datasets",
+    "tiktoken",
 )
 
 

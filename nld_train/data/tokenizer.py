@@ -25,6 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from nld_train.data.text_ids import beginning_of_text
 from nld_train.data.tokenizer_files import CHAT_TEMPLATE, VOCABULARY_FILES
 from nld_train.data.tokenizer_growth import refuse_growth
+from nld_train.data.word_encoder import byte_characters, word_encoder
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 from nld_train.outside_json import parse_object, read_bytes
@@ -69,8 +70,9 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # A byte is its own token: 30 times faster without the library's bookkeeping for each token.
-        self._plain_bytes = definition_hash(spec.definition) == definition_hash(bytes_tokenizer().to_str())
+        self._plain_bytes = _is_bytes_tokenizer(spec)
         self._forbidden = np.array(spec.forbidden, dtype=np.int64)
+        self._words = None if self._plain_bytes else word_encoder(self._tokenizer, spec.dtype, spec.forbidden)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
         """Ids of each text, `[tokens]`, between those that begin a document and the one that ends it.
@@ -89,6 +91,13 @@ class Encoder:
         if self._plain_bytes:
             first = len(SPECIAL_TOKENS)
             return [np.frombuffer(text.encode(), dtype=np.uint8).astype(self.spec.dtype) + first for text in texts]
+        if self._words is None:
+            return self._by_library(texts)
+        found = [self._words.encode(text) for text in texts]
+        rest = iter(self._by_library([text for text, ids in zip(texts, found, strict=True) if ids is None]))
+        return [next(rest) if ids is None else ids for ids in found]
+
+    def _by_library(self, texts: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._checked(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
 
@@ -111,6 +120,13 @@ class Encoder:
         return re.compile(
             "|".join(re.escape(string) for string in sorted(filter(None, strings), key=len, reverse=True))
         )
+
+
+def _is_bytes_tokenizer(spec: EncoderSpec) -> bool:
+    # Its size first: the hash of a large vocabulary takes a second, in each worker.
+    tokenizer = bytes_tokenizer()
+    same_size = spec.vocabulary_size == tokenizer.get_vocab_size()
+    return same_size and definition_hash(spec.definition) == definition_hash(tokenizer.to_str())
 
 
 def _batches(texts: Sequence[str]) -> Iterable[list[str]]:
@@ -138,22 +154,12 @@ def _without_lone_surrogates(text: str) -> str:
 
 def bytes_tokenizer() -> Tokenizer:
     """A byte-level tokenizer without merges: 0 `<pad>`, 1 `<s>`, 2 `</s>`, 3 `<mask>`, then the 256 bytes in order."""
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *_byte_characters()))}
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *byte_characters()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte (introduced with GPT-2).
-
-    Printable Latin-1 characters represent themselves, the characters from 256 on the other bytes, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
