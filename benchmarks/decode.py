@@ -28,10 +28,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.decoders import IN_TREE, STOCK, EngineMode, Workload, engine_modes, stdlib_prompts
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, result_name, write_result
 from nld_train.decoding import DecodeResult, Mode
 from nld_train.decoding.algorithms.statistics import accepted_length, agreement, tokens_per_forward
 from nld_train.decoding.load import find_source
+from nld_train.training.loop.parallel import resolve_device
 
 CLOCKS = ("wall", "processor")
 # Targets: AR in tree over generate, linear over its fraction of AR, a batch of 16 over a batch of 1.
@@ -160,6 +161,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         timings = measure(found, options.batch_sizes, options.repeats)
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     return {
+        "device": str(resolve_device("auto")),
         "settings": kept,
         "load_before": load_before,
         "load_after": os.getloadavg(),
@@ -193,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     figures = run(options)
     show(figures)
-    print(write_result("decode", figures, options.results))
+    print(write_result(result_name("decode", figures["device"]), figures, options.results))
 
 
 if __name__ == "__main__":

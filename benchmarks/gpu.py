@@ -6,8 +6,9 @@
 
 The most important figures come first. Every row runs in its own process group with a time limit, and writes each part
 of its result at once, so that results before an interruption or a failed row are not lost. The outcome of each row is
-in `gpu.json`, written before the first row and before and after each. SIGTERM, SIGINT and SIGHUP end the running row
-and free the GPU.
+in `gpu.json`, written before the first row and before and after each; a row whose package is not installed is skipped.
+SIGTERM, SIGINT and SIGHUP end the running row and free the GPU. `python -m benchmarks.tables` then writes the figures
+into docs/performance.md, where the first table says which targets are met.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from benchmarks.mfu import FP8, LOCAL
 from benchmarks.record import RESULTS, write_result
 from benchmarks.row_process import GRACE, Stop, run_row, stoppable
 
 _TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
 # With --small speed does not matter: the limits are multiplied by this, for busy machines.
 _SMALL_PATIENCE = 3
+_SKIPPED = "skipped"
 _GPU_TESTS = ("tests/model/test_attention_backends.py", "tests/benchmarks/test_memory_on_gpu.py")
 
 
@@ -39,35 +43,56 @@ class Row:
         words: arguments of `python -m`.
         small: the same on small shapes.
         seconds: time limit.
+        package: what it needs on a GPU, by the name of the import; None for nothing more than the others.
     """
 
     name: str
     words: tuple[str, ...]
     small: tuple[str, ...]
     seconds: float
+    package: str | None = None
 
 
 def rows(checkpoint: Path | None) -> list[Row]:
     """All rows, the most important first, since time may run out. Limits and grace periods sum to ten minutes."""
     small = ("--device", "cpu", "--length", "32", "--repeats", "1")
-    mfu_small = ("benchmarks.mfu", "--peak-tflops", "1", "--steps", "1", *_TINY)
+    short = ("--repeats", "1", "--new-tokens", "8", "--prompt-tokens", "8")
+    mfu = ("benchmarks.mfu", "--steps")
     tests = ("pytest", "-m", "gpu", "-q", *_GPU_TESTS)
     found = [
         _step("8b", 90),
-        Row("baseline", ("benchmarks.baseline",), ("benchmarks.baseline", "--steps", "1", *_TINY), 85),
+        Row("baseline", ("benchmarks.baseline",), ("benchmarks.baseline", "--steps", "1", *_TINY), 75),
         Row("attention", ("benchmarks.attention",), ("benchmarks.attention", *small), 75),
-        Row("mfu", ("benchmarks.mfu",), mfu_small, 120),
-        Row("head", ("benchmarks.head",), ("benchmarks.head", *small, "--vocabulary", "512"), 45),
-        _step("3b", 50),
-        _step("14b", 50),
-        Row("tests", tests, (*tests, "--collect-only"), 45),
+        Row("forwards", ("benchmarks.forwards",), ("benchmarks.forwards", "--shape", "none", *short, *_TINY), 70),
+        # Layers of one kind are those of the row step_8b already.
+        Row(
+            "mfu",
+            (*mfu, "5", "--kinds", FP8, LOCAL),
+            (*mfu, "1", "--kinds", LOCAL, "--layers", "1", "--peak-tflops", "1", *_TINY),
+            80,
+            package="transformer_engine",
+        ),
+        _step("3b", 45),
+        _step("14b", 45),
+        Row("head", ("benchmarks.head",), ("benchmarks.head", *small, "--vocabulary", "512"), 40),
+        Row("tests", tests, (*tests, "--collect-only"), 35),
     ]
-    if checkpoint is not None:
-        # Not counted in the ten minutes: it runs in the time that is left.
-        decode = ("benchmarks.decode", str(checkpoint))
-        short = ("--repeats", "1", "--batch-sizes", "1", "--new-tokens", "8", "--prompt-tokens", "8")
-        found.append(Row("decode", (*decode, "--repeats", "3", "--prompts-per-slot", "2"), (*decode, *short), 90))
-    return found
+    return found if checkpoint is None else [*found, *_of_checkpoint(checkpoint, short)]
+
+
+def _of_checkpoint(checkpoint: Path, short: tuple[str, ...]) -> list[Row]:
+    """Not counted in the ten minutes: they run in the time that is left."""
+    forwards = ("benchmarks.forwards", "--checkpoint", str(checkpoint))
+    decode = ("benchmarks.decode", str(checkpoint))
+    return [
+        Row("forwards_checkpoint", forwards, (*forwards, *short), 60),
+        Row(
+            "decode",
+            (*decode, "--repeats", "3", "--prompts-per-slot", "2"),
+            (*decode, "--batch-sizes", "1", *short),
+            90,
+        ),
+    ]
 
 
 def _step(shape: str, seconds: float) -> Row:
@@ -93,7 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
         outcomes = run(known, options, stop)
     if stop.number is not None:
         return 128 + stop.number
-    return int(any(found["outcome"] not in ("done", "not selected") for found in outcomes.values()))
+    good = ("done", "not selected", _SKIPPED)
+    return int(any(found["outcome"] not in good for found in outcomes.values()))
 
 
 def run(known: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, dict[str, Any]]:
@@ -105,6 +131,11 @@ def run(known: list[Row], options: argparse.Namespace, stop: Stop) -> dict[str, 
     }
     write_result("gpu", outcomes, options.results)
     for row in selected:
+        if row.package is not None and not options.small and find_spec(row.package) is None:
+            outcomes[row.name] = {"outcome": _SKIPPED, "reason": f"{row.package} is not installed"}
+            write_result("gpu", outcomes, options.results)
+            console.print(f"{row.name}: skipped, {row.package} is not installed")
+            continue
         left = end - time.monotonic()
         if stop.number is not None or left <= GRACE:
             break

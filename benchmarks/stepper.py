@@ -38,7 +38,7 @@ class Stepper:
         self.config, self.device = config, device
         megatron = transformer_config(config, device)
         chunks = build_model(config, megatron, device)
-        _fill(chunks, config, device)
+        fill(chunks, config, device)
         self.parameters = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
         self.model = wrap_model(config, megatron, chunks)
         self.dtype = resolve_dtype(config, device)
@@ -95,7 +95,7 @@ class Stepper:
 
 
 @torch.no_grad()
-def _fill(chunks: list[Ministral3Model], config: Config, device: torch.device) -> None:
+def fill(chunks: list[Ministral3Model], config: Config, device: torch.device) -> None:
     """Fills the weights, on CUDA on the device: drawing them on the CPU, as a run does, takes minutes."""
     if device.type != "cuda":
         initialize(chunks, config.model, config.run.seed)

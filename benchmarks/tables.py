@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import tables_of_commands as commands
 from benchmarks import tables_of_steps as steps
+from benchmarks import tables_of_targets
 from benchmarks.record import RESULTS
 from nld_train.files import write_atomically
 
@@ -52,8 +53,9 @@ _OF_COMMANDS = (
     commands.start,
     commands.convert,
     commands.decode,
+    commands.forwards,
 )
-_LAST = (commands.decode_targets, commands.runs)
+_LAST = (commands.decode_targets, commands.runs, tables_of_targets.targets)
 TABLES: dict[str, Callable[[Path], str]] = {each.__name__: each for each in (*_OF_STEPS, *_OF_COMMANDS, *_LAST)}
 
 if __name__ == "__main__":

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.results_table import Cells, Result, blank, device_of, load, markdown, outcome
+from benchmarks.preparing import OURS
+from benchmarks.results_table import (
+    NOT_MEASURED,
+    Cells,
+    Result,
+    blank,
+    device_of,
+    gpu_and_cpu,
+    load,
+    markdown,
+    outcome,
+)
 
 _SHORT_REVISION = 12
 _DIRTY = "-dirty"
@@ -33,16 +45,20 @@ def data(results: Path) -> str:
     if result is None:
         return markdown(columns, [blank(each, len(columns)) for each in ("preparation", "loader")])
     prepared, loader = result["figures"]["preparation"], result["figures"]["loader"]
-    ours, theirs = (row["tokens_per_second_processor"] for row in prepared["rows"].values())
-    ratio = f"{prepared['ratios']['processor']:.2f}"
+    speeds = {name: f"{row['tokens_per_second_processor']:,.0f}" for name, row in prepared["rows"].items()}
+    rows: list[Cells] = [
+        (
+            f"`{OURS}`, tokens/s per core",
+            speeds[OURS],
+            f"`{name}` {speeds[name]}",
+            f"{ratios['processor']:.2f}",
+            f"at least {prepared['target']}",
+        )
+        for name, ratios in prepared["ratios"].items()
+    ]
     milliseconds = (f"{1e3 * loader['load_seconds']:.1f} ms", f"step of {1e3 * loader['step_seconds']:.0f} ms")
-    return markdown(
-        columns,
-        [
-            ("`nld-data prepare`, tokens/s per core", f"{ours:,.0f}", f"`datasets.map` {theirs:,.0f}", ratio, ""),
-            ("samples of a joint step", *milliseconds, f"{loader['share']:.2%}", "below 1 %"),
-        ],
-    )
+    rows.append(("samples of a joint step", *milliseconds, f"{loader['share']:.2%}", "below 1 %"))
+    return markdown(columns, rows)
 
 
 def many_documents(results: Path) -> str:
@@ -86,10 +102,11 @@ def convert(results: Path) -> str:
 def decode(results: Path) -> str:
     """Tokens per second by mode, batch and engine, by the clock."""
     engines = (f"{engine}, tokens/s" for engine in _ENGINES)
-    columns = ("mode", "batch", *engines, "tokens per forward", "active sequences")
-    result = load(results, "decode")
-    if result is None:
-        return markdown(columns, [blank("all", len(columns))])
+    columns = ("on", "mode", "batch", *engines, "tokens per forward", "active sequences")
+    return gpu_and_cpu(results, "decode", _decoded, columns)
+
+
+def _decoded(result: Result) -> Iterable[Cells]:
     found = {(row["mode"], row["batch_size"], row["engine"]): row for row in result["figures"]["rows"]}
     rows: list[Cells] = []
     for mode, batch in dict.fromkeys(key[:2] for key in sorted(found, key=lambda key: key[1]) if key[2] != _ENGINES[2]):
@@ -97,8 +114,8 @@ def decode(results: Path) -> str:
         speeds = ("" if row is None else f"{row['tokens_per_second_wall']:,.0f}" for row in of_engines)
         counted = next((row for row in of_engines if row and "tokens_per_forward" in row), None)
         counts = (f"{counted['tokens_per_forward']:.2f}", f"{_active_sequences(counted):.0%}") if counted else ("", "")
-        rows.append((mode, str(batch), *speeds, *counts))
-    return markdown(columns, sorted(rows, key=lambda row: row[0]))
+        rows.append((device_of(result), mode, str(batch), *speeds, *counts))
+    return sorted(rows, key=lambda row: row[1])
 
 
 def _active_sequences(row: dict[str, Any]) -> float:
@@ -108,14 +125,29 @@ def _active_sequences(row: dict[str, Any]) -> float:
 
 def decode_targets(results: Path) -> str:
     """The ratios of decoding that have a target; met or missed by the clock."""
-    columns = ("ratio of tokens/s", "target", "measured", "of processor time", "")
-    result = load(results, "decode")
-    if result is None:
-        return markdown(columns, [blank("all", len(columns))])
-    rows = []
-    for target in result["figures"]["targets"]:
-        cells = (f"at least {target['limit']:.2f}", f"{target['wall']:.2f}", f"{target['processor']:.2f}")
-        rows.append((target["name"], *cells, outcome(target["wall"] >= target["limit"])))
+    columns = ("on", "ratio of tokens/s", "target", "measured", "of processor time", "")
+
+    def rows_of(result: Result) -> Iterable[Cells]:
+        for target in result["figures"]["targets"]:
+            cells = (f"at least {target['limit']:.2f}", f"{target['wall']:.2f}", f"{target['processor']:.2f}")
+            yield device_of(result), target["name"], *cells, outcome(target["wall"] >= target["limit"])
+
+    return gpu_and_cpu(results, "decode", rows_of, columns)
+
+
+def forwards(results: Path) -> str:
+    """The time of a decode forward in each mode at one sequence."""
+    columns = ("on", "weights", "mode", "milliseconds per forward", "tokens per forward", "tokens/s")
+    rows: list[Cells] = []
+    for name in ("forwards", "forwards_checkpoint"):
+        result = load(results, name, on_gpu=True)
+        if result is None:
+            rows.append(("GPU", "random" if name == "forwards" else "trained", NOT_MEASURED, *[""] * 3))
+            continue
+        for mode, row in result["figures"]["rows"].items():
+            cells = (f"{row['milliseconds_per_forward']:.2f}", f"{row['tokens_per_forward']:.2f}")
+            speed = f"{row['tokens_per_second']:,.0f}"
+            rows.append((device_of(result), result["figures"]["weights"], mode, *cells, speed))
     return markdown(columns, rows)
 
 

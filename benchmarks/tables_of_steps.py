@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.mfu import KINDS, target_of, utilisation
 from benchmarks.results_table import NOT_MEASURED, Cells, Result, blank, device_of, gpu_and_cpu, load, markdown
 
 _SHAPES = ("3b", "8b", "14b")
@@ -116,15 +117,27 @@ def head(results: Path) -> str:
 
 def mfu(results: Path) -> str:
     """FLOP utilisation."""
-    columns = ("layers", "step", "utilisation", "target", "of target")
-    result = load(results, "mfu", on_gpu=True)
-    rows: list[Cells] = []
-    for kind in ("local", "transformer_engine"):
-        found: dict[str, Any] = {} if result is None else result["figures"]["kinds"].get(kind, {})
+    columns = ("layers", "step", "utilisation", "TFLOP/s", "target", "of target")
+    found, rows = utilisations(results), []
+    for kind in KINDS:
         for step_kind in _KINDS:
-            if "utilisation" not in found:
-                rows.append((kind, step_kind, found.get("missing", NOT_MEASURED), "above 52 %", ""))
+            target = target_of(kind, step_kind)
+            if "utilisation" not in found[kind]:
+                rows.append((kind, step_kind, found[kind].get("missing", NOT_MEASURED), "", target, ""))
                 continue
-            share, of_target = found["utilisation"][step_kind], found["of_target"][step_kind]
-            rows.append((kind, step_kind, f"{share:.1%}", "above 52 %", f"{of_target:.2f}"))
+            share, tflops = found[kind]["utilisation"][step_kind], found[kind]["tflops"][step_kind]
+            of_target = found[kind]["of_target"].get(step_kind)
+            cells = (f"{share:.1%}", f"{tflops:.0f}", target, "" if of_target is None else f"{of_target:.2f}")
+            rows.append((kind, step_kind, *cells))
     return markdown(columns, rows)
+
+
+def utilisations(results: Path) -> dict[str, dict[str, Any]]:
+    """What each kind of layers makes of a GPU: of `benchmarks.mfu`, else of the step of the same layers."""
+    of_mfu, of_step = (load(results, name, on_gpu=True) for name in ("mfu", "step_8b"))
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    if of_step is not None and of_step["figures"].get("peak_tflops"):
+        # Named "transformer_engine layers, flex attention".
+        kind = of_step["figures"]["kernels"].split()[0]
+        found[kind] = utilisation(of_step["figures"], 1e12 * of_step["figures"]["peak_tflops"], kind)
+    return found if of_mfu is None else found | of_mfu["figures"]["kinds"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import data, tables
+from benchmarks import data, forwards, tables
 
 TINY = ("execution.device=cpu", "batch.global_size=2", "batch.micro_size=2", "batch.sequence_length=32")
 
@@ -19,8 +19,12 @@ def test_data(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--megabytes", "0.3", "--vocabulary", "300", "--repeats", "1", "--steps", "1", "--results", str(tmp_path)]
     data.main([*words, *TINY])
     found = json.loads((tmp_path / "data.json").read_text())["figures"]
-    ours, theirs = (found["preparation"]["rows"][name] for name in (data.OURS, data.THEIRS))
-    assert ours["tokens"] == theirs["tokens"] > 50_000
+    rows = found["preparation"]["rows"]
+    for name in ("datasets.map", "tokenizers"):
+        assert rows[data.OURS]["tokens"] == rows[name]["tokens"] > 50_000
+        assert found["preparation"]["ratios"][name]["processor"] > 1
+    assert set(rows) | set(found["preparation"]["missing"]) == {data.OURS, *data.PUBLIC}
+    assert "`datasets.map`" in tables.TABLES["data"](tmp_path)
     assert found["loader"]["share"] == pytest.approx(found["loader"]["load_seconds"] / found["loader"]["step_seconds"])
     assert "processor time" in capfd.readouterr().out
 
@@ -59,12 +63,75 @@ def test_conversion_and_decoding_say_which_target_is_met(tmp_path: Path) -> None
     targets = [{"name": "16 rows over one", "limit": 6.0, "wall": wall, "processor": 5.0} for wall in (6.0, 5.99)]
     keep(tmp_path, "decode", {"rows": rows, "targets": targets}, {"cores": 2})
     assert tables.TABLES["decode"](tmp_path).splitlines()[2:] == [
-        "| ar | 4 | 400 |  |  | 1.00 | 100% |",
-        "| ar | 16 | 1,600 |  | 1,600 | 1.00 | 100% |",
-        "| linear | 4 | 400 |  |  | 1.50 | 75% |",
+        "| GPU | not measured |  |  |  |  |  |  |",
+        "| 2 CPU cores | ar | 4 | 400 |  |  | 1.00 | 100% |",
+        "| 2 CPU cores | ar | 16 | 1,600 |  | 1,600 | 1.00 | 100% |",
+        "| 2 CPU cores | linear | 4 | 400 |  |  | 1.50 | 75% |",
     ]
-    met = [line.rpartition(" | ")[2] for line in tables.TABLES["decode_targets"](tmp_path).splitlines()[2:]]
+    met = [line.rpartition(" | ")[2] for line in tables.TABLES["decode_targets"](tmp_path).splitlines()[3:]]
     assert met == ["met |", "missed |"]
+
+
+def plant_gpu_results(folder: Path, speed: float) -> None:
+    """Results of every row of `benchmarks.gpu`, as if from a GPU; with a `speed` of 1 every figure is its target."""
+    gpu = {"gpu": "NVIDIA H200", "cores": 16}
+    step_figures = {
+        "device": "cuda:0",
+        "kernels": "local layers, flex attention",
+        "peak_tflops": 1000.0,
+        "layers": 9,
+        "tokens": 4096,
+        "operations": {"ar": 1e15, "joint": 2e15},
+        "seconds": {"ar": 1 / speed / 0.52, "joint": 2 / speed / 0.52},
+        "time_ratio": 2.2 / speed,
+        "limit": 2.0,
+        "of_limit": 1.1 / speed,
+        "target": 1.1,
+        "peak_bytes": {"ar": 40 * 2**30, "joint": 60 * 2**30},
+        "planned_over_peak": {"ar": 1.1 / speed, "joint": 0.9},
+    }
+    for shape in ("3b", "8b", "14b"):
+        keep(folder, f"step_{shape}_gpu", step_figures, gpu)
+    fp8 = {"utilisation": {"ar": 0.744, "joint": 0.7}, "tflops": {"ar": 744.0 * speed, "joint": 700.0}}
+    fp8 |= {"of_target": {"ar": speed}}
+    kinds = {"transformer_engine, FP8": fp8, "transformer_engine": {"missing": "not installed"}}
+    keep(folder, "mfu_gpu", {"device": "cuda:0", "kinds": kinds}, gpu)
+    rows: dict[str, Any] = {"causal": {"seconds": 1e-3, "ratio": 1.0}}
+    for backend in ("flex", "split", "decomposed"):
+        rows[backend] = {"seconds": 2e-3, "ratio": 2.3, "of_limit": 1.15 / speed}
+    case = {"limit": 2.06, "rows": rows, "missing": {}, "mask_seconds": 1e-3}
+    keep(folder, "attention_gpu", {"device": "cuda:0", "length": 4096, "target": 1.15, "cases": {"whole": case}}, gpu)
+    ratios = {"speed_ratio": 1.5 * speed, "speed_target": 1.5, "head_memory_ratio": 0.5 / speed}
+    shape = {"device": "cuda:0", "model": "8b", "layers": 9}
+    keep(folder, "baseline_gpu", {**shape, **ratios, "head_memory_target": 0.5}, gpu)
+    milliseconds = {forwards.AR: 10.0, forwards.ONE_PER_PASS: 11.0}
+    milliseconds |= {forwards.LINEAR: 11.0 / speed, forwards.DIFFUSION: 11.0 * 2.46 / 2.1 / speed}
+    modes = {
+        name: {"milliseconds_per_forward": each, "tokens_per_forward": 1.0, "tokens_per_second": 100.0}
+        for name, each in milliseconds.items()
+    }
+    found = {"device": "cuda:0", "weights": "random", "rows": modes, "targets": forwards.targets_of(modes, False)}
+    keep(folder, "forwards_gpu", found, gpu)
+
+
+@pytest.mark.parametrize(("speed", "word"), [(1.001, "met"), (0.99, "missed"), (None, "")])
+def test_the_first_table_judges_every_target_of_a_gpu(tmp_path: Path, speed: float | None, word: str) -> None:
+    if speed is not None:
+        plant_gpu_results(tmp_path, speed)
+    rows = [line.strip("| ").split(" | ") for line in tables.TABLES["targets"](tmp_path).splitlines()[2:]]
+    of_gpu = [row for row in rows if not row[0].startswith(("loader", "nld-data"))]
+    assert len(of_gpu) == 16
+    if speed is None:
+        assert all("not measured" in row[2] for row in of_gpu)
+        return
+    assert {row[3] for row in of_gpu} == {word}, of_gpu
+    assert {row[4] for row in of_gpu} == {"NVIDIA H200"}
+    assert "computed, at 3.63 tokens per forward" in " ".join(row[2] for row in of_gpu)
+    # Every table of the page renders with results of a GPU, and lists them as sources.
+    page = tables.with_tables(tables.PAGE.read_text(), tmp_path)
+    assert "| `forwards_gpu.json` | NVIDIA H200 | 000000000000 |" in page
+    assert "| local | ar | 5" in page
+    assert "| transformer_engine | joint | not installed |" in page
 
 
 def test_a_changed_checkout_is_told_from_a_clean_one(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from benchmarks import attention, baseline, head, mfu, step, stepper, tables
+from benchmarks import attention, baseline, forwards, head, mfu, step, stepper, tables
 from benchmarks.arithmetic import arithmetic, used_layout
 from benchmarks.causal_kernels import CAUSAL, CUDNN, FLASH, FLASH_3
 from benchmarks.head_variants import CHUNKED, EVERYTHING, FOREIGN, WHOLE
@@ -113,6 +113,49 @@ def test_baseline(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "target 1.5" in capfd.readouterr().out
 
 
+def test_forwards_of_random_weights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Speed-ups follow from the times and the published tokens per forward, and are said to be computed."""
+    words = ["--shape", "none", "--new-tokens", "9", "--prompt-tokens", "5", "--block-length", "4", "--repeats", "2"]
+    forwards.main([*words, "--results", str(tmp_path), *TINY])
+    found = figures(tmp_path, "forwards")
+    assert found["weights"] == "random"
+    rows = found["rows"]
+    assert list(rows) == [forwards.AR, forwards.ONE_PER_PASS, forwards.DIFFUSION, forwards.LINEAR]
+    # The prefill makes the first token. Two blocks of 4 take a pass for each mask, and one to append.
+    assert rows[forwards.AR]["forwards"] == 8
+    assert rows[forwards.ONE_PER_PASS]["forwards"] == 3 + 1 + 3 + 1
+    assert rows[forwards.AR]["tokens_per_second"] == pytest.approx(
+        9 / (9 * rows[forwards.AR]["milliseconds_per_forward"] / 1e3)
+    )
+    linear, diffusion = found["targets"]
+    times = {name: row["milliseconds_per_forward"] for name, row in rows.items()}
+    assert linear["ratio"] == pytest.approx(3.63 / (9 / 8) * times[forwards.AR] / times[forwards.LINEAR])
+    assert diffusion["ratio"] == pytest.approx(
+        2.46 / (9 / 8) * times[forwards.ONE_PER_PASS] / times[forwards.DIFFUSION]
+    )
+    assert "computed, at 3.63 tokens per forward" in capfd.readouterr().out
+
+
+def test_speed_ups_of_a_trained_model_are_those_of_its_tokens() -> None:
+    speeds = {forwards.AR: 100.0, forwards.ONE_PER_PASS: 90.0, forwards.DIFFUSION: 180.0, forwards.LINEAR: 350.0}
+    rows = {name: {"tokens_per_second": speed} for name, speed in speeds.items()}
+    found = forwards.targets_of(rows, counted=True)
+    assert [(row["ratio"], row["target"], row["kind"]) for row in found] == [
+        (3.5, 3.3, "measured"),
+        (2.0, 2.1, "measured"),
+    ]
+
+
+def test_utilisation_in_fp8_has_a_target_of_its_own() -> None:
+    """744 TFLOP/s of an AR step; a joint step has none."""
+    step_figures = {"operations": {"ar": 372e12, "joint": 700e12}, "seconds": {"ar": 1.0, "joint": 2.0}}
+    found = mfu.utilisation(step_figures, 1000e12, mfu.FP8)
+    assert found["tflops"] == {"ar": 372.0, "joint": 350.0}
+    assert found["of_target"] == {"ar": 0.5}
+    assert mfu.utilisation(step_figures, 1000e12, mfu.LOCAL)["of_target"]["joint"] == pytest.approx(0.35 / 0.52)
+    assert [mfu.target_of(mfu.FP8, kind) for kind in ("ar", "joint")] == ["744 TFLOP/s", ""]
+
+
 def test_a_released_shape_in_the_step(tmp_path: Path) -> None:
     step.main(["--shape", "8b", "--steps", "1", "--warmup", "0", "--results", str(tmp_path), *TINY])
     found = figures(tmp_path, "step_8b")
@@ -205,7 +248,7 @@ def test_utilisation(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         share = local["operations"][kind] / local["seconds"][kind] / 2e12
         assert local["utilisation"][kind] == pytest.approx(share)
         assert local["of_target"][kind] == pytest.approx(share / 0.52)
-    assert kinds["transformer_engine"] == {"missing": "not installed"}
+    assert kinds[mfu.ENGINE] == kinds[mfu.FP8] == {"missing": "not installed"}
     printed = capfd.readouterr().out
     assert "not installed" in printed
     assert "52%" in printed

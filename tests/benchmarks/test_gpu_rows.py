@@ -113,14 +113,26 @@ def test_the_rows_fit_ten_minutes_the_most_important_first() -> None:
         "step_8b",
         "baseline",
         "attention",
+        "forwards",
         "mfu",
-        "head",
         "step_3b",
         "step_14b",
+        "head",
         "tests",
     ]
     assert sum(row.seconds + GRACE for row in rows) <= 600
-    assert [row.name for row in gpu.rows(Path("runs/one"))][-1] == "decode"
+    assert [row.name for row in gpu.rows(Path("runs/one"))][-2:] == ["forwards_checkpoint", "decode"]
+
+
+def test_a_row_whose_package_is_missing_is_skipped_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = gpu.Row("mfu", ("no_such_module",), ("no_such_module",), 30.0, package="no_such_package")
+    monkeypatch.setattr(gpu, "rows", lambda _: [row])
+    assert gpu.main(["--results", str(tmp_path)]) == 0
+    assert figures(tmp_path) == {"mfu": {"outcome": "skipped", "reason": "no_such_package is not installed"}}
+    # Small rows run on a CPU, without it.
+    assert gpu.main(["--small", "--results", str(tmp_path)]) == 1
 
 
 @pytest.mark.long
@@ -132,5 +144,6 @@ def test_every_kind_of_row_of_the_gpu_run_in_small(tmp_path: Path) -> None:
     assert gpu.main(["--small", "--minutes", "20", "--results", str(tmp_path), "--only", *selected]) == 0, (
         tmp_path / "gpu.json"
     ).read_text()
-    assert {path.stem for path in tmp_path.glob("*.json")} == {"gpu", "step_3b", "attention", "head", "baseline", "mfu"}
+    written = {"gpu", "step_3b", "attention", "head", "baseline", "mfu", "forwards"}
+    assert {path.stem for path in tmp_path.glob("*.json")} == written
     assert not list(tmp_path.glob("*.log"))

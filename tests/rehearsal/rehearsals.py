@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 if __name__ == "__main__":
     sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parents[1:3])]
@@ -148,13 +151,46 @@ def decode(device: str, overrides: list[str]) -> dict[str, Any]:
     return found
 
 
+def benchmarks(commands: list[list[str]]) -> dict[str, Any]:
+    """Runs commands `benchmarks.NAME ARGUMENTS`; returns the figures of each result by its name."""
+    from importlib import import_module
+
+    import torch
+    from pretended import install
+
+    install()
+    generator = torch.Generator
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        # The command that one of them starts would see no device.
+        patch.setattr("benchmarks.mfu.subprocess", SimpleNamespace(run=_in_this_process))
+        # One of the device needs CUDA's library.
+        patch.setattr("torch.Generator", lambda device="cpu": generator())
+        for module, *words in commands:
+            import_module(module).main([*words, "--results", folder])
+        files = Path(folder).glob("*.json")
+        return {path.stem: json.loads(path.read_text())["figures"] for path in files}
+
+
+def _in_this_process(command: list[str], **_: Any) -> Any:
+    """As `subprocess.run` of `python -m MODULE ARGUMENTS`."""
+    from importlib import import_module
+
+    import_module(command[2]).main(command[3:])
+    return SimpleNamespace(returncode=0, stderr="")
+
+
 def _device_rules() -> dict[str, str]:
     import device_rules
 
     return device_rules.outcomes()
 
 
-PARTS: dict[str, Callable[..., Any]] = {"run": run, "decode": decode, "device_rules": _device_rules}
+PARTS: dict[str, Callable[..., Any]] = {
+    "run": run,
+    "decode": decode,
+    "benchmarks": benchmarks,
+    "device_rules": _device_rules,
+}
 
 
 def _by_hand(overrides: list[str]) -> None:

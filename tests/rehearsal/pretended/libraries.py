@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -56,10 +57,9 @@ def _patch_flex() -> None:
 
 
 def flex_kernel(
-    query: Any, key: Any, value: Any, block_mask: Any = None, enable_gqa: bool = False, **named: Any
-) -> Tensor:
+    query: Any, key: Any, value: Any, block_mask: Any = None, enable_gqa: bool = False, return_aux: Any = None
+) -> Any:
     """FlexAttention's compiled kernel, by its mask function on whole tensors."""
-    assert not named, f"the pretended kernel does not know {sorted(named)}"
     _one_half_type("flex_attention", query, key, value)
     for name in _MASK_TENSORS:
         held = getattr(block_mask, name)
@@ -70,8 +70,21 @@ def flex_kernel(
     assert block_mask.seq_lengths == (queries, keys), (block_mask.seq_lengths, queries, keys)
     with LEDGER.paused():
         mask = _whole_mask(block_mask, queries, keys).expand(batch, 1, queries, keys)
+        if return_aux is not None:
+            return _with_normaliser(query, key, value, mask)
         output: Tensor = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=enable_gqa)
     return output
+
+
+def _with_normaliser(query: Any, key: Any, value: Any, mask: Tensor) -> tuple[Tensor, Any]:
+    """Output and log-sum-exp; zeros and minus infinity for queries that see nothing."""
+    key, value = (heads.repeat_interleave(query.shape[1] // heads.shape[1], dim=1) for heads in (key, value))
+    blind = ~mask.any(dim=-1)
+    scores = (query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5).masked_fill(
+        ~(mask | blind.unsqueeze(-1)), float("-inf")
+    )
+    output = (scores.softmax(dim=-1).to(value.dtype) @ value).masked_fill(blind.unsqueeze(-1), 0)
+    return output, SimpleNamespace(lse=scores.logsumexp(dim=-1).masked_fill(blind, float("-inf")))
 
 
 def _whole_mask(block_mask: Any, queries: int, keys: int) -> Tensor:
