@@ -35,10 +35,10 @@ from benchmarks.arithmetic import arithmetic, used_layout
 from benchmarks.record import RESULTS, result_name, write_result
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Config
+from nld_train.data.collate import Samples
 from nld_train.data.sample_sets import resolve_noisy_lengths
 from nld_train.errors import UserError, exit_status
 from nld_train.masking.layout import StreamLayout
-from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from benchmarks.record import RESULTS, write_result
 from nld_train.config.compose import compose_config
 from nld_train.config.schema import Averaging, Config, DiffusionConfig
+from nld_train.data.collate import Samples, StreamCollator
 from nld_train.data.packed import PackedTokens
 from nld_train.data.samples import SampleSettings, noisy_part
 from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
@@ -40,7 +41,7 @@ from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.loop.micro_batch import MicroBatch, Samples, StreamSettings, count_rows, prepare
+from nld_train.training.loop.micro_batch import MicroBatch, Placement, prepare
 from nld_train.training.loop.parallel import parallel_groups
 
 AVERAGINGS: tuple[Averaging, ...] = ("global", "contributing", "masked", "sequence")
@@ -88,22 +89,18 @@ def with_noise(batch: Samples, diffusion: DiffusionConfig, seed: int, draw: int)
 
 @dataclass
 class Experiment:
-    """A model, and the settings with which samples are converted to its inputs."""
+    """A model, and where its passes run."""
 
     config: Config
     model: Ministral3Model
-    rotary: RotaryEmbedding
-    settings: StreamSettings
+    placement: Placement
 
     @classmethod
     def of(cls, config: Config) -> Experiment:
         """With the initial weights of the run's seed; Megatron's groups must exist."""
         (model,) = build_model(config, transformer_config(config, CPU), CPU)
         initialize([model], config.model, config.run.seed)
-        mask = config.model.mask_token_id
-        schedule = noise_schedule(config.diffusion)
-        settings = StreamSettings(True, mask, "global", schedule, torch.float32, CPU)
-        return cls(config, model, RotaryEmbedding(config.model, CPU), settings)
+        return cls(config, model, Placement(RotaryEmbedding(config.model, CPU), torch.float32, CPU))
 
     def train(self, batches: Iterator[Samples], steps: int, alpha: float) -> list[float]:
         """Runs joint steps under `global`, so that gradients are not those of random weights; returns AR losses."""
@@ -123,8 +120,10 @@ class Experiment:
 
     def _prepare(self, samples: Samples) -> tuple[MicroBatch, GlobalCounts]:
         streams.clear()
-        counts = GlobalCounts(*count_rows([samples]))
-        return prepare(samples, counts, self.settings, self.rotary), counts
+        mask, schedule = self.config.model.mask_token_id, noise_schedule(self.config.diffusion)
+        batch = StreamCollator(True, mask, "global", schedule, sequences=len(samples["tokens"])).of(samples)
+        counts = GlobalCounts(*batch.counts)
+        return prepare(batch, denominators("global", counts), self.placement), counts
 
     def diffusion_gradients(self, samples: Samples) -> dict[Averaging, tuple[float, Tensor]]:
         """Value and gradient `[parameters]` of the diffusion term under every averaging.

@@ -145,7 +145,7 @@ def _python(*words: str) -> str:
 
 
 def loader(overrides: list[str], steps: int) -> dict[str, Any]:
-    """Seconds of a joint step and of making its samples."""
+    """Seconds of a joint step and of making its micro-batches."""
     with random_run(None, overrides) as config, parallel_groups(config) as device:
         from benchmarks.stepper import Stepper
 
@@ -170,11 +170,12 @@ def loader(overrides: list[str], steps: int) -> dict[str, Any]:
 
 
 def _load_seconds(config: Config, steps: int) -> list[float]:
-    """Seconds to load the samples of each step, after a first one that opens the files."""
+    """Seconds to make the micro-batches of each step, after a first one that opens the files."""
     from nld_train.config.plan import stage_plans
     from nld_train.data.batches import batches
     from nld_train.data.order import stage_orders
     from nld_train.data.samples import training_samples
+    from nld_train.training.stages.objective_trainer import stream_collator
 
     order = stage_orders(config, stage_plans(config))["joint"]
     waiting = batches(
@@ -183,6 +184,7 @@ def _load_seconds(config: Config, steps: int) -> list[float]:
         last_step=1 + steps,
         global_size=config.batch.global_size,
         micro_size=config.batch.micro_size,
+        collate=stream_collator(config, config.stages["joint"]),
     )
     iterator, seconds = iter(waiting), []
     for _ in range(1 + steps):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.stepper import Stepper
 from benchmarks.timing import extra_memory
+from nld_train.data.collate import select_rows
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import flex
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.streams import StreamContext
-from nld_train.training.loop.micro_batch import select_rows
 from nld_train.training.loop.optimizer import unwrap
 
 
@@ -31,14 +32,17 @@ def straightforward(stepper: Stepper, on: bool) -> Iterator[None]:
     """Steps inside use the straightforward design, if `on`."""
     chunks = [unwrap(chunk) for chunk in stepper.model] if on else []
     cores = [layer.self_attention.core_attention for chunk in chunks for layer in chunk.decoder.layers]
-    before = [core.attend for core in cores]
+    before, placement = [core.attend for core in cores], stepper.placement
     try:
+        if on:
+            stepper.placement = replace(placement, attention=None)  # makes no mask ahead
         for core in cores:
             core.attend = attend
         for chunk in chunks:
             setattr(chunk, "forward", MethodType(forward, chunk))  # noqa: B010 (a method, to mypy)
         yield
     finally:
+        stepper.placement = placement
         for core, attention in zip(cores, before, strict=True):
             core.attend = attention
         for chunk in chunks:

@@ -12,6 +12,7 @@ from benchmarks.timing import synchronize
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import Config
 from nld_train.data.batches import batches
+from nld_train.data.collate import Samples, StreamBatch
 from nld_train.data.order import stage_orders
 from nld_train.data.samples import training_samples
 from nld_train.model.attention import flex
@@ -20,10 +21,11 @@ from nld_train.model.initialize import initialize
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.spec import resolve_attention, resolve_layers
-from nld_train.training.loop.micro_batch import Samples
+from nld_train.training.loop.micro_batch import placement_of
 from nld_train.training.loop.optimizer import build_optimizer, wrap_model
-from nld_train.training.loop.step import train_step, update
-from nld_train.training.stages.objective_trainer import stream_settings
+from nld_train.training.loop.step import train_step
+from nld_train.training.loop.update import update
+from nld_train.training.stages.objective_trainer import stream_collator
 
 
 class Stepper:
@@ -46,7 +48,9 @@ class Stepper:
         self.rotary = RotaryEmbedding(config.model, device)
         layers = resolve_layers(config.execution.layers, device)
         self.kernels = f"{layers} layers, {resolve_attention(config.execution.attention, device)} attention"
+        self.placement = placement_of(config, self.rotary, self.dtype, device)
         self.samples: dict[str, list[Samples]] = {}
+        self._collated: dict[str, tuple[list[Samples], list[StreamBatch]]] = {}
 
     def prepare(self, stage: str) -> list[Samples]:
         """Reads the micro-batches of a stage's step: for both stages the first samples of the data."""
@@ -70,14 +74,25 @@ class Stepper:
         """
         if self.config.data.documents == "isolate":
             flex.clear_masks()
-        samples, stage_config = self.samples[stage], self.config.stages[stage]
-        settings = stream_settings(self.config, stage_config, self.dtype, self.device)
         clip = self.config.optimizer.clip_grad
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.stages["joint"].schedule.learning_rate if update else 0.0
-        result = train_step(self.model, self.optimizer, samples, stage_config, settings, self.rotary, clip)
+        stage_config = self.config.stages[stage]
+        result = train_step(self.model, self.optimizer, self._batches(stage), stage_config, self.placement, clip)
         synchronize(self.device)
         return result.loss
+
+    def _batches(self, stage: str) -> list[StreamBatch]:
+        """The micro-batches of a stage's samples, made once, as the processes of a run's data loader make them."""
+        samples = self.samples[stage]
+        if stage not in self._collated or self._collated[stage][0] is not samples:
+            collator = stream_collator(self.config, self.config.stages[stage])
+            made = [collator.of(each) for each in samples]
+            self._collated[stage] = (
+                samples,
+                [each.pin_memory() if self.device.type == "cuda" else each for each in made],
+            )
+        return self._collated[stage][1]
 
     def update_seconds(self, repeats: int = 3) -> float:
         """Seconds of zeroing gradients, norm, clipping and update, measured with zero gradients."""
@@ -88,7 +103,7 @@ class Stepper:
             for chunk in self.model:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-            update(self.optimizer, self.config.optimizer.clip_grad)
+            update(self.optimizer, self.config.optimizer.clip_grad, torch.zeros(0, device=self.device), ())
             synchronize(self.device)
             seconds.append(time.perf_counter() - begin)
         return median(seconds[1:])

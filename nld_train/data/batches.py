@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nld_train.data.collate import stack
 from nld_train.data.samples import Sample
 from nld_train.errors import UserError
 from nld_train.processes import exit_with_parent
-
-Batch = dict[str, Tensor]
 
 
 def sample_indices(step: int, global_size: int, micro_size: int, rank: int, size: int) -> list[list[int]]:
@@ -32,12 +30,13 @@ def sample_indices(step: int, global_size: int, micro_size: int, rank: int, size
 class _MicroBatches(Dataset[Any]):
     """Micro-batches by their sample indices. A `UserError` is returned as an item: a worker process can send that."""
 
-    def __init__(self, samples: Dataset[Sample]) -> None:
+    def __init__(self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Any]) -> None:
         self.samples = samples
+        self.collate = collate
 
-    def __getitem__(self, indices: list[int]) -> Batch | UserError:
+    def __getitem__(self, indices: list[int]) -> Any:
         try:
-            return torch.utils.data.default_collate([self.samples[index] for index in indices])
+            return self.collate([self.samples[index] for index in indices])
         except UserError as error:
             return error
 
@@ -65,7 +64,8 @@ def batches(
     size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[list[Batch]]:
+    collate: Callable[[list[Sample]], Any] = stack,
+) -> Iterator[list[Any]]:
     """The micro-batches of one data-parallel rank, step after step.
 
     Args:
@@ -78,10 +78,11 @@ def batches(
         size: data-parallel size.
         workers: reader processes; 0 reads in this process.
         pin_memory: page-locked tensors for faster copies to a GPU; needs one.
+        collate: makes a micro-batch of samples, in the reader; see `StageTrainer.collate`.
 
     Yields:
-        For each step a list of micro-batches: the samples' tensors stacked, `[micro_size, ...]`;
-        `sample_index` is int64 `[micro_size]`.
+        For each step a list of what `collate` makes of the samples of each micro-batch: by default their tensors
+        stacked, `[micro_size, ...]`; `sample_index` is int64 `[micro_size]`.
 
     Raises:
         UserError: a sample is refused, or a reader process died.
@@ -93,7 +94,7 @@ def batches(
         )
     per_step = global_size // (micro_size * size)
     loader = DataLoader(
-        _MicroBatches(samples),
+        _MicroBatches(samples, collate),
         sampler=_SampleIndicesByStep(range(first_step, last_step), global_size, micro_size, rank, size),
         batch_size=None,  # an item is a whole micro-batch already
         num_workers=workers,
@@ -106,7 +107,7 @@ def batches(
         yield [next(micro_batches) for _ in range(per_step)]
 
 
-def _without_errors(loader: DataLoader[Any]) -> Iterator[Batch]:
+def _without_errors(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's micro-batches; an error of a worker becomes a `UserError`."""
     try:
         for item in loader:

@@ -37,13 +37,25 @@ class Acceptance:
 
     Attributes:
         accepted: int64 `[blocks]`, accepted drafts of each.
-        scored: int64 `[n]`, the drafts that enter the loss: indices into all of them.
-        weights: float32 `[n]`, one over the number of scored drafts of the block.
+        is_scored: bool `[m]`, whether a draft enters the loss.
+        weights: float32 `[m]`, one over the number of scored drafts of its block.
     """
 
     accepted: Tensor
-    scored: Tensor
+    is_scored: Tensor
     weights: Tensor
+
+    def scored(self, count: int) -> Tensor:
+        """int64 `[count]`, the indices of the drafts that enter the loss, in their order.
+
+        Args:
+            count: their number. The host has to know it before it can know the shapes of what follows, so it is read
+                back for all micro-batches at once; `nonzero` would wait for the device in each of them.
+        """
+        index = torch.arange(len(self.is_scored), device=self.is_scored.device)
+        # All others are written to one more slot at the end.
+        slot = torch.where(self.is_scored, self.is_scored.cumsum(0) - 1, count)
+        return index.new_zeros(count + 1).scatter_(0, slot, index)[:count]
 
 
 def accept(blocks: Tensor, steps: Tensor, matches: Tensor, block_count: int, block_size: int) -> Acceptance:
@@ -60,9 +72,9 @@ def accept(blocks: Tensor, steps: Tensor, matches: Tensor, block_count: int, blo
     grid[:, 0] = 1  # the seed
     grid[blocks, steps] = matches.long()
     accepted = grid.cumprod(1).sum(1) - 1
-    scored = (steps <= accepted[blocks] + 1).nonzero().squeeze(1)
-    counts = torch.zeros_like(accepted).index_add_(0, blocks[scored], torch.ones_like(scored))
-    return Acceptance(accepted, scored, counts[blocks[scored]].float().reciprocal())
+    is_scored = steps <= accepted[blocks] + 1
+    counts = torch.zeros_like(accepted).index_add_(0, blocks, is_scored.long())
+    return Acceptance(accepted, is_scored, counts[blocks].float().reciprocal())
 
 
 def row_losses(

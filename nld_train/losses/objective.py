@@ -69,6 +69,49 @@ def denominators(averaging: str, counts: GlobalCounts) -> Denominators:
     raise ValueError(f"averaging: {averaging!r} is not one of global, contributing, masked, sequence")
 
 
+def ar_row_shares(averaging: str, sequences: int, supervised: Tensor) -> Tensor:
+    """Share of every AR row in the loss: its weight before the division by `Denominators.ar`.
+
+    Args:
+        averaging: which mean, see `denominators`.
+        sequences: samples of the whole optimizer step.
+        supervised: bool `[b, L]`, rows whose next token is a target.
+
+    Returns:
+        float32 `[b, L]`, zero where nothing is supervised.
+    """
+    selected = supervised.float()
+    if averaging == "sequence":
+        return _divide(selected, selected.sum(dim=1, keepdim=True) * sequences)
+    return selected
+
+
+def diffusion_row_shares(
+    averaging: str, sequences: int, masked: Tensor, probability: Tensor, schedule: NoiseSchedule
+) -> Tensor:
+    """Share of every noisy position in `L_diff`: its weight before the division by `Denominators.diffusion`.
+
+    Args:
+        averaging: which mean, see `denominators`.
+        sequences: samples of the whole optimizer step.
+        masked: bool `[b, L]`.
+        probability: float32 `[b, L]`, the masking probability p of each position.
+        schedule: gives the loss weight of p.
+
+    Returns:
+        float32 `[b, L]`, zero where nothing is masked.
+    """
+    selected = torch.where(masked, schedule.loss_weight(probability.float()), 0.0)
+    if averaging == "sequence":
+        return _divide(selected, masked.sum(dim=1, keepdim=True).float() * sequences)
+    return selected
+
+
+def row_weights(shares: Tensor, denominator: float) -> Tensor:
+    """Weights in the loss of rows with these shares, on their device; 0 for a denominator of 0."""
+    return shares / denominator if denominator > 0 else torch.zeros_like(shares)
+
+
 def ar_row_weights(averaging: str, counts: GlobalCounts, supervised: Tensor) -> Tensor:
     """Weight of every AR row in the loss.
 
@@ -80,10 +123,8 @@ def ar_row_weights(averaging: str, counts: GlobalCounts, supervised: Tensor) -> 
     Returns:
         float32 `[b, L]`, zero where nothing is supervised.
     """
-    selected = supervised.float()
-    if averaging == "sequence":
-        return _divide(selected, selected.sum(dim=1, keepdim=True) * counts.sequences)
-    return _divide(selected, torch.tensor(float(denominators(averaging, counts).ar)))
+    shares = ar_row_shares(averaging, counts.sequences, supervised)
+    return row_weights(shares, denominators(averaging, counts).ar)
 
 
 def diffusion_row_weights(
@@ -101,10 +142,8 @@ def diffusion_row_weights(
     Returns:
         float32 `[b, L]`, zero where nothing is masked.
     """
-    selected = torch.where(masked, schedule.loss_weight(probability.float()), 0.0)
-    if averaging == "sequence":
-        return _divide(selected, masked.sum(dim=1, keepdim=True).float() * counts.sequences)
-    return _divide(selected, torch.tensor(float(denominators(averaging, counts).diffusion)))
+    shares = diffusion_row_shares(averaging, counts.sequences, masked, probability, schedule)
+    return row_weights(shares, denominators(averaging, counts).diffusion)
 
 
 def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:

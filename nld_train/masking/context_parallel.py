@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,3 +63,10 @@ class ContextShard:
         local_rows = local_index[rows // batch]
         on_rank = local_rows >= 0
         return on_rank, (local_rows * batch + rows % batch)[on_rank]
+
+
+@cache
+def shard_tensor(shard: ContextShard, name: Literal["indices", "order"], device: torch.device) -> Tensor:
+    """An index tensor of a shard on a device; it is copied there once in a run, and shared."""
+    tensor: Tensor = getattr(shard, name)
+    return tensor.to(device)

@@ -77,6 +77,8 @@ def _layout(config: Config) -> dict[str, Any]:
         # silently; overlapped, unbatched ones are not.
         "overlap_p2p_comm": virtual is not None,
         "batch_p2p_comm": virtual is None,
+        # A synchronisation after every exchange of a pipeline, which versions of torch long before ours needed.
+        "batch_p2p_sync": False,
     }
 
 

@@ -71,16 +71,19 @@ class RotaryEmbedding:
         angles = torch.cat([angles, angles], dim=-1)
         return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
 
-    def query_scale(self, positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def query_scale(self, positions: Tensor, dtype: torch.dtype, largest: int | None = None) -> Tensor | None:
         """`1 + beta * ln(1 + floor(position / original_length))` for int positions `[...]`, or None where it is 1.
 
-        Llama 4's attention temperature for long contexts (`llama_4_scaling_beta`).
+        Llama 4's attention temperature for long contexts (`llama_4_scaling_beta`). `largest` is the largest position,
+        or one that is larger than all of these; without it the host reads the positions.
         """
         if not self.scaling_beta or not self.original_length:
             return None
-        beyond = torch.div(positions, self.original_length, rounding_mode="floor")
-        if not bool(beyond.any()):
+        if not (
+            bool((positions >= self.original_length).any()) if largest is None else largest >= self.original_length
+        ):
             return None
+        beyond = torch.div(positions, self.original_length, rounding_mode="floor")
         return (1 + self.scaling_beta * torch.log1p(beyond.float())).to(self.frequencies.device, dtype)
 
 

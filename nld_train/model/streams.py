@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nld_train.masking.context_parallel import ContextShard
+from nld_train.masking.context_parallel import ContextShard, shard_tensor
 from nld_train.masking.layout import StreamLayout
 from nld_train.model.attention.gather import gather_keys_and_values
 from nld_train.model.rotary import RotaryEmbedding
@@ -68,6 +68,8 @@ class StreamContext:
 
     Attributes:
         layout: documents, positions and blocks of its tokens, on the CPU.
+        device_layout: the same on the device; None where that is the CPU.
+        borders: int32 `[documents + 1]` on the device, see `data.collate.borders`; None where nobody has made them.
         cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or of this rank's shard of them.
         sine: `[S, b, 1, head_dim]`.
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.
@@ -83,6 +85,8 @@ class StreamContext:
     adapted: Tensor | None = None
     masks: dict[str, Any] = field(default_factory=dict)
     shard: ContextShard | None = None
+    device_layout: StreamLayout | None = None
+    borders: Tensor | None = None
 
     @classmethod
     def of(
@@ -92,24 +96,29 @@ class StreamContext:
         dtype: torch.dtype,
         adapt_noisy: bool = False,
         shard: ContextShard | None = None,
+        device_layout: StreamLayout | None = None,
+        borders: Tensor | None = None,
     ) -> StreamContext:
         """The context of a layout, with angles in `dtype` on the rotary embedding's device.
 
-        With `adapt_noisy` the drafter adapter is on in the noisy stream; it is always off in the clean one.
+        With a `device_layout` nothing is copied to the device, and the host does not wait for it. With `adapt_noisy`
+        the drafter adapter is on in the noisy stream; it is always off in the clean one.
         """
         assert shard is None or not adapt_noisy, "no adapter is trained under context parallelism"
-        positions = layout.stacked_positions().T  # [S, b]
+        positions = (device_layout or layout).stacked_positions().T  # [S, b]
         if shard is not None:
-            positions = positions[shard.indices]
+            positions = positions[shard_tensor(shard, "indices", positions.device)]
         cosine, sine = rotary.cosine_and_sine(positions, dtype)
-        scale = rotary.query_scale(positions, dtype)
+        scale = rotary.query_scale(positions, dtype, int(layout.stacked_positions().max()))
         return cls(
             layout=layout,
             cosine=cosine.unsqueeze(2),
             sine=sine.unsqueeze(2),
             query_scale=None if scale is None else scale[..., None, None],
-            adapted=_noisy_indices(layout).to(cosine) if adapt_noisy else None,
+            adapted=_noisy_indices(layout, cosine.device).to(cosine.dtype) if adapt_noisy else None,
             shard=shard,
+            device_layout=device_layout,
+            borders=borders,
         )
 
     @property
@@ -121,15 +130,13 @@ class StreamContext:
         """Attention inside and between the streams, the same in every layer. See `LayerContext`."""
         del layer
         if self.shard is not None:
-            if "order" not in self.masks:
-                self.masks["order"] = self.shard.order.to(key.device)
-            key, value = gather_keys_and_values(key, value, self.masks["order"])
+            key, value = gather_keys_and_values(key, value, shard_tensor(self.shard, "order", key.device))
         return attend(query, key, value, self)
 
 
-def _noisy_indices(layout: StreamLayout) -> Tensor:
+def _noisy_indices(layout: StreamLayout, device: torch.device) -> Tensor:
     """Bool `[S, 1, 1]`, True in the noisy stream."""
-    return (torch.arange(layout.total_length) < layout.noisy_length)[:, None, None]
+    return (torch.arange(layout.total_length, device=device) < layout.noisy_length)[:, None, None]
 
 
 def register(context: LayerContext) -> Tensor:
@@ -145,8 +152,8 @@ def lookup(handle: Tensor) -> LayerContext:
 
 
 def unregister(handle: Tensor) -> None:
-    """Drops one context."""
-    del _contexts[int(handle)]
+    """Drops one context, if it is still there."""
+    _contexts.pop(int(handle), None)
 
 
 def clear() -> None:

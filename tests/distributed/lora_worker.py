@@ -21,11 +21,11 @@ from nld_train.config.schema import Config, LoraConfig
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
+from nld_train.losses.objective import denominators
 from nld_train.model import streams
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.adapters import LORA, adapter_tensors, load_adapter, merge_lora
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
-from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.optimizer import gather_parameters
 
 PROMPTS = [[7, 9, 11, 13, 15], [40, 8, 21]]
@@ -80,11 +80,9 @@ class LoraTrainee(Trainee):
 
     def gradients(self) -> dict[str, Any]:
         """Those of the first step, by the names of the weights; one process."""
-        samples, settings = next(iter(self.batches())), self.trainer.settings
-        counts = global_counts(samples, settings.device)
-        run_schedule(
-            self.model, [prepare(batch, counts, settings, self.rotary) for batch in samples], self.plan.stage.alpha
-        )
+        samples, stage = next(iter(self.batches())), self.plan.stage
+        divisors = denominators(stage.averaging, global_counts(samples))
+        run_schedule(self.model, samples, divisors, stage.alpha, self.trainer.placement)
         streams.clear()
         (chunk,) = self.chunks
         return {name: weight.main_grad.tolist() for name, weight in chunk.named_parameters() if weight.requires_grad}

@@ -1,7 +1,7 @@
 """A drafter step written out by hand: one block after another, whole logits, Python loops, dense masks.
 
 Nothing here comes from `nld_train.losses`, `nld_train.masking.visibility` or
-`nld_train.training.stages.drafter_batch`. Every block is a forward pass of its own over
+`nld_train.data.draft_batch`. Every block is a forward pass of its own over
 `[text before it | block]`, whose mask is written down here.
 """
 

@@ -24,24 +24,25 @@ from trainee import Record, Trainee
 from nld_train.config.load import config_from_dict
 from nld_train.config.schema import Config
 from nld_train.config.validate import validate
+from nld_train.losses.objective import denominators
 from nld_train.model import streams
 from nld_train.model.initialize import shards
 from nld_train.processes import world_size
 from nld_train.training.hooks.base import RunningStage
 from nld_train.training.hooks.validation import ValidationHook
 from nld_train.training.loop.forward_backward import global_counts, run_schedule
-from nld_train.training.loop.micro_batch import prepare
 from nld_train.training.loop.packing import pack_conversations
 from nld_train.training.loop.parallel import parallel_groups
-from nld_train.training.loop.step import NonFiniteError, train_step
+from nld_train.training.loop.step import train_step
+from nld_train.training.loop.update import NonFiniteError
 
 
 class ParityTrainee(Trainee):
     """Its records have all that a step measures."""
 
     def step(self, optimizer: Any, samples: Any) -> Record:
-        clip, settings = self.config.optimizer.clip_grad, self.trainer.settings
-        result = train_step(self.model, optimizer, samples, self.stage, settings, self.rotary, clip)
+        clip = self.config.optimizer.clip_grad
+        result = train_step(self.model, optimizer, samples, self.stage, self.trainer.placement, clip)
         return {**asdict(result), "grad_norm": result.gradient_norm}
 
     def poisoned_step(self, poison: Poison) -> Record:
@@ -67,10 +68,8 @@ class ParityTrainee(Trainee):
             *given, **{**named, "force_all_reduce": True}
         )
         samples = next(iter(self.batches()))
-        settings = self.trainer.settings
-        counts = global_counts(samples, settings.device)
-        micro_batches = [prepare(batch, counts, settings, self.rotary) for batch in samples]
-        run_schedule(self.model, micro_batches, self.stage.alpha)
+        divisors = denominators(self.stage.averaging, global_counts(samples))
+        run_schedule(self.model, samples, divisors, self.stage.alpha, self.trainer.placement)
         streams.clear()
         for parameter in (parameter for chunk in self.chunks for parameter in chunk.parameters()):
             parameter.data.copy_(parameter.main_grad)

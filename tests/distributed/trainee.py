@@ -84,6 +84,7 @@ class Trainee:
             micro_size=self.config.batch.micro_size,
             rank=parallel_state.get_data_parallel_rank(),
             size=parallel_state.get_data_parallel_world_size(),
+            collate=self.trainer.collate,
         )
 
 

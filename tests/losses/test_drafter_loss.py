@@ -104,14 +104,15 @@ def test_the_accepted_prefix_and_the_first_mismatch() -> None:
     expected = [naive_acceptance(matches) for matches in drafts]
     assert found.accepted.tolist() == [accepted for accepted, _ in expected]
     starts = [sum(map(len, drafts[:number])) for number in range(len(drafts))]
-    assert found.scored.tolist() == [starts[n] + index for n, (_, scored) in enumerate(expected) for index in scored]
-    assert found.weights.tolist() == pytest.approx([1 / len(scored) for _, scored in expected for _ in scored])
+    scored = found.scored(int(found.is_scored.sum()))
+    assert scored.tolist() == [starts[n] + index for n, (_, scored) in enumerate(expected) for index in scored]
+    assert found.weights[scored].tolist() == pytest.approx([1 / len(scored) for _, scored in expected for _ in scored])
 
 
 def test_no_blocks_are_no_loss() -> None:
     nothing = torch.empty(0, dtype=torch.int64)
     found = accept(nothing, nothing, torch.empty(0, dtype=torch.bool), 0, 4)
-    assert (len(found.accepted), len(found.scored), len(found.weights)) == (0, 0, 0)
+    assert (len(found.accepted), len(found.scored(0)), len(found.weights)) == (0, 0, 0)
 
 
 def test_the_most_likely_tokens_are_sorted_and_real() -> None:

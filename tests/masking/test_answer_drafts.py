@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nld_train.config.schema import AdapterConfig
+from nld_train.data.draft_batch import DraftCollator
 from nld_train.masking.drafting import DraftDraws, draft_stream, draw_drafts
 from nld_train.masking.noisy_stream import FILL, INERT
-from nld_train.training.stages.drafter_batch import DrafterSettings, draft_blocks
 
 ADAPTER = AdapterConfig(rank=2, lora_alpha=4, block_size=4, temperature=3.0, top_k=5, greedy_share=0.5)
 
@@ -104,15 +104,15 @@ def test_drafts_of_a_batch_lie_in_answers(capacity: int | None) -> None:
     documents, answers = (torch.tensor([row[part] for row in rows]) for part in (0, 1))
     tokens = torch.randint(5, 60, documents.shape, generator=torch.Generator().manual_seed(0))
     samples = {"tokens": tokens, "documents": documents, "answers": answers, "sample_index": torch.arange(4)}
-    settings = DrafterSettings(ADAPTER, "drafter", 1, 67, 3, capacity, 100, torch.float32, torch.device("cpu"))
-    blocks = draft_blocks(samples, settings)
-    assert blocks.layout.noisy_length == (capacity or 29)
-    assert blocks.noisy(torch.arange(blocks.count), None, 3).shape == (4, capacity or 29)
+    batch = DraftCollator(ADAPTER.block_size, ADAPTER.greedy_share, "drafter", 1, capacity).of(samples)
+    assert batch.noisy_length == (capacity or 29)
+    begins = batch.tensors["begins_of_blocks"].tolist()
+    in_sample = (batch.tensors["seed_slots"] // batch.noisy_length).tolist()
     expected = Counter[tuple[int, int]]()
     for number, (row_documents, row_answers) in enumerate(rows):
         draws = draw_drafts(1, "drafter", number, 29, 0.5)
         expected.update((number, block[0]) for block in naive_blocks(row_documents, row_answers, draws, 4))  # type: ignore[misc]
-    found = Counter(zip(blocks.rows[blocks.first].tolist(), blocks.begins.tolist(), strict=True))
+    found = Counter(zip(in_sample, begins, strict=True))
     assert found <= expected
     assert (found == expected) == (capacity is None)
     for row, begin in found:

@@ -14,12 +14,14 @@ from tolerance import approx_to_rounding, assert_close_to_rounding, forward_addi
 from torch import Tensor
 
 from nld_train.config.schema import Config
+from nld_train.data.collate import StreamCollator
+from nld_train.losses.objective import denominators
 from nld_train.masking.noisy_stream import fit, last_tokens, noisy_stream
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
-from nld_train.training.loop.micro_batch import StreamSettings, prepare
+from nld_train.training.loop.micro_batch import Placement
 
 pytestmark = pytest.mark.usefixtures("groups")
 CPU = torch.device("cpu")
@@ -70,16 +72,16 @@ def through_the_schedule(
 ) -> tuple[float, float]:
     """Both raw terms of the global batch; gradients are left in the model's parameters."""
     schedule = noise_schedule(config.diffusion)
-    settings = StreamSettings(alpha > 0, MASK, averaging, schedule, torch.float32, CPU)
+    collator = StreamCollator(alpha > 0, MASK, averaging, schedule, sequences=len(samples["tokens"]))
     cuts = range(0, len(samples["tokens"]), micro_size)
     batches = [{name: tensor[cut : cut + micro_size] for name, tensor in samples.items()} for cut in cuts]
     if alpha == 0:
         batches = [{name: each[name] for name in ("tokens", "documents", "supervised")} for each in batches]
-    counts = global_counts(batches, CPU)
-    rotary = RotaryEmbedding(config.model, CPU)
-    return global_terms(
-        run_schedule([model], [prepare(each, counts, settings, rotary) for each in batches], alpha), CPU
-    )
+    collated = [collator.of(each) for each in batches]
+    divisors = denominators(averaging, global_counts(collated))
+    placement = Placement(RotaryEmbedding(config.model, CPU), torch.float32, CPU)
+    ar, diffusion = global_terms(run_schedule([model], collated, divisors, alpha, placement), CPU).tolist()
+    return ar, diffusion
 
 
 def through_loops(config: Config, oracle: Any, samples: Samples, averaging: str, alpha: float) -> tuple[Any, Any]:

@@ -16,17 +16,19 @@ from test_joint_loss import ALPHA, AVERAGINGS, CPU, MASK, Samples, compare, thro
 from torch import Tensor
 
 from nld_train.config.schema import Config, SourceConfig
+from nld_train.data.collate import StreamCollator, select_rows
 from nld_train.data.conversation_lengths import ConversationPacking
 from nld_train.data.conversations import PackedConversations
 from nld_train.data.order import make_order
 from nld_train.data.packing import make_packing
 from nld_train.data.samples import SampleSettings, TrainingSamples
+from nld_train.losses.objective import denominators
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
-from nld_train.training.loop.micro_batch import StreamSettings, prepare, select_rows
+from nld_train.training.loop.micro_batch import Placement
 
 pytestmark = pytest.mark.usefixtures("groups")
 LENGTH = 40
@@ -275,17 +277,19 @@ def test_packed_conversations_have_the_losses_and_gradients_of_unpacked_ones(
     config = config_of(4, blocks, fill)
     ours, _ = pair(config)
     batch = batch_of(tmp_path, config, 10, 64)
-    settings = StreamSettings(True, MASK, averaging, noise_schedule(config.diffusion), torch.float32, CPU)
-    results = []
+    collator = StreamCollator(True, MASK, averaging, noise_schedule(config.diffusion), sequences=1)
+    placement = Placement(RotaryEmbedding(config.model, CPU), torch.float32, CPU)
+    found = []
     for batches in ([batch.samples], unpacked(batch)):
         for weight in ours.parameters():
             weight.grad = None
-        counts = global_counts(batches, CPU)
-        micro_batches = [prepare(each, counts, settings, RotaryEmbedding(config.model, CPU)) for each in batches]
-        terms = global_terms(run_schedule([ours], micro_batches, ALPHA), CPU)
+        collated = [collator.of(each) for each in batches]
+        counts = global_counts(collated)
+        results = run_schedule([ours], collated, denominators(averaging, counts), ALPHA, placement)
+        terms = global_terms(results, CPU).tolist()
         gradients = {name: weight.grad.clone() for name, weight in ours.named_parameters() if weight.grad is not None}
-        results.append((counts, terms, gradients))
-    (counts, terms, gradients), (own_counts, own_terms, own_gradients) = results
+        found.append((counts, terms, gradients))
+    (counts, terms, gradients), (own_counts, own_terms, own_gradients) = found
     assert replace(counts, sequences=0) == replace(own_counts, sequences=0)
     assert terms == pytest.approx(own_terms, rel=1e-6)
     assert gradients.keys() == own_gradients.keys()

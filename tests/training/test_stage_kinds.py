@@ -34,12 +34,13 @@ class PatientTrainer(StageTrainer):
         self.inner = inner
         self.steps = 0
 
-    def step(self, model: list[Any], optimizer: Any, samples: list[Any]) -> dict[str, Any]:
+    def step(self, model: list[Any], optimizer: Any, batches: list[Any]) -> dict[str, Any]:
         self.steps += 1
         if self.steps % PATIENCE:
-            loss = self.held_out_losses(model, samples)[0]
+            loss = self.held_out_losses(model, batches)[0]
             return {"loss": loss, "ar_loss": None, "diffusion_loss": None, "grad_norm": 0.0}
-        return self.inner.step(model, optimizer, samples) | {"patience": PATIENCE}
+        collated = [self.inner.collate.of(each) for each in batches]
+        return self.inner.step(model, optimizer, collated) | {"patience": PATIENCE}
 
     def held_out_losses(self, model: list[Any], samples: list[Any]) -> tuple[float, float]:
         return self.inner.held_out_losses(model, samples)

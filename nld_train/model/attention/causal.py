@@ -31,14 +31,16 @@ class Documents:
     longest: int
 
     @classmethod
-    def of(cls, documents: Tensor, device: torch.device) -> Documents:
-        """From int `[b, L]`; adjacent equal values are one document."""
+    def of(cls, documents: Tensor, device: torch.device, cumulative: Tensor | None = None) -> Documents:
+        """From int `[b, L]`; adjacent equal values are one document. `cumulative` where it is on the device already."""
         begins = torch.ones(documents.shape, dtype=torch.bool)
         begins[:, 1:] = documents.diff(dim=1) != 0
         borders = (*begins.flatten().nonzero().flatten().tolist(), documents.numel())
+        if cumulative is None:
+            cumulative = torch.tensor(borders, dtype=torch.int32, device=device)
         return cls(
             borders=borders,
-            cumulative=torch.tensor(borders, dtype=torch.int32, device=device),
+            cumulative=cumulative,
             longest=max(stop - start for start, stop in pairwise(borders)),
         )
 
@@ -63,8 +65,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     Returns:
         `[b, heads, L, head_dim]`.
     """
-    if "causal" not in context.masks:
-        context.masks["causal"] = Documents.of(context.layout.documents, query.device)
+    make_masks(context, query.device)
     documents: Documents = context.masks["causal"]
     batch, _, length, _ = query.shape
     if len(documents.borders) == batch + 1:
@@ -78,6 +79,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
         for row, indices in documents.parts(length)
     ]
     return torch.cat(parts, dim=1).unflatten(1, (batch, length)).transpose(0, 1)
+
+
+def make_masks(context: StreamContext, device: torch.device) -> None:
+    """Finds the documents of the clean stream, if that has not been done."""
+    if "causal" not in context.masks:
+        context.masks["causal"] = Documents.of(context.layout.documents, device, context.borders)
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, documents: Documents) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from nld_train.config.attention_backends import ATTENTION_BACKENDS
 from nld_train.model.rotary import rotate
-from nld_train.model.streams import Attend, lookup
+from nld_train.model.streams import Attend, StreamContext, lookup
 
 
 @cache
@@ -21,6 +22,17 @@ def backend(name: str) -> Attend:
     module, _, function = ATTENTION_BACKENDS[name].attend.partition(":")
     attend: Attend = getattr(import_module(module), function)
     return attend
+
+
+def make_masks(name: str, context: StreamContext, device: torch.device) -> None:
+    """Makes what all layers share of a micro-batch before its forward pass, for a backend that has such a function.
+
+    It is called `make_masks` and is in the module of `attend`, which calls it too: masks are made only once.
+    """
+    module = import_module(ATTENTION_BACKENDS[name].attend.partition(":")[0])
+    make: Callable[[StreamContext, torch.device], None] | None = getattr(module, "make_masks", None)
+    if make is not None:
+        make(context, device)
 
 
 class TwoStreamAttention(torch.nn.Module):

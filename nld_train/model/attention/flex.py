@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -36,9 +36,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     refuse_gradients_on_cpu(query, "flex")
     if not context.layout.two_streams and context.shard is None:
         return causal.attend(query, key, value, context)
-    if "flex" not in context.masks:
-        context.masks["flex"] = block_mask(context.layout, query.device, context.queries)
+    make_masks(context, query.device)
     return kernel(query.device)(query, key, value, block_mask=context.masks["flex"], enable_gqa=True)
+
+
+def make_masks(context: StreamContext, device: torch.device) -> None:
+    """Makes the block mask of a micro-batch, if that has not been done."""
+    if not context.layout.two_streams and context.shard is None:
+        causal.make_masks(context, device)
+    elif "flex" not in context.masks:
+        context.masks["flex"] = block_mask(context.layout, device, context.queries, on_device=context.device_layout)
 
 
 def refuse_gradients_on_cpu(query: Tensor, backend: str) -> None:
@@ -49,7 +56,11 @@ def refuse_gradients_on_cpu(query: Tensor, backend: str) -> None:
 
 
 def block_mask(
-    layout: StreamLayout, device: torch.device, queries: Tensor | None = None, keys: Tensor | None = None
+    layout: StreamLayout,
+    device: torch.device,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    on_device: StreamLayout | None = None,
 ) -> BlockMask:
     """Visibility as a block-sparse mask, computed once for rows with equal documents and blocks.
 
@@ -60,10 +71,11 @@ def block_mask(
         device: where attention runs.
         queries: int `[n]`, indices in the stacked streams of the queries, or None for all.
         keys: int `[m]`, indices in the stacked streams of the keys, or None for all.
+        on_device: the layout on the device, where it is there already.
     """
     identity = _identity(layout, device, queries, keys)
     if identity not in _masks:
-        _masks[identity] = make_mask(layout, device, queries, keys)
+        _masks[identity] = make_mask(layout, device, queries, keys, on_device)
         while len(_masks) > _KEPT_MASKS:
             _masks.popitem(last=False)
     _masks.move_to_end(identity)
@@ -94,12 +106,18 @@ def _equal_rows(layout: StreamLayout) -> bool:
 
 
 def make_mask(
-    layout: StreamLayout, device: torch.device, queries: Tensor | None = None, keys: Tensor | None = None
+    layout: StreamLayout,
+    device: torch.device,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+    on_device: StreamLayout | None = None,
 ) -> BlockMask:
     """`block_mask` without the cache."""
     batch, total = len(layout.documents), layout.total_length
-    tokens = Coordinates(*(field.to(device) for field in coordinates(layout)))
-    query_tokens, key_tokens = (tokens if some is None else tokens.at(some.to(device)) for some in (queries, keys))
+    tokens = Coordinates(*(field.to(device) for field in coordinates(on_device or layout)))
+    query_tokens, key_tokens = (
+        tokens if some is None else tokens.at(_on_device(some, device)) for some in (queries, keys)
+    )
 
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query_at = Coordinates(*(field[row, query] for field in query_tokens))
@@ -123,6 +141,16 @@ def _repeat(mask: BlockMask, batch: int) -> BlockMask:
     named = {"BLOCK_SIZE": mask.BLOCK_SIZE, "mask_mod": mask.mask_mod, "seq_lengths": mask.seq_lengths}
     made: BlockMask = repeated(*rows, **named)
     return made
+
+
+def _on_device(indices: Tensor, device: torch.device) -> Tensor:
+    """Indices int64 `[n]` on a device; those of the last few calls are kept there, since a run uses the same ones."""
+    return _cached_indices(indices.cpu().numpy().tobytes(), device)
+
+
+@lru_cache(maxsize=_KEPT_MASKS)
+def _cached_indices(content: bytes, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.int64).to(device)
 
 
 def kernel(device: torch.device) -> Callable[..., Any]:

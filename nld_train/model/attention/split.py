@@ -20,10 +20,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     length = context.layout.noisy_length
     if not context.layout.two_streams:
         return causal.attend(query, key, value, context)
-    if "split" not in context.masks:
-        context.masks["split"] = flex.block_mask(context.layout, query.device, torch.arange(length))
+    make_masks(context, query.device)
     noisy = flex.kernel(query.device)(
         query[:, :, :length], key, value, block_mask=context.masks["split"], enable_gqa=True
     )
     clean = causal.attend(query[:, :, length:], key[:, :, length:], value[:, :, length:], context)
     return torch.cat([noisy, clean], dim=2)
+
+
+def make_masks(context: StreamContext, device: torch.device) -> None:
+    """Makes the block mask of the noisy half and finds the documents of the clean one, if that has not been done."""
+    causal.make_masks(context, device)
+    layout = context.layout
+    if layout.two_streams and "split" not in context.masks:
+        queries = torch.arange(layout.noisy_length)
+        context.masks["split"] = flex.block_mask(layout, device, queries, on_device=context.device_layout)

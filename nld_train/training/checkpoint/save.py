@@ -50,7 +50,7 @@ from nld_train.training.checkpoint.paths import (
 from nld_train.training.checkpoint.retention import apply_retention, delete, make_room, move_aside
 from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.optimizer import gather_parameters, unwrap
-from nld_train.training.loop.parallel import sum_over_world
+from nld_train.training.loop.parallel import reduce_over_hosts
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class CheckpointWriter:
         """
         self._followed = True
         if self._pending is not None:
-            waiting = sum_over_world([0.0 if self._pending.written.done() else 1.0], self.device)[0]
-            if waiting == 0:
+            (waiting,) = reduce_over_hosts([0 if self._pending.written.done() else 1])
+            if not waiting:
                 self.finish()
         self._apply_retention()
 

@@ -10,10 +10,10 @@ from megatron.core import parallel_state
 from nld_train.config.plan import StagePlan
 from nld_train.config.schema import Config
 from nld_train.data.batches import batches
+from nld_train.data.collate import Samples
 from nld_train.data.samples import validation_samples
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.hooks.base import Hook, RunningStage, TimeShare, at_interval
-from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.metrics.records import StepRecord
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nld_train.model.finite import first_non_finite
 from nld_train.training.loop.optimizer import unwrap
-from nld_train.training.loop.step import NonFiniteUpdateError
+from nld_train.training.loop.update import NonFiniteUpdateError
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 

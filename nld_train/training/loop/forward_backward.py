@@ -2,107 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
-from nld_train.losses.objective import GlobalCounts, objective_terms
+from nld_train.data.collate import StreamBatch
+from nld_train.losses.objective import Denominators, GlobalCounts, objective_terms
 from nld_train.profiling import profiled
-from nld_train.training.loop.micro_batch import MicroBatch, Samples, count_rows
-from nld_train.training.loop.parallel import sum_over_world
+from nld_train.training.loop.ahead import Cursor, PreparedAhead
+from nld_train.training.loop.micro_batch import MicroBatch, Placement, prepare
+from nld_train.training.loop.parallel import sum_over_data_ranks, sum_over_world
 
 LossFunction = Callable[[Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 ForwardStep = Callable[[Any, torch.nn.Module], tuple[Tensor, LossFunction]]
 
 
-def global_counts(samples: list[Samples], device: torch.device) -> GlobalCounts:
-    """Rows of the whole step: an all-reduce over the data-parallel ranks, before any forward pass."""
-    totals = torch.tensor(count_rows(samples), dtype=torch.int64, device=device)
-    dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
-    return GlobalCounts(*totals.tolist())
+def global_counts(batches: Sequence[StreamBatch]) -> GlobalCounts:
+    """Rows of the whole step, over all data-parallel ranks; counted before any forward pass, by the hosts alone."""
+    return GlobalCounts(*sum_over_data_ranks([sum(each) for each in zip(*(b.counts for b in batches), strict=True)]))
 
 
 def run_schedule(
-    model: list[Any], micro_batches: Sequence[MicroBatch], alpha: float, forward_only: bool = False
+    model: list[Any],
+    batches: Sequence[StreamBatch],
+    divisors: Denominators,
+    alpha: float,
+    placement: Placement,
+    forward_only: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Runs forward (and backward) over all micro-batches under the layout's pipeline schedule.
 
     Args:
         model: the model's chunks on this rank.
-        micro_batches: the same number on every rank.
+        batches: the same number on every rank.
+        divisors: of the whole optimizer step.
         alpha: weight of the diffusion term.
+        placement: of the stage.
         forward_only: without gradients.
 
     Returns:
-        One dict per micro-batch on the last pipeline stage, an empty list elsewhere, see `_loss_function`.
+        On the last pipeline stage one dict per micro-batch with `terms`, float32 `[2]`: its parts of the AR and of the
+        diffusion term. An empty list elsewhere.
     """
-    return run_passes(model, micro_batches, partial(_forward_step, alpha=alpha), forward_only)
-
-
-class HasTokens(Protocol):
-    """The input of a forward pass."""
-
-    @property
-    def tokens(self) -> Tensor:
-        """int64 `[b, S]`."""
+    makers = [partial(prepare, batch, divisors, placement) for batch in batches]
+    rows, length = batches[0].tensors["tokens"].shape
+    inputs = PreparedAhead(makers, (rows, length), placement.device)
+    return run_passes(model, inputs, partial(_forward_step, alpha=alpha), forward_only)
 
 
 def run_passes(
-    model: list[Any], inputs: Sequence[HasTokens], forward_step: ForwardStep, forward_only: bool
+    model: list[Any], inputs: PreparedAhead[Any], forward_step: ForwardStep, forward_only: bool
 ) -> list[dict[str, Tensor]]:
     """Runs one forward (and backward) pass per input under the layout's pipeline schedule.
 
     Args:
         model: the model's chunks on this rank.
         inputs: one per micro-batch, the same number and shapes on every rank of the model.
-        forward_step: takes the iterator of inputs and a chunk; returns the output and the loss function.
+        forward_step: takes an input and a chunk; returns the output and the loss function.
         forward_only: without gradients.
 
     Returns:
         The dicts that the loss functions returned, one per input, on the last pipeline stage; an empty list elsewhere.
     """
-    iterators = [iter(inputs) for _ in model]
-    first = inputs[0].tokens
+    # In a pipeline, the backward pass of an input comes after the forward passes of later ones.
+    releases = len(model) == 1 and (forward_only or parallel_state.get_pipeline_model_parallel_world_size() == 1)
+    cursors = [Cursor(inputs, releases) for _ in model]
+
+    def step(cursor: Cursor[Any], chunk: torch.nn.Module) -> tuple[Tensor, LossFunction]:
+        output, loss_function = forward_step(cursor.take(), chunk)
+        cursor.prepare_next()
+        return output, loss_function
+
+    rows, length = inputs.shape
     results: list[dict[str, Tensor]] = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(model) > 1 else iterators[0],
+        forward_step_func=step,
+        data_iterator=cursors if len(model) > 1 else cursors[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(inputs),
         # Of the activations that pipeline stages exchange: 2L with a noisy stream. Megatron divides it by the
         # context-parallel size.
-        seq_length=first.shape[1] * parallel_state.get_context_parallel_world_size(),
-        micro_batch_size=first.shape[0],
+        seq_length=length * parallel_state.get_context_parallel_world_size(),
+        micro_batch_size=rows,
         forward_only=forward_only,
     )
     return results
 
 
-def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> tuple[float, float]:
-    """Both raw terms of the step, summed over micro-batches and all-reduced: the same two numbers on every rank.
+def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+    """The raw terms of the step, AR and diffusion, summed over micro-batches and all-reduced: float64 `[2]`.
 
     Only the last pipeline stage has results. They are equal on its tensor-parallel ranks, of which one is counted;
     context-parallel ranks have those of their own rows.
     """
-    counted = parallel_state.get_tensor_model_parallel_rank() == 0
-    local = [
-        sum((float(result[term]) for result in results if term in result), 0.0) if counted else 0.0
-        for term in ("ar", "diffusion")
-    ]
-    ar, diffusion = sum_over_world(local, device)
-    return ar, diffusion
+    own = [result["terms"] for result in results if parallel_state.get_tensor_model_parallel_rank() == 0]
+    # In float64, in which sums of a few float32 numbers are exact in any order.
+    return sum_over_world(torch.stack(own).double().sum(0) if own else torch.zeros(2, device=device))
 
 
-def _forward_step(
-    micro_batches: Iterator[MicroBatch], model: torch.nn.Module, alpha: float
-) -> tuple[Tensor, LossFunction]:
-    """What Megatron's schedules call per micro-batch: the forward pass, and the loss function of its output."""
-    batch = next(micro_batches)
+def _forward_step(batch: MicroBatch, model: torch.nn.Module, alpha: float) -> tuple[Tensor, LossFunction]:
+    """The forward pass of a micro-batch, and the loss function of its output."""
     output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
     return output, partial(_loss_function, batch, alpha)
 
@@ -111,7 +114,7 @@ def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor
     """This micro-batch's part of the global loss.
 
     The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`), so the number of
-    tokens that Megatron expects as the second value is not used. The third, which the schedule returns, is cloned,
+    tokens that Megatron expects as the second value is not used. The third, which the schedule returns, is a copy,
     since schedules change the loss in place.
     """
     ar_nll, diffusion_nll = nll[: batch.rows.ar_count], nll[batch.rows.ar_count :]
@@ -120,7 +123,6 @@ def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor
             terms = objective_terms(ar_nll, batch.ar_weights)
         else:
             terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
-    kept = {"ar": terms.ar.detach().clone()}
-    if terms.diffusion is not None:
-        kept["diffusion"] = terms.diffusion.detach().clone()
-    return terms.loss(alpha), torch.ones((), dtype=torch.int, device=nll.device), kept
+    diffusion = torch.zeros_like(terms.ar) if terms.diffusion is None else terms.diffusion
+    kept = torch.stack([terms.ar.detach(), diffusion.detach()])
+    return terms.loss(alpha), torch.ones((), dtype=torch.int, device=nll.device), {"terms": kept}

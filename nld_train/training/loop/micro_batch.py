@@ -1,38 +1,45 @@
-"""The input of a forward pass, made from a micro-batch of samples: streams, rows, targets and weights."""
+"""The input of a forward pass, made of a micro-batch in host memory: one copy to the device, and the context there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
-from nld_train.config.schema import Averaging
-from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights
+from nld_train.config.schema import Config
+from nld_train.data.collate import Rows, StreamBatch, layout_of
+from nld_train.data.flat_buffer import FlatBuffer
+from nld_train.losses.objective import Denominators, row_weights
 from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import StreamLayout
-from nld_train.masking.schedule import NoiseSchedule
 from nld_train.model import streams
+from nld_train.model.attention.core import make_masks
 from nld_train.model.rotary import RotaryEmbedding
-
-# One micro-batch of the data loader: tensors `[b, ...]` under the names of `data.samples`.
-Samples = dict[str, Tensor]
+from nld_train.model.spec import resolve_attention
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of the flattened `[S * b]` hidden states that enter the loss, the AR rows first.
+class Placement:
+    """Where and how the streams of micro-batches are computed: the same for every pass of a stage.
 
     Attributes:
-        index: int64 `[n]`.
-        targets: int64 `[n]`.
-        ar_count: how many of them are AR rows.
+        rotary: the rotary embedding of the model.
+        dtype: of activations.
+        device: of this process.
+        attention: name of the attention backend, whose masks are made before the pass; None: by the first layer.
     """
 
-    index: Tensor
-    targets: Tensor
-    ar_count: int
+    rotary: RotaryEmbedding
+    dtype: torch.dtype
+    device: torch.device
+    attention: str | None = None
+
+
+def placement_of(config: Config, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device) -> Placement:
+    """The placement of the stages of a run; arguments as of `StageKind.make_trainer`."""
+    return Placement(rotary, dtype, device, resolve_attention(config.execution.attention, device))
 
 
 @dataclass(frozen=True)
@@ -54,88 +61,54 @@ class MicroBatch:
     diffusion_weights: Tensor | None
 
 
-@dataclass(frozen=True)
-class StreamSettings:
-    """Settings that turn samples into streams: the same for every micro-batch of a stage."""
-
-    two_streams: bool
-    mask_token_id: int
-    averaging: Averaging
-    schedule: NoiseSchedule
-    dtype: torch.dtype
-    device: torch.device
-
-
-def count_rows(samples: list[Samples]) -> list[int]:
-    """N_ar, N, M and the number of sequences in some micro-batches of this rank."""
-    totals = [0, 0, 0, 0]
-    for batch in samples:
-        totals[0] += int(batch["supervised"].sum())
-        totals[1] += int(batch["maskable"].sum()) if "maskable" in batch else 0
-        totals[2] += int(batch["masked"].sum()) if "masked" in batch else 0
-        totals[3] += len(batch["tokens"])
-    return totals
-
-
-def prepare(samples: Samples, counts: GlobalCounts, settings: StreamSettings, rotary: RotaryEmbedding) -> MicroBatch:
-    """Builds a micro-batch and registers its stream context.
+def prepare(batch: StreamBatch, divisors: Denominators, placement: Placement) -> MicroBatch:
+    """Sends a micro-batch to the device and registers its stream context. The host does not wait for the device.
 
     Args:
-        samples: as of `data.samples`: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two streams
-            `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`.
-        counts: rows of the whole optimizer step, over all ranks.
-        settings: of the stage.
-        rotary: the rotary embedding of the model.
+        batch: in host memory.
+        divisors: of the whole optimizer step.
+        placement: of the stage.
     """
-    layout = StreamLayout.of_clean(samples["documents"][:, :-1])
-    if settings.two_streams:
-        layout = layout.with_noisy(samples["blocks"], samples["begins"])
-    rows = select_rows(samples, settings.two_streams)
-    ar = ar_row_weights(settings.averaging, counts, samples["supervised"])[samples["supervised"]]
-    diffusion = None
-    if settings.two_streams:
-        masked = samples["masked"]
-        weights = diffusion_row_weights(settings.averaging, counts, masked, samples["probability"], settings.schedule)
-        diffusion = weights[masked]
-    tokens, shard = stream_tokens(samples, settings), _context_shard(layout)
-    if shard is not None:
-        on_rank, index = shard.find(rows.index, len(tokens))
-        own_ar, own_diffusion = on_rank[: rows.ar_count], on_rank[rows.ar_count :]
-        ar, diffusion = ar[own_ar], None if diffusion is None else diffusion[own_diffusion]
-        tokens, rows = tokens[:, shard.indices], Rows(index, rows.targets[on_rank], int(own_ar.sum()))
+    tensors = batch.tensors.to(placement.device)
+    context = stream_context(batch.tensors, tensors, placement, batch.shard)
+    ar_shares, diffusion_shares = tensors["shares"].tensor_split([batch.ar_count])
+    two_streams = context.layout.two_streams
     return MicroBatch(
-        tokens=tokens.to(settings.device),
-        handle=streams.register(streams.StreamContext.of(layout, rotary, settings.dtype, shard=shard)),
-        rows=Rows(rows.index.to(settings.device), rows.targets.to(settings.device), rows.ar_count),
-        ar_weights=ar.to(settings.device),
-        diffusion_weights=None if diffusion is None else diffusion.to(settings.device),
+        tokens=tensors["tokens"],
+        handle=streams.register(context),
+        rows=Rows(tensors["index"], tensors["targets"], batch.ar_count),
+        ar_weights=row_weights(ar_shares, divisors.ar),
+        diffusion_weights=row_weights(diffusion_shares, divisors.diffusion) if two_streams else None,
     )
 
 
-def _context_shard(layout: StreamLayout) -> ContextShard | None:
-    """This rank's shard of the streams, or None without context parallelism."""
-    group = parallel_state.get_context_parallel_group(check_initialized=False)
-    if group is None or group.size() == 1:
-        return None
-    return ContextShard(group.rank(), group.size(), layout.length, layout.noisy_length)
+def stream_context(
+    on_host: FlatBuffer,
+    on_device: FlatBuffer,
+    placement: Placement,
+    shard: ContextShard | None = None,
+    of_pass: Callable[[StreamLayout], StreamLayout] = lambda layout: layout,
+    adapt_noisy: bool = False,
+) -> streams.StreamContext:
+    """The context of a micro-batch whose layout is in a buffer (`data.collate.layout_tensors`), with its masks.
 
-
-def stream_tokens(samples: Samples, settings: StreamSettings) -> Tensor:
-    """int64 `[b, S]`: the clean stream, after the noisy one where there are two. The last token is only a target."""
-    clean = samples["tokens"][:, :-1]
-    if not settings.two_streams:
-        return clean
-    return torch.cat([samples["noisy_tokens"].masked_fill(samples["masked"], settings.mask_token_id), clean], dim=1)
-
-
-def select_rows(samples: Samples, two_streams: bool) -> Rows:
-    """Supervised rows of the clean stream (target: the next token) and masked rows of the noisy one (same token)."""
-    tokens, batch = samples["tokens"], len(samples["tokens"])
-    row, index = samples["supervised"].nonzero(as_tuple=True)
-    offset = samples["noisy_tokens"].shape[1] if two_streams else 0
-    indices, targets = [(offset + index) * batch + row], [tokens[row, index + 1]]
-    if two_streams:
-        row_masked, index_masked = samples["masked"].nonzero(as_tuple=True)
-        indices.append(index_masked * batch + row_masked)
-        targets.append(samples["noisy_tokens"][row_masked, index_masked])
-    return Rows(index=torch.cat(indices), targets=torch.cat(targets), ar_count=len(row))
+    Args:
+        on_host: the buffer in host memory.
+        on_device: its copy.
+        placement: of the stage.
+        shard: of the streams on this rank; None without context parallelism.
+        of_pass: makes the layout of the pass of that in the buffer.
+        adapt_noisy: see `StreamContext.of`.
+    """
+    context = streams.StreamContext.of(
+        of_pass(layout_of(on_host)),
+        placement.rotary,
+        placement.dtype,
+        adapt_noisy=adapt_noisy,
+        shard=shard,
+        device_layout=None if on_device is on_host else of_pass(layout_of(on_device)),
+        borders=on_device["borders"],
+    )
+    if placement.attention is not None:
+        make_masks(placement.attention, context, placement.device)
+    return context

@@ -9,7 +9,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -186,14 +185,3 @@ def build_scheduler(
         wd_incr_steps=steps,
         wd_incr_style="constant",
     )
-
-
-def clip_gradients(optimizer: Any, gradient_norm: float, limit: float) -> None:
-    """Scales all gradients so that their global norm is at most `limit`; with 0 nothing is scaled."""
-    if limit <= 0:
-        return
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if parameters := part.get_parameters():
-            # Precision-aware optimizers store gradients in `decoupled_grad`: `grad` has to have the weight's type.
-            decoupled = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
-            clip_grad_by_total_norm_fp32(parameters, limit, gradient_norm, use_decoupled_grad=decoupled)

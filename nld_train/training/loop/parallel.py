@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
@@ -61,7 +62,15 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return
+    else:
+        _join_torchrun(backend, timeout)
+    if backend != "gloo":
+        global _host_group
+        _host_group = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _join_torchrun(backend: str, timeout: timedelta) -> None:
+    """Initialises torch.distributed with the processes that torchrun has started."""
     # The jobs of a sweep run one after another in the same processes. With its own prefix, a job does not read the keys
     # that the previous one left in the store, on which gloo would wait forever.
     store = dist.PrefixStore(f"job_{next(_jobs)}", _torchrun_store(timeout))
@@ -106,9 +115,15 @@ def _build_groups(config: Config) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed, force_reset_rng=True)
 
 
+# All processes, for values in host memory; None where the default group communicates through host memory already.
+_host_group: dist.ProcessGroup | None = None
+
+
 def _leave() -> None:
     from megatron.core import parallel_state
 
+    global _host_group
+    _host_group = None
     forget_compiled()
     # Before their groups are destroyed.
     destroy_overlap_buffers()
@@ -116,8 +131,26 @@ def _leave() -> None:
     dist.destroy_process_group()
 
 
-def sum_over_world(values: list[float], device: torch.device) -> list[float]:
-    """All-reduces each value over all processes, in float64."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return [float(value) for value in tensor.tolist()]
+def sum_over_world(values: Tensor) -> Tensor:
+    """All-reduces values on their device over all processes, in float64, without a host synchronisation."""
+    total = values.double().contiguous()
+    dist.all_reduce(total)
+    return total
+
+
+def reduce_over_hosts(values: list[int], operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[int]:
+    """All-reduces integers in host memory over all processes, so that no host waits for its device."""
+    total = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(total, op=operation, group=_host_group)
+    return [int(value) for value in total.tolist()]
+
+
+def sum_over_data_ranks(values: list[int]) -> list[int]:
+    """The sum over all data-parallel ranks, on every process.
+
+    The ranks of a model replica have the same values, of which one is counted.
+    """
+    from megatron.core import parallel_state
+
+    counted = parallel_state.get_model_parallel_group().rank() == 0 and parallel_state.get_context_parallel_rank() == 0
+    return reduce_over_hosts(values if counted else [0] * len(values))

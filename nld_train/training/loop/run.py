@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -41,7 +40,6 @@ from nld_train.training.hooks.base import RunningStage, make_hooks
 from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.heartbeats import Beat, heartbeats
-from nld_train.training.loop.micro_batch import Samples
 from nld_train.training.loop.optimizer import (
     build_optimizer,
     build_scheduler,
@@ -50,14 +48,14 @@ from nld_train.training.loop.optimizer import (
     wrap_model,
 )
 from nld_train.training.loop.packing import pack_conversations
-from nld_train.training.loop.parallel import parallel_groups
+from nld_train.training.loop.parallel import parallel_groups, reduce_over_hosts
 from nld_train.training.loop.preflight import check_files
 from nld_train.training.loop.profile import make_profile
 from nld_train.training.loop.rank_times import RankTimes
 from nld_train.training.loop.run_files import LogFailedError, file_errors, prepare_to_save
 from nld_train.training.loop.signals import StopRequest, stop_requests
-from nld_train.training.loop.step import NonFiniteError, NonFiniteUpdateError
 from nld_train.training.loop.timers import Timers
+from nld_train.training.loop.update import NonFiniteError, NonFiniteUpdateError
 from nld_train.training.metrics.records import StepRecord, step_record
 from nld_train.training.metrics.registry import MetricTable
 from nld_train.training.metrics.run_log import RunLog
@@ -206,7 +204,7 @@ class Run:
     def _train_stage(self, plan: StagePlan, resumed: _Resumed | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
         state = self._begin_stage(plan, resumed)
-        micro_batches = self._batches(plan, state.first, state.last)
+        micro_batches = self._batches(plan, state)
         for step in range(state.first + 1, state.last + 1):
             with self.profile.step(plan.first_step + step):
                 status = self._make_step(state, step, micro_batches)
@@ -214,7 +212,7 @@ class Run:
                 return step, status
         return state.last, 0
 
-    def _make_step(self, state: _StageState, step: int, micro_batches: Iterator[list[Samples]]) -> int:
+    def _make_step(self, state: _StageState, step: int, micro_batches: Iterator[list[Any]]) -> int:
         """One optimizer step, and what follows it; returns the exit status of a signal, or 0."""
         record = self._step(state, step, micro_batches)
         self.beat()
@@ -246,17 +244,17 @@ class Run:
             scheduler.step(first)
         return _StageState(RunningStage(plan, trainer), optimizer, scheduler, first, self._last_step(plan))
 
-    def _step(self, state: _StageState, step: int, micro_batches: Iterator[list[Samples]]) -> StepRecord:
+    def _step(self, state: _StageState, step: int, micro_batches: Iterator[list[Any]]) -> StepRecord:
         """One optimizer step, and its record."""
         # Waiting for the data is part of a step, so that a slow data loader shows in the speed.
         begin = time.perf_counter()
         number = state.stage.plan.first_step + step
         self.rank_times.begin(number)
         with profiled("wait for data"):
-            samples = next(micro_batches)
+            step_batches = next(micro_batches)
         waited = time.perf_counter() - begin
         state.scheduler.step(1)
-        measures = state.stage.trainer.step(self.model, state.optimizer, samples)
+        measures = state.stage.trainer.step(self.model, state.optimizer, step_batches)
         seconds, plan = time.perf_counter() - begin, state.stage.plan
         self.seconds_per_flop.append(seconds / step_flops(self.config, plan.stage))
         rate = max(group["lr"] for group in state.optimizer.param_groups)
@@ -285,12 +283,10 @@ class Run:
             LogFailedError: on every rank, if rank 0 could not write the record of the step.
         """
         failure = self.log.failure
-        requested = torch.tensor([self.stop.status, int(failure is not None)], device=self.device)
-        dist.all_reduce(requested, op=dist.ReduceOp.MAX)
-        status, failed = requested.tolist()
+        status, failed = reduce_over_hosts([self.stop.status, int(failure is not None)], dist.ReduceOp.MAX)
         if failed:
             raise LogFailedError(self.config.run.dir, "by rank 0" if failure is None else system_error(failure))
-        return int(status)
+        return status
 
     def _last_step(self, plan: StagePlan) -> int:
         """The last step of the stage in this start; `run.max_steps` counts over the whole run."""
@@ -298,18 +294,19 @@ class Run:
             return plan.steps
         return max(0, min(plan.steps, self.config.run.max_steps - plan.first_step))
 
-    def _batches(self, plan: StagePlan, first: int, last: int) -> Iterator[list[Samples]]:
-        """This rank's micro-batches of the stage's steps `first` to `last`, from 0, the last not included."""
+    def _batches(self, plan: StagePlan, state: _StageState) -> Iterator[list[Any]]:
+        """This rank's micro-batches of the stage's steps that are left, step after step."""
         return batches(
             training_samples(self.config, plan.name, self.orders[plan.name]),
-            first_step=first,
-            last_step=last,
+            first_step=state.first,
+            last_step=state.last,
             global_size=self.config.batch.global_size,
             micro_size=self.config.batch.micro_size,
             rank=self.data_rank,
             size=self.data_size,
             workers=self.config.data.workers,
             pin_memory=self.device.type == "cuda",
+            collate=state.stage.trainer.collate,
         )
 
     def _save(self, plan: StagePlan, stage_step: int, optimizer: Any) -> None:

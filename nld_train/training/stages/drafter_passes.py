@@ -6,16 +6,17 @@ The clean stream is the text, of which each block sees the part before it (`mask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from nld_train.masking.layout import StreamLayout
 from nld_train.model import streams
 from nld_train.model.ministral3 import Readout
-from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import LossFunction
-from nld_train.training.stages.drafter_batch import DraftBlocks, DrafterSettings
+from nld_train.training.loop.micro_batch import stream_context
+from nld_train.training.stages.drafter_batch import DraftedBatch
 
 
 @dataclass(frozen=True)
@@ -37,55 +38,32 @@ class Pass:
     loss: LossFunction | None = None
 
 
-def seed_pass(blocks: DraftBlocks, readout: Readout, settings: DrafterSettings, rotary: RotaryEmbedding) -> Pass:
+def seed_pass(batch: DraftedBatch, readout: Readout) -> Pass:
     """The AR pass over the text, read at the token before each block: its next token is the seed."""
-    context = streams.StreamContext.of(replace(blocks.layout, noisy=None), rotary, settings.dtype)
-    return _pass(blocks.clean, context, blocks.rows[blocks.first], blocks.begins - 1, readout, settings)
+    handle = _register(batch, lambda layout: replace(layout, noisy=None))
+    return Pass(batch.tensors["clean"], handle, batch.tensors["seed_rows"], readout)
 
 
-def draft_pass(
-    blocks: DraftBlocks,
-    seeds: Tensor,
-    chosen: Tensor | None,
-    readout: Readout,
-    settings: DrafterSettings,
-    rotary: RotaryEmbedding,
-) -> Pass:
-    """The draft pass, adapter on in the noisy stream; read at all drafts, or at those with indices `chosen`."""
-    context = streams.StreamContext.of(blocks.layout, rotary, settings.dtype, adapt_noisy=True)
-    tokens = torch.cat([blocks.noisy(seeds, None, settings.mask_token_id), blocks.clean], dim=1)
-    rows, indices = blocks.rows, blocks.indices
-    if chosen is not None:
-        rows, indices = rows[chosen], indices[chosen]
-    return _pass(tokens, context, rows, indices, readout, settings)
+def draft_pass(batch: DraftedBatch, readout: Readout, loss: LossFunction | None = None) -> Pass:
+    """The draft pass, adapter on in the noisy stream; read at all drafts, or at the scored ones once they are known."""
+    rows = batch.tensors["rows"]
+    if batch.scored is not None:
+        rows = rows[batch.scored]
+    return Pass(batch.both_streams(with_drafts=False), _register(batch, adapt_noisy=True), rows, readout, loss)
 
 
-def verification_pass(
-    blocks: DraftBlocks,
-    seeds: Tensor,
-    drafts: Tensor,
-    readout: Readout,
-    settings: DrafterSettings,
-    rotary: RotaryEmbedding,
-) -> Pass:
+def verification_pass(batch: DraftedBatch, readout: Readout) -> Pass:
     """The AR pass over all drafts, adapter off, blocks causal; read at the token before each draft."""
-    context = streams.StreamContext.of(replace(blocks.layout, causal_blocks=True), rotary, settings.dtype)
-    tokens = torch.cat([blocks.noisy(seeds, drafts, settings.mask_token_id), blocks.clean], dim=1)
-    return _pass(tokens, context, blocks.rows, blocks.indices - 1, readout, settings)
+    tokens = batch.both_streams(with_drafts=True)
+    handle = _register(batch, lambda layout: replace(layout, causal_blocks=True))
+    return Pass(tokens, handle, batch.tensors["rows"] - len(tokens), readout)
 
 
-def _pass(
-    tokens: Tensor,
-    context: streams.StreamContext,
-    rows: Tensor,
-    indices: Tensor,
-    readout: Readout,
-    settings: DrafterSettings,
-) -> Pass:
-    """A pass that is read at indices of the first stream."""
-    return Pass(
-        tokens=tokens.to(settings.device),
-        handle=streams.register(context),
-        rows=(indices * len(tokens) + rows).to(settings.device),
-        readout=readout,
-    )
+def _register(
+    batch: DraftedBatch,
+    of_pass: Callable[[StreamLayout], StreamLayout] = lambda layout: layout,
+    adapt_noisy: bool = False,
+) -> Tensor:
+    """The handle of the context of a pass, whose layout `of_pass` makes of that of both streams."""
+    placement = batch.settings.placement
+    return streams.register(stream_context(batch.host.tensors, batch.tensors, placement, None, of_pass, adapt_noisy))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from nld_train.config.schema import AdapterConfig, Config
+from nld_train.data.draft_batch import DraftBatch, DraftCollator
 from nld_train.model.adapter_files import AdapterShape
 from nld_train.model.adapters import DRAFTER
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.training.loop.micro_batch import Samples
+from nld_train.training.loop.micro_batch import placement_of
 from nld_train.training.loop.trained_weights import train_adapter
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.drafter_batch import DrafterSettings
@@ -26,13 +27,13 @@ class DrafterTrainer(StageTrainer):
     Attributes:
         config: the run.
         adapter: settings of the adapter.
-        rotary: the rotary embedding of the model.
-        settings: how samples become blocks.
+        collator: makes micro-batches of samples.
+        settings: of the passes.
     """
 
     config: Config
     adapter: AdapterConfig
-    rotary: RotaryEmbedding
+    collator: DraftCollator
     settings: DrafterSettings
 
     @classmethod
@@ -59,26 +60,27 @@ class DrafterTrainer(StageTrainer):
         """
         settings = DrafterSettings(
             adapter=adapter,
-            stage=stage,
-            seed=config.run.seed,
             vocab_size=config.model.vocab_size,
             mask_token_id=config.model.mask_token_id,
-            noisy_length=noisy_length,
             chunk_rows=config.execution.head_chunk_rows,
-            dtype=dtype,
-            device=device,
+            placement=placement_of(config, rotary, dtype, device),
         )
-        return cls(config, adapter, rotary, settings)
+        collator = DraftCollator(adapter.block_size, adapter.greedy_share, stage, config.run.seed, noisy_length)
+        return cls(config, adapter, collator, settings)
+
+    @property
+    def collate(self) -> DraftCollator:
+        """See `StageTrainer.collate`."""
+        return self.collator
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
         """See `StageTrainer.prepare_model`: frozen weights with a new adapter, which alone has gradients."""
         shape = AdapterShape(self.adapter.rank, self.adapter.lora_alpha)
         return train_adapter(model, DRAFTER, shape, self.config.run.seed)
 
-    def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
+    def step(self, model: list[Any], optimizer: Any, batches: list[DraftBatch]) -> Record:
         """See `StageTrainer.step`."""
-        clip_grad = self.config.optimizer.clip_grad
-        result = drafter_step(model, optimizer, samples, self.settings, self.rotary, clip_grad)
+        result = drafter_step(model, optimizer, batches, self.settings, self.config.optimizer.clip_grad)
         return {
             "loss": result.loss,
             "ar_loss": None,

@@ -8,6 +8,7 @@ module too, so torch, and everything that imports torch, is imported inside `mak
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from nld_train.config.plan import StagePlan
+    from nld_train.data.collate import Samples
     from nld_train.model.rotary import RotaryEmbedding
-    from nld_train.training.loop.micro_batch import Samples
     from nld_train.training.metrics.jsonl import Record
 
 
@@ -63,8 +64,20 @@ class StageTrainer(ABC):
         """
         return model
 
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], Any]:
+        """Makes a micro-batch of samples as of `data.samples`, in the processes of the data loader.
+
+        It is sent to them, so it must be picklable, and should import nothing of `nld_train.training`. On CUDA the
+        micro-batch is put in pinned memory there, by its own method `pin_memory` if it is no tensor or collection of
+        tensors. Here: each of the samples' tensors stacked.
+        """
+        from nld_train.data.collate import stack
+
+        return stack
+
     @abstractmethod
-    def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
+    def step(self, model: list[Any], optimizer: Any, batches: list[Any]) -> Record:
         """One optimizer step; returns the fields of the step's record that this kind measures.
 
         Every kind has `loss`, `ar_loss` and `diffusion_loss` (None where it has no such term) and `grad_norm`.
@@ -72,7 +85,7 @@ class StageTrainer(ABC):
         Args:
             model: this rank's chunks, wrapped.
             optimizer: Megatron's.
-            samples: this rank's micro-batches.
+            batches: this rank's micro-batches, made by `collate`.
 
         Raises:
             NonFiniteError: on every rank, before the update, if a loss or the gradient is not finite.
@@ -80,6 +93,8 @@ class StageTrainer(ABC):
 
     def held_out_losses(self, model: list[Any], samples: list[Samples]) -> tuple[float, float]:
         """Losses in nats per token on held-out samples under one noise level: AR, and diffusion (0 without noise).
+
+        The samples are stacked, by micro-batch.
 
         Called for each level of `StageKind.validation_levels`. The same on every rank; changes nothing in training.
         """

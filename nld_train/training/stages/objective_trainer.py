@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 
 from nld_train.config.schema import Config, StageConfig
 from nld_train.config.stage_kinds import kind_of
+from nld_train.data.collate import Samples, StreamBatch, StreamCollator
+from nld_train.losses.objective import denominators
 from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -16,29 +19,28 @@ from nld_train.model.adapter_files import AdapterShape
 from nld_train.model.adapters import LORA
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
-from nld_train.training.loop.micro_batch import Samples, StreamSettings, prepare
+from nld_train.training.loop.micro_batch import Placement, placement_of
 from nld_train.training.loop.step import train_step
 from nld_train.training.loop.trained_weights import train_adapter, train_all_weights
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.kind import StageTrainer
 
 
-def stream_settings(config: Config, stage: StageConfig, dtype: torch.dtype, device: torch.device) -> StreamSettings:
-    """The settings that turn the samples of a stage into streams.
+def stream_collator(config: Config, stage: StageConfig) -> StreamCollator:
+    """What makes micro-batches of the samples of a stage, on this process.
 
     Args:
         config: the run.
         stage: one of its stages.
-        dtype: of activations.
-        device: of this process.
     """
-    return StreamSettings(
+    return StreamCollator(
         two_streams=kind_of(stage).noisy_stream,
         mask_token_id=config.model.mask_token_id,
         averaging=stage.averaging,
         schedule=noise_schedule(config.diffusion),
-        dtype=dtype,
-        device=device,
+        sequences=config.batch.global_size,
+        context_rank=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
     )
 
 
@@ -47,16 +49,16 @@ class ObjectiveTrainer(StageTrainer):
     """See `StageTrainer`.
 
     Attributes:
-        stage: its settings, for alpha.
-        settings: how samples become streams.
-        rotary: the rotary embedding of the model.
+        stage: its settings, for averaging and alpha.
+        collator: makes micro-batches of samples.
+        placement: of its passes.
         clip_grad: largest norm of the gradient; 0: no clipping.
         seed: of the initial weights of a LoRA.
     """
 
     stage: StageConfig
-    settings: StreamSettings
-    rotary: RotaryEmbedding
+    collator: StreamCollator
+    placement: Placement
     clip_grad: float
     seed: int
 
@@ -65,9 +67,13 @@ class ObjectiveTrainer(StageTrainer):
         cls, config: Config, stage: StageConfig, rotary: RotaryEmbedding, dtype: torch.dtype, device: torch.device
     ) -> ObjectiveTrainer:
         """The trainer of a stage of a run; arguments as of `StageKind.make_trainer`."""
-        return cls(
-            stage, stream_settings(config, stage, dtype, device), rotary, config.optimizer.clip_grad, config.run.seed
-        )
+        collator, placement = stream_collator(config, stage), placement_of(config, rotary, dtype, device)
+        return cls(stage, collator, placement, config.optimizer.clip_grad, config.run.seed)
+
+    @property
+    def collate(self) -> StreamCollator:
+        """See `StageTrainer.collate`."""
+        return self.collator
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
         """See `StageTrainer.prepare_model`: all weights, or a new LoRA, are trained."""
@@ -77,9 +83,9 @@ class ObjectiveTrainer(StageTrainer):
         shape = AdapterShape(lora.rank, lora.lora_alpha, lora.targets)
         return train_adapter(model, LORA, shape, self.seed)
 
-    def step(self, model: list[Any], optimizer: Any, samples: list[Samples]) -> Record:
+    def step(self, model: list[Any], optimizer: Any, batches: list[StreamBatch]) -> Record:
         """See `StageTrainer.step`."""
-        result = train_step(model, optimizer, samples, self.stage, self.settings, self.rotary, self.clip_grad)
+        result = train_step(model, optimizer, batches, self.stage, self.placement, self.clip_grad)
         return {
             "loss": result.loss,
             "ar_loss": result.ar_loss,
@@ -96,13 +102,14 @@ class ObjectiveTrainer(StageTrainer):
     @torch.no_grad()
     def held_out_losses(self, model: list[Any], samples: list[Samples]) -> tuple[float, float]:
         """See `StageTrainer.held_out_losses`: means over the supervised and over the masked tokens, unweighted."""
-        counts = global_counts(samples, self.settings.device)
         # `masked` divides by the number of masked tokens.
-        unweighted = replace(self.settings, averaging="masked", schedule=_Unweighted(0.0))
-        micro_batches = [prepare(batch, counts, unweighted, self.rotary) for batch in samples]
-        results = run_schedule(model, micro_batches, alpha=0.0, forward_only=True)
+        unweighted = replace(self.collator, averaging="masked", schedule=_Unweighted(0.0))
+        batches = [unweighted.of(each) for each in samples]
+        divisors = denominators("masked", global_counts(batches))
+        results = run_schedule(model, batches, divisors, alpha=0.0, placement=self.placement, forward_only=True)
         streams.clear()
-        return global_terms(results, self.settings.device)
+        ar, diffusion = global_terms(results, self.placement.device).tolist()
+        return ar, diffusion
 
 
 class _Unweighted(LinearSchedule):
