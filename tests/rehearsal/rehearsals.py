@@ -9,6 +9,7 @@ host and the device did to each other in each part of it:
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,20 +23,21 @@ import pytest
 if __name__ == "__main__":
     sys.path[:0] = [str(folder) for folder in (Path(__file__).parent, *Path(__file__).parents[1:3])]
 
-from forked import run_forked
+from forked import run_forked, run_ranks
 from tiny_runs import SHORT, TINY_MODEL, composed, data_overrides, freeze_libraries, records_of, short_stages, undrawn
 
 # Two micro-batches in a step, so that what is done once per step is told from what is done for each.
 MODEL = (*TINY_MODEL, *SHORT, "batch.micro_size=2")
 Section = dict[str, Any]
+Run = dict[str, Any]
 
 
-def rehearsed(part: str, *arguments: Any, timeout: float = 240) -> Any:
-    """What a part returns, which a process of its own runs; fails the test where that fails."""
+def rehearsed(part: str, *arguments: Any, processes: int = 1, timeout: float = 240) -> Any:
+    """What a part returns on rank 0, in a process of its own or several; fails the test where one of them fails."""
     with TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         words = ["call", "rehearsals", "main", json.dumps([part, str(result), arguments])]
-        done = run_forked(words, timeout)
+        done = run_forked(words, timeout) if processes == 1 else run_ranks(processes, words, timeout)
         assert done.status == 0, done.output[-8000:]
         return json.loads(result.read_text())
 
@@ -46,30 +48,50 @@ def main(part: str, result: str, arguments: list[Any]) -> int:
 
     torch.set_num_threads(1)
     freeze_libraries()
-    Path(result).write_text(json.dumps(PARTS[part](*arguments)))
+    found = PARTS[part](*arguments)
+    if os.environ.get("RANK", "0") == "0":
+        Path(result).write_text(json.dumps(found))
     return 0
 
 
-def run(device: str, directory: str, overrides: list[str]) -> dict[str, Any]:
-    """A run, new or resumed, on the CPU or on the pretended device.
+def runs(device: str, folder: str, cases: dict[str, list[str]]) -> dict[str, Run]:
+    """Runs by name, one after another in this process, each in a folder of its own.
 
     Returns:
-        `records`, of `metrics.jsonl`, and `sections`, the figures of each part of the run in order.
+        Of each: `records`, of `metrics.jsonl`; and `sections`, the figures of the parts of the run in order.
     """
-    from nld_train.config.validate import validate
-    from nld_train.training.loop import run as loop
-
     sections: list[Section] = []
     if device == "cuda":
-        _watch_run(sections)
+        _watch_runs(sections)
+    found = {}
+    for name, overrides in cases.items():
+        sections.clear()
+        train(device, f"{folder}/{name}", overrides)
+        found[name] = {"records": records_of(Path(folder, name)), "sections": list(sections)}
+    return found
+
+
+def resumed(device: str, folder: str, overrides: list[str], stop: int) -> tuple[list[Section], list[Section]]:
+    """Records of a run in one piece, and of one that is stopped after so many steps and continued."""
+    whole = runs(device, folder, {"whole": overrides})
+    train(device, f"{folder}/stopped", [*overrides, f"run.max_steps={stop}"])
+    train(device, f"{folder}/stopped", overrides)
+    return whole["whole"]["records"], records_of(Path(folder, "stopped"))
+
+
+def train(device: str, directory: str, overrides: list[str]) -> None:
+    """Trains, or continues a run."""
+    from nld_train.config.validate import validate
+    from nld_train.processes import world_size
+    from nld_train.training.loop import run as loop
+
     config = composed(f"run.dir={directory}", *overrides, f"execution.device={device}")
-    validate(config, world_size=1)
+    validate(config, world_size=world_size())
     with undrawn():
         assert loop.train(config) == 0
-    return {"records": records_of(Path(directory)), "sections": sections}
 
 
-def _watch_run(sections: list[Section]) -> None:
+def _watch_runs(sections: list[Section]) -> None:
     """Begins to pretend; each part of a run becomes a section, and what is between two parts `loop`."""
     from pretended import install
 
@@ -80,15 +102,15 @@ def _watch_run(sections: list[Section]) -> None:
     from nld_train.training.loop.run import Run
 
     install()
-    parts = (
-        (Run, "_begin_stage"),
-        (Run, "_step"),
-        (DecodingHook, "run"),
-        (ValidationHook, "run"),
-        (CheckpointWriter, "begin"),
+    watched: tuple[tuple[Any, str, str], ...] = (
+        (Run, "_begin_stage", "begin_stage"),
+        (Run, "_step", "step"),
+        (DecodingHook, "run", "decoding"),
+        (ValidationHook, "run", "validation"),
+        (CheckpointWriter, "begin", "save"),
+        (checkpoint, "load", "load"),
     )
-    names = ("begin_stage", "step", "decoding", "validation", "save")
-    for (owner, name), section in zip((*parts, (checkpoint, "load")), (*names, "load"), strict=True):
+    for owner, name, section in watched:
         setattr(owner, name, _watched(getattr(owner, name), section, sections))
 
 
@@ -127,27 +149,19 @@ def tiny_engine(device: str, overrides: list[str]) -> Iterator[Any]:
             yield engine
 
 
-def decode(device: str, overrides: list[str]) -> dict[str, Any]:
-    """Decodes prompts in every mode: the texts of prompts of unequal length, and the section of one prompt alone."""
-    from nld_train.decoding import DecodeOptions, Threshold
-    from nld_train.decoding.algorithms.decode import decode as continued
-
+def decode(device: str, precisions: list[str]) -> dict[str, dict[str, Any]]:
+    """Decodes prompts in every mode, by precision and mode: the texts of prompts of unequal length, and the section of
+    one prompt alone."""
     if device == "cuda":
-        from pretended import LEDGER, install
+        from pretended import install
 
         install()
-    prompts = [[5, 9, 33, 12, 60], [7, 8], [44, 21, 13, 9, 10, 11, 12, 30, 31]]
-    options = DecodeOptions(max_new_tokens=12, block_length=4)
-    found: dict[str, Any] = {}
-    with tiny_engine(device, overrides) as engine:
-        for mode in ("ar", "diffusion", "linear", "quadratic"):
-            policy = Threshold(0.5) if mode == "diffusion" else None
-            result = continued(engine, prompts, mode, options, policy, batch_size=2)
-            found[mode] = {"texts": result.token_ids}
-            if device == "cuda":
-                LEDGER.take()
-                alone = continued(engine, prompts[:1], mode, options, policy)
-                found[mode] |= {**_section(mode, LEDGER.take()), "forwards": alone.forwards + alone.prefill}
+    found = {}
+    for precision in precisions:
+        with tiny_engine(device, [f"execution.precision={precision}"]) as engine:
+            found[precision] = {
+                mode: _decoded(engine, mode, device) for mode in ("ar", "diffusion", "linear", "quadratic")
+            }
     return found
 
 
@@ -179,17 +193,44 @@ def _in_this_process(command: list[str], **_: Any) -> Any:
     return SimpleNamespace(returncode=0, stderr="")
 
 
-def _device_rules() -> dict[str, str]:
+def _decoded(engine: Any, mode: Any, device: str) -> dict[str, Any]:
+    from nld_train.decoding import DecodeOptions, Threshold
+    from nld_train.decoding.algorithms.decode import decode as continued
+
+    prompts = [[5, 9, 33, 12, 60], [7, 8], [44, 21, 13, 9, 10, 11, 12, 30, 31]]
+    options = DecodeOptions(max_new_tokens=12, block_length=4)
+    policy = Threshold(0.5) if mode == "diffusion" else None
+    found = {"texts": continued(engine, prompts, mode, options, policy, batch_size=2).token_ids}
+    if device == "cpu":
+        return found
+    from pretended import LEDGER
+
+    LEDGER.take()
+    alone = continued(engine, prompts[:1], mode, options, policy)
+    return {**found, **_section(mode, LEDGER.take()), "forwards": alone.forwards + alone.prefill}
+
+
+def rules() -> dict[str, str]:
+    """Outcomes of `device_rules`."""
     import device_rules
 
     return device_rules.outcomes()
 
 
+def forgotten_copies(folder: str, overrides: list[str]) -> dict[str, str]:
+    """For each place of a run that copies to the device by `Tensor.to`: how the run ends when it does not copy."""
+    import forgetting
+
+    return forgetting.outcomes(folder, overrides)
+
+
 PARTS: dict[str, Callable[..., Any]] = {
-    "run": run,
+    "runs": runs,
+    "resumed": resumed,
     "decode": decode,
+    "rules": rules,
+    "forgotten_copies": forgotten_copies,
     "benchmarks": benchmarks,
-    "device_rules": _device_rules,
 }
 
 
@@ -199,8 +240,7 @@ def _by_hand(overrides: list[str]) -> None:
     with TemporaryDirectory() as folder:
         data = data_overrides(write_token_set(Path(folder) / "tokens", seed=1))
         hooks = ("validation.every=2", "validation.samples=4", "checkpoint.every=2")
-        words = [*MODEL, *data, *short_stages(2, 2), *hooks, *overrides]
-        found = run("cuda", f"{folder}/run", words)
+        (found,) = runs("cuda", folder, {"run": [*MODEL, *data, *short_stages(2, 2), *hooks, *overrides]}).values()
     for section in found["sections"]:
         figures = ", ".join(f"{section[key]} {key}" for key in ("syncs", "copies", "slow_copies", "operations"))
         print(f"=== {section['name']}: {figures}", *section["lines"], sep="\n")

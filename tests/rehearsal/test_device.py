@@ -9,7 +9,7 @@ from rehearsals import rehearsed
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, str]:
-    found: dict[str, str] = rehearsed("device_rules")
+    found: dict[str, str] = rehearsed("rules")
     return found
 
 

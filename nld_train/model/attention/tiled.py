@@ -55,24 +55,24 @@ class Tiling:
     outputs: Tensor
 
     @classmethod
-    def of(cls, context: StreamContext, dtype: torch.dtype) -> Tiling:
-        """The tiling of a micro-batch; `dtype` is that of the queries."""
+    def of(cls, context: StreamContext, dtype: torch.dtype, device: torch.device) -> Tiling:
+        """The tiling of a micro-batch; `dtype` and `device` are those of the queries."""
         layout = context.layout
         listed = torch.arange(layout.total_length) if context.queries is None else context.queries
-        make = partial(_batch, layout, coordinates(layout), listed, dtype)
+        make = partial(_batch, layout, coordinates(layout), listed, dtype, device)
         batches = tuple(make(*similar) for similar in Tiles.of(layout, listed).batches())
         queries, is_query, keys = (
             torch.cat([getattr(batch, name).flatten() for batch in batches]) for name in ("queries", "is_query", "keys")
         )
         outputs = torch.empty(len(listed) * len(layout.documents), dtype=torch.int64)
         outputs[queries[is_query]] = is_query.nonzero().flatten()
-        return cls(batches, queries, keys, outputs)
+        return cls(batches, queries.to(device), keys.to(device), outputs.to(device))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
-    """Same arguments and result as `dense.attend`, on a CPU."""
+    """Same arguments and result as `dense.attend`."""
     if "tiled" not in context.masks:
-        context.masks["tiled"] = Tiling.of(context, query.dtype)
+        context.masks["tiled"] = Tiling.of(context, query.dtype, query.device)
     tiling: Tiling = context.masks["tiled"]
     parts = [_parts(query, tiling.queries, [batch.queries for batch in tiling.batches])]
     parts += [_parts(heads, tiling.keys, [batch.keys for batch in tiling.batches]) for heads in (key, value)]
@@ -99,6 +99,7 @@ def _batch(
     tokens: Coordinates,
     listed: Tensor,
     dtype: torch.dtype,
+    device: torch.device,
     tiles: Tiles,
     most_queries: int,
     most_keys: int,
@@ -118,4 +119,4 @@ def _batch(
     sees[..., 0] |= torch.from_numpy(~is_query)
     mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, float("-inf")).unsqueeze(1)
     rows = len(layout.documents)
-    return Batch(queries * rows + row, torch.from_numpy(is_query), keys * rows + row, mask)
+    return Batch(queries * rows + row, torch.from_numpy(is_query), keys * rows + row, mask.to(device))

@@ -1,7 +1,7 @@
 """A CUDA device without a GPU: tensors say `cuda:0` and hold CPU values, so that control flow and numbers are real.
 
     from pretended import LEDGER, install
-    install()                       # once, in a process of its own: it patches torch for good
+    install()                       # in a process of its own: it patches torch for good
     ... any of our code with execution.device=cuda ...
     report = LEDGER.take()          # what the host and the device did to each other since the last `take`
     report.syncs                    # times that the host waited for the device
@@ -28,13 +28,16 @@ Not covered: races between streams, the kernels themselves, Transformer Engine. 
 (`create_block_mask`) are on the CPU here, which is no event.
 """
 
+from functools import cache
+
 from pretended import collectives, libraries, moves, runtime
 from pretended.ledger import LEDGER, Report
 from pretended.tensor import CUDA, CudaTensor
 
 
+@cache
 def install() -> None:
-    """Pretends for the rest of this process."""
+    """Pretends for the rest of this process. Calling it again changes nothing."""
     runtime.install()
     moves.install()
     collectives.install()

@@ -44,7 +44,7 @@ def install() -> None:
         return "nccl" if _pretends(group) else name
 
     def object_device(group: Any = None) -> torch.device:
-        return torch.device("cuda", 0) if _pretends(group) else torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if _pretends(group) else torch.device("cpu")
 
     modules: tuple[Any, ...] = (dist, dist.distributed_c10d)
     for module in modules:

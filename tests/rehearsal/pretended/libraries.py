@@ -15,6 +15,7 @@ from pretended.ledger import LEDGER
 from pretended.tensor import CUDA, CudaTensor, note_vmap
 
 _MASK_TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
+_LOWEST = torch.finfo(torch.float32).min
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -67,6 +68,7 @@ def flex_kernel(
             raise RuntimeError(f"flex_attention: {name} of the block mask is on the CPU")
     LEDGER.operation("flex_attention")
     batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    assert enable_gqa or query.shape[1] == key.shape[1]
     assert block_mask.seq_lengths == (queries, keys), (block_mask.seq_lengths, queries, keys)
     with LEDGER.paused():
         mask = _whole_mask(block_mask, queries, keys).expand(batch, 1, queries, keys)

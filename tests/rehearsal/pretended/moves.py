@@ -57,8 +57,9 @@ def install() -> None:
     patched.cpu = lambda self, **_: _to(self, "cpu")
     patched.is_pinned = lambda self, *_: is_pinned(self)
     patched.pin_memory = lambda self, *_: self if is_pinned(self) else register_pinned(self.clone())
+    patched.data = property(_data, _set_data)
     module: Any = torch.nn.Module
-    module._apply = _apply
+    module._apply, module.to = _apply, _module_to(torch.nn.Module.to)
 
 
 def names_cuda(device: Any) -> bool:
@@ -197,6 +198,30 @@ def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any,
         given["device"], given["dtype"] = other.device, other.dtype
     found = (given.pop("device", None), given.pop("dtype", None))
     return *found, bool(given.pop("non_blocking", False)), bool(given.pop("copy", False)), given
+
+
+_plain_data = torch._C._TensorBase.data
+
+
+def _data(self: Tensor) -> Tensor:
+    found: Tensor = _plain_data.__get__(self)
+    return found
+
+
+def _set_data(self: Tensor, value: Tensor) -> None:
+    """`Tensor.data` of a CPU tensor. A parameter that is moved by it cannot be pretended: it has no memory of its own."""
+    assert not isinstance(value, CudaTensor), "data of the device for a tensor of the CPU"
+    _plain_data.__set__(self, value)
+
+
+def _module_to(move: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(move)
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], CudaTensor):  # C++ reads another device from it
+            args = (args[0].device, args[0].dtype, *args[1:])
+        return move(self, *args, **kwargs)
+
+    return to
 
 
 _moved = WeakIdKeyDictionary()

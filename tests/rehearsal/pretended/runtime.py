@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from pretended import graphs
 from pretended.ledger import LEDGER, SYNC
 from pretended.memory import MEMORY
 
+INDEX = int(os.environ.get("LOCAL_RANK", "0"))  # of the device
 PROPERTIES = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
     major=9,
@@ -29,7 +31,7 @@ class Stream:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.cuda_stream = 0
-        self.device = torch.device("cuda", 0)
+        self.device = torch.device("cuda", INDEX)
 
     def wait_stream(self, *_: Any) -> None: ...
     def wait_event(self, *_: Any) -> None: ...
@@ -95,8 +97,8 @@ def install() -> None:
         "init": lambda: None,
         "_lazy_init": lambda: None,
         "reset_peak_memory_stats": lambda *_: MEMORY.reset_peak(),
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
+        "device_count": lambda: INDEX + 1,
+        "current_device": lambda: INDEX,
         "set_device": lambda *_: None,
         "device": _nothing,
         "get_device_properties": lambda *_: PROPERTIES,
@@ -132,7 +134,7 @@ def install() -> None:
     accelerator: Any = torch.accelerator  # asked by torch's DataLoader, which pins
     accelerator.is_available = lambda: True
     accelerator.current_accelerator = lambda *_: torch.device("cuda")
-    accelerator.current_device_index = lambda: 0
+    accelerator.current_device_index = lambda: INDEX
     accelerator.set_device_index = lambda *_: None
     cuda.random.get_rng_state, cuda.random.set_rng_state = answers["get_rng_state"], answers["set_rng_state"]
     for name in ("range_push", "range_pop", "mark"):

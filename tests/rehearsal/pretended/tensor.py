@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from pretended.ledger import FROM_INDICES, LEDGER, NON_BLOCKING_TO_HOST, SYNC, T
 from pretended.memory import MEMORY
 from pretended.pinned import note_copy_to_device
 
-CUDA = torch.device("cuda", 0)
+CUDA = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 aten = torch.ops.aten
 # The size or the value of their result is known only to the device.
 _SYNCHRONISING = {
@@ -87,7 +88,7 @@ class CudaTensor(torch.Tensor):
         self.inner = value.inner
 
     def get_device(self) -> int:
-        return 0
+        return int(CUDA.index)
 
     def type(self, dtype: Any = None, *arguments: Any, **named: Any) -> Any:
         if dtype is None:
