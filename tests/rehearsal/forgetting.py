@@ -49,6 +49,8 @@ class _Forgetting:
 
 def outcomes(folder: str, overrides: list[str]) -> dict[str, str]:
     """By place: the error of the run that leaves out its copies."""
+    from nld_train.model.attention.flex import clear_masks
+
     install()
     forgetting = _Forgetting()
     forgetting.install()
@@ -56,6 +58,7 @@ def outcomes(folder: str, overrides: list[str]) -> dict[str, str]:
     found = {}
     for number, where in enumerate(list(forgetting.places)):
         forgetting.left_out, found[where] = where, ""
+        clear_masks()  # of the run before, which has the same samples
         try:
             train("cuda", f"{folder}/{number}", overrides)
         except (RuntimeError, TypeError) as error:

@@ -10,8 +10,8 @@ from rehearsals import MODEL, Run, rehearsed
 from tiny_runs import data_overrides, short_stages, write_token_set
 
 MICRO_BATCHES = 2
-# bf16 has 8 bits: a loss of 5 nats is a mean over a hundred logits with errors of 1/256 of their size.
-RELATIVE = 4e-3
+# bf16 has 8 bits: weights of 0.2 have steps of 1e-3, to which each update of 2e-3 is rounded.
+RELATIVE = 1.5e-2
 # Of a run of 2 AR and 3 joint steps: those with a plain loop after them, without a hook, and long after a save.
 PLAIN = {"ar": 1, "joint": 4}
 
@@ -39,11 +39,12 @@ def assert_same_losses(found: Run, expected: Run) -> None:
     """Up to the rounding of bf16 on one side; the samples and their noise are the same."""
     assert len(found["records"]) == len(expected["records"])
     for step, other in zip(found["records"], expected["records"], strict=True):
-        assert step["ar_tokens"], step["masked_tokens"] == (other["ar_tokens"], other["masked_tokens"])
+        for key in ("ar_tokens", "masked_tokens"):
+            assert step.get(key) == other.get(key)
         losses = {key for key in ("loss", "ar_loss", "diffusion_loss") if other[key] is not None}
         for key in losses:
             assert step[key] == pytest.approx(other[key], rel=RELATIVE), (step["stage"], step["step"], key)
-        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=5e-2)
+        assert step["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)
         if "validation" in other:
             expected_loss = other["validation"]["ar_loss"]
             assert step["validation"]["ar_loss"] == pytest.approx(expected_loss, rel=RELATIVE)

@@ -15,7 +15,6 @@ from pretended.ledger import LEDGER
 from pretended.tensor import CUDA, CudaTensor, note_vmap
 
 _MASK_TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices")
-_LOWEST = torch.finfo(torch.float32).min
 _HALF = (torch.bfloat16, torch.float16)
 
 

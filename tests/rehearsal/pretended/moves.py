@@ -209,7 +209,7 @@ def _data(self: Tensor) -> Tensor:
 
 
 def _set_data(self: Tensor, value: Tensor) -> None:
-    """`Tensor.data` of a CPU tensor. A parameter that is moved by it cannot be pretended: it has no memory of its own."""
+    """`Tensor.data` of a CPU tensor, which has no memory that could be the device's: that move cannot be pretended."""
     assert not isinstance(value, CudaTensor), "data of the device for a tensor of the CPU"
     _plain_data.__set__(self, value)
 
