@@ -73,6 +73,6 @@ def test_every_copy_is_needed(words: list[str], tmp_path: Path) -> None:
     """The rehearsal finds each one that is left out."""
     short = [*words, *short_stages(1, 1), "validation.every=0"]
     outcomes: dict[str, str] = rehearsed("forgotten_copies", str(tmp_path), short)
-    assert len(outcomes) >= 2
+    assert outcomes
     unnoticed = [where for where, error in outcomes.items() if not error]
     assert not unnoticed, unnoticed
