@@ -131,6 +131,7 @@ def _verify(model: list[Any], batches: list[DraftedBatch], vocabulary: Vocabular
     if not targets:  # before the last pipeline stage
         return
     for batch, expected in zip(batches, targets, strict=True):
+        assert batch.drafts is not None
         blocks, steps = batch.tensors["blocks_of_drafts"], batch.tensors["steps"]
         size = batch.settings.adapter.block_size
         batch.acceptance = accept(blocks, steps, expected == batch.drafts, batch.host.count, size)
