@@ -31,7 +31,12 @@ _TINY = ("model=tiny", "execution.device=cpu", "batch.global_size=2", "batch.mic
 # With --small speed does not matter: the limits are multiplied by this, for busy machines.
 _SMALL_PATIENCE = 3
 _SKIPPED = "skipped"
-_GPU_TESTS = ("tests/model/test_attention_backends.py", "tests/benchmarks/test_memory_on_gpu.py")
+_GPU_TESTS = (
+    "tests/model/test_attention_backends.py",
+    "tests/model/test_weight_gradients.py",
+    "tests/model/test_rotary_and_norm.py",
+    "tests/benchmarks/test_memory_on_gpu.py",
+)
 
 
 @dataclass(frozen=True)

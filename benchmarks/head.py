@@ -84,6 +84,7 @@ def _row(
     variant: Variant, inputs: Inputs, expected: tuple[Tensor, ...], repeats: int, device: torch.device
 ) -> dict[str, float | dict[str, float]]:
     """Figures of a variant, timed alternately with the products alone."""
+    inputs.forget_gradients()
     errors = _errors(_gradients(variant(inputs), inputs), expected)
     both: dict[str, Callable[[], Any]] = {
         "variant": lambda: _gradients(variant(inputs), inputs),
@@ -103,7 +104,7 @@ def _row(
 
 def _gradients(loss: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
     """The loss, and its gradients with respect to hidden states and head."""
-    return (loss.detach(), *torch.autograd.grad(loss, [inputs.hidden, inputs.weight]))
+    return (loss.detach(), *inputs.gradients(loss))
 
 
 def _errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> dict[str, float]:

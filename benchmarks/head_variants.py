@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,6 +38,20 @@ class Inputs:
         self.index = torch.cat([torch.arange(length, 2 * length), torch.arange(0, length, 2)]).to(device)
         targets = torch.randint(0, vocabulary, (len(self.index),), generator=torch.Generator().manual_seed(1))
         self.targets, self.chunk_rows, self.vocabulary = targets.to(device), options.chunk_rows, vocabulary
+        # The gradient buffer of Megatron, which exists in a run whatever computes the gradient.
+        self.buffer = torch.zeros(vocabulary, width, device=device)
+        setattr(self.weight, "main_grad", self.buffer)  # noqa: B010 (as Megatron does)
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
+        """Empties the gradient buffer, as each step does."""
+        self.buffer.zero_()
+        setattr(self.weight, "grad_added_to_main_grad", False)  # noqa: B010
+
+    def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of hidden states and head; of the head from the buffer, if the variant adds it there."""
+        hidden, weight = torch.autograd.grad(loss, [self.hidden, self.weight])
+        return hidden, self.buffer if getattr(self.weight, "grad_added_to_main_grad", False) else weight
 
     @property
     def rows(self) -> Tensor:
@@ -59,12 +74,14 @@ def whole(inputs: Inputs) -> Tensor:
     return F.cross_entropy((inputs.rows @ inputs.weight.T).float(), inputs.targets)
 
 
-def chunked(inputs: Inputs) -> Tensor:
-    """The implementation of a run."""
+def chunked(inputs: Inputs, kernel: str = "chunked") -> Tensor:
+    """The implementation of a run, with a kernel of `execution.head`."""
     from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+    from nld_train.model.head import added_product, gradients_added
 
-    nll = vocabulary_parallel_nll(inputs.vocabulary)
-    return chunked_nll(inputs.rows, inputs.targets, lambda some: some @ inputs.weight.T, nll, inputs.chunk_rows).mean()
+    nll, rows = vocabulary_parallel_nll(inputs.vocabulary, kernel), gradients_added(inputs.rows, inputs.weight)
+    head = partial(added_product, weight=inputs.weight)
+    return chunked_nll(rows, inputs.targets, head, nll, inputs.chunk_rows).mean()
 
 
 def in_float64(inputs: Inputs) -> Tensor:
@@ -119,8 +136,10 @@ def _without_filter() -> dict[str, Any]:
     return {"impl": "cce_exact"} if hasattr(LinearCrossEntropyImpl, "CCE_EXACT") else {"filter_eps": None}
 
 
-# Variants of other packages, on CUDA and where they are installed.
+# Variants with kernels of other packages, on CUDA and where they are installed.
 FOREIGN: dict[str, tuple[str, Variant]] = {
+    "chunked, fused": ("megatron", partial(chunked, kernel="fused")),
+    "chunked, Transformer Engine": ("transformer_engine", partial(chunked, kernel="transformer_engine")),
     "Liger, mean": ("liger_kernel", _liger("mean")),
     "Liger, single rows": ("liger_kernel", _liger("none")),
     "cut-cross-entropy": ("cut_cross_entropy", _cut(exact=False)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -22,6 +23,7 @@ from nld_train.data.collate import select_rows
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import flex
+from nld_train.model.head import added_product, gradients_added
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.streams import StreamContext
 from nld_train.training.loop.optimizer import unwrap
@@ -84,8 +86,9 @@ def head_memory(stepper: Stepper, straightforward: bool) -> int:
     rows, targets = found.index.to(stepper.device), found.targets.to(stepper.device)
     positions = 2 * samples["supervised"].numel()
     hidden = torch.randn(positions, model.config.hidden_size, device=stepper.device).to(stepper.dtype).requires_grad_()
-    # A detached copy, since the parameter's gradient goes to Megatron's buffers.
+    # A detached copy, with a gradient buffer of its own.
     weight = model.output_layer.weight.detach().requires_grad_()
+    setattr(weight, "main_grad", torch.zeros(weight.shape, device=weight.device))  # noqa: B010 (as Megatron does)
 
     def head(some: Tensor) -> Tensor:
         return some @ weight.T
@@ -95,7 +98,11 @@ def head_memory(stepper: Stepper, straightforward: bool) -> int:
             nll = nll_of_all(hidden, rows, targets, head)
         else:
             scored = vocabulary_parallel_nll(model.real_vocab_size)
-            nll = chunked_nll(hidden.index_select(0, rows), targets, head, scored, model.chunk_rows)
+            selected, added = (
+                gradients_added(hidden.index_select(0, rows), weight),
+                partial(added_product, weight=weight),
+            )
+            nll = chunked_nll(selected, targets, added, scored, model.chunk_rows)
         torch.autograd.grad(nll.sum(), [hidden, weight])
 
     whole_pass()

@@ -18,9 +18,9 @@ from nld_train.data.samples import training_samples
 from nld_train.model.attention import flex
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
+from nld_train.model.kernels import kernels_in_words
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
-from nld_train.model.spec import resolve_attention, resolve_layers
 from nld_train.training.loop.micro_batch import placement_of
 from nld_train.training.loop.optimizer import build_optimizer, wrap_model
 from nld_train.training.loop.step import train_step
@@ -46,8 +46,7 @@ class Stepper:
         self.dtype = resolve_dtype(config, device)
         self.optimizer: Any = build_optimizer(config, config.stages["joint"], self.model, self.dtype)
         self.rotary = RotaryEmbedding(config.model, device)
-        layers = resolve_layers(config.execution.layers, device)
-        self.kernels = f"{layers} layers, {resolve_attention(config.execution.attention, device)} attention"
+        self.kernels = kernels_in_words(config, device)
         self.placement = placement_of(config, self.rotary, self.dtype, device)
         self.samples: dict[str, list[Samples]] = {}
         self._collated: dict[str, tuple[list[Samples], list[StreamBatch]]] = {}

@@ -19,6 +19,8 @@ class AttentionBackend:
     Attributes:
         attend: the function, as `module:name`; imported when a model is built.
         context_parallel: whether its queries may be one context-parallel shard of the streams.
+        selected_keys: whether its keys may be a selection, as a context-parallel rank has them (`StreamContext.keys`);
+            otherwise zeros stand for the others.
         causal_blocks: whether it masks causally inside blocks (`StreamLayout.causal_blocks`) and takes blocks with an
             offset per sample, as the passes of a drafter stage need.
         runs_on: device types of its forward pass.
@@ -28,6 +30,7 @@ class AttentionBackend:
 
     attend: str
     context_parallel: bool = False
+    selected_keys: bool = False
     causal_blocks: bool = True
     runs_on: tuple[str, ...] = ("cuda", "cpu")
     trains_on: tuple[str, ...] = ("cuda", "cpu")
@@ -38,7 +41,11 @@ _PACKAGE = "nld_train.model.attention"
 
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "flex": AttentionBackend(
-        f"{_PACKAGE}.flex:attend", context_parallel=True, trains_on=("cuda",), default_on=("cuda",)
+        f"{_PACKAGE}.flex:attend",
+        context_parallel=True,
+        selected_keys=True,
+        trains_on=("cuda",),
+        default_on=("cuda",),
     ),
     "split": AttentionBackend(f"{_PACKAGE}.split:attend", trains_on=("cuda",)),
     "decomposed": AttentionBackend(f"{_PACKAGE}.decomposed:attend"),

@@ -48,6 +48,12 @@ class ContextShard:
         ranks = (replace(self, rank=rank) for rank in range(self.size))
         return torch.cat([shard.indices for shard in ranks]).argsort()
 
+    def cuts(self, blocks: Tensor) -> bool:
+        """Whether some block of the noisy stream lies on two ranks; `blocks` is int64 `[b, N]`."""
+        chunk = torch.arange(self.noisy_length) * 2 * self.size // self.noisy_length
+        owner = torch.minimum(chunk, 2 * self.size - 1 - chunk)
+        return not bool(blocks.diff(dim=1)[:, owner.diff() != 0].all())
+
     def find(self, rows: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Finds which rows of the whole micro-batch are on this rank, and where.
 

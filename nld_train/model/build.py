@@ -17,8 +17,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nld_train.config.counts import padded_vocabulary
 from nld_train.config.schema import Config
 from nld_train.config.stage_kinds import longest_kind
+from nld_train.losses.cross_entropy import resolve_head
 from nld_train.model.accelerator import accelerator_settings, compile_layers, make_overlap_buffers
 from nld_train.model.ministral3 import Ministral3Model
+from nld_train.model.rotary import resolve_rotary
 from nld_train.model.spec import block_spec, resolve_attention, resolve_layers
 
 
@@ -83,22 +85,13 @@ def _layout(config: Config) -> dict[str, Any]:
 
 
 def _kernels(config: Config, device: torch.device) -> dict[str, Any]:
-    """Fused kernels, which exist only on CUDA; Apex's fused weight gradient is used where it is installed."""
+    """Fused kernels, which exist only on CUDA. For weight gradients see `model.weight_gradients`."""
     fused = device.type == "cuda"
     return {
         "bias_activation_fusion": fused,
         "bias_dropout_fusion": fused,
         "masked_softmax_fusion": False,
-        "gradient_accumulation_fusion": fused and _apex_gradient_fusion(),
     }
-
-
-def _apex_gradient_fusion() -> bool:
-    try:
-        import fused_weight_gradient_mlp_cuda  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _recomputation(config: Config) -> dict[str, Any]:
@@ -135,13 +128,15 @@ def _build_chunk(
 ) -> Ministral3Model:
     layers = resolve_layers(config.execution.layers, device)
     attention = resolve_attention(config.execution.attention, device)
+    rotary = resolve_rotary(config.execution.rotary, device)
     with torch.device(device.type if device.type == "meta" else "cpu"):
         chunk = Ministral3Model(
             config=megatron,
-            transformer_layer_spec=block_spec(megatron, layers, attention, vp_stage),
+            transformer_layer_spec=block_spec(megatron, layers, attention, rotary, vp_stage),
             vocab_size=config.model.vocab_size,
             padded_vocab_size=padded_vocabulary(config),
             chunk_rows=config.execution.head_chunk_rows,
+            head_kernel=resolve_head(config.execution.head, device, megatron.params_dtype),
             max_sequence_length=config.batch.sequence_length,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+from nld_train.model.head import Head, gradients_added
 from nld_train.profiling import profiled
 
 # Computes one result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which returns this rank's logits.
@@ -32,10 +33,19 @@ class Ministral3Model(GPTModel):
         vocab_size: size of the vocabulary before padding; the weights have `padded_vocab_size`.
         padded_vocab_size: a multiple of the tensor-parallel size.
         chunk_rows: rows of logits in memory at once, 0 for all.
+        head_kernel: computes cross-entropy from logits, a name of `losses.cross_entropy.KERNELS`.
         **arguments: Megatron's, see `GPTModel`.
     """
 
-    def __init__(self, *, vocab_size: int, padded_vocab_size: int, chunk_rows: int, **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        padded_vocab_size: int,
+        chunk_rows: int,
+        head_kernel: str = "chunked",
+        **arguments: Any,
+    ) -> None:
         super().__init__(
             vocab_size=padded_vocab_size,
             position_embedding_type="none",  # applied in the attention
@@ -44,14 +54,27 @@ class Ministral3Model(GPTModel):
         )
         self.real_vocab_size = vocab_size
         self.chunk_rows = chunk_rows
+        self.head_kernel = head_kernel
         if self.post_process:
-            self._disable_head_communication()
+            self.output_layer = self._make_head()
 
-    def _disable_head_communication(self) -> None:
-        """The head's communication is done once for all chunks of rows, in `_rows`."""
-        self.output_layer.sequence_parallel = False
-        self.output_layer.allreduce_dgrad = False
-        self.output_layer.disable_grad_reduce = True
+    def _make_head(self) -> Head:
+        """The head in place of Megatron's; its communication is done once for all chunks of rows, in `_rows`."""
+        head = Head(
+            self.config.hidden_size,
+            self.vocab_size,
+            config=self.config,
+            init_method=self.config.init_method,
+            bias=False,
+            gather_output=False,
+            tp_group=self.pg_collection.tp,
+        )
+        # With the marks that Megatron has set on it.
+        head.weight = self.output_layer.weight
+        head.sequence_parallel = False
+        head.allreduce_dgrad = False
+        head.disable_grad_reduce = True
+        return head
 
     def forward(
         self,
@@ -78,19 +101,24 @@ class Ministral3Model(GPTModel):
         hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
         if not self.post_process:
             return hidden
-        selected = self._rows(hidden, rows)
+        selected, head = self._rows(hidden, rows), self._head
+        if self.output_layer.accumulates():
+            selected, head = gradients_added(selected, self.output_layer.weight), self._accumulating_head
         if readout is not None:
-            return readout(selected, self._head)
+            return readout(selected, head)
         if targets is None:
-            return self.logits(selected)
+            return self._whole(head(selected))
         with profiled("head and cross-entropy"):
-            return chunked_nll(
-                selected, targets, self._head, vocabulary_parallel_nll(self.real_vocab_size), self.chunk_rows
-            )
+            nll = vocabulary_parallel_nll(self.real_vocab_size, self.head_kernel)
+            return chunked_nll(selected, targets, head, nll, self.chunk_rows)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits `[n, vocab_size]` of hidden rows `[n, h]`, whole on every tensor-parallel rank; last stage only."""
-        whole: Tensor = gather_from_tensor_model_parallel_region(self._head(rows))
+        return self._whole(self._head(rows))
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Logits `[n, vocab_size]` of the ranks' `[n, padded_vocab_size / tensor]`."""
+        whole: Tensor = gather_from_tensor_model_parallel_region(logits)
         return whole[:, : self.real_vocab_size]
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -115,4 +143,9 @@ class Ministral3Model(GPTModel):
     def _head(self, rows: Tensor) -> Tensor:
         """This rank's logits `[n, padded_vocab_size / tensor]` of hidden rows `[n, h]`."""
         logits: Tensor = self.output_layer(rows)[0]
+        return logits
+
+    def _accumulating_head(self, rows: Tensor) -> Tensor:
+        """`_head` for rows that have passed `gradients_added`."""
+        logits: Tensor = self.output_layer(rows, accumulate=True)[0]
         return logits

@@ -6,6 +6,8 @@ See docs/method.md, "Model shapes".
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
+from nld_train.model.compiled import CompiledFunction
 
 
 def inverse_frequencies(model: ModelConfig) -> tuple[Tensor, float]:
@@ -91,3 +94,32 @@ def rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotates `[..., head_dim]` by angles given as cosine and sine that broadcast to it (halves, not interleaved)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+def rotate_both(
+    query: Tensor, key: Tensor, cosine: Tensor, sine: Tensor, query_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Query and key rotated by `rotate`, the query times its scale, which broadcasts to it."""
+    query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+    return query if query_scale is None else query * query_scale, key
+
+
+# With and without gradients, for each length and batch size of training and validation, with and without a query scale.
+_VARIANTS = 32
+
+
+@cache
+def compiled_rotation() -> CompiledFunction:
+    """`rotate_both` as one kernel, where plain torch writes and reads each of nine intermediate results.
+
+    Kernels of other libraries take one position per index of the sequence, the same in all rows, where each row of
+    packed documents has its own, and none takes the factor of YaRN.
+    """
+    return CompiledFunction(rotate_both, "the rotary embedding", "execution.rotary", _VARIANTS)
+
+
+def resolve_rotary(rotary: Literal["auto", "compiled", "plain"], device: torch.device) -> str:
+    """`compiled` or `plain`, for the key `execution.rotary`."""
+    if rotary == "auto":
+        return "compiled" if device.type == "cuda" else "plain"
+    return rotary

@@ -64,7 +64,7 @@ def resolve_attention(attention: str, device: torch.device) -> str:
 
 
 def block_spec(
-    config: TransformerConfig, layers: str, attention: str, vp_stage: int | None = None
+    config: TransformerConfig, layers: str, attention: str, rotary: str, vp_stage: int | None = None
 ) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage.
 
@@ -72,11 +72,13 @@ def block_spec(
         config: Megatron's configuration.
         layers: `transformer_engine` or `local`.
         attention: name of the attention backend.
+        rotary: `compiled` or `plain`.
         vp_stage: virtual pipeline stage, where there are several.
     """
     layer = _layer_spec(layers)
     attention_spec = layer.submodules.self_attention
     attention_spec.module = Ministral3SelfAttention
+    attention_spec.params = {**attention_spec.params, "rotary": rotary}
     attention_spec.submodules.core_attention = partial(TwoStreamAttention, attention)
     count = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=_final_norm(layers))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nld_train.masking.context_parallel import ContextShard, shard_tensor
 from nld_train.masking.layout import StreamLayout
-from nld_train.model.attention.gather import gather_keys_and_values
+from nld_train.model.attention.gather import Exchange
 from nld_train.model.rotary import RotaryEmbedding
 
 Attend = Callable[[Tensor, Tensor, Tensor, "StreamContext"], Tensor]
@@ -76,6 +76,7 @@ class StreamContext:
         adapted: `[S, 1, 1]`, 1 where the drafter adapter is on and 0 elsewhere; None if it is off everywhere.
         masks: tensors that an attention backend has computed for this layout, under the backend's name.
         shard: this rank's shard of the streams; None without context parallelism.
+        exchange: gathers the keys that its queries see; None without context parallelism.
     """
 
     layout: StreamLayout
@@ -87,6 +88,7 @@ class StreamContext:
     shard: ContextShard | None = None
     device_layout: StreamLayout | None = None
     borders: Tensor | None = None
+    exchange: Exchange | None = None
 
     @classmethod
     def of(
@@ -119,6 +121,7 @@ class StreamContext:
             shard=shard,
             device_layout=device_layout,
             borders=borders,
+            exchange=None if shard is None else Exchange.of(shard, layout, cosine.device),
         )
 
     @property
@@ -126,11 +129,16 @@ class StreamContext:
         """int64 `[n]`, indices in the stacked streams of this rank's queries; None for all, in their order."""
         return None if self.shard is None else self.shard.indices
 
+    @property
+    def keys(self) -> Tensor | None:
+        """int64 `[n]`, indices in the stacked streams of the keys that this rank has; None for all, in their order."""
+        return None if self.exchange is None else self.exchange.keys
+
     def attend(self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention inside and between the streams, the same in every layer. See `LayerContext`."""
         del layer
-        if self.shard is not None:
-            key, value = gather_keys_and_values(key, value, shard_tensor(self.shard, "order", key.device))
+        if self.exchange is not None:
+            key, value = self.exchange(key, value)
         return attend(query, key, value, self)
 
 

@@ -38,6 +38,18 @@ def positions(config: Config, kind: StageKind) -> int:
     return length * config.batch.micro_size // config.parallel.context
 
 
+def gathered_positions(config: Config, kind: StageKind) -> int:
+    """Positions of one micro-batch whose keys context-parallel processes gather from each other.
+
+    The clean ones, where each block of the noisy stream lies whole on a process: without document borders, if the
+    chunks of the stream divide into blocks. All of both streams otherwise (`model.attention.gather.Exchange`).
+    """
+    length, sizes = config.batch.sequence_length, config.parallel.context
+    total, noisy = max(kind.stream_lengths(length)), kind.noisy_length(length)
+    whole = config.data.documents == "ignore" and noisy % (2 * sizes * config.diffusion.block_size) == 0
+    return (total - noisy if whole else total) * config.batch.micro_size
+
+
 def layer_bytes(config: Config, kind: StageKind, kernels: Kernels = FUSED) -> int:
     """Bytes that a layer stores of one micro-batch on one process, with `execution.recompute` none or selective.
 
@@ -46,17 +58,19 @@ def layer_bytes(config: Config, kind: StageKind, kernels: Kernels = FUSED) -> in
     laid out for the output product; its log-sum-exp in float32. Selective recomputation drops the first and the last
     of these four.
 
-    Under context parallelism attention stores the gathered keys and values of the whole sample instead of its own and
-    of the product that they come from; selective recomputation gathers them again.
+    Under context parallelism attention stores the gathered keys and values, and those of its own that are not gathered,
+    instead of those of the product that they come from; selective recomputation gathers them again.
     """
     model, tensor = config.model, config.parallel.tensor
     query, key = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     stream = (4 + 2 * kernels.norm) * residual_width(config)
-    attention = (query + 2 * key) + (query + key) + query
+    attention: float = (query + 2 * key) + (query + key) + query
     attention_extra = 0.0
     if config.execution.recompute == "none":
         if config.parallel.context > 1:
-            attention = query + config.parallel.context * 2 * key + query
+            own, gathered = positions(config, kind), gathered_positions(config, kind)
+            kept = own - gathered // config.parallel.context
+            attention = query + (gathered + kept) / own * 2 * key + query
         attention += query
         attention_extra = _FLOAT32 * model.num_attention_heads / tensor
     mlp = (3 + kernels.mlp) * model.intermediate_size
@@ -129,5 +143,7 @@ def head_bytes(config: Config, kind: StageKind) -> int:
     hidden = (2 * rows + 2 * positions(config, kind)) * config.model.hidden_size * number
     chunk = min(rows, config.execution.head_chunk_rows)
     logits = chunk * config.model.vocab_size / tensor * (2 * number + 2 * _FLOAT32)
-    # The gradient of the head's weights, before it is added to the float32 buffer.
-    return round(hidden + logits + config.model.vocab_size / tensor * config.model.hidden_size * number)
+    # After the last chunk, whose products have been added to the float32 buffer, Megatron's hook gets a tensor in place
+    # of the gradient of the head's weights.
+    gradient = config.model.vocab_size / tensor * config.model.hidden_size * number
+    return round(hidden + max(logits, gradient))

@@ -13,7 +13,7 @@ from nld_train.config.counts import layer_matrix_parameters
 from nld_train.config.low_rank import lora_layer_parameters
 from nld_train.config.plan import micro_batches, replicas
 from nld_train.config.schema import Config, LoraConfig
-from nld_train.planner.activations import positions
+from nld_train.planner.activations import gathered_positions, positions
 from nld_train.planner.buffers import bytes_per_number, state_bytes
 from nld_train.planner.hardware import Hardware
 
@@ -150,14 +150,14 @@ def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> flo
 def _context_parallel(config: Config, kind: StageKind, hardware: Hardware, node_size: int) -> float:
     """Seconds of one micro-batch on one process: none of it overlaps.
 
-    Each layer all-gathers keys and values, and in its backward pass reduce-scatters their gradients, which is the same
-    volume; recomputation of attention all-gathers once more.
+    Each layer all-gathers keys and values (`gathered_positions`), and in its backward pass reduce-scatters their
+    gradients, which is the same volume; recomputation of attention all-gathers once more.
     """
     model, parallel = config.model, config.parallel
     if parallel.context == 1:
         return 0.0
     key = model.num_key_value_heads * model.head_dim / parallel.tensor
-    whole = 2 * key * positions(config, kind) * parallel.context * bytes_per_number(config)
+    whole = 2 * key * gathered_positions(config, kind) * bytes_per_number(config)
     passes = 2 if config.execution.recompute == "none" else 3
     volume = model.num_hidden_layers / parallel.pipeline * passes * (parallel.context - 1) / parallel.context * whole
     return volume / _ring_bandwidth(config, parallel.context, hardware, node_size)

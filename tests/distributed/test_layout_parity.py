@@ -15,6 +15,8 @@ from parity_cases import (
     CP2,
     CP2_DP2,
     CP2_PP2,
+    CP2_TP2_SEQUENCE,
+    CP4,
     DP2,
     MODEL,
     PP2,
@@ -39,7 +41,10 @@ MEASURES = ("loss", "ar_loss", "diffusion_loss", "grad_norm")
 
 # Fine-tuning without a noisy stream, and with the blocks of the public code.
 CONTROL = ("stages.sft.alpha=0", "stages.sft.noisy_length=auto")
+# Blocks that lie whole on a context-parallel process, so that only clean keys are exchanged.
+WHOLE_BLOCKS = ("diffusion.block_size=3",)
 BLOCKS_OF_DOCUMENTS = ("diffusion.blocks=document", "diffusion.fill=false")
+CP2_WHOLE_BLOCKS = Case(CP2, "joint", documents="ignore", settings=WHOLE_BLOCKS)
 
 QUICK = [
     *layout_cases(["global"], [2]),
@@ -49,6 +54,7 @@ QUICK = [
     *(Case(CP2, "joint", averaging) for averaging in AVERAGINGS[1:]),
     *(Case(CP2, "joint", micro_size=size) for size in (1, 4)),
     *(Case(layout, stage, documents="ignore") for layout in (CP2, CP2_DP2) for stage in ("ar", "joint")),
+    *(Case(layout, "joint", documents="ignore", settings=WHOLE_BLOCKS) for layout in (CP2, CP4, CP2_TP2_SEQUENCE)),
     *(Case(layout, "sft", settings=CONTROL) for layout in (SINGLE, PP2, TP2_DP2, CP2)),
     *(Case(layout, "sft", settings=BLOCKS_OF_DOCUMENTS) for layout in (SINGLE, DP2, CP2_PP2, TP2_SEQUENCE)),
     *(Case(SINGLE, "sft", averaging) for averaging in AVERAGINGS),
@@ -63,6 +69,7 @@ EXECUTIONS = [
     Case(SINGLE, "ar", extra=("execution.attention=dense",)),
     Case(PP2_VIRTUAL, "joint", extra=("execution.recompute=full",)),
     Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true",)),
+    Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true", "execution.head_chunk_rows=7")),
     Case(DP2, "joint", extra=("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")),
     Case(TP2, "joint", extra=("execution.head_chunk_rows=7",)),
     Case(CP2, "joint", extra=("parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true")),
@@ -93,11 +100,15 @@ VALIDATIONS = [
         for layout in (SINGLE, CP2)
         for stage in ("ar", "joint")
     ),
+    replace(CP2_WHOLE_BLOCKS, micro_size=8, extra=("execution.attention=flex",), kind="validation"),
 ]
 GRADIENTS = [
-    Case(layout, stage, documents=documents, kind="gradients")
-    for layout in CONTEXT
-    for stage, documents in (*product(("ar", "joint"), ("isolate", "ignore")), ("sft", "isolate"))
+    replace(CP2_WHOLE_BLOCKS, kind="gradients"),
+    *(
+        Case(layout, stage, documents=documents, kind="gradients")
+        for layout in CONTEXT
+        for stage, documents in (*product(("ar", "joint"), ("isolate", "ignore")), ("sft", "isolate"))
+    ),
 ]
 DAILY_VALIDATIONS = [
     *(Case(layout, "joint", kind="validation") for layout in (PP2_VIRTUAL, DP2, TP2_SEQUENCE, CP2)),
@@ -114,6 +125,7 @@ DAILY = [
     *(Case(DP2, "joint", averaging) for averaging in AVERAGINGS),
     *(Case(CP2, "joint", averaging) for averaging in ("global", "sequence")),
     Case(CP2, "joint", documents="ignore"),
+    CP2_WHOLE_BLOCKS,
     *(Case(layout, "sft") for layout in (PP2_VIRTUAL, DP2, CP2)),
     Case(TP2_SEQUENCE, "sft", settings=BLOCKS_OF_DOCUMENTS),
     Case(PP2, "sft", settings=CONTROL),

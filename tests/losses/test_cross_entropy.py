@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tolerance import assert_close_to_rounding, largest
 from torch import Tensor
 
-from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
+from nld_train.errors import UserError
+from nld_train.losses.cross_entropy import chunked_nll, resolve_head, vocabulary_parallel_nll
 
 HIDDEN, VOCABULARY, PADDED = 6, 37, 40
 
@@ -98,3 +99,67 @@ def test_only_a_chunk_of_logits_is_made_at_a_time() -> None:
     assert sizes == [4, 4, 4, 3]
     nll.sum().backward()
     assert sorted(sizes) == sorted([4, 4, 4, 3] * 2)  # made again in the backward pass, chunk by chunk
+
+
+@pytest.fixture
+def plain_fusions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions that Megatron's fused cross-entropy compiles, uncompiled: compiling takes seconds."""
+    from megatron.core.fusions import fused_cross_entropy
+
+    for name, function in vars(fused_cross_entropy).copy().items():
+        if hasattr(function, "_torchdynamo_orig_callable"):
+            monkeypatch.setattr(fused_cross_entropy, name, function._torchdynamo_orig_callable)
+
+
+@pytest.mark.usefixtures("groups", "plain_fusions")
+def test_the_fused_kernel_is_the_plain_one() -> None:
+    """Losses and gradients of bf16 logits; gradients are rounded to bf16 by both."""
+    found = []
+    for kernel in ("chunked", "fused"):
+        rows, targets, weight = example(20, torch.bfloat16)
+        scored = vocabulary_parallel_nll(VOCABULARY, kernel)
+        nll = chunked_nll(rows, targets, lambda some, weight=weight: some @ weight.T, scored, 7)
+        (nll * torch.linspace(-1, 2, 20)).sum().backward()
+        assert nll.dtype == torch.float32
+        found.append((nll.detach(), rows.grad, weight.grad))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.long  # compiles for the CPU
+@pytest.mark.usefixtures("groups")
+def test_the_fused_kernel_takes_any_number_of_rows() -> None:
+    """Their number differs from micro-batch to micro-batch."""
+    for count in (20, 0, 1, 13, 14, 15, 16, 17, 18, 19, 21):
+        rows, targets, weight = example(count, torch.bfloat16)
+        found, wanted = (
+            vocabulary_parallel_nll(VOCABULARY, kernel)(rows @ weight.T, targets) for kernel in ("fused", "chunked")
+        )
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("groups")
+def test_transformer_engines_kernel_gets_rows_without_a_host_synchronisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through Megatron's wrapper, whose signature this is."""
+    import megatron.core.extensions.transformer_engine as extension
+
+    def wrapper(logits: Tensor, labels: Tensor, tp_group: object, is_cg_capturable: bool = False) -> Tensor:
+        assert is_cg_capturable
+        assert tp_group.size() == 1
+        assert logits.shape == (9, 1, PADDED)
+        return F.cross_entropy(logits.squeeze(1).float(), labels.squeeze(1), reduction="none").unsqueeze(1)
+
+    monkeypatch.setattr(extension, "te_parallel_cross_entropy", wrapper)
+    rows, targets, weight = example(9)
+    nll = vocabulary_parallel_nll(VOCABULARY, "transformer_engine")(rows @ weight.T, targets)
+    torch.testing.assert_close(nll, expected_nll(rows, targets, weight))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [("fused", "fused has gradients in bf16 only"), ("transformer_engine", "transformer_engine needs a CUDA device")],
+)
+def test_kernels_are_refused_where_they_do_not_run(head: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^execution.head: {message}"):
+        resolve_head(head, torch.device("cpu"), torch.float32)
+    assert resolve_head("auto", torch.device("cpu"), torch.float32) == "chunked"

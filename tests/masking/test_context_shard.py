@@ -43,6 +43,22 @@ def test_every_rank_has_as_much_to_attend_to(ranks: int, block_size: int) -> Non
     assert pairs == [sum(pairs) // ranks] * ranks
 
 
+@pytest.mark.parametrize(
+    ("size", "ranks", "cut"),
+    [(3, 2, False), (2, 2, False), (4, 2, True), (6, 2, False), (24, 1, False), (3, 4, False), (4, 4, True)],
+)
+def test_blocks_on_two_ranks_are_found(size: int, ranks: int, cut: bool) -> None:
+    """Of 24 tokens in chunks of 6 and of 3, except for the border in the middle, whose chunks are on one rank."""
+    blocks = (torch.arange(24) // size).expand(2, -1)
+    assert ContextShard(0, ranks, 24, 24).cuts(blocks) == cut
+
+
+def test_a_block_across_the_middle_is_on_the_last_rank() -> None:
+    blocks = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
+    assert not ContextShard(0, 2, 12, 12).cuts(blocks)
+    assert ContextShard(0, 2, 12, 12).cuts(torch.cat([blocks, blocks.clamp(max=1)]))
+
+
 def test_rows_are_found_in_their_shard() -> None:
     """Two samples: row r of sample b has index 2 r + b of the flattened hidden states."""
     rows = torch.tensor([0, 5, 12, 13, 8])  # indices 0, 2, 6, 6 and 4

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounter
 from nld_train.errors import UserError
 from nld_train.model.accelerator import accelerator_settings
 from nld_train.model.build import transformer_config
+from nld_train.model.kernels import kernels_in_words
 from nld_train.training.loop import parallel
 from nld_train.training.loop.optimizer import _state_settings, build_optimizer
 
@@ -30,6 +31,20 @@ CPU = torch.device("cpu")
 def test_what_needs_transformer_engine_is_refused_without_it(changes: dict[str, object], setting: str) -> None:
     with pytest.raises(UserError, match=f"^{setting}.*needs Transformer Engine's layers"):
         transformer_config(tiny_config(**changes), CPU)
+
+
+def test_the_kernels_of_a_run_in_words() -> None:
+    """The first lines of a run on CUDA have them."""
+    config, cuda = tiny_config(execution__layers="local"), torch.device("cuda")
+    assert kernels_in_words(config, CPU) == (
+        "local layers, chunked attention, plain rotary embedding, chunked head, "
+        "weight gradients added after the products"
+    )
+    assert kernels_in_words(config, cuda) == (
+        "local layers, flex attention, compiled rotary embedding, chunked head, weight gradients added in the products"
+    )
+    compiled = tiny_config(execution__layers="local", execution__compile="default", execution__head="fused")
+    assert kernels_in_words(compiled, cuda).endswith("fused head, weight gradients added after the products")
 
 
 def test_fp8_and_overlap_reach_megatron() -> None:

@@ -91,7 +91,7 @@ def padded_model(config: Config, padding: int) -> Ministral3Model:
     megatron = transformer_config(config, device)
     return Ministral3Model(
         config=megatron,
-        transformer_layer_spec=block_spec(megatron, "local", "chunked"),
+        transformer_layer_spec=block_spec(megatron, "local", "chunked", "plain"),
         vocab_size=config.model.vocab_size,
         padded_vocab_size=config.model.vocab_size + padding,
         chunk_rows=16,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import naive
 import pytest
 import torch
-from oracle import hugging_face_config, tiny_config
+from oracle import hugging_face_config, logits, pair, tiny_config
 from tolerance import assert_close_to_rounding
+from torch import Tensor
 from transformers.models.ministral3.modeling_ministral3 import (
     Ministral3RMSNorm,
     Ministral3RotaryEmbedding,
@@ -20,8 +22,11 @@ from nld_train.config.compose import compose_config
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.masking.layout import StreamLayout
+from nld_train.model import streams
+from nld_train.model.attention import core
 from nld_train.model.build import transformer_config
-from nld_train.model.rotary import RotaryEmbedding, inverse_frequencies, rotate
+from nld_train.model.compiled import CompiledFunction
+from nld_train.model.rotary import RotaryEmbedding, compiled_rotation, inverse_frequencies, rotate, rotate_both
 from nld_train.model.spec import RMSNorm
 from nld_train.model.streams import StreamContext
 
@@ -130,6 +135,74 @@ def test_rotation_is_transformers() -> None:
     expected = apply_rotary_pos_emb(query, key, cosine, sine)
     for heads, want in zip((query, key), expected, strict=True):
         torch.testing.assert_close(rotate(heads, cosine.unsqueeze(1), sine.unsqueeze(1)), want)
+
+
+def rotated(function: Callable[..., Any], dtype: torch.dtype, scaled: bool, device: torch.device = CPU) -> list[Tensor]:
+    """Rotated query and key, and the gradients of both, for positions that differ between rows."""
+    generator = torch.Generator().manual_seed(0)
+    config = model_config("8b")
+    positions = torch.tensor([[0, 5], [1, 6], [2, 16384], [3, 40000]])  # [S, b]
+    rotary = RotaryEmbedding(config, device)
+    cosine, sine = (part.unsqueeze(2) for part in rotary.cosine_and_sine(positions, dtype))
+    scale = rotary.query_scale(positions, dtype)
+    assert scale is not None
+    heads = [torch.randn(4, 2, count, config.head_dim, generator=generator).to(device, dtype) for count in (6, 2)]
+    query, key = (part.requires_grad_() for part in heads)
+    outputs = function(query, key, cosine, sine, scale[..., None, None] if scaled else None)
+    (outputs[0].float().sum() + 2 * outputs[1].float().square().sum()).backward()
+    assert query.grad is not None and key.grad is not None  # noqa: PT018 (for mypy)
+    return [each.detach().cpu() for each in (*outputs, query.grad, key.grad)]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_rotation_is_compiled_whole(scaled: bool) -> None:
+    """Forward and backward, with the operations of plain torch."""
+    compiled = CompiledFunction(rotate_both, "the rotary embedding", "execution.rotary", 2, backend="aot_eager")
+    for found, wanted in zip(*(rotated(each, torch.float32, scaled) for each in (compiled, rotate_both)), strict=True):
+        assert_close_to_rounding(found, wanted, 4)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(CPU, marks=pytest.mark.long),  # compiles
+        pytest.param(
+            torch.device("cuda"),
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
+        ),
+    ],
+    ids=str,
+)
+def test_the_compiled_rotation_is_within_the_rounding_of_bf16(device: torch.device) -> None:
+    """One kernel rounds once: it is nearer to the result in float32 than plain torch."""
+    exact = rotated(rotate_both, torch.float32, True)
+    plain = rotated(rotate_both, torch.bfloat16, True)
+    compiled = rotated(compiled_rotation(), torch.bfloat16, True, device)
+    for found, rounded, wanted in zip(compiled, plain, exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        error, allowed = ((each.float() - wanted).norm() / wanted.norm() for each in (found, rounded))
+        assert error <= 1.05 * allowed < 0.01
+
+
+@pytest.mark.usefixtures("groups")
+def test_passes_without_a_cache_take_the_compiled_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every layer; the query scale is passed on."""
+    calls: list[Tensor | None] = []
+
+    def recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+        calls.append(arguments[4])
+        return rotate_both(*arguments)
+
+    monkeypatch.setattr(core, "compiled_rotation", lambda: recorded)
+    tokens, documents = torch.arange(20)[None], torch.zeros(1, 20, dtype=torch.int64)
+    found = []
+    for rotary in ("plain", "compiled"):
+        config = tiny_config(execution__rotary=rotary)
+        found.append(logits(config, pair(config)[0], tokens, documents, two_streams=False))
+    streams.clear()
+    assert len(calls) == 2
+    assert all(scale is not None for scale in calls)
+    assert torch.equal(*found)
 
 
 def test_a_rope_type_that_changes_with_the_input_is_refused() -> None:

@@ -59,6 +59,7 @@ def test_the_next_micro_batch_is_prepared_behind_the_forward_pass_of_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not all of them before the first; and contexts whose backward pass is over are dropped."""
+    streams.clear()  # those of other tests
     trainee, events, alive = Trainee(tmp_path), [], []
     prepare, (chunk,) = forward_backward.prepare, trainee.model
     forward = unwrap(chunk).forward

@@ -102,6 +102,12 @@ class ExecutionConfig:
         "comparison; auto: flex on cuda, chunked on the CPU. split and decomposed need parallel.context=1. Which is "
         "fastest on a GPU was not measured (python -m benchmarks.attention).",
     ]
+    rotary: Annotated[
+        Literal["auto", "compiled", "plain"],
+        "The rotary embedding and the query scale in training and validation. compiled: one kernel through "
+        "torch.compile, rounded once instead of after each operation; plain: operations of torch; auto: compiled on "
+        "cuda, plain on the CPU. Not measured on a GPU.",
+    ]
     fp8: Annotated[
         Literal["none", "hybrid", "e4m3"],
         "Matrix products of the layers in 8 bits. hybrid: e4m3, and e5m2 for gradients. Needs Transformer Engine's "
@@ -118,6 +124,13 @@ class ExecutionConfig:
         "torch.compile over norms and MLPs of Megatron's local layers; reduce-overhead: also as CUDA graphs. Refused "
         "with Transformer Engine's layers, which are fused already. Each new length is compiled once, those of "
         "decoding too (evaluation.every=0 has none). Not measured on a GPU.",
+    ]
+    head: Annotated[
+        Literal["auto", "chunked", "fused", "transformer_engine"],
+        "Cross-entropy of a chunk of logits. chunked: operations of torch; fused: the same compiled (Megatron's fused "
+        "cross-entropy), with gradients in bf16, for precision=bf16; transformer_engine: its kernel, which computes "
+        "the gradient with the loss, for CUDA; auto: chunked. Which is fastest on a GPU was not measured (python -m "
+        "benchmarks.head).",
     ]
     head_chunk_rows: Annotated[Count, "Rows of logits computed at a time in the loss; fewer rows take less memory."]
     recompute: Annotated[

@@ -12,16 +12,18 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from nld_train.config.attention_backends import ATTENTION_BACKENDS
-from nld_train.model.rotary import rotate
+from nld_train.model.attention.gather import with_all_keys
+from nld_train.model.rotary import compiled_rotation, rotate_both
 from nld_train.model.streams import Attend, StreamContext, lookup
 
 
 @cache
 def backend(name: str) -> Attend:
     """The `attend` function of a backend, by its name in `ATTENTION_BACKENDS`."""
-    module, _, function = ATTENTION_BACKENDS[name].attend.partition(":")
+    found = ATTENTION_BACKENDS[name]
+    module, _, function = found.attend.partition(":")
     attend: Attend = getattr(import_module(module), function)
-    return attend
+    return with_all_keys(attend) if found.context_parallel and not found.selected_keys else attend
 
 
 def make_masks(name: str, context: StreamContext, device: torch.device) -> None:
@@ -62,10 +64,16 @@ class Ministral3SelfAttention(SelfAttention):
     Replaces only Megatron's `forward`, whose positions are indices in the whole sequence, 0..2L-1 with two streams;
     projections, tensor parallelism and recomputation are Megatron's. `adapter` is the layer's drafter adapter, `lora`
     the changes of its linear layers (see `model.adapters`), or None.
+
+    Args:
+        *arguments: Megatron's.
+        rotary: `compiled` or `plain`, for passes without a KV cache; the shapes of others are many.
+        **named: Megatron's.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, rotary: str = "plain", **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self.rotary = rotary
         self.register_module("adapter", None)
         self.register_module("lora", None)
 
@@ -73,10 +81,9 @@ class Ministral3SelfAttention(SelfAttention):
         """From `[S, b, h]` (or its sequence-parallel shard) and the handle to `[S, b, h]` and a bias (None)."""
         context = lookup(attention_mask)
         query, key, value = self.get_query_key_value_tensors(hidden_states, None)
-        query = rotate(query, context.cosine, context.sine)
-        key = rotate(key, context.cosine, context.sine)
-        if context.query_scale is not None:
-            query = query * context.query_scale
+        compiled = self.rotary == "compiled" and isinstance(context, StreamContext)
+        rotation = compiled_rotation() if compiled else rotate_both
+        query, key = rotation(query, key, context.cosine, context.sine, context.query_scale)
         if self.checkpoint_core_attention and self.training:
             output = self._checkpointed_attention_forward(
                 query, key, value, attention_mask, attn_mask_type=self.attn_mask_type

@@ -45,7 +45,9 @@ def make_masks(context: StreamContext, device: torch.device) -> None:
     if not context.layout.two_streams and context.shard is None:
         causal.make_masks(context, device)
     elif "flex" not in context.masks:
-        context.masks["flex"] = block_mask(context.layout, device, context.queries, on_device=context.device_layout)
+        context.masks["flex"] = block_mask(
+            context.layout, device, context.queries, context.keys, on_device=context.device_layout
+        )
 
 
 def refuse_gradients_on_cpu(query: Tensor, backend: str) -> None:

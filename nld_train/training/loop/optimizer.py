@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nld_train.config.schema import Config, ScheduleConfig, StageConfig
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
+from nld_train.model.weight_gradients import adds_in_products, fuse
 from nld_train.training.loop.adam import provide_to_megatron
 
 
@@ -39,6 +40,7 @@ def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Any]) -
         DistributedDataParallel(megatron, settings, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(mixed_precision)
     ]
+    fuse(wrapped, on=adds_in_products(config, next(wrapped[0].parameters()).device))
     megatron.finalize_model_grads_func = _finalize_gradients
     if parallel.overlap_grad_reduce:
         hooks = [chunk.no_sync for chunk in wrapped]
@@ -55,6 +57,7 @@ def unwrap(chunk: Any) -> Ministral3Model:
 
 def release_wrappers(model: list[Any]) -> list[Ministral3Model]:
     """The model's chunks without wrappers, hooks and gradient buffers, ready to be wrapped again."""
+    fuse(model, on=False)
     for wrapped in model:
         if isinstance(wrapped, Ministral3Model):
             continue

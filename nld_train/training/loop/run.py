@@ -24,6 +24,7 @@ from nld_train.errors import UserError, system_error
 from nld_train.model.accelerator import make_overlap_buffers
 from nld_train.model.build import build_model, resolve_dtype, transformer_config
 from nld_train.model.initialize import initialize
+from nld_train.model.kernels import kernels_in_words
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.processes import world_size
 from nld_train.profiling import profiled
@@ -326,6 +327,8 @@ class Run:
         with file_errors(self.config.run.dir):
             on_every_rank(lambda: self._make_log(metrics))
         self.log.print(self._first_line())
+        if self.device.type == "cuda":
+            self.log.print(kernels_in_words(self.config, self.device))
         for line in self.data_facts:
             self.log.print(line)
         if self.changed:

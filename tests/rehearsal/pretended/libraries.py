@@ -19,12 +19,13 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def install() -> None:
-    """Patches Megatron, torch's compiler, FlexAttention and the kernel for documents of different lengths."""
+    """Patches Megatron, torch's compiler and what it compiles, FlexAttention and the kernel for packed documents."""
     import torch._dynamo
 
     torch._dynamo.config.disable = True  # compiled code would not come to the wrapper
     _patch_megatron()
     _patch_vmap()
+    _patch_compiled()
     _patch_flex()
     _patch_varlen()
 
@@ -47,6 +48,13 @@ def _patch_vmap() -> None:
 
     patched: Any = apis
     patched.vmap_impl = note_vmap(apis.vmap_impl)
+
+
+def _patch_compiled() -> None:
+    from nld_train.model.compiled import CompiledFunction
+
+    patched: Any = CompiledFunction
+    patched.__call__ = lambda self, *arguments, **named: self._function(*arguments, **named)
 
 
 def _patch_flex() -> None:
