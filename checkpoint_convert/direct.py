@@ -17,7 +17,7 @@ from checkpoint_convert.weights import fill_rows
 from nld_train.config.schema import ModelConfig
 from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
-from nld_train.training.checkpoint.load import model_state
+from nld_train.training.checkpoint.scaling_state import split_state
 
 
 def model_config_of(directory: Path, mask_token_id: int | None = None) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def load_hugging_face(directory: Path, chunks: list[Ministral3Model], model: Mod
     if sizes(weights.model) != sizes(model) or weights.model.num_hidden_layers != model.num_hidden_layers:
         raise UserError(f"init.checkpoint: {directory} has a model of other shapes than the run's")
     for chunk in chunks:
-        state = model_state(chunk)
+        state, _ = split_state(chunk)
         apply_factories(state)
         for shard in nested_values(state):
             if isinstance(shard, ShardedTensor):

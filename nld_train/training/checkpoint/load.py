@@ -12,8 +12,8 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyPara
 from nld_train.config.load import model_from_dict
 from nld_train.errors import UserError
 from nld_train.model.adapters import LORA, adapter_shape, merge_saved_lora
-from nld_train.model.ministral3 import Ministral3Model
 from nld_train.training.checkpoint.contents import saved_model
+from nld_train.training.checkpoint.scaling_state import fill, only_stored, split_state
 from nld_train.training.loop.finite import non_finite_state
 from nld_train.training.loop.optimizer import load_optimizer, unwrap
 
@@ -40,9 +40,9 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
     # The replicas of one shard of the model divide the reading. In a larger group every tensor would be sent to all.
     replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
     strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(str(directory)), replicas)
-    state = dist_checkpointing.load(sharded_state(model, optimizer, loading=True), str(directory), strategy)
+    state = dist_checkpointing.load(sharded_state(model, optimizer, directory), str(directory), strategy)
     for index, chunk in enumerate(model):
-        unwrap(chunk).load_state_dict(state[f"model{index}"])
+        fill(unwrap(chunk), state[f"model{index}"], state.get(f"scaling{index}", {}))
     chunks = [unwrap(chunk) for chunk in model]
     if (lora := directory / LORA.directory).is_dir() and adapter_shape(chunks, LORA) is None:
         merge_saved_lora(chunks, lora, model_from_dict(saved_model(directory)))
@@ -55,18 +55,24 @@ def load(directory: Path, model: list[Any], optimizer: Any | None) -> None:
         )
 
 
-def sharded_state(model: list[Any], optimizer: Any | None, loading: bool = False) -> dict[str, Any]:
-    """Every tensor of this rank with its offset in the global tensor; the names do not depend on the layout."""
-    state = {f"model{index}": model_state(unwrap(chunk)) for index, chunk in enumerate(model)}
-    if optimizer is not None:
-        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(SHARDING))
-    return state
+def sharded_state(model: list[Any], optimizer: Any | None, source: Path | None = None) -> dict[str, Any]:
+    """Every tensor of this rank with its offset in the global tensor; the names do not depend on the layout.
 
+    Args:
+        model: this rank's chunks, wrapped or not.
+        optimizer: None for the weights alone.
+        source: the checkpoint to load it from; None to save it.
 
-def model_state(chunk: Ministral3Model) -> dict[str, Any]:
-    """Sharded weights of a model's chunk, under names that every layout and both kinds of layers share.
-
-    Megatron's `_extra_state` entries are left out: they are empty without FP8, and hold amax histories with it, which
-    fill again within some steps. So a checkpoint does not depend on the implementation of the layers that wrote it.
+    Returns:
+        `model<n>` are the weights of a chunk, `scaling<n>` its FP8 scaling state, where it has one and the checkpoint
+        too.
     """
-    return {name: value for name, value in chunk.sharded_state_dict().items() if not name.endswith("_extra_state")}
+    weights, scaling = zip(*(split_state(unwrap(chunk)) for chunk in model), strict=True)
+    state: dict[str, Any] = {f"model{index}": part for index, part in enumerate(weights)}
+    if optimizer is not None:
+        loading = source is not None
+        state["optimizer"] = optimizer.sharded_state_dict(dict(state), is_loading=loading, metadata=dict(SHARDING))
+    for index, part in enumerate(scaling):
+        if entries := part if source is None else only_stored(part, source):
+            state[f"scaling{index}"] = entries
+    return state
