@@ -7,8 +7,9 @@ everywhere.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from nld_train.collectives import all_gather, require_contiguous
 
 
 class VocabularyShard:
@@ -56,7 +57,7 @@ class VocabularyShard:
         values = logits.gather(-1, columns.clamp(0, logits.shape[-1] - 1)).masked_fill(~on_rank, 0.0)
         if self._ranks == 1:
             return values
-        whole: Tensor = reduce_from_tensor_model_parallel_region(values)
+        whole: Tensor = reduce_from_tensor_model_parallel_region(require_contiguous(values))
         return whole
 
     @torch.no_grad()
@@ -88,6 +89,4 @@ class VocabularyShard:
         """Concatenates the ranks' `[m, n]` in the order of their columns: `[m, n * tensor]`."""
         if self._ranks == 1:
             return part
-        parts = [torch.empty_like(part) for _ in range(self._ranks)]
-        dist.all_gather(parts, part.contiguous(), group=self._group)
-        return torch.cat(parts, dim=-1)
+        return torch.cat(all_gather(part.contiguous(), self._group), dim=-1)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from nld_train.collectives import all_gather
 from nld_train.config.schema import ModelConfig
 from nld_train.model.adapter_files import (
     DRAFTER_DIRECTORY,
@@ -176,6 +177,5 @@ def _weights(number: int, target: str, change: LowRankChange) -> tuple[tuple[str
 
 def _whole(part: Tensor, axis: int) -> Tensor:
     """All-gathers a weight over tensor-parallel ranks; on the CPU."""
-    parts = [torch.empty_like(part) for _ in range(parallel_state.get_tensor_model_parallel_world_size())]
-    dist.all_gather(parts, part.detach().contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    parts = all_gather(part.detach().contiguous(), parallel_state.get_tensor_model_parallel_group())
     return torch.cat(parts, dim=axis).cpu()

@@ -12,6 +12,8 @@ from run_equality import assert_same_run
 from tiny_runs import newest_checkpoint, records_of, saved_tensors
 from training_runs import AR_STEPS, JOINT_STEPS, Train
 
+from nld_train.training.loop import run as loop
+
 STEPS = AR_STEPS + JOINT_STEPS
 
 
@@ -30,6 +32,17 @@ def test_stopping_changes_nothing(train: Train, whole: Path, tmp_path: Path, sto
     assert len(records_of(tmp_path)) == stop
     assert newest_checkpoint(tmp_path).name == f"step_{stop:08d}"
     assert_same_run(train(tmp_path), whole)
+
+
+def test_weights_that_a_checkpoint_fills_are_not_drawn(
+    train: Train, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "resumed", "run.max_steps=3")
+    monkeypatch.setattr(loop, "initialize", None)
+    assert_same_run(train(tmp_path / "resumed"), whole)
+    train(tmp_path / "started", f"init.checkpoint={whole}", "run.max_steps=1")
+    with pytest.raises(TypeError):
+        train(tmp_path / "new", "run.max_steps=1")
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
+from nld_train.collectives import broadcast, receive, send
 from nld_train.config.schema import ModelConfig
 from nld_train.decoding.engines.engine import Step
 from nld_train.decoding.engines.kv_cache import KeyValueCache
@@ -122,7 +123,7 @@ class MegatronEngine:
             chunk.set_input_tensor(output if number > 0 else None)
             output = chunk(tokens, handle, readout=partial(self._read, chunk, index))
             if number < last and stages > 1:
-                dist.send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
+                send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
         return self._broadcast(output, index, stages)
 
     def _read(self, chunk: Ministral3Model, index: Tensor, hidden: Tensor, _: Any) -> Tensor:
@@ -137,7 +138,7 @@ class MegatronEngine:
             length //= self._config.tensor_model_parallel_size
         shape = (length, rows, self._hidden_size)
         hidden = torch.empty(shape, dtype=self._config.params_dtype, device=tokens.device)
-        dist.recv(hidden, _rank_of_stage(source), _pipeline_group())
+        receive(hidden, _rank_of_stage(source), _pipeline_group())
         return hidden
 
     def _broadcast(self, logits: Tensor, index: Tensor, stages: int) -> Tensor:
@@ -147,7 +148,7 @@ class MegatronEngine:
         if not parallel_state.is_pipeline_last_stage():
             logits = torch.empty(len(index), self.vocabulary_size, device=index.device)
         logits = logits.float().contiguous()
-        dist.broadcast(logits, _rank_of_stage(stages - 1), _pipeline_group())
+        broadcast(logits, _rank_of_stage(stages - 1), _pipeline_group())
         return logits
 
 

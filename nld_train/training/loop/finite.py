@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nld_train.collectives import all_reduce
 from nld_train.model.finite import first_non_finite
 from nld_train.training.loop.optimizer import unwrap
 from nld_train.training.loop.update import NonFiniteUpdateError
@@ -34,7 +35,7 @@ def non_finite_state(model: list[Any], optimizer: Any | None = None) -> str | No
     own = first_non_finite([*_weights(model), *_states(optimizer)])
     device = next(unwrap(model[0]).parameters()).device
     found = torch.tensor(int(own is not None), device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    all_reduce(found, op=dist.ReduceOp.MAX)
     if not int(found):
         return None
     names: list[Any] = [None] * dist.get_world_size()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nld_train.collectives import all_reduce
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
 from nld_train.model import cpu_patches
@@ -134,14 +135,14 @@ def _leave() -> None:
 def sum_over_world(values: Tensor) -> Tensor:
     """All-reduces values on their device over all processes, in float64, without a host synchronisation."""
     total = values.double().contiguous()
-    dist.all_reduce(total)
+    all_reduce(total)
     return total
 
 
 def reduce_over_hosts(values: list[int], operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[int]:
     """All-reduces integers in host memory over all processes, so that no host waits for its device."""
     total = torch.tensor(values, dtype=torch.int64)
-    dist.all_reduce(total, op=operation, group=_host_group)
+    all_reduce(total, operation, _host_group)
     return [int(value) for value in total.tolist()]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nld_train.collectives import all_gather
 from nld_train.training.loop.timers import Timers
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.ranks_metric import percentiles
@@ -56,9 +57,7 @@ class RankTimes:
             return None
         own = [self._timers.pass_seconds(), data_seconds, step_seconds]
         measured = torch.tensor(own, dtype=torch.float64, device=self._device)
-        gathered = [torch.empty_like(measured) for _ in self._nodes]
-        dist.all_gather(gathered, measured)
-        columns = torch.stack(gathered).T.tolist()
+        columns = torch.stack(all_gather(measured)).T.tolist()
         return {name: percentiles(seconds, self._nodes) for name, seconds in zip(_MEASURED, columns, strict=True)}
 
     def _due(self, step: int) -> bool:

@@ -147,7 +147,9 @@ class Run:
     def _build_model(self) -> list[Any]:
         """This rank's chunks; the first stage decides which weights have gradients, and wraps them."""
         chunks = build_model(self.config, self.megatron, self.device)
-        initialize(chunks, self.config.model, self.config.run.seed)
+        # A checkpoint fills every weight, and drawing those of a large model takes minutes on a CPU.
+        if self.resumed is None and self.initial_weights is None:
+            initialize(chunks, self.config.model, self.config.run.seed)
         return list(chunks)
 
     def _find_checkpoint(self) -> tuple[_Resumed | None, list[str]]:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from nld_train.collectives import all_reduce
 from nld_train.errors import UserError
 from nld_train.profiling import profiled
 
@@ -78,7 +78,7 @@ def gradient_square(optimizer: Any, device: torch.device) -> Tensor:
     gradients = [gradient for part in parts for gradient in part.get_main_grads_for_grad_norm()]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
     square = norm.float().square().reshape(1)
-    dist.all_reduce(square, group=parts[0].get_grad_stats_parallel_group())
+    all_reduce(square, group=parts[0].get_grad_stats_parallel_group())
     return square
 
 

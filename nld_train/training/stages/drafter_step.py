@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from nld_train.collectives import broadcast
 from nld_train.data.draft_batch import DraftBatch
 from nld_train.losses.drafter import LOSS, accept
 from nld_train.losses.vocabulary import VocabularyShard
@@ -157,7 +157,7 @@ def _tokens_on_every_stage(
     found = found or [torch.empty(length, dtype=torch.int64, device=device) for length in lengths]
     source = parallel_state.get_pipeline_model_parallel_last_rank()
     for tokens in found:
-        dist.broadcast(tokens, source, group=parallel_state.get_pipeline_model_parallel_group())
+        broadcast(tokens, source, parallel_state.get_pipeline_model_parallel_group())
     return found
 
 
