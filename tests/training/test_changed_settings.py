@@ -52,6 +52,22 @@ def test_an_optimizer_has_the_settings_of_now(
         assert change in output
 
 
+def test_groups_that_megatron_finds_by_their_rates_are_found(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.19 does, which tells parameter groups apart by learning rates too."""
+    from megatron.core.optimizer import distrib_optimizer
+
+    keys = dict.fromkeys([*distrib_optimizer.param_group_identifier_keys, "max_lr", "min_lr"])
+    monkeypatch.setattr(distrib_optimizer, "param_group_identifier_keys", tuple(keys))
+    train(tmp_path, "run.max_steps=2")
+    train(tmp_path, *OTHER_RATES, f"run.max_steps={AR_STEPS}")
+    assert {(group["wd_mult"], group["max_lr"], group["step"]) for group in groups_of(tmp_path)} == {
+        (1.0, 1e-3, AR_STEPS),
+        (0.0, 1e-3, AR_STEPS),
+    }
+
+
 def test_only_what_decides_a_step_is_told() -> None:
     """Of stages that are not complete."""
     saved = compose_config(["run.name=a"])

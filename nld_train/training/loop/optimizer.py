@@ -145,24 +145,35 @@ def _state_settings(config: Config) -> dict[str, Any]:
 
 # Keys of a parameter group that are state; all others are settings.
 _STATE_KEYS = ("params", "step")
+# Keys of a parameter group that say which weights are in it: norms have no weight decay.
+_IDENTITY_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 
 
 def load_optimizer(optimizer: Any, state: Any) -> None:
     """Loads the state of an optimizer: moments, main weights, number of steps. Its settings stay the current ones.
 
     Megatron keeps learning rates, betas, epsilon and weight decay in the parameter groups. It would take all groups
-    from the checkpoint and use their settings instead of the current schedule's.
+    from the checkpoint and use their settings instead of the current schedule's; Megatron 0.19 finds a saved group by
+    its learning rates and weight decays, and fails where they have changed. So the saved groups get the current
+    settings before they are loaded.
 
     Args:
         optimizer: new, from `build_optimizer`.
-        state: of the checkpoint, for this rank.
+        state: of the checkpoint, for this rank; it is changed.
     """
-    settings = [
-        {key: value for key, value in group.items() if key not in _STATE_KEYS} for group in optimizer.param_groups
-    ]
+    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    assert len(parts) == 1, "one optimizer for all weights, which is Megatron's way without experts"
+    current = {_identity(group): group for group in optimizer.param_groups}
+    assert len(current) == len(optimizer.param_groups), "two parameter groups that nothing tells apart"
+    # A rank that trains no weight has no group.
+    for group in state["optimizer"]["param_groups"] if current else []:
+        own = current[_identity(group)]
+        group.update({key: value for key, value in own.items() if key not in _STATE_KEYS})
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
+
+
+def _identity(group: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(group.get(key) for key in _IDENTITY_KEYS)
 
 
 def build_scheduler(
