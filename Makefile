@@ -1,7 +1,11 @@
 # `make help` lists the targets. Each of them makes the environment in .venv first, if it is missing or out of date.
 
 PYTHON ?= $(firstword $(shell command -v python3.11) python3)
+# Another one, for `make test-py312`.
+PYTHON312 ?= python3.12
 VENV ?= .venv
+# Versions of everything, by that of Python: Megatron-Core 0.19 needs 3.12.
+CONSTRAINTS ?= $(shell $(PYTHON) -c 'import sys; print("constraints%s.txt" % ("-py312" if sys.version_info >= (3, 12) else ""))')
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 # More settings for `make quickstart`, e.g. OVERRIDES="stages.joint.alpha=0.5 run.dir=runs/half".
@@ -12,18 +16,18 @@ ARGUMENTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart instruct drafter check format test test-all clean
+.PHONY: help environment quickstart instruct drafter check format test test-all test-py312 clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 environment: $(STAMP) ## make the environment in .venv
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo 'Installing into $(VENV): about three minutes.'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@# On all cores, where pip would use one. Some packages ship templates that are no Python: that is no failure.
 	@$(RUN) compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
@@ -53,6 +57,9 @@ test: $(STAMP) ## the tests that take seconds each
 test-all: $(STAMP) ## every test
 	$(RUN) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGUMENTS)
 
-clean: ## remove the environment and everything built; data/ and runs/ stay
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
+test-py312: ## those of `test` on Python 3.12, with Megatron-Core 0.19 and torch 2.11, in .venv-py312
+	$(MAKE) test PYTHON=$(PYTHON312) VENV=.venv-py312
+
+clean: ## remove the environments and everything built; data/ and runs/ stay
+	rm -rf $(VENV) .venv-py312 build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Prints the pins of `constraints.txt` that an image still needs: `python launch/missing_packages.py`, in its Python.
+"""Prints the pinned packages that an image still needs: `python launch/missing_packages.py`, in its Python.
 
 What the image has stays as it is, above all torch, Transformer Engine and Apex, which NVIDIA builds for each other, and
 whatever they need. Of the pinned environment only the rest is named, without what is only for tests and linters.
@@ -8,12 +8,13 @@ The image's Transformer Engine is one package, where the package index has sever
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-_CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+_CONSTRAINTS = "constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt"
 _ONLY_FOR_TESTS = re.compile(r"^(pytest|mypy|ruff|shellcheck|types-|cwevals|ast-serialize|librt|iniconfig|pluggy)")
 _OF_THE_IMAGE = re.compile(r"^transformer-engine")
 # This project is written against these: the image's own versions, if it has any, do not count.
@@ -22,7 +23,8 @@ _ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "sa
 
 def missing() -> list[str]:
     """Requirements such as `hydra-core==1.3.8`, for this Python."""
-    pins = [Requirement(line) for line in _CONSTRAINTS.read_text().splitlines() if line and not line.startswith("#")]
+    lines = (Path(__file__).resolve().parents[1] / _CONSTRAINTS).read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     applicable = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     return [f"{pin.name}{pin.specifier}" for pin in applicable if _is_missing(pin)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,17 +20,21 @@ from packaging.utils import canonicalize_name
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def _pins() -> dict[str, str]:
-    """Version of each package that `constraints.txt` has for this Python."""
+FILES = ("constraints.txt", "constraints-py312.txt")
+OF_THIS_PYTHON = FILES[sys.version_info >= (3, 12)]
+
+
+def _pins(file: str = OF_THIS_PYTHON) -> dict[str, str]:
+    """Version of each package that a file of constraints has."""
     pins: dict[str, str] = {}
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / file).read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         pin = Requirement(line)
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{line}: not an exact version"
-        if pin.marker is None or pin.marker.evaluate():
-            assert canonicalize_name(pin.name) not in pins, line
-            pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+        assert pin.marker is None, line
+        assert canonicalize_name(pin.name) not in pins, line
+        pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     return pins
 
 
@@ -60,16 +65,18 @@ def test_everything_that_is_needed_is_pinned() -> None:
     assert {name for name in needed if not cuda.match(name)} <= set(_pins())
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
-def test_what_an_extra_asks_for_is_pinned(extra: str) -> None:
+def test_what_an_extra_asks_for_is_pinned(extra: str, file: str) -> None:
     """Also of those that are not installed here."""
     asked = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"][extra]}
-    assert asked <= set(_pins())
+    assert asked <= set(_pins(file))
 
 
-def test_parts_of_transformer_engine_have_one_version() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_parts_of_transformer_engine_have_one_version(file: str) -> None:
     """Its wheels are built for each other; which of the two for CUDA is taken depends on the machine."""
-    parts = {name: version for name, version in _pins().items() if name.startswith("transformer-engine")}
+    parts = {name: version for name, version in _pins(file).items() if name.startswith("transformer-engine")}
     assert parts.keys() == {f"transformer-engine{part}" for part in ("", "-torch", "-cu12", "-cu13")}
     assert len(set(parts.values())) == 1
 
@@ -90,9 +97,23 @@ def test_apex_is_no_dependency() -> None:
 
 
 def test_both_lines_of_megatron_are_pinned() -> None:
-    lines = (ROOT / "constraints.txt").read_text()
-    assert 'megatron-core==0.16.1; python_version < "3.12"' in lines
-    assert 'megatron-core==0.19.2; python_version >= "3.12"' in lines
+    first, second = map(_pins, FILES)
+    assert (first["megatron-core"], second["megatron-core"]) == ("0.16.1", "0.19.2")
+    # Direct dependencies are in both; what they need in turn may differ.
+    direct = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    assert direct <= first.keys() & second.keys()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_make_takes_the_versions_of_its_python(tmp_path: Path) -> None:
+    """A stand-in for Python answers as its version would."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 12, 1); $2"\n')
+    python.chmod(0o755)
+    for interpreter, file in ((str(python), FILES[1]), (sys.executable, OF_THIS_PYTHON)):
+        words = ["make", "--dry-run", "environment", f"PYTHON={interpreter}", f"VENV={tmp_path / 'new'}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        assert f"--constraint {file} --editable" in done.stdout
 
 
 @pytest.fixture(scope="module")
