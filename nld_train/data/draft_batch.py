@@ -1,5 +1,5 @@
-"""Micro-batches of a drafter stage in host memory: the blocks that an adapter is trained on (docs/method.md, "Drafter
-adapter"), and where each token of them is read and written."""
+"""Micro-batches of a drafter stage in host memory: the blocks that an adapter is trained on, and where each token of them
+is read and written (docs/method.md, "Drafter adapter")."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from transformer_engine_runs import STOPS
 
 from checkpoint_convert.cli import main as convert
 from nld_train.config.compose import compose_config
-from nld_train.decoding import load
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.open_megatron import open_megatron
 
 pytestmark = pytest.mark.long
 
@@ -89,6 +89,6 @@ def test_local_layers_read_what_they_wrote(runs: Path, settings: tuple[str, ...]
         train(tmp_path / name, f"init.checkpoint={runs / name}", *starts)
         assert convert(["export", str(runs / name), str(tmp_path / f"{name}-export"), "--format", "nld"]) == 0
         assert convert(["verify", str(runs / name), str(tmp_path / f"{name}-export")]) == 0
-    with load._open_megatron(newest_checkpoint(runs / "bf16"), compose_config(list(settings)), None) as engine:
+    with open_megatron(newest_checkpoint(runs / "bf16"), compose_config(list(settings)), None) as engine:
         result = decode(engine, [[5, 6, 7]], "ar", DecodeOptions(max_new_tokens=6, block_length=5))
     assert result.token_ids == json.loads((runs / "decoded.json").read_text())

@@ -58,11 +58,11 @@ class _Runs:
         """What the newest checkpoint of a run answers."""
         from tiny_runs import composed, newest_checkpoint
 
-        from nld_train.decoding import load
         from nld_train.decoding.algorithms.decode import decode
         from nld_train.decoding.algorithms.options import DecodeOptions
+        from nld_train.decoding.open_megatron import open_megatron
 
         config = composed(*self.settings)
-        with load._open_megatron(newest_checkpoint(self.folder / name), config, None) as engine:
+        with open_megatron(newest_checkpoint(self.folder / name), config, None) as engine:
             result = decode(engine, [[5, 6, 7]], "ar", DecodeOptions(max_new_tokens=6, block_length=5))
         (self.folder / "decoded.json").write_text(json.dumps(result.token_ids))
