@@ -1,5 +1,7 @@
-"""Micro-batches of a drafter stage in host memory: the blocks that an adapter is trained on, and where each token of them
-is read and written (docs/method.md, "Drafter adapter")."""
+"""Micro-batches of a drafter stage in host memory (docs/method.md, "Drafter adapter").
+
+The blocks that an adapter is trained on, and where each token of them is read and written.
+"""
 
 from __future__ import annotations
 
