@@ -48,8 +48,8 @@ def _train(directory: Path, *overrides: str, **environment: str) -> Finished:
             ["3.83B", "476,838", "1,000,001,765,376", "143,052", "300,001,787,904", "tensor 1 ", "data 256"],
             marks=pytest.mark.long,
         ),
-        ("paper_8b", ["8.49B", "2,097,152 tokens per step", "tensor 4 ", "data 64", "8 of 1 per process"]),
-        ("paper_14b", ["13.51B", "512 samples x 4,096 tokens", "tensor 8 ", "data 32", "sequence parallel on"]),
+        ("paper_8b", ["8.49B", "2,097,152 tokens per step", "tensor 2 ", "data 128", "4 of 1 per process"]),
+        ("paper_14b", ["13.51B", "512 samples x 4,096 tokens", "tensor 2 ", "context 2 ", "data 64", "sequence parallel on"]),
         pytest.param("ablation_8b", ["8.49B", "11,921", "25,000,148,992"], marks=pytest.mark.long),
     ],
 )

@@ -134,11 +134,17 @@ def test_the_quickstart_decodes_in_blocks_that_it_has_trained() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("experiment", ["paper_8b", "sft_8b"])
-def test_torchrun_script_starts_one_node(experiment: str) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "layout"),
+    [
+        ("paper_8b", "8 = tensor 2 x pipeline 1 x data 4"),
+        ("sft_8b", "8 = tensor 2 x pipeline 1 x context 4 x data 1"),
+    ],
+)
+def test_torchrun_script_starts_one_node(experiment: str, layout: str) -> None:
     environment = {
         **os.environ,
-        "PROCESSES": "4",
+        "PROCESSES": "8",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -151,4 +157,4 @@ def test_torchrun_script_starts_one_node(experiment: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("4 = tensor 4 x pipeline 1 x data 1") == 1
+    assert done.stdout.count(layout) == 1
