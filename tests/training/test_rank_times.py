@@ -101,7 +101,8 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """Another rank on `node1`, which needs three times as long; returns what is gathered."""
     gathered: list[torch.Tensor] = []
 
-    def gather(every: list[torch.Tensor], own: torch.Tensor) -> None:
+    def gather(every: list[torch.Tensor], own: torch.Tensor, group: Any) -> None:
+        del group
         gathered.append(own.clone())
         for rank, received in enumerate(every):
             received.copy_((1 + 2 * rank) * own)
@@ -109,7 +110,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     def name_nodes(nodes: list[Any], own: str) -> None:
         nodes[:] = ["node0", "node1"]
 
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
     monkeypatch.setattr(dist, "all_gather_object", name_nodes)
     monkeypatch.setattr(dist, "all_gather", gather)
     return gathered
@@ -136,7 +137,7 @@ def test_ranks_are_measured_at_logged_steps_alone(
 
 
 def test_one_process_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 1)
     times = RankTimes(1, Timers(CPU), CPU)
     times.begin(1)
     assert times.end(1, 0.1, 0.2) is None
@@ -149,7 +150,8 @@ def times_of(passes: list[float], data: list[float]) -> dict[str, Any]:
     }
 
 
-def test_the_console_names_a_rank_that_keeps_the_others_waiting() -> None:
+def test_the_console_names_a_rank_that_keeps_the_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
     metric = MetricTable()["ranks"]
     assert isinstance(metric, RanksMetric)
     even = times_of([1.0, 1.1, 1.05, 1.15], [0.001, 0.008, 0.001, 0.001])
@@ -161,6 +163,10 @@ def test_the_console_names_a_rank_that_keeps_the_others_waiting() -> None:
         "passes of rank 3 on node1 1.50 s, median 1.00 s",
         "data of rank 2 on node1 0.40 s, median 0.10 s",
     ]
+    # Four times the median, but nothing beside the step.
+    assert metric.lines(times_of([1.0, 1.0, 1.0, 1.0], [0.01, 0.01, 0.04, 0.01])) == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert metric.lines(times_of([1.0, 1.5], [0.1, 0.1])) == []
 
 
 def test_it_is_shown_like_every_metric() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+from nld_train.processes import world_size
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.metrics.metric import INDENT, Curve, Metric, Panel, numbers
 
-# The slowest rank is named on the console where it takes this many times the median.
-_SLOW = 1.2
-# Waits for data that are shorter say nothing.
-_SHORTEST_WAIT = 0.01
+# The slowest rank is named on the console where it takes longer than the median by this share of a step.
+_SLOW = 0.2
+# Of fewer ranks none is slow: there is no majority that is faster.
+_FEWEST_RANKS = 4
 
 
 def percentiles(seconds: Sequence[float], nodes: Sequence[str]) -> Record:
@@ -42,11 +43,14 @@ class RanksMetric(Metric):
 
     def lines(self, value: Record) -> list[str]:
         """See `Metric.lines`: a line about the slowest rank, where it keeps the others waiting."""
+        if world_size() < _FEWEST_RANKS:
+            return []
+        longest = _SLOW * value["step"]["median"]
         slow = [
             f"{name} of rank {times['rank']} on {times['node']} {times['max']:.2f} s, median {times['median']:.2f} s"
             for name, times in value.items()
             # All ranks end a step together.
-            if name != "step" and times["max"] > max(_SLOW * times["median"], _SHORTEST_WAIT)
+            if name != "step" and times["max"] - times["median"] > longest
         ]
         return [f"{INDENT}slow  {'  '.join(slow)}"] if slow else []
 
