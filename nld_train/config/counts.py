@@ -14,6 +14,9 @@ _FORWARD_AND_BACKWARD = 3
 # Without that of the weights.
 _FROZEN = 2
 
+# Megatron's own, with which the messages of a ring stay large enough: elements, and elements per data-parallel rank.
+BUCKET, BUCKET_PER_RANK = 40_000_000, 1_000_000
+
 
 def layer_matrix_parameters(model: ModelConfig) -> int:
     """Parameters of one layer's matrices: query, key, value, output, gate, up, down."""
@@ -129,3 +132,12 @@ def remaining_flops(config: Config, step: int) -> float:
         for plan in stage_plans(config)
         if step < plan.first_step + plan.steps
     )
+
+
+def bucket_elements(data_parallel_size: int) -> int:
+    """Elements at which a bucket of gradients ends: behind the weight with which it has so many.
+
+    Args:
+        data_parallel_size: ranks that train on different samples.
+    """
+    return max(BUCKET, BUCKET_PER_RANK * data_parallel_size)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import chain
 from math import lcm, prod
 
-from nld_train.config.counts import padded_vocabulary
+from nld_train.config.counts import bucket_elements, padded_vocabulary
 from nld_train.config.low_rank import layer_changes
 from nld_train.config.plan import replicas
 from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig
@@ -22,17 +22,25 @@ from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelCon
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
 _FLOAT32 = 4
-# Elements at which a bucket ends, if the reduction of gradients overlaps the backward pass.
-_BUCKET, _BUCKET_PER_PROCESS = 40_000_000, 1_000_000
 
 
 @dataclass(frozen=True)
 class StateBytes:
-    """Memory of a process without activations, in bytes."""
+    """Memory of a process without activations, in bytes.
+
+    Attributes:
+        weights: of its shard of the model.
+        gradients: in float32.
+        optimizer: its shard of the state.
+        gathered: while a checkpoint is saved: one part of the optimizer's state of the largest bucket, from all
+            replicas, and this process's shard of it, which is sent. In host memory a process has all three parts, 12
+            bytes per weight of its shard of the model.
+    """
 
     weights: int
     gradients: int
     optimizer: int
+    gathered: int
 
 
 def state_bytes(
@@ -76,13 +84,21 @@ def _state_bytes(
     if lora is not None:
         frozen = sum(map(sum, chunks))
         chunks = _chunk_changes(model, parallel, lora)
-    for number, weights in enumerate(chunks):
-        buckets = list(_buckets(weights, _bucket_size(parallel, size, pipeline_rank, number), size))
+    most = bucket_elements(size // parallel.context)
+    largest = 0
+    for weights in chunks:
+        buckets = list(_buckets(weights, most, size))
+        largest = max(largest, *(bucket.end - bucket.start for bucket in buckets))
         elements += buckets[-1].end
         shard += sum(_elements_in_shard(bucket, size, data_rank) for bucket in buckets)
     # The averages, and the float32 copy where the weights are not float32 themselves.
     stored = 3 if weight_bytes < _FLOAT32 else 2
-    return StateBytes(weight_bytes * (frozen + elements), _FLOAT32 * elements, stored * _FLOAT32 * shard)
+    return StateBytes(
+        weights=weight_bytes * (frozen + elements),
+        gradients=_FLOAT32 * elements,
+        optimizer=stored * _FLOAT32 * shard,
+        gathered=_FLOAT32 * (largest + largest // size),
+    )
 
 
 def chunk_weights(
@@ -120,13 +136,6 @@ def _layer_weights(model: ModelConfig, tensor: int) -> Iterator[int]:
     yield prod((hidden, model.intermediate_size // tensor))
 
 
-def _bucket_size(parallel: ParallelConfig, size: int, pipeline_rank: int, chunk: int) -> int | None:
-    """Elements at which a bucket ends; None (one bucket) without overlap and in all but the model's first chunk."""
-    if not parallel.overlap_grad_reduce or pipeline_rank > 0 or chunk > 0:
-        return None
-    return max(_BUCKET, _BUCKET_PER_PROCESS * size // parallel.context)
-
-
 @dataclass(frozen=True)
 class _Bucket:
     """Elements `start..end` of a buffer, and the ranges of its weights."""
@@ -136,7 +145,7 @@ class _Bucket:
     weights: tuple[tuple[int, int], ...]
 
 
-def _buckets(weights: tuple[int, ...], most: int | None, size: int) -> Iterator[_Bucket]:
+def _buckets(weights: tuple[int, ...], most: int, size: int) -> Iterator[_Bucket]:
     """The buckets of a chunk, from the back of the model to its front."""
     start = end = 0
     ranges: list[tuple[int, int]] = []
@@ -144,7 +153,7 @@ def _buckets(weights: tuple[int, ...], most: int | None, size: int) -> Iterator[
         first = _up(end, _START)
         end = first + elements
         ranges.append((first, end))
-        if most is not None and end - start >= most:
+        if end - start >= most:
             end = _up(end, lcm(size, _END))
             yield _Bucket(start, end, tuple(ranges))
             start, ranges = end, []

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of one process in a step, in bytes.
+    """Peak memory of one process, in bytes.
 
     Attributes:
         weights: of its shard of the model.
@@ -24,6 +24,7 @@ class Memory:
         optimizer: its shard of the state.
         activations: what the layers store for the backward pass, and the layer that is being computed.
         head: head and loss; 0 where the process has no head.
+        saving: for the optimizer's state while a checkpoint is saved, when there are no activations.
     """
 
     weights: int
@@ -31,11 +32,13 @@ class Memory:
     optimizer: int
     activations: int
     head: int
+    saving: int
 
     @property
     def total(self) -> int:
-        """The sum of all."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+        """The most that is needed at once."""
+        step = self.activations + self.head
+        return self.weights + self.gradients + self.optimizer + max(step, self.saving)
 
 
 def rank_memory(
@@ -50,6 +53,7 @@ def rank_memory(
         optimizer=state.optimizer,
         activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), lora),
         head=head_bytes(config, kind) if last else 0,
+        saving=state.gathered,
     )
 
 

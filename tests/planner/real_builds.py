@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from tiny_runs import TINY_MODEL
 
@@ -61,8 +62,8 @@ def rank_of(config: Config, rank: int, world: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def built_state_bytes(config: Config, rank: int, world: int, lora: LoraConfig | None = None) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer state of a rank, after a step of the real optimizer."""
+def built_state_bytes(config: Config, rank: int, world: int, lora: LoraConfig | None = None) -> tuple[int, ...]:
+    """Bytes of weights, gradients and optimizer state of a rank, after a step, and of what its save gathers at once."""
     from nld_train.model.adapter_files import AdapterShape
     from nld_train.model.adapters import LORA
     from nld_train.model.build import build_model, resolve_dtype, transformer_config
@@ -89,7 +90,24 @@ def built_state_bytes(config: Config, rank: int, world: int, lora: LoraConfig | 
         gradients = sum(_bytes(buffer.grad_data) for buffer in buffers)
         trained = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
         assert all(_inside(parameter, buffers) for parameter in trained)
-        return weights, gradients, _optimizer_bytes(optimizer, buffers)
+        return weights, gradients, _optimizer_bytes(optimizer, buffers), _gathered_bytes(model, optimizer)
+
+
+def _gathered_bytes(model: list[Any], optimizer: Any) -> int:
+    """The largest all-gather of a save: what is received, and what is sent."""
+    import torch.distributed as dist
+
+    from nld_train.training.checkpoint.load import sharded_state
+
+    sizes: list[int] = []
+
+    def all_gather(received: list[torch.Tensor], sent: torch.Tensor, *_: Any) -> None:
+        sizes.append(sum(map(_bytes, received)) + _bytes(sent))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_gather", all_gather)
+        sharded_state(model, optimizer)
+    return max(sizes)
 
 
 def _optimizer_bytes(optimizer: Any, buffers: list[Any]) -> int:

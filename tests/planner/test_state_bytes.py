@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import astuple
+
 import pytest
 from real_builds import built_state_bytes, layout_config
 
+from nld_train.config import counts
 from nld_train.config.compose import compose_config
 from nld_train.config.counts import rank_parameter_counts
 from nld_train.config.schema import LoraConfig
@@ -15,7 +20,7 @@ LAYOUTS = {
     "one": (1, ()),
     "data": (4, ()),
     "tensor": (4, ("parallel.tensor=2", "parallel.sequence=true")),
-    "pipeline": (6, ("parallel.pipeline=2", "batch.global_size=60")),
+    "pipeline": (6, ("parallel.pipeline=2", "batch.global_size=96")),
     "virtual": (4, ("parallel.pipeline=2", "parallel.virtual_pipeline=2")),
     "context": (4, ("parallel.context=2",)),
     "context and tensor": (8, ("parallel.context=2", "parallel.tensor=2", "parallel.pipeline=2")),
@@ -37,7 +42,7 @@ def test_bytes_are_those_of_a_real_build(name: str, precision: str) -> None:
             rank = (pipeline_rank * copies + data_rank) * config.parallel.tensor
             counted = state_bytes(config, world, pipeline_rank, data_rank)
             found = built_state_bytes(config, rank, world)
-            assert (counted.weights, counted.gradients, counted.optimizer) == found, (pipeline_rank, data_rank)
+            assert astuple(counted) == found, (pipeline_rank, data_rank)
 
 
 @pytest.mark.parametrize("name", ["one", "all", "odd"])
@@ -50,24 +55,38 @@ def test_bytes_with_a_lora_are_those_of_a_real_build(name: str) -> None:
             pipeline_rank, data_rank = divmod(rank // config.parallel.tensor, copies)
             counted = state_bytes(config, world, pipeline_rank, data_rank, lora)
             found = built_state_bytes(config, rank, world, lora)
-            assert (counted.weights, counted.gradients, counted.optimizer) == found, (lora, rank)
+            assert astuple(counted) == found, (lora, rank)
             assert counted.gradients < counted.weights
 
 
-def test_bytes_in_buckets_are_those_of_a_real_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Overlapped reduction cuts the buffer into buckets; Megatron's are too large for a tiny model to fill one."""
-    from megatron.core.distributed import distributed_data_parallel
+@pytest.fixture
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A tiny model fills none of the real ones."""
+    monkeypatch.setattr(counts, "BUCKET", 5000)
+    monkeypatch.setattr(counts, "BUCKET_PER_RANK", 0)
+    buffers._state_bytes.cache_clear()
+    yield
+    buffers._state_bytes.cache_clear()
 
-    monkeypatch.setattr(distributed_data_parallel, "max", lambda *_: 5000, raising=False)
-    monkeypatch.setattr(buffers, "_BUCKET", 5000)
-    monkeypatch.setattr(buffers, "_BUCKET_PER_PROCESS", 0)
-    buffers._state_bytes.cache_clear()
-    config = layout_config(3, "parallel.overlap_grad_reduce=true", "batch.global_size=60", "execution.precision=bf16")
-    for data_rank in range(3):
-        counted = state_bytes(config, 3, 0, data_rank)
-        assert (counted.weights, counted.gradients, counted.optimizer) == built_state_bytes(config, data_rank, 3)
-    assert counted.gradients > 4 * sum(rank_parameter_counts(config))
-    buffers._state_bytes.cache_clear()
+
+@pytest.mark.parametrize("name", ["data", "virtual", "context and tensor"])
+@pytest.mark.parametrize("overlap", ["true", "false"])
+@pytest.mark.usefixtures("small_buckets")
+def test_bytes_in_buckets_are_those_of_a_real_build(name: str, overlap: str) -> None:
+    """In every chunk and on every pipeline rank, whether or not their reduction overlaps the backward pass."""
+    world, overrides = LAYOUTS[name]
+    config = layout_config(
+        world, *overrides, "batch.global_size=96", "execution.precision=bf16", f"parallel.overlap_grad_reduce={overlap}"
+    )
+    copies = world // (config.parallel.tensor * config.parallel.pipeline)
+    for pipeline_rank, data_rank in itertools.product(range(config.parallel.pipeline), {0, copies - 1}):
+        rank = (pipeline_rank * copies + data_rank) * config.parallel.tensor
+        counted = state_bytes(config, world, pipeline_rank, data_rank)
+        assert astuple(counted) == built_state_bytes(config, rank, world)
+        # A save gathers a bucket at a time, which is a few weights: without buckets it would be all of them.
+        whole = 4 * rank_parameter_counts(config)[pipeline_rank]
+        assert counted.gathered < whole / 2
+        assert counted.gradients > whole
 
 
 @pytest.mark.parametrize("size", ["3b", "8b", "14b"])

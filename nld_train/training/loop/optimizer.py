@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -18,6 +18,8 @@ from nld_train.errors import UserError
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.weight_gradients import adds_in_products, fuse
 from nld_train.training.loop.adam import provide_to_megatron
+from nld_train.training.loop.data_parallel import BucketedDataParallel
+from nld_train.training.loop.padded_buckets import keep_padding
 
 
 def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Any]) -> list[Any]:
@@ -36,10 +38,7 @@ def wrap_model(config: Config, megatron: TransformerConfig, chunks: list[Any]) -
         use_distributed_optimizer=True,
     )
     mixed_precision = [Float16Module(megatron, chunk) if megatron.bf16 else chunk for chunk in chunks]
-    wrapped = [
-        DistributedDataParallel(megatron, settings, chunk, disable_bucketing=index > 0)
-        for index, chunk in enumerate(mixed_precision)
-    ]
+    wrapped = [BucketedDataParallel(megatron, settings, chunk) for chunk in mixed_precision]
     fuse(wrapped, on=adds_in_products(config, next(wrapped[0].parameters()).device))
     megatron.finalize_model_grads_func = _finalize_gradients
     if parallel.overlap_grad_reduce:
@@ -90,7 +89,7 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
     """A new optimizer over the model's current weights. As is Megatron's default, norms have no weight decay."""
     provide_to_megatron()
     settings = config.optimizer
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=stage.schedule.learning_rate,
@@ -108,6 +107,9 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
         ),
         model,
     )
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        keep_padding(part)
+    return optimizer
 
 
 def optimizer_configs(optimizer: Any) -> list[OptimizerConfig]:
