@@ -35,6 +35,7 @@ from benchmarks.preparing import OURS
 from benchmarks.record import RESULTS, write_result
 from benchmarks.shapes import random_run
 from nld_train.config.schema import Config
+from nld_train.data.tokenizer import SPECIAL_TOKENS
 from nld_train.training.loop.parallel import parallel_groups
 
 # What is compared with ours, and the package that it needs.
@@ -60,7 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def installed_sources(megabytes: float) -> Iterator[str]:
-    """Python files and texts of this interpreter and its packages, in mixed order, up to the given size."""
+    """Python files and texts of this interpreter and its packages, in mixed order, up to the given size.
+
+    None spells a special token, which the other implementations would read as one.
+    """
     folders = {Path(os.__file__).parent, Path(sysconfig.get_paths()["purelib"]), Path(json.__file__).parents[1]}
     folders |= {Path(folder) for folder in sys.path if folder.endswith("site-packages")}
     found = {path for folder in folders for ending in _ENDINGS for path in folder.rglob(f"*{ending}")}
@@ -68,6 +72,8 @@ def installed_sources(megabytes: float) -> Iterator[str]:
     left = int(megabytes * 1e6)
     for path in paths:
         text = path.read_text(encoding="utf-8", errors="replace")[: min(left, _LONGEST_TEXT)]
+        if any(token in text for token in SPECIAL_TOKENS):
+            continue
         left -= len(text)
         if text:
             yield text

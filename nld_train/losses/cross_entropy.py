@@ -83,6 +83,9 @@ def _megatron(logits: Tensor, targets: Tensor, group: Any) -> Tensor:
 def _megatron_compiled(logits: Tensor, targets: Tensor, group: Any) -> Tensor:
     from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 
+    if not len(logits):
+        # It cannot divide a tensor of no rows; these have the same shape, and a gradient.
+        return logits.float().sum(dim=-1)
     return fused_vocab_parallel_cross_entropy(logits, targets, group)
 
 

@@ -26,7 +26,7 @@ from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.load import find_source
 
 END_OF_TURN = 261  # <|im_end|>
-ONE_PROCESS = ("parallel.tensor=1", "parallel.sequence=false")
+ONE_PROCESS = ("parallel.tensor=1", "parallel.context=1", "parallel.sequence=false")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from nld_train.model.head import Head
+
 
 @contextmanager
 def lean(model: nn.Module) -> Iterator[None]:
@@ -42,7 +44,7 @@ def _set(module: nn.Module, forward: Callable[..., Any]) -> bool:
 def _lean_forward(module: Any) -> Callable[..., Any] | None:
     """The replacement of a module's `forward`; None for no replacement."""
     # Subclasses may compute something else: Transformer Engine's do.
-    if type(module) in (ColumnParallelLinear, RowParallelLinear):
+    if type(module) in (ColumnParallelLinear, RowParallelLinear, Head):
         return partial(_linear, module)
     if type(module) is MLP:
         return partial(_mlp, module)
