@@ -112,8 +112,10 @@ def _gathered_bytes(model: list[Any], optimizer: Any) -> int:
 
 def _optimizer_bytes(optimizer: Any, buffers: list[Any]) -> int:
     """Every tensor of the state, and the optimizer's own copies of weights, without views of the model's."""
+    from nld_train.training.loop.optimizer import optimizer_parts
+
     total = 0
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in optimizer_parts(optimizer):
         inner = part.optimizer
         for group in inner.param_groups:
             for weight in group["params"]:

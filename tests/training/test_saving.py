@@ -23,6 +23,7 @@ from nld_train.training.checkpoint import save as saving
 from nld_train.training.checkpoint.contents import Progress
 from nld_train.training.checkpoint.megatron_save import Plan, _snapshot, plan_save, write_files
 from nld_train.training.loop import run
+from nld_train.training.loop.optimizer import optimizer_parts
 
 
 def test_what_the_next_step_changes_is_not_saved(
@@ -72,7 +73,7 @@ def test_what_the_next_step_changes_is_not_saved(
 def live_tensors(model: list[Any], optimizer: Any) -> list[torch.Tensor]:
     """All that a step changes; the optimizer's count of steps is falsified at once."""
     tensors = [parameter.data for chunk in model for parameter in chunk.parameters()]
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in optimizer_parts(optimizer):
         adam = part.optimizer
         for group in adam.param_groups:
             tensors += [parameter.data for parameter in group["params"]]

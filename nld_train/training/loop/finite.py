@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nld_train.collectives import all_reduce
 from nld_train.model.finite import first_non_finite
-from nld_train.training.loop.optimizer import unwrap
+from nld_train.training.loop.optimizer import optimizer_parts, unwrap
 from nld_train.training.loop.update import NonFiniteUpdateError
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -72,7 +72,7 @@ def _weights(model: list[Any]) -> Iterator[tuple[str, Tensor]]:
 
 def _states(optimizer: Any | None) -> Iterator[tuple[str, Tensor]]:
     """Main weights and moments of this rank's shards."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer] if optimizer is not None else []):
+    for part in [] if optimizer is None else optimizer_parts(optimizer):
         # Of a rank without parameters of its own it is None.
         for parameter, state in getattr(part.optimizer, "state", {}).items():
             yield "the optimizer's main weights", parameter

@@ -107,14 +107,14 @@ def build_optimizer(config: Config, stage: StageConfig, model: list[Any], dtype:
         ),
         model,
     )
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in optimizer_parts(optimizer):
         keep_padding(part)
     return optimizer
 
 
-def optimizer_configs(optimizer: Any) -> list[OptimizerConfig]:
-    """Megatron's configurations of the optimizer's parts; none on a rank that trains no weights."""
-    return [part.config for part in getattr(optimizer, "chained_optimizers", [optimizer])]
+def optimizer_parts(optimizer: Any) -> list[Any]:
+    """Megatron's optimizers of this rank, chained or the only one; none where it trains no weights."""
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _state_settings(config: Config) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def load_optimizer(optimizer: Any, state: Any) -> None:
         optimizer: new, from `build_optimizer`.
         state: of the checkpoint, for this rank; it is changed.
     """
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    parts = optimizer_parts(optimizer)
     assert len(parts) == 1, "one optimizer for all weights, which is Megatron's way without experts"
     current = {_identity(group): group for group in optimizer.param_groups}
     assert len(current) == len(optimizer.param_groups), "two parameter groups that nothing tells apart"

@@ -45,7 +45,7 @@ from nld_train.training.loop.optimizer import (
     build_optimizer,
     build_scheduler,
     gather_parameters,
-    optimizer_configs,
+    optimizer_parts,
     wrap_model,
 )
 from nld_train.training.loop.packing import pack_conversations
@@ -236,8 +236,8 @@ class Run:
         trainer = plan.kind.make_trainer(self.config, plan, self.rotary, self.dtype, self.device)
         self.model = wrap_model(self.config, self.megatron, trainer.prepare_model(self.model))
         optimizer = build_optimizer(self.config, plan.stage, self.model, self.dtype)
-        for settings in optimizer_configs(optimizer):
-            settings.timers = self.timers
+        for part in optimizer_parts(optimizer):
+            part.config.timers = self.timers
         weight_decay = self.config.optimizer.weight_decay
         scheduler = build_scheduler(plan.stage.schedule, optimizer, plan.steps, weight_decay)
         first = 0

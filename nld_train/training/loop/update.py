@@ -16,6 +16,7 @@ from torch import Tensor
 from nld_train.collectives import all_reduce
 from nld_train.errors import UserError
 from nld_train.profiling import profiled
+from nld_train.training.loop.optimizer import optimizer_parts
 
 
 class NonFiniteError(UserError):
@@ -74,16 +75,12 @@ def gradient_square(optimizer: Any, device: torch.device) -> Tensor:
     Megatron's `get_grad_norm` computes the same number; without Transformer Engine and Apex it reads back the norm of
     each tensor.
     """
-    parts = _parts(optimizer)
+    parts = optimizer_parts(optimizer)
     gradients = [gradient for part in parts for gradient in part.get_main_grads_for_grad_norm()]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
     square = norm.float().square().reshape(1)
     all_reduce(square, group=parts[0].get_grad_stats_parallel_group())
     return square
-
-
-def _parts(optimizer: Any) -> list[Any]:
-    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
 def _clip(optimizer: Any, gradient_norm: float, limit: float) -> None:
@@ -92,7 +89,7 @@ def _clip(optimizer: Any, gradient_norm: float, limit: float) -> None:
     if limit <= 0 or factor >= 1:
         return
     gradients = []
-    for part in _parts(optimizer):
+    for part in optimizer_parts(optimizer):
         # Precision-aware optimizers store gradients in `decoupled_grad`: `grad` has to have the weight's type.
         decoupled = bool(getattr(part.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False))
         name = "decoupled_grad" if decoupled else "grad"
