@@ -17,7 +17,7 @@ from nld_train.config.schema import Averaging
 from nld_train.data.flat_buffer import FlatBuffer
 from nld_train.losses.objective import ar_row_shares, diffusion_row_shares
 from nld_train.masking.context_parallel import ContextShard
-from nld_train.masking.layout import NoisyLayout, StreamLayout
+from nld_train.masking.layout import NoisyLayout, StreamLayout, document_borders
 from nld_train.masking.schedule import NoiseSchedule
 
 # Samples of one micro-batch: tensors `[b, ...]` under the names of `data.samples`.
@@ -165,22 +165,15 @@ def select_rows(samples: Samples, two_streams: bool) -> Rows:
 
 def layout_tensors(layout: StreamLayout) -> dict[str, Tensor]:
     """The tensors of a layout by name, for a `FlatBuffer`; `layout_of` reads them."""
-    tensors = {"documents": layout.documents, "positions": layout.positions, "borders": borders(layout.documents)}
+    tensors = {
+        "documents": layout.documents,
+        "positions": layout.positions,
+        "borders": document_borders(layout.documents),
+    }
     if layout.noisy is not None:
         noisy = layout.noisy
         tensors |= {"blocks": noisy.blocks, "begins": noisy.begins, "noisy_positions": noisy.positions}
     return tensors
-
-
-def borders(documents: Tensor) -> Tensor:
-    """int32 `[documents + 1]`, the first index of each document of int `[b, L]`, rows concatenated, and the end.
-
-    Adjacent equal values of a row are one document. Kernels for sequences of several lengths take them in this form.
-    """
-    begins = torch.ones(documents.shape, dtype=torch.bool)
-    begins[:, 1:] = documents.diff(dim=1) != 0
-    starts = begins.flatten().nonzero().flatten()
-    return torch.cat([starts, torch.tensor([documents.numel()])]).to(torch.int32)
 
 
 def layout_of(tensors: FlatBuffer) -> StreamLayout:

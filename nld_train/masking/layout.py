@@ -25,6 +25,17 @@ def positions_in_document(documents: NDArray[np.int64]) -> NDArray[np.int64]:
     return index - np.maximum.accumulate(np.where(starts, index, 0), axis=-1)
 
 
+def document_borders(documents: Tensor) -> Tensor:
+    """int32 `[documents + 1]`, the first index of each document of int `[b, L]`, rows concatenated, and the end.
+
+    Adjacent equal values of a row are one document. Kernels for sequences of several lengths take them in this form.
+    """
+    begins = torch.ones(documents.shape, dtype=torch.bool)
+    begins[:, 1:] = documents.diff(dim=1) != 0
+    starts = begins.flatten().nonzero().flatten()
+    return torch.cat([starts, torch.tensor([documents.numel()])]).to(torch.int32)
+
+
 def block_indices(
     documents: NDArray[np.int64], block_size: int, offsets: NDArray[np.int64] | int = 0
 ) -> NDArray[np.int64]:

@@ -69,7 +69,7 @@ class StreamContext:
     Attributes:
         layout: documents, positions and blocks of its tokens, on the CPU.
         device_layout: the same on the device; None where that is the CPU.
-        borders: int32 `[documents + 1]` on the device, see `data.collate.borders`; None where nobody has made them.
+        borders: int32 `[documents + 1]` on the device, from `document_borders`; None where nobody has made them.
         cosine: `[S, b, 1, head_dim]`, S the total length of the streams, or of this rank's shard of them.
         sine: `[S, b, 1, head_dim]`.
         query_scale: `[S, b, 1, 1]`, or None where it is 1 everywhere.

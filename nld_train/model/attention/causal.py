@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nld_train.masking.layout import document_borders
 from nld_train.model.streams import StreamContext
 
 
@@ -33,14 +34,11 @@ class Documents:
     @classmethod
     def of(cls, documents: Tensor, device: torch.device, cumulative: Tensor | None = None) -> Documents:
         """From int `[b, L]`; adjacent equal values are one document. `cumulative` where it is on the device already."""
-        begins = torch.ones(documents.shape, dtype=torch.bool)
-        begins[:, 1:] = documents.diff(dim=1) != 0
-        borders = (*begins.flatten().nonzero().flatten().tolist(), documents.numel())
-        if cumulative is None:
-            cumulative = torch.tensor(borders, dtype=torch.int32, device=device)
+        found = document_borders(documents)
+        borders = tuple(found.tolist())
         return cls(
             borders=borders,
-            cumulative=cumulative,
+            cumulative=found.to(device) if cumulative is None else cumulative,
             longest=max(stop - start for start, stop in pairwise(borders)),
         )
 
