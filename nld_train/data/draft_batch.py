@@ -29,14 +29,13 @@ class DraftBatch:
         tensors: `clean` int64 `[b, L]`, the text; the layout of both streams, blocks in both directions, see
             `data.collate.layout_tensors`; for each block, `[count]`:
 
-            - `begins_of_blocks` int64, index in the text at which it begins, that of its seed;
-            - `seed_slots` int64, index of its seed in the flattened noisy stream `[b * N]`;
+            - `seed_indices` int64, index of its seed in the flattened noisy stream `[b * N]`;
             - `seed_rows` int64, row of the flattened hidden states `[L * b]` of the text that predicts its seed;
             - `greedy` bool, whether its drafts are the most likely tokens instead of sampled ones;
 
             for each draft, `[drafts]`:
 
-            - `slots` int64, its index in the flattened noisy stream `[b * N]`;
+            - `indices` int64, its index in the flattened noisy stream `[b * N]`;
             - `rows` int64, its row of the flattened hidden states `[(N + L) * b]` of both streams;
             - `blocks_of_drafts` int64, its block, 0 .. count - 1;
             - `steps` int64, its index in the block, from 1; the seed has index 0;
@@ -129,13 +128,11 @@ def _drafts(layout: StreamLayout, real: Tensor, greedy: Tensor, uniform: Tensor)
     steps = index - start[row, index]
     first = steps == 1
     is_greedy = greedy[row, blocks[row, index]]
-    block_begins = begins[row, index][first]
     return {
-        "begins_of_blocks": block_begins,
-        "seed_slots": (row * length + index - 1)[first],
-        "seed_rows": (block_begins - 1) * batch + row[first],
+        "seed_indices": (row * length + index - 1)[first],
+        "seed_rows": ((begins[row, index] - 1) * batch + row)[first],
         "greedy": is_greedy[first],
-        "slots": row * length + index,
+        "indices": row * length + index,
         "rows": index * batch + row,
         "blocks_of_drafts": first.cumsum(0) - 1,
         "steps": steps,

@@ -53,9 +53,9 @@ class Acceptance:
                 back for all micro-batches at once; `nonzero` would wait for the device in each of them.
         """
         index = torch.arange(len(self.is_scored), device=self.is_scored.device)
-        # All others are written to one more slot at the end.
-        slot = torch.where(self.is_scored, self.is_scored.cumsum(0) - 1, count)
-        return index.new_zeros(count + 1).scatter_(0, slot, index)[:count]
+        # All others are written to one more element at the end.
+        element = torch.where(self.is_scored, self.is_scored.cumsum(0) - 1, count)
+        return index.new_zeros(count + 1).scatter_(0, element, index)[:count]
 
 
 def accept(blocks: Tensor, steps: Tensor, matches: Tensor, block_count: int, block_size: int) -> Acceptance:

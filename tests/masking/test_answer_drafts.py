@@ -106,8 +106,9 @@ def test_drafts_of_a_batch_lie_in_answers(capacity: int | None) -> None:
     samples = {"tokens": tokens, "documents": documents, "answers": answers, "sample_index": torch.arange(4)}
     batch = DraftCollator(ADAPTER.block_size, ADAPTER.greedy_share, "drafter", 1, capacity).of(samples)
     assert batch.noisy_length == (capacity or 29)
-    begins = batch.tensors["begins_of_blocks"].tolist()
-    in_sample = (batch.tensors["seed_slots"] // batch.noisy_length).tolist()
+    # A seed is predicted by the row of the token before it.
+    begins = (batch.tensors["seed_rows"] // len(tokens) + 1).tolist()
+    in_sample = (batch.tensors["seed_indices"] // batch.noisy_length).tolist()
     expected = Counter[tuple[int, int]]()
     for number, (row_documents, row_answers) in enumerate(rows):
         draws = draw_drafts(1, "drafter", number, 29, 0.5)

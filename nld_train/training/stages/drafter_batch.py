@@ -58,10 +58,10 @@ class DraftedBatch:
         assert self.seeds is not None
         clean, length = self.tensors["clean"], self.host.noisy_length
         tokens = clean.new_full((len(clean) * length,), self.settings.mask_token_id)
-        tokens.index_copy_(0, self.tensors["seed_slots"], self.seeds)
+        tokens.index_copy_(0, self.tensors["seed_indices"], self.seeds)
         if with_drafts:
             assert self.drafts is not None
-            tokens.index_copy_(0, self.tensors["slots"], self.drafts)
+            tokens.index_copy_(0, self.tensors["indices"], self.drafts)
         return tokens.view(-1, length)
 
     def both_streams(self, with_drafts: bool) -> Tensor:
