@@ -5,9 +5,8 @@ from __future__ import annotations
 from random import Random
 
 from nld_train.data.tasks.kind import Kind, Turn
-from nld_train.data.tasks.letters import COUNTS, random_text
+from nld_train.data.tasks.letters import random_text, reversed_words
 from nld_train.data.tasks.lookup import find, first_question, random_table
-from nld_train.data.tasks.words import random_words
 
 
 class FollowUp(Kind):
@@ -28,8 +27,8 @@ def _upper_it(random: Random, difficulty: int) -> list[Turn]:
 
 
 def _reverse_it(random: Random, difficulty: int) -> list[Turn]:
-    words = random_words(random, COUNTS[difficulty])
-    return [Turn(f"copy {' '.join(words)}", " ".join(words)), Turn("reverse it", " ".join(reversed(words)))]
+    text = random_text(random, difficulty)
+    return [Turn(f"copy {text}", text), Turn("reverse it", reversed_words(text))]
 
 
 def _other_rows(random: Random, difficulty: int) -> list[Turn]:

@@ -16,6 +16,11 @@ def random_text(random: Random, difficulty: int) -> str:
     return " ".join(random_words(random, COUNTS[difficulty]))
 
 
+def reversed_words(text: str) -> str:
+    """The words of a text from the last to the first."""
+    return " ".join(reversed(text.split()))
+
+
 class Copy(Kind):
     """`copy wolf bear`: `wolf bear`."""
 
@@ -48,5 +53,5 @@ class Reverse(Kind):
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        words = random_words(random, COUNTS[difficulty])
-        return [Turn(f"reverse {' '.join(words)}", " ".join(reversed(words)))]
+        text = random_text(random, difficulty)
+        return [Turn(f"reverse {text}", reversed_words(text))]

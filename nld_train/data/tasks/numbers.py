@@ -22,7 +22,7 @@ class Add(Kind):
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
-        first, second = (random.choice(summands) for summands in SUMMANDS[difficulty])
+        first = second = 100
         while first + second >= 100:
             first, second = (random.choice(summands) for summands in SUMMANDS[difficulty])
         units, tens = first % 10 + second % 10, first // 10 + second // 10

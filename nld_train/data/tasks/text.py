@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from nld_train.data.tasks.kind import DIFFICULTIES
-from nld_train.data.tasks.letters import random_text
+from nld_train.data.tasks.letters import random_text, reversed_words
 from nld_train.data.tasks.lookup import random_table, rows_text
 from nld_train.data.tasks.words import random_words
 
@@ -34,9 +34,9 @@ def _upper_words(random: Random) -> str:
     return f"{text}; {text.upper()}"
 
 
-def _reversed_words(random: Random) -> str:
-    words = random_words(random, (2, 3))
-    return f"{' '.join(words)}; {' '.join(reversed(words))}"
+def _words_reversed(random: Random) -> str:
+    text = " ".join(random_words(random, (2, 3)))
+    return f"{text}; {reversed_words(text)}"
 
 
 def _repeated_rows(random: Random) -> str:
@@ -45,5 +45,5 @@ def _repeated_rows(random: Random) -> str:
     return f"{rows_text(table)}; {rows_text(dict(again))}"
 
 
-_FORMS = (_repeated_words, _upper_words, _reversed_words, _repeated_rows)
+_FORMS = (_repeated_words, _upper_words, _words_reversed, _repeated_rows)
 _WEIGHTS = (3, 1, 1, 2)
