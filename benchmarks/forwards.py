@@ -43,18 +43,18 @@ PUBLISHED = {DIFFUSION: 2.46, LINEAR: 3.63}
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of decoding: its mode and, for diffusion, the commit policy."""
+class Variant:
+    """What is timed: a decode mode and, for diffusion, the commit policy."""
 
     mode: Mode
     policy: CommitPolicy | None = None
 
 
-WAYS = {
-    AR: Way("ar"),
-    ONE_PER_PASS: Way("diffusion", FixedNumber(1)),
-    DIFFUSION: Way("diffusion", Threshold(0.9)),
-    LINEAR: Way("linear"),
+VARIANTS = {
+    AR: Variant("ar"),
+    ONE_PER_PASS: Variant("diffusion", FixedNumber(1)),
+    DIFFUSION: Variant("diffusion", Threshold(0.9)),
+    LINEAR: Variant("linear"),
 }
 # What is compared with what, and how many times as fast it should be.
 TARGETS = {LINEAR: (AR, 3.3), DIFFUSION: (ONE_PER_PASS, 2.1)}
@@ -111,21 +111,21 @@ def _engine(options: argparse.Namespace) -> Iterator[tuple[Engine, list[int], to
 
 @dataclass
 class Timing:
-    """Seconds of each timed round of a way, and its last result."""
+    """Seconds of each timed round of a variant, and its last result."""
 
     seconds: list[float]
     result: DecodeResult
 
 
 def measure(engine: Engine, prompt: list[int], device: torch.device, options: argparse.Namespace) -> dict[str, Timing]:
-    """Decodes in every way, round by round, after one round that is not timed."""
+    """Decodes in every variant, round by round, after one round that is not timed."""
     settings = DecodeOptions(max_new_tokens=options.new_tokens, block_length=options.block_length)
     found: dict[str, Timing] = {}
     for round_number in range(1 + options.repeats):
-        for name, way in WAYS.items():
+        for name, variant in VARIANTS.items():
             synchronize(device)
             begin = time.perf_counter()
-            result = decode(engine, [prompt], way.mode, settings, way.policy)
+            result = decode(engine, [prompt], variant.mode, settings, variant.policy)
             synchronize(device)
             seconds = time.perf_counter() - begin
             if round_number == 0:
@@ -136,7 +136,7 @@ def measure(engine: Engine, prompt: list[int], device: torch.device, options: ar
 
 
 def figures_of(found: dict[str, Timing]) -> dict[str, Any]:
-    """Times and counts of each way. A prefill counts as a forward, so that its time is no part of the others'."""
+    """Times and counts of each variant. A prefill counts as a forward, so that its time is no part of the others'."""
     rows = {}
     for name, timing in found.items():
         result, seconds = timing.result, median(timing.seconds)

@@ -46,7 +46,7 @@ class Inputs:
     def forget_gradients(self) -> None:
         """Empties the gradient buffer, as each step does."""
         self.buffer.zero_()
-        setattr(self.weight, "grad_added_to_main_grad", False)  # noqa: B010
+        setattr(self.weight, "grad_added_to_main_grad", False)  # noqa: B010 (as Megatron does)
 
     def gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Those of hidden states and head; of the head from the buffer, if the variant adds it there."""

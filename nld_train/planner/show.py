@@ -62,12 +62,12 @@ def _table(request: Request, plans: Sequence[LayoutPlan]) -> Table:
 def _own_layout(request: Request, plans: Sequence[LayoutPlan]) -> list[str]:
     """What the settings would be without a plan, where that is a legal layout: an experiment's own, say."""
     own = override_words(request.config)
-    found = [(place, plan) for place, plan in enumerate(plans, start=1) if override_words(plan.config) == own]
+    found = [(number, plan) for number, plan in enumerate(plans, start=1) if override_words(plan.config) == own]
     return [
-        f"Number {place} is the layout of the settings themselves ({' '.join(word.split('.')[1] for word in own)}): "
+        f"Number {number} is the layout of the settings themselves ({' '.join(word.split('.')[1] for word in own)}): "
         f"{plan.memory.total / GIBIBYTE:.1f} GiB{'' if plan.fits else ', which does not fit'}, {plan.exposed:.0%} in "
         f"communication, {plan.days:.1f} days."
-        for place, plan in found
+        for number, plan in found
     ]
 
 

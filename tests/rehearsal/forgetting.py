@@ -6,23 +6,23 @@ from typing import Any
 
 import torch
 from pretended import CudaTensor, install
-from pretended.ledger import place
+from pretended.ledger import caller
 from rehearsals import train
 
 
 class _Forgetting:
-    """`Tensor.to`, which at one place leaves tensors on the CPU; notes the places in training steps where it copies.
+    """`Tensor.to`, which for one caller leaves tensors on the CPU; notes the callers in training steps that copy.
 
-    Places are `file:line function`.
+    Callers are `file:line function`.
     """
 
     def __init__(self) -> None:
-        self.places: dict[str, None] = {}
+        self.callers: dict[str, None] = {}
         self.left_out: str | None = None
         self._in_step = False
 
     def install(self) -> None:
-        """In place of the pretended device's `Tensor.to`, and around the steps of runs."""
+        """Replaces the pretended device's `Tensor.to` and wraps the steps of runs."""
         from nld_train.training.loop.run import Run
 
         to, step, forgetting = torch.Tensor.to, Run._step, self
@@ -31,8 +31,8 @@ class _Forgetting:
             moved = to(tensor, *arguments, **named)
             if not forgetting._in_step or isinstance(tensor, CudaTensor) or not isinstance(moved, CudaTensor):
                 return moved
-            forgetting.places[place()] = None
-            return moved.inner if place() == forgetting.left_out else moved
+            forgetting.callers[caller()] = None
+            return moved.inner if caller() == forgetting.left_out else moved
 
         def watched(*arguments: Any) -> Any:
             forgetting._in_step = True
@@ -48,7 +48,7 @@ class _Forgetting:
 
 
 def outcomes(folder: str, overrides: list[str]) -> dict[str, str]:
-    """By place: the error of the run that leaves out its copies."""
+    """By caller: the error of the run that leaves out its copies."""
     from nld_train.model.attention.flex import clear_masks
 
     install()
@@ -56,7 +56,7 @@ def outcomes(folder: str, overrides: list[str]) -> dict[str, str]:
     forgetting.install()
     train("cuda", f"{folder}/whole", overrides)
     found = {}
-    for number, where in enumerate(list(forgetting.places)):
+    for number, where in enumerate(list(forgetting.callers)):
         forgetting.left_out, found[where] = where, ""
         clear_masks()  # of the run before, which has the same samples
         try:

@@ -218,7 +218,7 @@ def rules() -> dict[str, str]:
 
 
 def forgotten_copies(folder: str, overrides: list[str]) -> dict[str, str]:
-    """For each place of a run that copies to the device by `Tensor.to`: how the run ends when it does not copy."""
+    """For each caller in a run that copies to the device by `Tensor.to`: how the run ends when it does not copy."""
     import forgetting
 
     return forgetting.outcomes(folder, overrides)

@@ -36,7 +36,7 @@ class Event:
 
     kind: str
     what: str
-    place: str
+    caller: str
 
 
 @dataclass
@@ -75,14 +75,14 @@ class Report:
         return {"syncs": self.syncs, "copies": self.copies, "slow_copies": self.slow_copies}
 
     def lines(self) -> list[str]:
-        """One line per kind and place, with what is most frequent there; the most frequent first within a kind."""
+        """One line per kind and caller, with what is most frequent there; the most frequent first within a kind."""
         grouped: dict[tuple[str, str], Counter[str]] = {}
         for event, times in self.events.items():
-            grouped.setdefault((event.kind, event.place), Counter())[event.what] += times
+            grouped.setdefault((event.kind, event.caller), Counter())[event.what] += times
         ordered = sorted(grouped.items(), key=lambda item: (item[0][0], -item[1].total()))
         return [
-            f"{found.total():5d} x {kind}: {found.most_common(1)[0][0]}{' and others' * (len(found) > 1)}, {place}"
-            for (kind, place), found in ordered
+            f"{found.total():5d} x {kind}: {found.most_common(1)[0][0]}{' and others' * (len(found) > 1)}, {where}"
+            for (kind, where), found in ordered
         ]
 
 
@@ -93,17 +93,17 @@ class _Copy:
     source: Tensor
     values: Tensor  # of the source, when the copy was asked for
     destination: Tensor | None  # on the host; None for a copy to the device
-    place: str
+    caller: str
 
 
 class Ledger:
-    """Collects events until they are taken; completes the copies that are under way when the host waits."""
+    """Collects events until they are taken; completes the pending copies when the host waits."""
 
     def __init__(self) -> None:
         self.report = Report()
         self.recording = True
         self.capturing = False  # a CUDA graph, in which the host must not wait
-        self._under_way: list[_Copy] = []
+        self._pending: list[_Copy] = []
 
     def take(self) -> Report:
         """The events since the last call."""
@@ -120,13 +120,13 @@ class Ledger:
             self.recording = before
 
     def note(self, kind: str, what: str) -> None:
-        """Notes an event; those for which the host waits complete the copies under way."""
+        """Notes an event; those for which the host waits complete the pending copies."""
         self._add(kind, what)
         if kind in (*WAITS, BLOCKING, FROM_INDICES):
             self.complete()
 
     def wait(self, number: int, what: str) -> None:
-        """Notes that the host waits for the first `number` copies under way."""
+        """Notes that the host waits for the first `number` pending copies."""
         self._add(SYNC, what)
         self.complete(number)
 
@@ -134,7 +134,7 @@ class Ledger:
         if self.capturing and kind in (*WAITS, BLOCKING, FROM_INDICES):
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({kind}: {what})")
         if self.recording:
-            self.report.events[Event(kind, what, place())] += 1
+            self.report.events[Event(kind, what, caller())] += 1
 
     def operation(self, name: str) -> None:
         """Notes the dispatch of an operation."""
@@ -143,28 +143,28 @@ class Ledger:
 
     def begin_copy(self, source: Tensor, destination: Tensor | None) -> None:
         """A non-blocking copy: `source` must not change before the host waits, nor `destination` be read."""
-        self._under_way.append(_Copy(source, source.clone(), destination, place()))
+        self._pending.append(_Copy(source, source.clone(), destination, caller()))
         if destination is not None:
             spoil(destination)
 
     @property
     def position(self) -> int:
-        """Copies under way so far: what an event that is recorded now waits for."""
-        return len(self._under_way)
+        """Pending copies so far: what an event that is recorded now waits for."""
+        return len(self._pending)
 
     def complete(self, number: int | None = None) -> None:
-        """Completes the first `number` copies under way, or all.
+        """Completes the first `number` pending copies, or all.
 
         Raises:
             RuntimeError: the source of one has changed meanwhile: the device would have got either values.
         """
-        done = self._under_way[:number]
-        del self._under_way[:number]
+        done = self._pending[:number]
+        del self._pending[:number]
         for copy in done:
             if copy.destination is not None:
                 copy.destination.copy_(copy.values)
             elif not torch.equal(copy.source.nan_to_num(), copy.values.nan_to_num()):
-                raise RuntimeError(f"pinned memory was written while a non-blocking copy read it ({copy.place})")
+                raise RuntimeError(f"pinned memory was written while a non-blocking copy read it ({copy.caller})")
 
 
 def spoil(tensor: Tensor) -> None:
@@ -172,7 +172,7 @@ def spoil(tensor: Tensor) -> None:
     tensor.fill_(torch.nan if tensor.is_floating_point() else (tensor.dtype != torch.bool and -77) or 0)
 
 
-def place() -> str:
+def caller() -> str:
     """`file:line function` of the innermost frame in our packages, or of the innermost outside torch and the tests."""
     frame: Any = sys._getframe(1)
     other = ""

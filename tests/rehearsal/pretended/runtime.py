@@ -54,7 +54,7 @@ class Stream:
 
 
 class Event:
-    """An event: waiting for it completes the copies that were under way when it was recorded."""
+    """An event: waiting for it completes the copies that were pending when it was recorded."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.position = 0
