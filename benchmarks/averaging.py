@@ -34,7 +34,7 @@ from nld_train.config.schema import Averaging, Config, DiffusionConfig
 from nld_train.data.collate import Samples, StreamCollator
 from nld_train.data.packed import PackedTokens
 from nld_train.data.samples import SampleSettings, noisy_part
-from nld_train.losses.objective import GlobalCounts, denominators, diffusion_row_weights, objective_terms
+from nld_train.losses.objective import GlobalCounts, TermWeights, denominators, diffusion_row_weights, objective_terms
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
 from nld_train.model.build import build_model, transformer_config
@@ -112,7 +112,7 @@ class Experiment:
             split = batch.rows.ar_count
             terms = objective_terms(nll[:split], batch.ar_weights, nll[split:], batch.diffusion_weights)
             optimizer.zero_grad()
-            terms.loss(alpha).backward()
+            terms.loss(TermWeights(1.0, alpha)).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
             losses.append(float(terms.ar.detach()))

@@ -9,10 +9,12 @@ from typing import Any
 from checkpoint_convert.checkpoints import Record, Run
 from checkpoint_convert.hf_package import AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
-from nld_train.config.schema import ModelConfig
+from nld_train.config.schema import ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
 
-ALPHA = 0.3  # of the paper's joint stages (docs/method.md, "Objective")
+# Of the paper's joint stages (docs/method.md, "Objective").
+ALPHA = 0.3
+_TERM_WEIGHTS = {"ar_loss_weight": 1.0, "dlm_loss_weight": ALPHA}
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -130,22 +132,23 @@ def _origin_rope(record: Record, model: ModelConfig) -> dict[str, Any] | None:
 def _diffusion(record: Record) -> dict[str, Any]:
     """Settings of the objective: of its newest runs, else of the original model, else the paper's."""
     origin = record.origin.outer if record.origin is not None else {}
-    found = {"dlm_loss_weight": origin.get("dlm_loss_weight", ALPHA)}
+    found = {key: origin.get(key, default) for key, default in _TERM_WEIGHTS.items()}
     found |= {key: origin[key] for key in ("dlm_blocks", "dlm_fill") if key in origin}
-    if alphas := [alpha for run in record.runs for alpha in _alphas(run)]:
-        found["dlm_loss_weight"] = alphas[0]
+    if stages := [stage for run in record.runs for stage in _objectives(run)]:
+        found |= {"ar_loss_weight": stages[0].ar_weight, "dlm_loss_weight": stages[0].alpha}
     if (run := record.chat_run) is not None:
         found |= {"dlm_blocks": run.config.diffusion.blocks, "dlm_fill": run.config.diffusion.fill}
-    return {"block_size": record.block_size, "dlm_paradigm": "bidirectional", "ar_loss_weight": 1.0, **found}
+    return {"block_size": record.block_size, "dlm_paradigm": "bidirectional", **found}
 
 
-def _alphas(run: Run) -> list[float]:
-    """Weights of the diffusion loss in a run's stages that have one, the last first.
+def _objectives(run: Run) -> list[StageConfig]:
+    """The stages of a run whose weights of both terms an export has, the last first.
 
-    Stages on conversations have one even where it is 0: who goes on with an AR-only control gets its objective.
+    Stages on conversations are among them even where alpha is 0: who goes on with an AR-only control gets its
+    objective.
     """
     stages = [run.config.stages[name] for name in reversed(run.stages_begun)]
-    return [s.alpha for s in stages if kind_of(s).noisy_stream or kind_of(s).data == "conversations"]
+    return [each for each in stages if kind_of(each).noisy_stream or kind_of(each).data == "conversations"]
 
 
 def stages_begun(record: Record) -> tuple[str, ...]:

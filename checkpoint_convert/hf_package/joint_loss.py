@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint_convert.hf_package.padded_text import AnswerBlocks, NoisyText, PaddedText
-from nld_train.losses.objective import GlobalCounts, ar_row_weights, diffusion_row_weights, objective_terms
+from nld_train.losses.objective import GlobalCounts, TermWeights, ar_row_weights, diffusion_row_weights, objective_terms
 from nld_train.masking.linear_schedule import LinearSchedule
 
 IGNORED = -100
@@ -113,14 +113,6 @@ def draw_noise(maskable: Tensor, generator: torch.Generator | None) -> Noise:
     return Noise(maskable & drawn.to(maskable.device), probability.to(maskable.device))
 
 
-@dataclass(frozen=True)
-class TermWeights:
-    """Weights of the two terms: `ar * L_AR + diffusion * L_diff`."""
-
-    ar: float
-    diffusion: float
-
-
 def joint_loss(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
@@ -152,7 +144,7 @@ def joint_loss(
         (0, 0) if noisy is None else (int(noisy.maskable.sum()), int(noisy.noise.masked.sum()))
     )
     counts = GlobalCounts(int(supervised.sum()), maskable_tokens, masked_tokens, len(labels))
-    ar_weights = weights.ar * ar_row_weights(_AVERAGING, counts, supervised)[supervised]
+    ar_weights = ar_row_weights(_AVERAGING, counts, supervised)[supervised]
     ar_nll = _nll(clean_logits[:, :-1][supervised], labels[:, 1:][supervised])
     diffusion_nll = diffusion_weights = None
     if noisy is not None:
@@ -160,7 +152,7 @@ def joint_loss(
         probability = noisy.noise.probability.expand_as(masked)
         diffusion_weights = diffusion_row_weights(_AVERAGING, counts, masked, probability, SCHEDULE)[masked]
         diffusion_nll = _nll(head(hidden[:, : masked.shape[1]][masked]), noisy.tokens[masked])
-    loss = objective_terms(ar_nll, ar_weights, diffusion_nll, diffusion_weights).loss(weights.diffusion)
+    loss = objective_terms(ar_nll, ar_weights, diffusion_nll, diffusion_weights).loss(weights)
     if step_tokens is None:
         return loss
     return loss * (labelled.sum() / torch.as_tensor(step_tokens, device=labels.device))

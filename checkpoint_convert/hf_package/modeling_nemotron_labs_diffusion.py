@@ -16,8 +16,9 @@ from checkpoint_convert.hf_package.calls import as_tuple
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.encoder import Encoder
 from checkpoint_convert.hf_package.generation import GenerationMethods
-from checkpoint_convert.hf_package.joint_loss import NoisyRows, TermWeights, joint_loss
+from checkpoint_convert.hf_package.joint_loss import NoisyRows, joint_loss
 from checkpoint_convert.hf_package.padded_text import AnswerBlocks, Blocks, NoisyText, PaddedText
+from nld_train.losses.objective import TermWeights
 
 # Arguments of `from_pretrained` that say where the files of a model are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")

@@ -30,6 +30,7 @@ DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "stages.*.kind": _kind,
     # Without a LoRA all weights were trained, whatever the stage of the current settings does.
     "stages.*.lora": lambda beside: None,
+    "stages.*.ar_weight": lambda beside: 1.0,
 }
 
 

@@ -152,6 +152,19 @@ def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class TermWeights:
+    """Weights of the two terms in the loss.
+
+    Attributes:
+        ar: of L_AR. 1 in the paper's objective, 0 in its ablations without an AR loss (Table 1, Figure 4).
+        diffusion: alpha, of L_diff.
+    """
+
+    ar: float
+    diffusion: float
+
+
+@dataclass(frozen=True)
 class Terms(Generic[Term]):
     """Both raw terms of the objective, summed over micro-batches and ranks.
 
@@ -163,9 +176,10 @@ class Terms(Generic[Term]):
     ar: Term
     diffusion: Term | None
 
-    def loss(self, alpha: float) -> Term:
-        """`L_AR + alpha * L_diff`."""
-        return self.ar if self.diffusion is None else self.ar + alpha * self.diffusion
+    def loss(self, weights: TermWeights) -> Term:
+        """`L_AR + alpha * L_diff`, with another weight of L_AR than 1 where an ablation has it."""
+        ar = self.ar if weights.ar == 1 else weights.ar * self.ar
+        return ar if self.diffusion is None else ar + weights.diffusion * self.diffusion
 
 
 def objective_terms(

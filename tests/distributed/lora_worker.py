@@ -21,7 +21,7 @@ from nld_train.config.schema import Config, LoraConfig
 from nld_train.decoding import DecodeOptions
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
-from nld_train.losses.objective import denominators
+from nld_train.losses.objective import TermWeights, denominators
 from nld_train.model import streams
 from nld_train.model.adapter_files import tensor_names
 from nld_train.model.adapters import LORA, adapter_tensors, load_adapter, merge_lora
@@ -82,7 +82,7 @@ class LoraTrainee(Trainee):
         """Those of the first step, by the names of the weights; one process."""
         samples, stage = next(iter(self.batches())), self.plan.stage
         divisors = denominators(stage.averaging, global_counts(samples))
-        run_schedule(self.model, samples, divisors, stage.alpha, self.trainer.placement)
+        run_schedule(self.model, samples, divisors, TermWeights(1.0, stage.alpha), self.trainer.placement)
         streams.clear()
         (chunk,) = self.chunks
         return {name: weight.main_grad.tolist() for name, weight in chunk.named_parameters() if weight.requires_grad}

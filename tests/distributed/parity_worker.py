@@ -24,7 +24,7 @@ from trainee import Record, Trainee
 from nld_train.config.load import config_from_dict
 from nld_train.config.schema import Config
 from nld_train.config.validate import validate
-from nld_train.losses.objective import denominators
+from nld_train.losses.objective import TermWeights, denominators
 from nld_train.model import streams
 from nld_train.model.initialize import shards
 from nld_train.processes import world_size
@@ -69,7 +69,7 @@ class ParityTrainee(Trainee):
         )
         samples = next(iter(self.batches()))
         divisors = denominators(self.stage.averaging, global_counts(samples))
-        run_schedule(self.model, samples, divisors, self.stage.alpha, self.trainer.placement)
+        run_schedule(self.model, samples, divisors, TermWeights(1.0, self.stage.alpha), self.trainer.placement)
         streams.clear()
         for parameter in (parameter for chunk in self.chunks for parameter in chunk.parameters()):
             parameter.data.copy_(parameter.main_grad)

@@ -16,6 +16,7 @@ from nld_train.config.schema import DiffusionConfig
 from nld_train.losses.objective import (
     GlobalCounts,
     Terms,
+    TermWeights,
     ar_row_weights,
     denominators,
     diffusion_row_weights,
@@ -25,6 +26,7 @@ from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.noise import draw_noise
 
 LINEAR = LinearSchedule(1e-3)
+PAPER = TermWeights(1.0, 0.3)
 AVERAGINGS: tuple[Any, ...] = ("global", "contributing", "masked", "sequence")
 
 
@@ -109,14 +111,14 @@ def test_terms_are_the_naive_sums(case: Batch, averaging: Any) -> None:
     ar, diffusion = case.naive_terms(averaging)
     assert number(terms.ar) == pytest.approx(number(ar), rel=2e-6)
     assert number(terms.diffusion) == pytest.approx(number(diffusion), rel=2e-6)
-    assert number(terms.loss(0.3)) == pytest.approx(number(ar) + 0.3 * number(diffusion), rel=2e-6)
+    assert number(terms.loss(PAPER)) == pytest.approx(number(ar) + 0.3 * number(diffusion), rel=2e-6)
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("case", [*CASES[:20], *EXTREMES], ids=lambda case: str(case.counts))
 def test_gradients_are_those_of_the_naive_sums(case: Batch, averaging: Any) -> None:
     leaves = [case.ar_nll, case.diffusion_nll]
-    found = torch.autograd.grad(case.terms(averaging, case.counts).loss(0.3), leaves, allow_unused=True)
+    found = torch.autograd.grad(case.terms(averaging, case.counts).loss(PAPER), leaves, allow_unused=True)
     ar, diffusion = case.naive_terms(averaging)
     expected = (
         torch.autograd.grad(ar + 0.3 * diffusion, leaves, allow_unused=True)
@@ -135,12 +137,12 @@ def test_parts_of_a_global_batch_add_up(case: Batch, averaging: Any) -> None:
 
     Gradient accumulation: docs/method.md, "Known defects of public implementations".
     """
-    whole = case.terms(averaging, case.counts).loss(0.3)
+    whole = case.terms(averaging, case.counts).loss(PAPER)
     generator = np.random.default_rng(len(CASES))
     for parts in (1, 2, len(case.supervised)):
         owner = generator.integers(0, parts, len(case.supervised))
         pieces = [case.part(np.flatnonzero(owner == part).tolist()) for part in range(parts)]
-        losses = [piece.terms(averaging, case.counts).loss(0.3) for piece in pieces]
+        losses = [piece.terms(averaging, case.counts).loss(PAPER) for piece in pieces]
         torch.testing.assert_close(sum(losses), whole, rtol=2e-6, atol=1e-7)
 
 
@@ -172,15 +174,20 @@ def test_a_sequence_without_rows_still_counts_in_the_mean_over_sequences() -> No
 
 def test_alpha_enters_once_and_only_the_diffusion_term() -> None:
     terms = Terms(ar=torch.tensor(2.0), diffusion=torch.tensor(5.0))
-    assert [float(terms.loss(alpha)) for alpha in (0.0, 0.5, 1.0, 2.0)] == [2.0, 4.5, 7.0, 12.0]
-    assert float(Terms(ar=torch.tensor(2.0), diffusion=None).loss(0.3)) == 2.0
+    assert [float(terms.loss(TermWeights(1.0, alpha))) for alpha in (0.0, 0.5, 1.0, 2.0)] == [2.0, 4.5, 7.0, 12.0]
+    assert float(Terms(ar=torch.tensor(2.0), diffusion=None).loss(PAPER)) == 2.0
+
+
+def test_the_ar_weight_enters_once_and_only_the_ar_term() -> None:
+    terms = Terms(ar=torch.tensor(2.0), diffusion=torch.tensor(5.0))
+    assert [float(terms.loss(TermWeights(weight, 0.5))) for weight in (0.0, 0.5, 1.0, 2.0)] == [2.5, 3.5, 4.5, 6.5]
 
 
 def test_an_ar_stage_has_no_diffusion_term() -> None:
     nll, weights = torch.tensor([1.0, 3.0]), torch.tensor([0.5, 0.5])
     terms = objective_terms(nll, weights)
     assert terms.diffusion is None
-    assert float(terms.loss(0.0)) == 2.0
+    assert float(terms.loss(TermWeights(1.0, 0.0))) == 2.0
 
 
 def test_the_logged_denominators_are_the_tables() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nld_train.config.schema import Config
 from nld_train.data.collate import StreamCollator
-from nld_train.losses.objective import denominators
+from nld_train.losses.objective import TermWeights, denominators
 from nld_train.masking.noisy_stream import fit, last_tokens, noisy_stream
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -80,7 +80,9 @@ def through_the_schedule(
     collated = [collator.of(each) for each in batches]
     divisors = denominators(averaging, global_counts(collated))
     placement = Placement(RotaryEmbedding(config.model, CPU), torch.float32, CPU)
-    ar, diffusion = global_terms(run_schedule([model], collated, divisors, alpha, placement), CPU).tolist()
+    ar, diffusion = global_terms(
+        run_schedule([model], collated, divisors, TermWeights(1.0, alpha), placement), CPU
+    ).tolist()
     return ar, diffusion
 
 

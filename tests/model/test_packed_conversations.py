@@ -22,7 +22,7 @@ from nld_train.data.conversations import PackedConversations
 from nld_train.data.order import make_order
 from nld_train.data.packing import make_packing
 from nld_train.data.samples import SampleSettings, TrainingSamples
-from nld_train.losses.objective import denominators
+from nld_train.losses.objective import TermWeights, denominators
 from nld_train.masking.layout import StreamLayout
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -285,7 +285,7 @@ def test_packed_conversations_have_the_losses_and_gradients_of_unpacked_ones(
             weight.grad = None
         collated = [collator.of(each) for each in batches]
         counts = global_counts(collated)
-        results = run_schedule([ours], collated, denominators(averaging, counts), ALPHA, placement)
+        results = run_schedule([ours], collated, denominators(averaging, counts), TermWeights(1.0, ALPHA), placement)
         terms = global_terms(results, CPU).tolist()
         gradients = {name: weight.grad.clone() for name, weight in ours.named_parameters() if weight.grad is not None}
         found.append((counts, terms, gradients))

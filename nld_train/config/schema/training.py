@@ -183,6 +183,11 @@ class StageConfig:
         "the next sample; in a drafter stage blocks are left out, and auto is the sequence length for text. Other "
         "kinds take auto only.",
     ] = "auto"
+    ar_weight: Annotated[
+        NotNegative,
+        "Weight of the AR loss. 1, but in ablations: with 0 a joint or sft stage trains diffusion alone. 1 with the "
+        "other kinds.",
+    ] = 1.0
     adapter: Annotated[
         AdapterConfig | None,
         "The drafter adapter, with kind=drafter, which must be the last stage. null with the other kinds.",

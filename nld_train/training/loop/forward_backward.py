@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor
 
 from nld_train.data.collate import StreamBatch
-from nld_train.losses.objective import Denominators, GlobalCounts, objective_terms
+from nld_train.losses.objective import Denominators, GlobalCounts, TermWeights, objective_terms
 from nld_train.profiling import profiled
 from nld_train.training.loop.ahead import Cursor, PreparedAhead
 from nld_train.training.loop.micro_batch import MicroBatch, Placement, prepare
@@ -31,7 +31,7 @@ def run_schedule(
     model: list[Any],
     batches: Sequence[StreamBatch],
     divisors: Denominators,
-    alpha: float,
+    weights: TermWeights,
     placement: Placement,
     forward_only: bool = False,
 ) -> list[dict[str, Tensor]]:
@@ -41,7 +41,7 @@ def run_schedule(
         model: the model's chunks on this rank.
         batches: the same number on every rank.
         divisors: of the whole optimizer step.
-        alpha: weight of the diffusion term.
+        weights: of both terms.
         placement: of the stage.
         forward_only: without gradients.
 
@@ -52,7 +52,7 @@ def run_schedule(
     makers = [partial(prepare, batch, divisors, placement) for batch in batches]
     rows, length = batches[0].tensors["tokens"].shape
     inputs = PreparedAhead(makers, (rows, length), placement.device)
-    return run_passes(model, inputs, partial(_forward_step, alpha=alpha), forward_only)
+    return run_passes(model, inputs, partial(_forward_step, weights=weights), forward_only)
 
 
 def run_passes(
@@ -104,13 +104,13 @@ def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> Tens
     return sum_over_world(torch.stack(own).double().sum(0) if own else torch.zeros(2, device=device))
 
 
-def _forward_step(batch: MicroBatch, model: torch.nn.Module, alpha: float) -> tuple[Tensor, LossFunction]:
+def _forward_step(batch: MicroBatch, model: torch.nn.Module, weights: TermWeights) -> tuple[Tensor, LossFunction]:
     """The forward pass of a micro-batch, and the loss function of its output."""
     output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
-    return output, partial(_loss_function, batch, alpha)
+    return output, partial(_loss_function, batch, weights)
 
 
-def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _loss_function(batch: MicroBatch, weights: TermWeights, nll: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """This micro-batch's part of the global loss.
 
     The schedule and the gradient reduction divide by nothing (see `model.build.transformer_config`), so the number of
@@ -125,4 +125,4 @@ def _loss_function(batch: MicroBatch, alpha: float, nll: Tensor) -> tuple[Tensor
             terms = objective_terms(ar_nll, batch.ar_weights, diffusion_nll, batch.diffusion_weights)
     diffusion = torch.zeros_like(terms.ar) if terms.diffusion is None else terms.diffusion
     kept = torch.stack([terms.ar.detach(), diffusion.detach()])
-    return terms.loss(alpha), torch.ones((), dtype=torch.int, device=nll.device), {"terms": kept}
+    return terms.loss(weights), torch.ones((), dtype=torch.int, device=nll.device), {"terms": kept}

@@ -10,7 +10,7 @@ from typing import Any
 
 from nld_train.config.schema import StageConfig
 from nld_train.data.collate import StreamBatch
-from nld_train.losses.objective import Denominators, GlobalCounts, Terms, denominators
+from nld_train.losses.objective import Denominators, GlobalCounts, Terms, TermWeights, denominators
 from nld_train.model import streams
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.loop.micro_batch import Placement
@@ -52,7 +52,7 @@ def train_step(
         model: this rank's chunks, wrapped.
         optimizer: Megatron's.
         batches: this rank's micro-batches.
-        stage: its settings, for averaging and alpha.
+        stage: its settings, for averaging and weights.
         placement: of the stage.
         clip_grad: largest norm of the gradient; 0: no clipping.
 
@@ -62,9 +62,10 @@ def train_step(
     zero_gradients(model, optimizer)
     counts = global_counts(batches)
     divisors = denominators(stage.averaging, counts)
-    results = run_schedule(model, batches, divisors, stage.alpha, placement)
+    weights = TermWeights(stage.ar_weight, stage.alpha)
+    results = run_schedule(model, batches, divisors, weights, placement)
     streams.clear()
     sums = global_terms(results, placement.device)
     (ar, diffusion), gradient_norm = update(optimizer, clip_grad, sums, ("ar loss", "diffusion loss"))
     terms = Terms(ar, diffusion if "blocks" in batches[0].tensors else None)
-    return StepResult(terms.loss(stage.alpha), terms.ar, terms.diffusion, counts, divisors, gradient_norm)
+    return StepResult(terms.loss(weights), terms.ar, terms.diffusion, counts, divisors, gradient_norm)

@@ -79,6 +79,7 @@ STEP_NUMBERS: tuple[StepNumber, ...] = (
     StepNumber("loss", "loss {:.4f}".format, _losses, importance=9),
     StepNumber("ar_loss", "ar {:.4f}".format, summarised=True, importance=7),
     StepNumber("diffusion_loss", "diff {:.4f}".format, summarised=True, importance=6),
+    StepNumber("ar_weight"),
     StepNumber("alpha"),
     StepNumber("ar_tokens"),
     StepNumber("maskable_tokens"),

@@ -17,6 +17,8 @@ class ARKind(ObjectiveKind):
         """See `StageKind.check_stage`: there is no diffusion loss to weight."""
         super().check_stage(key, stage)
         refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, "must be 0 with kind=ar; set kind=joint")
+        valid = "must be 1 with kind=ar, whose loss it is; set kind=joint"
+        refuse_unless(stage.ar_weight == 1, f"{key}.ar_weight", stage.ar_weight, valid)
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:
         """See `StageKind.stream_lengths`."""

@@ -50,6 +50,7 @@ class DrafterKind(StageKind):
             return
         valid = "must be 0: a drafter adapter has a loss of its own"
         refuse_unless(stage.alpha == 0, f"{key}.alpha", stage.alpha, valid)
+        refuse_unless(stage.ar_weight == 1, f"{key}.ar_weight", stage.ar_weight, "must be 1 with kind=drafter")
         valid = "must be global: every block of a step counts the same in the loss of a drafter adapter"
         refuse_unless(stage.averaging == "global", f"{key}.averaging", stage.averaging, valid)
         shown = None if stage.lora is None else f"{{rank: {stage.lora.rank}, ...}}"

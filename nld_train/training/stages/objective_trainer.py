@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from nld_train.config.schema import Config, StageConfig
 from nld_train.config.stage_kinds import kind_of
 from nld_train.data.collate import Samples, StreamBatch, StreamCollator
-from nld_train.losses.objective import denominators
+from nld_train.losses.objective import TermWeights, denominators
 from nld_train.masking.linear_schedule import LinearSchedule
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -24,6 +24,9 @@ from nld_train.training.loop.step import train_step
 from nld_train.training.loop.trained_weights import train_adapter, train_all_weights
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.kind import StageTrainer
+
+# For passes without gradients.
+_ONLY_MEASURED = TermWeights(1.0, 0.0)
 
 
 def stream_collator(config: Config, stage: StageConfig) -> StreamCollator:
@@ -49,7 +52,7 @@ class ObjectiveTrainer(StageTrainer):
     """See `StageTrainer`.
 
     Attributes:
-        stage: its settings, for averaging and alpha.
+        stage: its settings, for averaging and weights.
         collator: makes micro-batches of samples.
         placement: of its passes.
         clip_grad: largest norm of the gradient; 0: no clipping.
@@ -90,6 +93,7 @@ class ObjectiveTrainer(StageTrainer):
             "loss": result.loss,
             "ar_loss": result.ar_loss,
             "diffusion_loss": result.diffusion_loss,
+            "ar_weight": self.stage.ar_weight,
             "alpha": self.stage.alpha,
             "ar_tokens": result.counts.ar_tokens,
             "maskable_tokens": result.counts.maskable_tokens,
@@ -106,7 +110,7 @@ class ObjectiveTrainer(StageTrainer):
         unweighted = replace(self.collator, averaging="masked", schedule=_Unweighted(0.0))
         batches = [unweighted.of(each) for each in samples]
         divisors = denominators("masked", global_counts(batches))
-        results = run_schedule(model, batches, divisors, alpha=0.0, placement=self.placement, forward_only=True)
+        results = run_schedule(model, batches, divisors, _ONLY_MEASURED, self.placement, forward_only=True)
         streams.clear()
         ar, diffusion = global_terms(results, self.placement.device).tolist()
         return ar, diffusion

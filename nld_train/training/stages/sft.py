@@ -33,6 +33,12 @@ class SftKind(ObjectiveKind):
         """See `StageKind.for_stage`."""
         return SftKind(stage.alpha > 0, None if stage.noisy_length == "auto" else stage.noisy_length)
 
+    def check_stage(self, key: str, stage: StageConfig) -> None:
+        """See `StageKind.check_stage`: one of the terms is trained."""
+        super().check_stage(key, stage)
+        valid = "must be above 0 where alpha is 0: nothing would be trained"
+        refuse_unless(stage.ar_weight > 0 or stage.alpha > 0, f"{key}.ar_weight", stage.ar_weight, valid)
+
     def noisy_length(self, length: int) -> int:
         """See `StageKind.noisy_length`: the blocks of the answers, up to the capacity."""
         if not self.joint:
