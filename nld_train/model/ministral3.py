@@ -83,6 +83,7 @@ class Ministral3Model(GPTModel):
         rows: Tensor | None = None,
         targets: Tensor | None = None,
         readout: Readout | None = None,
+        measured: int = 0,
     ) -> Tensor:
         """One pass over the streams of a micro-batch.
 
@@ -92,6 +93,7 @@ class Ministral3Model(GPTModel):
             rows: int64 `[n]`, indices into the flattened `[S * b]` hidden states; None for all rows.
             targets: int64 `[n]`, their target tokens, or None for logits.
             readout: computes another result from the rows.
+            measured: the first rows with targets that have no gradient: their loss is measured and not trained.
 
         Returns:
             On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
@@ -102,15 +104,24 @@ class Ministral3Model(GPTModel):
         if not self.post_process:
             return hidden
         selected, head = self._rows(hidden, rows), self._head
+        if measured:
+            assert targets is not None
+            with torch.no_grad():
+                without_gradients = self._nll(selected[:measured], targets[:measured], self._head)
+            selected, targets = selected[measured:], targets[measured:]
         if self.output_layer.accumulates():
             selected, head = gradients_added(selected, self.output_layer.weight), self._accumulating_head
         if readout is not None:
             return readout(selected, head)
         if targets is None:
             return self._whole(head(selected))
+        nll = self._nll(selected, targets, head)
+        return torch.cat([without_gradients, nll]) if measured else nll
+
+    def _nll(self, rows: Tensor, targets: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         with profiled("head and cross-entropy"):
             nll = vocabulary_parallel_nll(self.real_vocab_size, self.head_kernel)
-            return chunked_nll(selected, targets, head, nll, self.chunk_rows)
+            return chunked_nll(rows, targets, head, nll, self.chunk_rows)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Logits `[n, vocab_size]` of hidden rows `[n, h]`, whole on every tensor-parallel rank; last stage only."""

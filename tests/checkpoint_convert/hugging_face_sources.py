@@ -83,7 +83,12 @@ class Source:
         text = copy.deepcopy(TEXT) | {"dtype": _DTYPE_NAMES[self.dtype]}
         if self.kind == "nld":
             text |= {"model_type": "nemotron_labs_diffusion", "mask_token_id": 66, "block_size": 16}
-            text |= {"dlm_paradigm": "bidirectional", "dlm_loss_weight": 0.25, "tie_word_embeddings": False}
+            text |= {
+                "dlm_paradigm": "bidirectional",
+                "dlm_loss_weight": 0.25,
+                "ar_loss_weight": 0.5,
+                "tie_word_embeddings": False,
+            }
         config: dict[str, Any] = text
         if "wrapper" in self.kind:
             # The outer flag contradicts what is there, as in released checkpoints.

@@ -74,7 +74,7 @@ def test_the_config_of_an_nld_export(tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"{target.split('.')[0]}.py").is_file()
     expected = {"mask_token_id": 66, "block_size": 16, "dlm_paradigm": "bidirectional", "dlm_loss_weight": 0.25}
     assert {key: config[key] for key in expected} == expected
-    assert config["ar_loss_weight"] == 1.0
+    assert config["ar_loss_weight"] == 0.5
 
 
 def test_a_given_type_rounds_once(tmp_path: Path) -> None:

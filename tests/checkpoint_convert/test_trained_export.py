@@ -14,7 +14,7 @@ from refusals import refused
 from tiny_runs import newest_checkpoint
 from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
-from trained_runs import ALPHA, ORIGINAL_LENGTH
+from trained_runs import ALPHA, AR_WEIGHT, ORIGINAL_LENGTH
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.exporting import export_checkpoint
@@ -59,12 +59,17 @@ def test_verify_agrees_on_a_run_and_its_exports(trained: Path, exports: dict[str
         assert main(["verify", str(trained), str(directory)]) == 0
 
 
+def test_the_config_has_the_weights_of_both_terms(exports: dict[str, Path]) -> None:
+    config = json.loads((exports["nld"] / "config.json").read_text())
+    assert (config["ar_loss_weight"], config["dlm_loss_weight"]) == (AR_WEIGHT, ALPHA)
+
+
 def test_the_model_card_describes_the_run(trained: Path, exports: dict[str, Path]) -> None:
     card = (exports["nld"] / "README.md").read_text()
     manifest = json.loads((trained.parent / "data" / "sentences.manifest.json").read_text())
     steps = 8 * 48 * 20
     assert f"| ar | {steps:,} of {steps:,} | 20 | 0 | global | 0.01 -> " in card
-    assert f"| joint | {steps:,} of {steps:,} | 20 | {ALPHA} | global | 0.01 -> " in card
+    assert f"| joint | {steps:,} of {steps:,} | 20 | {ALPHA} (AR loss x {AR_WEIGHT}) | global | 0.01 -> " in card
     assert "step 40 of run `tiny`" in card
     assert "Starting weights: random" in card
     assert f"`sentences` (weight 1), {manifest['documents']} documents, {manifest['tokens']:,} tokens" in card

@@ -11,7 +11,7 @@ from nld_train.commands import data as cli
 
 ORIGINAL_LENGTH = 16
 BLOCK_SIZE, SAMPLE_TOKENS, SAMPLES_PER_STEP = 8, 48, 8
-ALPHA = 0.4
+ALPHA, AR_WEIGHT = 0.4, 0.8
 # No two sizes are equal, and heads x head_dim is not the width.
 MODEL = (
     "model.hidden_size=40",
@@ -58,6 +58,7 @@ def _settings(folder: Path) -> tuple[str, ...]:
         f"stages.ar.tokens={20 * step}",
         f"stages.joint.tokens={20 * step}",
         f"stages.joint.alpha={ALPHA}",
+        f"stages.joint.ar_weight={AR_WEIGHT}",
         "stages.ar.schedule.learning_rate=0.01",
         "stages.joint.schedule.learning_rate=0.01",
         "run.name=tiny",

@@ -21,6 +21,7 @@ from nld_train.config.counts import (
 from nld_train.config.low_rank import lora_parameters
 from nld_train.config.plan import data_parallel_size, micro_batches, stage_plans, tokens_per_step, total_steps
 from nld_train.config.schema import Config, LoraConfig
+from nld_train.config.stage_kinds import kind_of
 from nld_train.training.stages.ar import AR
 from nld_train.training.stages.joint import JOINT
 
@@ -74,6 +75,19 @@ def test_joint_step_costs_about_twice_an_ar_step() -> None:
     assert 1.9 < joint / ar < 2.1
     # About 6 operations per parameter and token, and some more for attention.
     assert 6.0 < ar / tokens_per_step(config) / parameter_count(config.model) < 6.6
+
+
+@pytest.mark.parametrize("experiment", ["ablation_8b", "sft_8b"])
+def test_without_an_ar_weight_the_head_has_no_ar_rows(experiment: str) -> None:
+    config = compose_config([f"experiment={experiment}", "run.dry=true"])
+    (stage,) = (config.stages[name] for name in config.run.stages)
+    alone, length = replace(stage, ar_weight=0.0), config.batch.sequence_length
+    model, size = config.model, config.batch.global_size
+    head_of_a_row = 6 * model.vocab_size * model.hidden_size
+    assert kind_of(stage).head_rows(length, config.diffusion) - length == pytest.approx(length * 0.5005)
+    assert kind_of(alone).head_rows(length, config.diffusion) == pytest.approx(length * 0.5005)
+    saved = step_flops(config, stage) - step_flops(config, alone)
+    assert saved == pytest.approx(size * length * head_of_a_row)
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (1, 4), (2, 2)])

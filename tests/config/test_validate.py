@@ -69,6 +69,8 @@ REFUSED: list[tuple[dict[str, Any], int, str, str]] = [
     ({"diffusion.epsilon": -0.1}, 1, "diffusion.epsilon", "[0, 1)"),
     ({"stages.joint.tokens": 0}, 1, "stages.joint.tokens", "above 0"),
     ({"stages.joint.alpha": -0.1}, 1, "stages.joint.alpha", "at least 0"),
+    ({"stages.joint.ar_weight": -0.1}, 1, "stages.joint.ar_weight", "at least 0"),
+    ({"stages.ar.ar_weight": 0}, 1, "stages.ar.ar_weight", "must be 1 with kind=ar"),
     ({"stages.ar.schedule.learning_rate": 0}, 1, "stages.ar.schedule.learning_rate", "above 0"),
     ({"stages.ar.schedule.final_learning_rate": 1}, 1, "stages.ar.schedule.final_learning_rate", "[0, "),
     ({"stages.ar.schedule.warmup_fraction": 1.1}, 1, "stages.ar.schedule.warmup_fraction", "[0, 1]"),

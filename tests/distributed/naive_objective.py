@@ -49,7 +49,7 @@ def naive_losses(config: Config, model: Any) -> dict[str, Any]:
         ar_nll=lambda n, i: scored[n].ar_nll(i),
         diffusion_nll=lambda n, i: scored[n].diffusion_nll(i),
     )
-    loss = ar + stage.alpha * diffusion
+    loss = stage.ar_weight * ar + stage.alpha * diffusion
     loss.backward()
     return {"loss": float(loss), "ar_loss": float(ar), "diffusion_loss": float(diffusion) if joint else None}
 

@@ -69,7 +69,9 @@ class ParityTrainee(Trainee):
         )
         samples = next(iter(self.batches()))
         divisors = denominators(self.stage.averaging, global_counts(samples))
-        run_schedule(self.model, samples, divisors, TermWeights(1.0, self.stage.alpha), self.trainer.placement)
+        run_schedule(
+            self.model, samples, divisors, TermWeights(self.stage.ar_weight, self.stage.alpha), self.trainer.placement
+        )
         streams.clear()
         for parameter in (parameter for chunk in self.chunks for parameter in chunk.parameters()):
             parameter.data.copy_(parameter.main_grad)

@@ -29,7 +29,9 @@ def texts() -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, ids.masked_fill(mask == 0, -100)
 
 
-def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int) -> Tensor:
+def naive_loss(
+    model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int, block_size: int, ar_weight: float = 1.0
+) -> Tensor:
     """Row by row, without padding, block by block: each masked token from a separate forward.
 
     A text that ends with the end token goes on with end tokens up to a whole block.
@@ -52,17 +54,18 @@ def naive_loss(model: Any, ids: Tensor, mask: Tensor, labels: Tensor, seed: int,
             logs = model(whole, mode="block", block_length=end - start).logits[0, start:].log_softmax(-1)
             weight = 1 / noise.probability[row, 0]
             diffusion += [-logs[i, targets[row][start + i]] * weight for i in masked.nonzero().flatten().tolist()]
-    return torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / maskable.sum()
+    return ar_weight * torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / maskable.sum()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "ar_weight"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0), (4, 0.5)])
+def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int, ar_weight: float) -> None:
     """Its gradients too, for every parameter."""
     ids, mask, labels = texts
     model = load()
+    model.config.ar_loss_weight = ar_weight
     loss = model(ids, mask, labels=labels, generator=torch.Generator().manual_seed(seed)).loss
     found = torch.autograd.grad(loss, list(model.parameters()))
-    expected_loss = naive_loss(model, ids, mask, labels, seed, block_size=8)
+    expected_loss = naive_loss(model, ids, mask, labels, seed, 8, ar_weight)
     additions = forward_additions(model.config, 2 * ids.shape[1]) + ids.numel()
     assert_close_to_rounding(loss, expected_loss, additions)
     expected = torch.autograd.grad(expected_loss, list(model.parameters()))

@@ -68,7 +68,13 @@ def random_samples(seed: int, count: int, length: int, masking: str = "random", 
 
 
 def through_the_schedule(
-    config: Config, model: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
+    config: Config,
+    model: Any,
+    samples: Samples,
+    averaging: Any,
+    alpha: float,
+    micro_size: int,
+    ar_weight: float = 1.0,
 ) -> tuple[float, float]:
     """Both raw terms of the global batch; gradients are left in the model's parameters."""
     schedule = noise_schedule(config.diffusion)
@@ -80,9 +86,8 @@ def through_the_schedule(
     collated = [collator.of(each) for each in batches]
     divisors = denominators(averaging, global_counts(collated))
     placement = Placement(RotaryEmbedding(config.model, CPU), torch.float32, CPU)
-    ar, diffusion = global_terms(
-        run_schedule([model], collated, divisors, TermWeights(1.0, alpha), placement), CPU
-    ).tolist()
+    results = run_schedule([model], collated, divisors, TermWeights(ar_weight, alpha), placement)
+    ar, diffusion = global_terms(results, CPU).tolist()
     return ar, diffusion
 
 
@@ -150,6 +155,20 @@ def test_the_ar_loss_and_its_gradients_are_the_naive_ones(averaging: Any) -> Non
     check(config, ours, theirs, random_samples(8, 4, 22), averaging, 0.0, micro_size=2)
 
 
+@pytest.mark.parametrize("ar_weight", [0.0, 0.25])
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+def test_the_ar_weight_is_in_the_gradients_and_not_in_the_terms(averaging: Any, ar_weight: float) -> None:
+    config = tiny_config(diffusion__block_size=4, model__num_hidden_layers=1, execution__head_chunk_rows=5)
+    ours, theirs = pair(config)
+    check(config, ours, theirs, random_samples(10, 4, 11), averaging, ALPHA, 2, ar_weight)
+
+
+def test_without_masks_and_ar_weight_nothing_is_trained() -> None:
+    config = tiny_config(diffusion__block_size=4, model__num_hidden_layers=1)
+    ours, theirs = pair(config)
+    check(config, ours, theirs, random_samples(4, 2, 9, "nothing"), "global", ALPHA, 1, ar_weight=0.0)
+
+
 @pytest.mark.parametrize("micro_size", [1, 2, 3, 6])
 def test_the_micro_batch_size_changes_nothing(micro_size: int) -> None:
     config = tiny_config(diffusion__block_size=5, model__num_hidden_layers=1)
@@ -158,10 +177,18 @@ def test_the_micro_batch_size_changes_nothing(micro_size: int) -> None:
 
 
 def check(
-    config: Config, ours: Any, theirs: Any, samples: Samples, averaging: Any, alpha: float, micro_size: int
+    config: Config,
+    ours: Any,
+    theirs: Any,
+    samples: Samples,
+    averaging: Any,
+    alpha: float,
+    micro_size: int,
+    ar_weight: float = 1.0,
 ) -> None:
-    found = through_the_schedule(config, ours, samples, averaging, alpha, micro_size)
-    compare(config, ours, theirs, samples, found, through_loops(config, theirs, samples, averaging, alpha), alpha)
+    found = through_the_schedule(config, ours, samples, averaging, alpha, micro_size, ar_weight)
+    expected = through_loops(config, theirs, samples, averaging, alpha)
+    compare(config, ours, theirs, samples, found, expected, alpha, ar_weight)
 
 
 def compare(
@@ -172,6 +199,7 @@ def compare(
     found: tuple[float, float],
     expected_terms: tuple[Any, Any],
     alpha: float,
+    ar_weight: float = 1.0,
 ) -> None:
     """Both terms, and the gradients: those in our model, and of the expected terms through the oracle."""
     (ar, diffusion), (naive_ar, naive_diffusion) = found, expected_terms
@@ -179,7 +207,7 @@ def compare(
     additions = forward_additions(config.model, keys) + rows
     assert ar == approx_to_rounding(float(torch.as_tensor(naive_ar).detach()), additions)
     assert diffusion == approx_to_rounding(float(torch.as_tensor(naive_diffusion).detach()), additions)
-    loss = naive_ar + alpha * naive_diffusion
+    loss = ar_weight * naive_ar + alpha * naive_diffusion
     if isinstance(loss, Tensor):
         loss.backward()
     gradients = {
@@ -188,7 +216,8 @@ def compare(
     }
     expected = in_megatron_layout(config.model, gradients)
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
-    assert scale > 0 or (samples["supervised"].sum() == 0 and samples["masked"].sum() == 0)
+    trained = ar_weight * samples["supervised"].sum() + samples["masked"].sum()
+    assert scale > 0 or trained == 0
     for name, weight in ours.named_parameters():
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         assert_close_to_rounding(gradient, expected[name], gradient_additions(config.model, keys, rows), scale=scale)

@@ -140,6 +140,7 @@ def test_the_data_goes_on_and_other_seeds_draw_other_blocks(drafted: Path, alone
         (("stages.drafter.adapter.temperature=0",), "stages.drafter.adapter.temperature=0.0: must be a number above 0"),
         (("stages.drafter.adapter.greedy_share=1.5",), "stages.drafter.adapter.greedy_share=1.5: must lie in [0, 1]"),
         (("stages.drafter.alpha=0.3",), "stages.drafter.alpha=0.3: must be 0"),
+        (("+stages.drafter.ar_weight=0",), "stages.drafter.ar_weight=0.0: must be 1 with kind=drafter"),
         (("stages.drafter.averaging=masked",), "stages.drafter.averaging=masked: must be global"),
         (("run.stages=[ar,drafter,joint]",), "run.stages=[ar,drafter,joint]: must name 'drafter' last"),
     ],

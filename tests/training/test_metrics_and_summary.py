@@ -69,7 +69,7 @@ def test_an_ar_stage_has_no_noisy_stream(whole: Path) -> None:
 
 def test_both_terms_both_denominators_and_alpha_make_the_loss(whole: Path) -> None:
     for record in records_of(whole)[AR_STEPS:]:
-        assert record["alpha"] == 0.3
+        assert (record["ar_weight"], record["alpha"]) == (1.0, 0.3)
         assert record["loss"] == pytest.approx(record["ar_loss"] + 0.3 * record["diffusion_loss"])
         assert record["maskable_tokens"] == record["diffusion_denominator"]
         # Where blocks are left out, less than a block of each of the 8 samples can be inert.

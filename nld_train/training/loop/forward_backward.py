@@ -105,8 +105,12 @@ def global_terms(results: list[dict[str, Tensor]], device: torch.device) -> Tens
 
 
 def _forward_step(batch: MicroBatch, model: torch.nn.Module, weights: TermWeights) -> tuple[Tensor, LossFunction]:
-    """The forward pass of a micro-batch, and the loss function of its output."""
-    output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets)
+    """The forward pass of a micro-batch, and the loss function of its output.
+
+    An AR loss of weight 0 is measured: the head has no backward pass of its rows.
+    """
+    measured = batch.rows.ar_count if weights.ar == 0 else 0
+    output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets, measured=measured)
     return output, partial(_loss_function, batch, weights)
 
 

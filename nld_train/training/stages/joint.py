@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nld_train.config.checks import refuse_unless
 from nld_train.config.counts import joint_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
 from nld_train.masking.schedule import noise_schedule
-from nld_train.training.stages.kind import EvaluatedVariant
+from nld_train.training.stages.kind import EvaluatedVariant, StageKind
 from nld_train.training.stages.objective_kind import ObjectiveKind
 
 
+@dataclass(frozen=True)
 class JointKind(ObjectiveKind):
-    """See `StageKind`."""
+    """See `StageKind`.
+
+    Attributes:
+        ar: whether the AR loss is trained; with `ar_weight` 0 it is only measured.
+    """
+
+    ar: bool = True
 
     name = "joint"
+
+    def for_stage(self, stage: StageConfig) -> StageKind:
+        """See `StageKind.for_stage`."""
+        return JointKind(stage.ar_weight > 0)
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: with a weight of 0 the noisy stream would be computed and not trained."""
@@ -39,7 +52,7 @@ class JointKind(ObjectiveKind):
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
         """See `StageKind.head_rows`: each position's next token and each masked position's own."""
-        return length * (1 + noise_schedule(diffusion).mean_probability)
+        return length * (self.ar + noise_schedule(diffusion).mean_probability)
 
     def validation_levels(self, config: Config) -> tuple[float | None, ...]:
         """See `StageKind.validation_levels`."""

@@ -187,7 +187,9 @@ class StageKind(ABC):
 
     def objective(self, stage: StageConfig) -> str:
         """The objective in a few characters, for a table of stages: the weight of the diffusion loss, a LoRA's rank."""
-        return f"{stage.alpha:g}" + ("" if stage.lora is None else f" (LoRA of rank {stage.lora.rank})")
+        notes = [] if stage.ar_weight == 1 else [f"AR loss x {stage.ar_weight:g}"]
+        notes += [] if stage.lora is None else [f"LoRA of rank {stage.lora.rank}"]
+        return f"{stage.alpha:g}" + (f" ({', '.join(notes)})" if notes else "")
 
     def validation_levels(self, config: Config) -> tuple[float | None, ...]:
         """Noise levels at which held-out losses are measured; None: without noise. Empty for no validation."""

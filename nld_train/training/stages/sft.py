@@ -19,10 +19,12 @@ class SftKind(ObjectiveKind):
 
     Attributes:
         joint: whether there is a diffusion loss; without it (alpha = 0) there is no noisy stream.
+        ar: whether the AR loss is trained; with `ar_weight` 0 it is only measured.
         capacity: tokens of the noisy stream; None where it is not known yet, which counts as those of the clean one.
     """
 
     joint: bool = True
+    ar: bool = True
     capacity: int | None = None
 
     name = "sft"
@@ -31,7 +33,8 @@ class SftKind(ObjectiveKind):
 
     def for_stage(self, stage: StageConfig) -> StageKind:
         """See `StageKind.for_stage`."""
-        return SftKind(stage.alpha > 0, None if stage.noisy_length == "auto" else stage.noisy_length)
+        capacity = None if stage.noisy_length == "auto" else stage.noisy_length
+        return SftKind(stage.alpha > 0, stage.ar_weight > 0, capacity)
 
     def check_stage(self, key: str, stage: StageConfig) -> None:
         """See `StageKind.check_stage`: one of the terms is trained."""
@@ -69,7 +72,7 @@ class SftKind(ObjectiveKind):
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
         """See `StageKind.head_rows`: an estimate; the noisy stream has about as many tokens as there are AR rows."""
         noisy = self.noisy_length(length)
-        return min(length, noisy or length) + noisy * noise_schedule(diffusion).mean_probability
+        return self.ar * min(length, noisy or length) + noisy * noise_schedule(diffusion).mean_probability
 
     def validation_levels(self, config: Config) -> tuple[float | None, ...]:
         """See `StageKind.validation_levels`."""
