@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.decoders import IN_TREE, STOCK, EngineMode, Workload, engine_modes, stdlib_prompts
 from benchmarks.record import RESULTS, result_name, write_result
 from nld_train.decoding import DecodeResult, Mode
-from nld_train.decoding.algorithms.statistics import accepted_length, agreement, tokens_per_forward
+from nld_train.decoding.algorithms.statistics import accepted_length, agreement, graph_share, tokens_per_forward
 from nld_train.decoding.load import find_source
 from nld_train.training.loop.parallel import resolve_device
 
@@ -87,6 +87,7 @@ def figures_of(timings: dict[Key, Timing], work: Workload) -> list[dict[str, Any
             record["tokens_per_forward"] = tokens_per_forward(timing.result)
             # Below 1 at the end, when no prompt is waiting and only the longest sequences are still active.
             record["active_sequences"] = sum(timing.result.sequence_forwards) / max(1, batch * timing.result.forwards)
+            record["graph_share"] = graph_share(timing.result)
             record["accepted_length"] = accepted_length(timing.result)
             forwards = timing.result.forwards + timing.result.prefill
             record["milliseconds_per_forward"] = 1e3 * median(timing.wall) / forwards
@@ -127,11 +128,22 @@ def _target(name: str, limit: float, timings: dict[Key, Timing], key: Key, other
 def show(figures: dict[str, Any]) -> None:
     """Prints figures and targets."""
     console = Console(width=130, highlight=False)
-    table = Table("engine", "mode", "batch", "tokens/s", "tokens/s of processor time", "tokens/forward", "as generate")
+    table = Table(
+        "engine",
+        "mode",
+        "batch",
+        "tokens/s",
+        "tokens/s of processor time",
+        "tokens/forward",
+        "in graphs",
+        "as generate",
+    )
     for row in figures["rows"]:
         speeds = (f"{row[f'tokens_per_second_{clock}']:,.0f}" for clock in CLOCKS)
         forward = f"{row['tokens_per_forward']:.2f}" if "tokens_per_forward" in row else ""
-        table.add_row(row["engine"], row["mode"], str(row["batch_size"]), *speeds, forward, f"{row['agreement']:.1%}")
+        graphs = f"{row['graph_share']:.0%}" if "graph_share" in row else ""
+        same = f"{row['agreement']:.1%}"
+        table.add_row(row["engine"], row["mode"], str(row["batch_size"]), *speeds, forward, graphs, same)
     console.print(table)
     table = Table("ratio of tokens/s", "limit", "wall clock", "of limit", "processor time", "of limit")
     for target in figures["targets"]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from checkpoint_convert.hf_package.attention import AttentionMask, FlashRows, prepare
 from checkpoint_convert.hf_package.drafter import Drafter
 from checkpoint_convert.hf_package.encoder import Encoder
+from nld_train.decoding.engines.cuda_graphs import cycles_on
 from nld_train.decoding.engines.engine import Step
-from nld_train.decoding.engines.kv_cache import KeyValueCache
+from nld_train.decoding.engines.kv_cache import KeyValueCache, allocated_cache
 
 # FlexAttention is compiled for each number of keys: cache lengths are rounded up to multiples of this, so that there
 # are few of them.
@@ -35,6 +36,8 @@ class CachedEngine:
         self.mask_token_id: int = config.mask_token_id
         self.context_length: int = config.max_position_embeddings
         self.has_adapter = drafter is not None
+        masks = config._attn_implementation in ("sdpa", "eager")
+        self.cycles = cycles_on(encoder.embed_tokens.weight.device, fixed=masks)
         self._cache: KeyValueCache | None = None
         self._hidden: Tensor | None = None
 
@@ -50,7 +53,7 @@ class CachedEngine:
         """See `engine.Engine.allocate`."""
         capacity += -capacity % FLEX_KEYS if self._flex else 0
         self._hidden = None
-        self._cache = KeyValueCache(slots, capacity)
+        self._cache = allocated_cache(self._cache, slots, capacity, self.cycles)
 
     def keep_slots(self, slots: Tensor) -> None:
         """See `engine.Engine.keep_slots`."""
@@ -84,6 +87,8 @@ class CachedEngine:
         return self._cache
 
     def _entries(self, step: Step) -> int:
+        if step.entries is not None:
+            return step.entries
         entries = int(step.cached.max()) + step.tokens.shape[1]
         return entries + (-entries % FLEX_KEYS if self._flex else 0)
 
@@ -95,6 +100,12 @@ def step_mask(implementation: str, step: Step, entries: int, device: torch.devic
         ValueError: a pattern (quadratic self-speculation) under an implementation that takes no masks.
     """
     rows, length = step.tokens.shape
+    if step.entries is not None:
+        visible = step.visible(entries).unsqueeze(1)
+        hidden = torch.zeros(visible.shape, dtype=dtype, device=device)
+        return AttentionMask(
+            hidden.masked_fill_(~visible, torch.finfo(dtype).min if implementation == "eager" else float("-inf"))
+        )
     if step.pattern is None and implementation.startswith("flash"):
         return AttentionMask(
             None, flash=FlashRows.of(length, step.counts, step.cached + step.counts, step.causal, device)

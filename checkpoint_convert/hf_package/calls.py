@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.algorithms.options import DecodeOptions, Graphs
 from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.decoding.policies.threshold import THRESHOLD, Threshold
 from nld_train.decoding.policies.total_steps import TotalSteps
@@ -28,6 +28,7 @@ class CallSettings:
         seed: one per sequence, or one for the batch; None draws one from torch's global generator.
         stop_strings: texts that end a sequence; need `tokenizer`.
         tokenizer: of the model.
+        cuda_graphs: whether decode cycles run as CUDA graphs: `auto` where they can, `on` or an error, `off` never.
         token_type_ids: ignored; some tokenizers return them.
     """
 
@@ -39,6 +40,7 @@ class CallSettings:
     seed: int | Sequence[int] | None = None
     stop_strings: str | Sequence[str] | None = None
     tokenizer: Any = None
+    cuda_graphs: Graphs = "auto"
     token_type_ids: Tensor | None = None
 
     def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
@@ -59,6 +61,7 @@ class CallSettings:
             stop_tokens=tuple(stops),
             stop_strings=as_tuple(self.stop_strings),
             to_text=to_text,
+            cuda_graphs=self.cuda_graphs,
             **more,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from nld_train.commands.command import utf8
-from nld_train.config.schema import DecodingMode
+from nld_train.config.schema import CudaGraphs, DecodingMode
 from nld_train.decoding.mode_options import CHAT_MAX_NEW_TOKENS, MAX_NEW_TOKENS
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
@@ -16,6 +16,7 @@ from nld_train.decoding.policies.trained_sampler import SAMPLER
 from nld_train.results import add_result_options
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
+GRAPHS: tuple[CudaGraphs, ...] = get_args(CudaGraphs)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

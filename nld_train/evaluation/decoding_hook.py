@@ -15,8 +15,10 @@ from nld_train.decoding.algorithms.statistics import (
     acceptance_by_position,
     agreement,
     decoding_figures,
+    graph_share,
 )
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
+from nld_train.errors import UserError
 from nld_train.evaluation.held_out import HeldOut, held_out_of
 from nld_train.evaluation.measure import rows_at_once
 from nld_train.model.rotary import RotaryEmbedding
@@ -57,6 +59,8 @@ class DecodingHook(Hook):
 
     def __init__(self, config: Config, rotary: RotaryEmbedding) -> None:
         super().__init__(config, rotary)
+        if config.evaluation.cuda_graphs == "on" and rotary.frequencies.device.type != "cuda":
+            raise UserError("evaluation.cuda_graphs: on needs a CUDA device; take auto or off")
         self._time = TimeShare()
         self._held_out: dict[str, HeldOut] = {}
 
@@ -94,6 +98,7 @@ class DecodingHook(Hook):
                     block_length=each.block_length,
                     stop_tokens=stop_tokens,
                     adapter=each.adapter,
+                    cuda_graphs=self.config.evaluation.cuda_graphs,
                 ),
             )
             for each in plan.kind.decode_variants(self.config, plan.stage)
@@ -129,6 +134,8 @@ class DecodingHook(Hook):
             "tokens_per_second": sum(result.new_tokens) / seconds,
             "prefill": result.prefill,
         }
+        if result.graph_forwards:
+            figures["graph_share"] = graph_share(result)
         if self.config.evaluation.exact_match and held_out.answers is not None:
             figures["exact"] = held_out.exact(result.token_ids)
         if variant.mode in _SPECULATIVE:

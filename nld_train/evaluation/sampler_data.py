@@ -60,7 +60,7 @@ class Collector:
     def choose(self, view: BlockView) -> Tensor:
         """See `CommitPolicy`."""
         chosen = chosen_positions(ONE_PER_PASS, view)
-        seen, (final, unknown) = Observation.of(view), committed(view, chosen)
+        seen, (final, unknown) = Observation.of(view).cpu(), committed(view, chosen)
         for row, sequence in enumerate(view.sequences):
             if view.passes[row] == 0:
                 self._current[sequence] = _Block()

@@ -26,7 +26,9 @@ def next_view(view: BlockView, tokens: Tensor, masked: Tensor) -> BlockView:
     """
     logits = view.forward_uncounted(tokens)
     sampled = logits.argmax(-1).cpu()
-    return replace(view, tokens=tokens, masked=masked, logits=logits, sampled=sampled, passes=view.passes + 1)
+    return replace(
+        view, tokens=tokens, masked=masked, read_logits=lambda: logits, sampled=sampled, passes=view.passes + 1
+    )
 
 
 def committed(view: BlockView, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ def ar_probabilities(model: NemotronLabsDiffusionModel, settings: DecodeOptions)
     ids = torch.tensor([PROMPT + list(text) for text in texts])
     logits = model(ids).logits[:, len(PROMPT) - 1 : -1]
     logits[..., MASK] = float("-inf")
-    steps = TokenSampling(settings, [0]).distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
+    steps = TokenSampling(settings, [0]).shaping.distribution(logits).gather(-1, ids[:, len(PROMPT) :, None])
     return dict(zip(texts, steps.squeeze(-1).double().prod(1).tolist(), strict=True))
 
 
@@ -90,7 +90,7 @@ def ensemble_probabilities(model: NemotronLabsDiffusionModel, settings: DecodeOp
         diffusion = model(noisy, mode="block", block_length=settings.block_length).logits[:, -settings.block_length]
         ar[:, MASK] = diffusion[:, MASK] = float("-inf")
         mixture = settings.ar_weight * ar.softmax(-1) + (1 - settings.ar_weight) * diffusion.softmax(-1)
-        steps = TokenSampling(settings, [0]).distribution(mixture.log()).double()
+        steps = TokenSampling(settings, [0]).shaping.distribution(mixture.log()).double()
         rows = zip(texts, steps, strict=True)
         found = {(*text, token): found[text] * float(row[token]) for text, row in rows for token in ordinary}
     return found

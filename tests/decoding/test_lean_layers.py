@@ -61,6 +61,6 @@ def test_layers_are_lean_inside_and_themselves_outside(megatron_engine: Megatron
 
     assert changed(chunk) == 0
     with megatron_engine.decoding():
-        # Per layer four products, the MLP and the layer itself; and the head.
-        assert changed(chunk) == 6 * len(chunk.decoder.layers) + 1
+        # Per layer four products, attention, the MLP and the layer itself; and the head.
+        assert changed(chunk) == 7 * len(chunk.decoder.layers) + 1
     assert changed(chunk) == 0

@@ -97,7 +97,7 @@ class Puzzle:
             tokens=tokens,
             masked=torch.tensor([[False, True, True, True]]),
             sampled=logits.argmax(-1),
-            logits=logits,
+            read_logits=lambda: logits,
             passes=torch.zeros(1).long(),
             sizes=torch.tensor([4]),
             sequences=[0],

@@ -147,7 +147,7 @@ def test_among_equals_the_first_position_wins() -> None:
         tokens=torch.zeros(1, 4).long(),
         masked=torch.tensor([[False, True, True, True]]),
         sampled=torch.zeros(1, 4).long(),
-        logits=torch.zeros(1, 4, 3),
+        read_logits=lambda: torch.zeros(1, 4, 3),
         passes=torch.zeros(1).long(),
         sizes=torch.tensor([4]),
         sequences=[0],

@@ -144,7 +144,7 @@ def test_an_ensemble_of_both_predictions_is_another_text(models: Models, ar_text
 def test_a_draft_that_only_the_ensemble_prefers_is_accepted() -> None:
     """After the first draft the AR argmax is token 1, the argmax of the mixture token 0."""
     target = mixed_logits(torch.tensor([0.3, 0.4, 0.3]).log(), torch.tensor([0.8, 0.1, 0.1]).log(), ar_weight=0.5)
-    greedy = TokenSampling(DecodeOptions(2), [0, 1])
+    greedy = TokenSampling(DecodeOptions(2), [0, 1]).shaping
     drafts = Drafts(torch.tensor([[2, 0], [2, 1]]), torch.tensor([2, 2]), None)
     accepted, bonus = verify(greedy, drafts, target.expand(2, 2, 3))
     assert accepted.tolist() == [1, 0]

@@ -15,6 +15,9 @@ STEPS: dict[str, dict[str, tuple[int, int]]] = {
     "joint": _OBJECTIVE,
 }
 
+# A decode cycle: what is computed between two readings of the host. Its inputs come in one pinned copy.
+CYCLE: dict[str, float] = {"syncs": 1.0, "copies": 1.0, "slow_copies": 0.0}
+
 # Mean over the forwards of one sequence, its prefill included; a cycle of linear self-speculation has two.
 FORWARDS: dict[str, dict[str, float]] = {
     "ar": {"syncs": 1.0, "copies": 3.1, "slow_copies": 3.1},

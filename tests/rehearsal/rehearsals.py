@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from tiny_runs import SHORT, TINY_MODEL, composed, data_overrides, freeze_librar
 MODEL = (*TINY_MODEL, *SHORT, "batch.micro_size=2")
 Section = dict[str, Any]
 Run = dict[str, Any]
+FIGURES = ("syncs", "copies", "slow_copies", "operations")
 
 
 def rehearsed(part: str, *arguments: Any, processes: int = 1, timeout: float = 240) -> Any:
@@ -207,7 +209,22 @@ def _decoded(engine: Any, mode: Any, device: str) -> dict[str, Any]:
 
     LEDGER.take()
     alone = continued(engine, prompts[:1], mode, options, policy)
-    return {**found, **_section(mode, LEDGER.take()), "forwards": alone.forwards + alone.prefill}
+    section = _section(mode, LEDGER.take())
+    longer = continued(engine, prompts[:1], mode, replace(options, max_new_tokens=24), policy)
+    more, cycles = _section(mode, LEDGER.take()), _cycles(mode, longer) - _cycles(mode, alone)
+    return {
+        **found,
+        **section,
+        "forwards": alone.forwards + alone.prefill,
+        "graph_share": alone.graph_forwards / alone.forwards,
+        "of_a_cycle": {figure: (more[figure] - section[figure]) / cycles for figure in FIGURES},
+        "lines_of_cycles": more["lines"],
+    }
+
+
+def _cycles(mode: str, result: Any) -> int:
+    """Of the one sequence; linear has a drafting and a verifying forward in each."""
+    return len(result.accepted[0]) if mode == "linear" else int(result.forwards)
 
 
 def rules() -> dict[str, str]:

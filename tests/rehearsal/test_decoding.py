@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from budget import FORWARDS
+from budget import CYCLE, FORWARDS
 from rehearsals import rehearsed
 
 MODES = ("ar", "diffusion", "linear", "quadratic")
@@ -36,3 +36,16 @@ def test_a_forward_stays_within_its_budget(mode: str, rehearsal: dict[str, Any])
         spent = found[figure] / found["forwards"]
         lines = "\n".join(found["lines"])
         assert spent <= most, f"{figure} of {mode}: {spent:.2f} in each of {found['forwards']} forwards\n{lines}"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cycle_is_copied_once_and_read_once(mode: str, rehearsal: dict[str, Any]) -> None:
+    spent = {figure: rehearsal[mode]["of_a_cycle"][figure] for figure in CYCLE}
+    lines = "\n".join(rehearsal[mode]["lines"])
+    assert all(spent[figure] <= most for figure, most in CYCLE.items()), f"{mode}: {spent}\n{lines}"
+    assert spent["syncs"] == 1, "the host reads the result of every cycle"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_most_forwards_run_in_graphs(mode: str, rehearsal: dict[str, Any]) -> None:
+    assert rehearsal[mode]["graph_share"] > 0.5

@@ -12,6 +12,7 @@ from nld_train.config.schema.execution import ExecutionConfig, ParallelConfig, P
 from nld_train.config.schema.model import SIZE_KEYS, ModelConfig, RopeParameters
 from nld_train.config.schema.run import (
     CheckpointConfig,
+    CudaGraphs,
     DecodingMode,
     EvaluationConfig,
     InitConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "BatchConfig",
     "CheckpointConfig",
     "Config",
+    "CudaGraphs",
     "DataConfig",
     "DecodingMode",
     "DiffusionConfig",

@@ -10,6 +10,7 @@ from annotated_types import Ge, Interval, Lt
 from nld_train.config.schema.ranges import Count, CountOrZero, Fraction, Positive
 
 DecodingMode = Literal["ar", "diffusion", "linear", "quadratic"]
+CudaGraphs = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,11 @@ class EvaluationConfig:
         "true: report the share of conversations whose last answer each mode gives exactly, for held-out questions "
         "that have one right answer.",
     ] = False
+    cuda_graphs: Annotated[
+        CudaGraphs,
+        "Decode cycles as CUDA graphs, whose memory is freed after each decoding: auto where they are possible, on or "
+        "an error, off never. No difference on a CPU, where on is refused. Not measured on a GPU.",
+    ] = "auto"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Batch:
         self.observer = observer
         self.outputs = [SequenceOutput(options.max_new_tokens, options) for _ in prompts]
         longest = max(map(len, prompts)) + options.max_new_tokens
-        self.session = Session(engine, prompts, slots, longest + slack, kept)
+        self.session = Session(engine, prompts, slots, longest + slack, kept, options.cuda_graphs)
         self.sampling = TokenSampling(options, range(slots))
         self.mask_token_id = engine.mask_token_id
         self._observing = 0.0
@@ -69,6 +69,11 @@ class Batch:
         """int64 `[a]`: new tokens that still fit into each active sequence."""
         return torch.tensor([output.remaining for output in self.active])
 
+    def step_length(self, sizes: Tensor) -> int:
+        """Tokens of a step over blocks of int64 `[a]` sizes: those of the longest; of a fixed step always B or 1."""
+        longest = int(sizes.max())
+        return self.options.block_length if self.session.fixed and longest > 1 else longest
+
     def forwards_so_far(self, slot: int) -> int:
         """Decode forwards of the sequence in `slot` until now."""
         return self.session.sequence_forwards[self.session.active[slot]]
@@ -87,8 +92,8 @@ class Batch:
 
     def first_tokens(self, slots: Sequence[int]) -> Tensor:
         """Prefills the sequences in these slots: int64 `[n]`, the token that each predicts, not committed yet."""
-        one = torch.ones(len(slots), 1, dtype=torch.bool)
-        return self.sampling.at(slots).draw(self.prefill(slots), one)[:, 0]
+        numbers = self.sampling.at(slots).one_each().get("numbers")
+        return self.sampling.shaping.draw(self.prefill(slots), numbers)[:, 0].cpu()
 
     def prefill_first_tokens(self, slots: Sequence[int]) -> Tensor:
         """Prefills the sequences in these slots and commits each one's first token: int64 `[n]`."""
@@ -186,6 +191,7 @@ class Batch:
             finish=[output.finish or "length" for output in self.outputs],
             forwards=self.session.forwards,
             prefill=self.session.prefills,
+            graph_forwards=self.session.graph_forwards,
             sequence_forwards=self.session.sequence_forwards,
             prefill_tokens=self.session.prefill_tokens,
             accepted=[output.accepted for output in self.outputs],

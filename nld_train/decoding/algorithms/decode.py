@@ -45,7 +45,7 @@ def decode(
 
     Raises:
         ValueError: what `check_request` refuses; diffusion without a policy or another mode with one; a batch size
-            below 1.
+            below 1; CUDA graphs required where there can be none.
     """
     check_request(engine, prompts, mode, options)
     if batch_size is not None and batch_size < 1:

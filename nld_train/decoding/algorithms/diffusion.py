@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.algorithms.batch import Batch
-from nld_train.decoding.policies.commit import BlockView, CommitPolicy, chosen_positions
+from nld_train.decoding.algorithms.forwards import Forwards
+from nld_train.decoding.algorithms.sampling import Shaping
+from nld_train.decoding.policies.commit import DEFAULT_FIGURES, FIGURES, BlockView, CommitPolicy, chosen_positions
 
 
 @dataclass
@@ -45,14 +47,66 @@ def decode_diffusion(batch: Batch, policy: CommitPolicy) -> None:
     _refill_slots(batch, blocks)
     while batch.session.active:
         complete = ~blocks.masked.any(1)
-        width = int(blocks.sizes.max())
-        logits = batch.session.forward_mixed(blocks.tokens[:, :width], blocks.sizes, appended=complete)
-        sampled = batch.sampling.draw(logits, _to_sample(blocks, complete, width))
-        _denoise(batch, policy, blocks, logits, sampled, ~complete)
+        result = _forward(batch, policy, blocks, complete)
+        sampled = result.sampled
+        _denoise(batch, policy, blocks, result, ~complete)
         appended = torch.nonzero(complete).flatten()
         _start_blocks(batch, blocks, appended.tolist(), sampled[appended, blocks.sizes[appended] - 1])
         _commit(batch, blocks, batch.slots)
         _refill_slots(batch, blocks)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The result of a forward over all blocks.
+
+    Attributes:
+        sampled: int64 `[a, T]` on the CPU, the token sampled at each mask, and after the end of a complete block.
+        logits: float32 `[a, T, V]` on the model's device.
+        figures: float32 `[a, T]` on the CPU, figures of `policies.commit.FIGURES` that the forward has computed.
+    """
+
+    sampled: Tensor
+    logits: Tensor
+    figures: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DenoisingPass:
+    """A `forwards.Body`: from blocks to the tokens that are sampled at their positions, and figures of the predictions.
+
+    Inputs: int64 `[a, T]` tokens, int64 `[a]` sizes, and bool `[a]`, the blocks that are complete and appended.
+    Results: int64 `[a, T * (1 + figures)]`, the tokens, and the bits of each figure in float64; the logits.
+    """
+
+    shaping: Shaping
+    figures: tuple[str, ...]
+
+    def __call__(
+        self, forwards: Forwards, tokens: Tensor, sizes: Tensor, complete: Tensor, numbers: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """See `forwards.Body`."""
+        logits = forwards.mixed(tokens, sizes, complete.bool())
+        sampled = self.shaping.draw(logits, numbers)
+        figures = [FIGURES[name](logits, sampled).double().view(torch.int64) for name in self.figures]
+        return torch.cat([sampled, *figures], 1).to(tokens.device), logits
+
+
+def _forward(batch: Batch, policy: CommitPolicy, blocks: Blocks, complete: Tensor) -> Predictions:
+    """One forward over all blocks. On a GPU it also computes what the policy reads, so that the host reads once."""
+    width = batch.step_length(blocks.sizes)
+    figures = getattr(policy, "figures", DEFAULT_FIGURES) if batch.session.fixed else ()
+    inputs = {
+        "tokens": blocks.tokens[:, :width],
+        "sizes": blocks.sizes,
+        "complete": complete,
+        **batch.sampling.numbers(_to_sample(blocks, complete, width)),
+    }
+    found, logits = batch.session.cycle(DenoisingPass(batch.sampling.shaping, figures), width, inputs)
+    batch.session.commit(torch.where(complete, blocks.sizes, 0))
+    sampled, *measured = found.split(width, dim=1)
+    values = (column.contiguous().view(torch.float64).float() for column in measured)
+    return Predictions(sampled, logits, dict(zip(figures, values, strict=True)))
 
 
 def _empty_blocks(batch: Batch) -> Blocks:
@@ -95,14 +149,12 @@ def _start_blocks(batch: Batch, blocks: Blocks, slots: list[int], seeds: Tensor)
         blocks.committed_by[slot, 0] = batch.forwards_so_far(slot)
 
 
-def _denoise(
-    batch: Batch, policy: CommitPolicy, blocks: Blocks, logits: Tensor, sampled: Tensor, denoised: Tensor
-) -> None:
+def _denoise(batch: Batch, policy: CommitPolicy, blocks: Blocks, result: Predictions, denoised: Tensor) -> None:
     """Commits what the policy chooses in the slots of bool `[a]` `denoised`."""
-    slots = torch.nonzero(denoised).flatten()
+    slots, sampled = torch.nonzero(denoised).flatten(), result.sampled
     if not len(slots):
         return
-    view = _view(batch, blocks, logits, sampled, slots)
+    view = _view(batch, blocks, result, slots)
     chosen = chosen_positions(policy, view)
     for index, slot in enumerate(slots.tolist()):
         where = torch.nonzero(chosen[index]).flatten()
@@ -113,25 +165,27 @@ def _denoise(
     blocks.passes[slots] += 1
 
 
-def _view(batch: Batch, blocks: Blocks, logits: Tensor, sampled: Tensor, slots: Tensor) -> BlockView:
-    width = logits.shape[1]
+def _view(batch: Batch, blocks: Blocks, result: Predictions, slots: Tensor) -> BlockView:
+    width = result.sampled.shape[1]
 
     def forward_uncounted(tokens: Tensor) -> Tensor:
         all_tokens = blocks.tokens[:, :width].clone()
         all_tokens[slots] = tokens
         return batch.session.forward_uncounted(all_tokens, blocks.sizes)[slots]
 
-    return BlockView(
+    view = BlockView(
         tokens=blocks.tokens[slots, :width],
         masked=blocks.masked[slots, :width],
-        sampled=sampled[slots],
-        logits=logits[slots],
+        sampled=result.sampled[slots],
+        read_logits=lambda: result.logits[slots],
         passes=blocks.passes[slots],
         sizes=blocks.sizes[slots],
         sequences=[batch.session.active[slot] for slot in slots.tolist()],
         starts=batch.session.lengths[slots],
         forward_uncounted=forward_uncounted,
     )
+    view.set_figures({name: figure[slots] for name, figure in result.figures.items()})
+    return view
 
 
 def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from nld_train.decoding.engines.engine import Limits
 
+Graphs = Literal["auto", "on", "off"]
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
 # Seeds of torch's generators, with room for a batch: sequence i adds i.
 _SEEDS = 2**63
@@ -37,6 +38,8 @@ class DecodeOptions:
         adapter: draft with the drafter adapter (linear self-speculation only).
         ar_weight: w of quadratic self-speculation, whose target is `w * AR + (1 - w) * diffusion`; only w = 1 preserves
             the AR distribution.
+        cuda_graphs: whether decode cycles run as CUDA graphs: `auto` where they can (one CUDA device, attention that
+            takes masks), `on` also requires it, `off` never.
 
     Raises:
         ValueError: a value out of its range.
@@ -53,6 +56,7 @@ class DecodeOptions:
     to_text: Callable[[Sequence[int]], str] | None = None
     adapter: bool = False
     ar_weight: float = 1.0
+    cuda_graphs: Graphs = "auto"
 
     def __post_init__(self) -> None:
         for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
@@ -65,6 +69,8 @@ class DecodeOptions:
         for seed in (self.seeds,) if isinstance(self.seeds, int) else self.seeds:
             if not 0 <= seed < _SEEDS:
                 raise ValueError(f"seeds: {seed} is not in [0, 2^63)")
+        if self.cuda_graphs not in get_args(Graphs):
+            raise ValueError(f"cuda_graphs: {self.cuda_graphs!r} is not one of {', '.join(get_args(Graphs))}")
         if self.stop_strings and self.to_text is None:
             raise ValueError("stop_strings: they need to_text, which turns ids into text")
         if any(not text for text in self.stop_strings):

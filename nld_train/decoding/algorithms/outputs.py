@@ -39,6 +39,7 @@ class DecodeResult:
         drafted: for each new token, whether it was a draft (or was denoised) rather than an AR prediction.
         seconds: wall time of each sequence from its prefill to its last token, while the other active sequences run
             too; without the observer's time.
+        graph_forwards: decode forwards of the batch that ran as part of a CUDA graph.
     """
 
     token_ids: list[list[int]]
@@ -51,6 +52,7 @@ class DecodeResult:
     committed_by: list[list[int]]
     drafted: list[list[bool]]
     seconds: list[float] = field(compare=False)
+    graph_forwards: int = field(default=0, compare=False)
 
     @property
     def new_tokens(self) -> list[int]:

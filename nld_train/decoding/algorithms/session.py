@@ -5,13 +5,16 @@ A slot of the cache serves one sequence after another: when a sequence has finis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from nld_train.decoding.algorithms.forwards import Body, Forwards
 from nld_train.decoding.algorithms.kept_text import KeptText
-from nld_train.decoding.engines.engine import Engine, Step
+from nld_train.decoding.algorithms.options import Graphs
+from nld_train.decoding.engines.cycles import rounded_entries, rounded_rows
+from nld_train.decoding.engines.engine import Engine
 
 
 class Session:
@@ -24,11 +27,16 @@ class Session:
         capacity: entries per slot: the longest text of a sequence plus the entries that a step needs beyond it.
         kept: what the cache holds already, of the text of a single sequence, and goes on to hold afterwards; None to
             begin with an empty cache.
+        graphs: whether cycles run as CUDA graphs, see `DecodeOptions`.
+
+    Raises:
+        ValueError: they must and cannot; also while decoding, if a cycle could not be captured.
 
     Attributes:
         active: numbers of the active sequences by slot, in the order of every tensor here.
         lengths: int64 `[a]`, committed tokens of each active sequence that are in the cache.
         forwards: decode forwards of the batch.
+        graph_forwards: those of them that ran as part of a CUDA graph.
         prefills: prefill forwards of the batch.
         sequence_forwards: decode forwards of each sequence of the whole batch.
         prefill_tokens: tokens of the prompt of each sequence that had to be computed.
@@ -41,19 +49,28 @@ class Session:
         slots: int,
         capacity: int,
         kept: KeptText | None = None,
+        graphs: Graphs = "auto",
     ) -> None:
         self.engine = engine
         self.active = list(range(slots))
         self.lengths = torch.zeros(slots, dtype=torch.int64)
         self.forwards = 0
+        self.graph_forwards = 0
         self.prefills = 0
         self.sequence_forwards = [0] * len(prompts)
         self.prefill_tokens = [0] * len(prompts)
         self._prompts, self._kept = prompts, kept
+        self._slots, self._capacity, self._graphs = slots, capacity, graphs
+        self._require_graphs()
         if kept is None:
             engine.allocate(slots, capacity)
         else:
             self.lengths[0] = kept.begin(engine, prompts[0], capacity)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether steps are fixed ones, whose shapes do not depend on values."""
+        return self.engine.cycles.fixed
 
     def admit(self, slot: int, sequence: int) -> None:
         """Assigns a slot to another sequence, whose prompt must then be prefilled."""
@@ -79,7 +96,7 @@ class Session:
         tokens = torch.full((len(sizes), width), self.engine.mask_token_id)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = torch.as_tensor(prompt)
-        logits = self._run(
+        logits = Forwards(self.engine, cached).run(
             tokens,
             sizes + masks,
             pattern=_prompt_then_masks(sizes, width, masks) if masks else None,
@@ -92,72 +109,45 @@ class Session:
         self.lengths = self.lengths.index_copy(0, index, cached + sizes)
         return logits
 
-    def forward_read_only(
-        self, tokens: Tensor, counts: Tensor, adapter: bool = False, counted: Tensor | None = None
-    ) -> Tensor:
-        """Runs a block, bidirectional inside, over the cache; commits nothing.
+    def cycle(
+        self, body: Body, length: int, inputs: dict[str, Tensor], counted: Sequence[Tensor | None] = (None,)
+    ) -> tuple[Tensor, ...]:
+        """Runs a cycle and counts its forwards.
 
         Args:
-            tokens: int64 `[a, T]`.
-            counts: int64 `[a]`, real tokens of each sequence.
-            adapter: whether the drafter adapter is on.
-            counted: bool `[a]`, sequences for which this forward is counted; None for all.
+            body: what is computed.
+            length: tokens of its longest step.
+            inputs: its inputs beside the lengths, `[a, ...]` each.
+            counted: for each forward bool `[a]`, the sequences for which it is counted; None for all.
 
         Returns:
-            float32 `[a, T, V]`.
+            The first result of the body on the CPU, the others where they are; all `[a, ...]`.
         """
-        causal = torch.zeros(len(tokens), dtype=torch.bool)
-        return self._run_counted(tokens, counts, counted, causal=causal, adapter=adapter)
+        cycles, active = self.engine.cycles, len(self.active)
+        entries, rows = None, active
+        if cycles.fixed:
+            entries = min(rounded_entries(int(self.lengths.max()) + length), rounded_entries(self._capacity))
+            rows = rounded_rows(active, self._slots)
+        engine = self.engine
 
-    def forward_append(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """Runs tokens causally over the cache and commits the first `counts` of each sequence: float32 `[a, T, V]`."""
-        logits = self._run_counted(tokens, counts)
+        def run(given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            given = dict(given)
+            return body(Forwards(engine, given.pop("lengths"), entries), **given)
+
+        key = None if self._graphs == "off" else (body, entries)
+        ran = cycles.run(key, run, {"lengths": self.lengths, **inputs}, rows)
+        self._require_graphs()
+        self._count(counted, ran.as_graph)
+        read, *others = (tensor if rows == active else tensor[:active] for tensor in ran.outputs)
+        return read.cpu(), *others
+
+    def commit(self, counts: Tensor) -> None:
+        """The next int64 `[a]` tokens of each sequence, which a forward has written to the cache, become its text."""
         self.lengths = self.lengths + counts
-        return logits
-
-    def forward_mixed(self, tokens: Tensor, counts: Tensor, appended: Tensor) -> Tensor:
-        """One forward that appends for the sequences of bool `[a]` `appended` and is read-only for the others.
-
-        Returns:
-            float32 `[a, T, V]`.
-        """
-        logits = self._run_counted(tokens, counts, causal=appended)
-        self.lengths = self.lengths + torch.where(appended, counts, 0)
-        return logits
 
     def forward_uncounted(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """`forward_read_only` for the oracle bound: not counted."""
-        return self._run(tokens, counts, causal=torch.zeros(len(tokens), dtype=torch.bool))
-
-    def forward_append_pattern(self, tokens: Tensor, offsets: Tensor, pattern: Tensor, appended: int) -> Tensor:
-        """Runs tokens with explicit offsets and visibility and commits the first `appended` of each sequence.
-
-        `logits_at` afterwards returns the logits of the others.
-
-        Args:
-            tokens: int64 `[a, T]`.
-            offsets: int64 `[T]`, positions counted from each sequence's length; 0, 1, .. for the appended tokens.
-            pattern: bool `[T, T]` (query, key); appended tokens see each other causally and no other tokens.
-            appended: tokens to commit.
-
-        Returns:
-            float32 `[a, appended, V]`, after each committed token.
-        """
-        counts = torch.full((len(tokens),), tokens.shape[1])
-        outputs = torch.arange(appended).expand(len(tokens), -1)
-        logits = self._run_counted(tokens, counts, offsets=offsets, pattern=pattern, outputs=outputs)
-        self.lengths = self.lengths + appended
-        return logits
-
-    def logits_at(self, outputs: Tensor) -> Tensor:
-        """Logits at indices int64 `[a, R]` into the tokens of the last forward, without another one: `[a, R, V]`."""
-        return self._without_mask(self.engine.logits_at(outputs))
-
-    def crop(self, lengths: Tensor) -> None:
-        """Removes committed tokens at the end: int64 `[a]`, the new length of each sequence."""
-        if not bool((lengths <= self.lengths).all()):
-            raise ValueError("crop: a sequence cannot become longer")
-        self.lengths = lengths
+        """`Forwards.read_only` for the oracle bound: not counted. int64 `[a, T]` and `[a]` to float32 `[a, T, V]`."""
+        return Forwards(self.engine, self.lengths).read_only(tokens, counts)
 
     def end(self, slot: int, new_tokens: Sequence[int]) -> None:
         """The sequence in a slot has ended with these tokens; those that the cache holds may be kept for another call.
@@ -174,43 +164,16 @@ class Session:
         self.active = [self.active[slot] for slot in slots]
         self.lengths = self.lengths[slots]
 
-    def _run_counted(self, tokens: Tensor, counts: Tensor, counted: Tensor | None = None, **kwargs: object) -> Tensor:
-        self.forwards += 1
-        for slot, sequence in enumerate(self.active):
-            self.sequence_forwards[sequence] += 1 if counted is None else int(counted[slot])
-        return self._run(tokens, counts, **kwargs)  # type: ignore[arg-type]
+    def _require_graphs(self) -> None:
+        if self._graphs == "on" and (reason := self.engine.cycles.graphless) is not None:
+            raise ValueError(f"cuda_graphs: no cycle can run as one: {reason}")
 
-    def _run(
-        self,
-        tokens: Tensor,
-        counts: Tensor,
-        causal: Tensor | None = None,
-        offsets: Tensor | None = None,
-        pattern: Tensor | None = None,
-        outputs: Tensor | None = None,
-        slots: Tensor | None = None,
-        adapter: bool = False,
-    ) -> Tensor:
-        offsets = torch.arange(tokens.shape[1]) if offsets is None else offsets
-        cached = self.lengths if slots is None else self.lengths[slots]
-        step = Step(
-            tokens=tokens,
-            positions=cached[:, None] + offsets,
-            counts=counts,
-            cached=cached,
-            causal=torch.ones(len(tokens), dtype=torch.bool) if causal is None else causal,
-            pattern=pattern,
-            outputs=outputs,
-            slots=slots,
-            adapter=adapter,
-        )
-        return self._without_mask(self.engine.forward(step))
-
-    def _without_mask(self, logits: Tensor) -> Tensor:
-        """float32 logits with minus infinity at the mask token, which no mode predicts."""
-        logits = logits.float()
-        logits[..., self.engine.mask_token_id] = float("-inf")
-        return logits
+    def _count(self, counted: Sequence[Tensor | None], as_graph: bool) -> None:
+        self.forwards += len(counted)
+        self.graph_forwards += len(counted) if as_graph else 0
+        for which in counted:
+            for slot, sequence in enumerate(self.active):
+                self.sequence_forwards[sequence] += 1 if which is None else int(which[slot])
 
 
 def _prompt_then_masks(sizes: Tensor, width: int, masks: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nld_train.decoding.algorithms.outputs import DecodeResult, per_forward
 
-_OF_BATCH = ("forwards", "prefill")
+_OF_BATCH = ("forwards", "prefill", "graph_forwards")
 _BY_SEQUENCE = [field.name for field in fields(DecodeResult) if field.name not in _OF_BATCH]
 
 
@@ -39,6 +39,11 @@ def decoding_figures(result: DecodeResult, reference: DecodeResult | None = None
 def tokens_per_forward(result: DecodeResult) -> float:
     """New tokens over the decode forwards of all sequences, each counted as if decoded alone, without the prefill."""
     return per_forward(sum(result.new_tokens), sum(result.sequence_forwards))
+
+
+def graph_share(result: DecodeResult) -> float:
+    """Share of the decode forwards of a batch that ran in CUDA graphs; 0 on a CPU."""
+    return result.graph_forwards / max(1, result.forwards)
 
 
 def accepted_length(result: DecodeResult) -> float | None:
@@ -95,5 +100,4 @@ def one_sequence(result: DecodeResult, sequence: int) -> DecodeResult:
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:
     """Results of several calls as one: sequences in order, sums of forwards and prefills."""
     lists = {name: [one for result in results for one in getattr(result, name)] for name in _BY_SEQUENCE}
-    forwards, prefill = (sum(getattr(result, name) for result in results) for name in _OF_BATCH)
-    return DecodeResult(forwards=forwards, prefill=prefill, **lists)
+    return DecodeResult(**{name: sum(getattr(result, name) for result in results) for name in _OF_BATCH}, **lists)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nld_train.decoding.algorithms.sampling import TokenSampling, pick
+from nld_train.decoding.algorithms.sampling import Shaping, pick
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class Drafts:
     """Draft tokens of each sequence and the logits they were sampled from.
 
     Attributes:
-        tokens: int64 `[a, T]` on the CPU; column 0 comes from the AR head and needs no verification.
-        sizes: int64 `[a]` on the CPU, real tokens of each sequence, at least 1.
+        tokens: int64 `[a, T]`; column 0 comes from the AR head and needs no verification.
+        sizes: int64 `[a]`, real tokens of each sequence, at least 1.
         logits: float32 `[a, T, V]`, from which each token was sampled; column 0 is unused. None if T = 1.
     """
 
@@ -25,7 +25,23 @@ class Drafts:
     logits: Tensor | None
 
 
-def verify(sampling: TokenSampling, drafts: Drafts, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+def block_masks(sizes: Tensor, length: int) -> Tensor:
+    """The drafts of blocks of int64 `[a]` sizes, whose column 0 comes from the AR head: bool `[a, T]`."""
+    drafts = torch.arange(length, device=sizes.device) < sizes[:, None]
+    drafts[:, 0] = False
+    return drafts
+
+
+def needed_numbers(sizes: Tensor, length: int) -> Tensor:
+    """Which random numbers a verification needs: bool `[a, T]`, one for each draft, then that of the bonus token."""
+    needed = torch.arange(1, length + 1) < sizes[:, None]
+    needed[:, -1] = True
+    return needed
+
+
+def verify(
+    shaping: Shaping, drafts: Drafts, target_logits: Tensor, numbers: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Accepts drafts and finds the bonus token after them.
 
     Greedily, a draft is accepted if it is the argmax of the target logits; the output is that of the target, token for
@@ -34,33 +50,40 @@ def verify(sampling: TokenSampling, drafts: Drafts, target_logits: Tensor) -> tu
     arXiv 2211.17192).
 
     Args:
-        sampling: for these sequences.
+        shaping: of both distributions.
         drafts: `[a, T]`.
         target_logits: float32 `[a, T, V]`, of the target: the AR mode, or an ensemble (`mixed_logits`); row j is
             conditioned on drafts 0..j.
+        numbers: float64 `[a, T]`, random numbers for `needed_numbers`; None where greedy.
 
     Returns:
-        int64 `[a]` accepted drafts after column 0, and int64 `[a]` the bonus tokens.
+        int64 `[a]` accepted drafts after column 0, and int64 `[a]` the bonus tokens, on the device of the drafts.
     """
-    rows = torch.arange(len(drafts.tokens))
-    tested = torch.arange(1, drafts.tokens.shape[1]) < drafts.sizes[:, None]
-    if sampling.greedy:
-        passed = target_logits[:, :-1].argmax(-1).cpu() == drafts.tokens[:, 1:]
-    else:
-        p = sampling.distribution(target_logits)
-        q = p if drafts.logits is None else sampling.distribution(drafts.logits)
-        passed = sampling.uniform(tested) * _of(drafts.tokens[:, 1:], q[:, 1:]) < _of(drafts.tokens[:, 1:], p[:, :-1])
-    accepted = (passed & tested).to(torch.int64).cumprod(1).sum(1)
-    if sampling.greedy:
-        return accepted, target_logits[rows, accepted].argmax(-1).cpu()
+    tokens, device = drafts.tokens, drafts.tokens.device
+    rows = torch.arange(len(tokens), device=device)
+    tested = torch.arange(1, tokens.shape[1], device=device) < drafts.sizes[:, None]
+    if numbers is None:
+        best = target_logits.argmax(-1).to(device)
+        accepted = _accepted((best[:, :-1] == tokens[:, 1:]) & tested)
+        return accepted, best[rows, accepted]
+    p = shaping.distribution(target_logits)
+    q = p if drafts.logits is None else shaping.distribution(drafts.logits)
+    accepted = _accepted((numbers[:, :-1] * _of(tokens[:, 1:], q[:, 1:]) < _of(tokens[:, 1:], p[:, :-1])) & tested)
     rejected = accepted < drafts.sizes - 1
     bonus = _residual(p[rows, accepted], q[rows, (accepted + 1).clamp(max=q.shape[1] - 1)], rejected)
-    return accepted, pick(bonus, sampling.uniform(torch.ones(len(rows), 1, dtype=torch.bool))[:, 0])
+    return accepted, pick(bonus, numbers[:, -1].to(bonus.device)).to(device)
+
+
+def _accepted(passed: Tensor) -> Tensor:
+    """int64 `[a]`, the drafts before the first one that did not pass, of bool `[a, T - 1]`."""
+    return passed.to(torch.int64).cumprod(1).sum(1)
 
 
 def _of(tokens: Tensor, probabilities: Tensor) -> Tensor:
-    """Probability of each token: float64 on the CPU."""
-    return probabilities.gather(-1, tokens.to(probabilities.device).unsqueeze(-1)).squeeze(-1).double().cpu()
+    """Probability of each token: float64, on the device of the tokens."""
+    return (
+        probabilities.gather(-1, tokens.to(probabilities.device).unsqueeze(-1)).squeeze(-1).double().to(tokens.device)
+    )
 
 
 def _residual(p: Tensor, q: Tensor, rejected: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from nld_train.console import plain_console
 from nld_train.decoding.algorithms.decode import decode
 from nld_train.decoding.algorithms.options import check_request
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress
-from nld_train.decoding.algorithms.statistics import agreement, tokens_per_forward
+from nld_train.decoding.algorithms.statistics import agreement, graph_share, tokens_per_forward
 from nld_train.decoding.command_line.chat import talk
 from nld_train.decoding.command_line.checks import talks
 from nld_train.decoding.command_line.observers import InOrder, Observers, TokenCounter
@@ -141,7 +141,8 @@ class Job(Request):
         sequences: list[Progress] = []
         observer = Observers(*observers, InOrder(sequences.append))
         begin = time.perf_counter()
-        result = decode(engine, self.prompts, variant.mode, variant.options, policy, observer, self.batch_size)
+        with value_errors_as_user_errors():
+            result = decode(engine, self.prompts, variant.mode, variant.options, policy, observer, self.batch_size)
         return Decoded(result, sequences, time.perf_counter() - begin - observer.seconds)
 
     def _record(self, variant: DecodeVariant, ended: Progress) -> dict[str, Any]:
@@ -160,4 +161,6 @@ def _same(variant: DecodeVariant, token_ids: list[list[int]], reference: list[li
 def _summary(variant: DecodeVariant, decoded: Decoded) -> str:
     new = sum(decoded.result.new_tokens)
     figures = f"{tokens_per_forward(decoded.result):.2f} tokens per forward, {decoded.speed:,.0f} tokens/s"
+    if (share := graph_share(decoded.result)) > 0:
+        figures += f", {share:.0%} of the forwards in CUDA graphs"
     return f"{variant.name}: {new} tokens in {decoded.seconds:.2f} s, {figures}"

@@ -13,7 +13,13 @@ from nld_train.decoding.policies.policy_declaration import PolicyOf
 from nld_train.decoding.policies.registry import DEFAULT
 
 # Options with a default of the decoder, and their names there.
-_DEFAULTED = {"top_k": "top_k", "top_p": "top_p", "seed": "seeds", "ar_weight": "ar_weight"}
+_DEFAULTED = {
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "seed": "seeds",
+    "ar_weight": "ar_weight",
+    "cuda_graphs": "cuda_graphs",
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,11 @@
 The KV cache has one slot per active sequence; entry e of a slot holds the keys and values of the token at position e.
 Only the decoder tracks how many entries of a slot are committed text, and passes it in every step (`Step.cached`). An
 engine stores no lengths and needs no "crop": entries at and beyond `cached` are never visible, whatever they contain.
+
+A step has one of two forms. A trimmed one computes nothing beyond what its values need: its tensors are on the CPU,
+where the engine reads them. A fixed one has shapes that do not depend on values: its tensors are on the device of the
+engine, the host reads none of them, and `entries` bounds the part of the cache that attention reads. So it can be
+captured.
 """
 
 from __future__ import annotations
@@ -13,10 +18,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nld_train.decoding.engines.cycles import Cycles
+
 
 @dataclass(frozen=True)
 class Step:
-    """One forward over `a` sequences of T tokens each. All tensors are on the CPU.
+    """One forward over `a` sequences of T tokens each. Its tensors are on the CPU, or in a fixed one on the device.
 
     Every query sees entries `0 .. cached-1` of its slot, and the tokens of this step that `visible_inside` allows.
     Afterwards entry `cached + i` of a slot holds the keys and values of token i (for i < counts); whether they become
@@ -34,6 +41,9 @@ class Step:
         outputs: int64 `[a, R]`, the tokens whose logits are returned; None for all T.
         slots: int64 `[a]`, the slot of each sequence, each at most once; None for all slots in order.
         adapter: whether the drafter adapter is on. Entries that such a step writes are never committed.
+        entries: of a fixed step, how many entries of each slot attention reads, also those that are not visible: at
+            least `cached + T` of every sequence. It has no `slots`, and writes all T tokens, padding too. None in a
+            trimmed step.
     """
 
     tokens: Tensor
@@ -45,23 +55,24 @@ class Step:
     outputs: Tensor | None = None
     slots: Tensor | None = None
     adapter: bool = False
+    entries: int | None = None
 
     def visible_inside(self) -> Tensor:
         """Which tokens of the step see each other: bool `[a, T, T]` (query, key).
 
         Padding sees itself and is invisible to all other tokens, so that no row of the mask is empty.
         """
-        index = torch.arange(self.tokens.shape[1])
+        index = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         if self.pattern is None:
             allowed = ~self.causal[:, None, None] | (index[None, :] <= index[:, None])
         else:
             allowed = self.pattern.expand(len(self.tokens), -1, -1)
         real = index < self.counts[:, None]
-        return (allowed & real[:, None, :]) | torch.eye(len(index), dtype=torch.bool)
+        return (allowed & real[:, None, :]) | torch.eye(len(index), dtype=torch.bool, device=index.device)
 
     def visible(self, entries: int) -> Tensor:
         """The whole mask over entries `0 .. entries-1`, this step's tokens included: bool `[a, T, entries]`."""
-        offset = torch.arange(entries) - self.cached[:, None]
+        offset = torch.arange(entries, device=self.cached.device) - self.cached[:, None]
         columns = offset.clamp(0, self.tokens.shape[1] - 1)[:, None, :].expand(-1, self.tokens.shape[1], -1)
         inside = (offset >= 0) & (offset < self.tokens.shape[1])
         return (offset < 0)[:, None, :] | (inside[:, None, :] & self.visible_inside().gather(2, columns))
@@ -84,7 +95,13 @@ class Limits(Protocol):
 
 
 class Engine(Limits, Protocol):
-    """A model with a static KV cache. Under model parallelism every rank runs the decoder and gets the same logits."""
+    """A model with a static KV cache. Under model parallelism every rank runs the decoder and gets the same logits.
+
+    Attributes:
+        cycles: runs what is computed between two readings of the host, and decides the form of steps.
+    """
+
+    cycles: Cycles
 
     def allocate(self, slots: int, capacity: int) -> None:
         """Allocates an empty KV cache with `capacity` entries per slot, in place of any earlier one."""
@@ -92,7 +109,7 @@ class Engine(Limits, Protocol):
     def forward(self, step: Step) -> Tensor:
         """Runs a step over slots of the cache: float logits `[a, R, V]` (R = T without `step.outputs`).
 
-        They may be on any device; tokens that a decoder derives from them are on the CPU.
+        They may be on any device. Those of a fixed step are valid until the next forward.
         """
 
     def logits_at(self, outputs: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from nld_train.decoding.engines.megatron_cache import CachedContext
+from nld_train.model.attention.core import Ministral3SelfAttention
 from nld_train.model.head import Head
+from nld_train.model.streams import lookup
 
 
 @contextmanager
@@ -48,6 +51,8 @@ def _lean_forward(module: Any) -> Callable[..., Any] | None:
         return partial(_linear, module)
     if type(module) is MLP:
         return partial(_mlp, module)
+    if type(module) is Ministral3SelfAttention and type(module.linear_qkv) is ColumnParallelLinear:
+        return partial(_attention, module)
     if type(module) is TransformerLayer and type(module.mlp) is MLP:
         return partial(_layer, module)
     return None
@@ -55,6 +60,23 @@ def _lean_forward(module: Any) -> Callable[..., Any] | None:
 
 def _linear(module: Any, rows: Tensor, weight: Tensor | None = None, **_: Any) -> tuple[Tensor, None]:
     return F.linear(rows, module.weight if weight is None else weight), None
+
+
+def _attention(module: Any, hidden: Tensor, attention_mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """Query heads and the key of a group lie side by side in the product, and are rotated together."""
+    context = lookup(attention_mask)
+    assert isinstance(context, CachedContext)
+    groups = module.num_query_groups_per_partition
+    mixed = module.linear_qkv(hidden)[0].unflatten(-1, (groups, -1, module.hidden_size_per_attention_head))
+    turned = context.rotated(mixed[..., :-1, :])
+    query, key, value = turned[..., :-1, :], turned[..., -1, :], mixed[..., -1, :]
+    if context.query_scale is not None:
+        query = query * context.query_scale.unsqueeze(-1)
+    output = context.attend_groups(module.layer_number, query, key, value)
+    projected = module.linear_proj(output)[0]
+    if module.adapter is not None and context.adapted is not None:
+        projected = projected + module.adapter(output, context.adapted)
+    return projected, None
 
 
 def _mlp(module: Any, hidden: Tensor, **_: Any) -> tuple[Tensor, None]:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from nld_train.collectives import broadcast, receive, send
 from nld_train.config.schema import ModelConfig
+from nld_train.decoding.engines.cuda_graphs import cycles_on
 from nld_train.decoding.engines.engine import Step
-from nld_train.decoding.engines.kv_cache import KeyValueCache
+from nld_train.decoding.engines.kv_cache import KeyValueCache, allocated_cache
 from nld_train.decoding.engines.lean_layers import lean
 from nld_train.decoding.engines.megatron_cache import CachedContext
 from nld_train.model import streams
@@ -49,6 +50,11 @@ class MegatronEngine:
         self.context_length = model.max_position_embeddings
         self.has_adapter = adapter_shape(self.chunks, DRAFTER) is not None
         self._config: Any = self.chunks[0].config
+        self.cycles = cycles_on(
+            rotary.frequencies.device,
+            fixed=_pipeline_size() == 1 and not self._config.sequence_parallel,
+            captured=self._config.tensor_model_parallel_size == 1,
+        )
         self._hidden_size = model.hidden_size
         self._cache = KeyValueCache(0, 0)
         # Of the last step: its sequences, and on the last pipeline stage its hidden states, flat `[T * a, h]`.
@@ -75,7 +81,7 @@ class MegatronEngine:
 
     def allocate(self, slots: int, capacity: int) -> None:
         """See `engine.Engine.allocate`."""
-        self._cache = KeyValueCache(slots, capacity)
+        self._cache = allocated_cache(self._cache, slots, capacity, self.cycles)
         self._rows, self._hidden = 0, None
 
     def keep_slots(self, slots: Tensor) -> None:
@@ -86,7 +92,9 @@ class MegatronEngine:
     def forward(self, step: Step) -> Tensor:
         """See `engine.Engine.forward`: the same logits on every rank of the model, on the model's device."""
         rows, length = step.tokens.shape
-        outputs = torch.arange(length).expand(rows, -1) if step.outputs is None else step.outputs
+        outputs = step.outputs
+        if outputs is None:
+            outputs = torch.arange(length, device=step.tokens.device).expand(rows, -1)
         step = _pad(step, self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1)
         device, self._rows = self.rotary.frequencies.device, rows
         handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
@@ -107,7 +115,8 @@ class MegatronEngine:
     def _index(self, outputs: Tensor) -> Tensor:
         """Rows of the flat `[T * a]` hidden states, int64 `[a * R]`, of tokens of each sequence, int64 `[a, R]`."""
         rows = self._rows
-        return (outputs * rows + torch.arange(rows)[:, None]).flatten().to(self.rotary.frequencies.device)
+        row = torch.arange(rows, device=outputs.device)
+        return (outputs * rows + row[:, None]).flatten().to(self.rotary.frequencies.device)
 
     def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
         """Runs the chunks in the order of their layers; chunk c of the model is on pipeline stage c % stages."""

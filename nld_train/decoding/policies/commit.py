@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+def confidence_of(logits: Tensor, sampled: Tensor) -> Tensor:
+    """Probability of each sampled token before any temperature: `[d, T]`, from logits `[d, T, V]`."""
+    return logits.softmax(-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+
+
+def entropy_of(logits: Tensor, sampled: Tensor | None = None) -> Tensor:
+    """Entropy of each prediction in nats: `[d, T]`, from logits `[d, T, V]`."""
+    del sampled
+    return torch.special.entr(logits.softmax(-1)).sum(-1)
+
+
+# Figures of predictions that a denoising pass can compute on the model's device, under their names in a view. A policy
+# names those that it reads in an attribute `figures`; others are computed when they are read, at the cost of one more
+# copy to the host.
+FIGURES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"confidence": confidence_of, "entropy": entropy_of}
+DEFAULT_FIGURES = ("confidence",)
 
 
 @dataclass(frozen=True)
@@ -21,7 +39,7 @@ class BlockView:
         tokens: int64 `[d, T]`, the mask id where masked.
         masked: bool `[d, T]`.
         sampled: int64 `[d, T]`, the token sampled at each masked position: the argmax, or a draw with a temperature.
-        logits: float32 `[d, T, V]` on the model's device; the mask id has minus infinity.
+        read_logits: returns the logits, see `logits`.
         passes: int64 `[d]`, denoising passes made on each block before this one.
         sizes: int64 `[d]`, tokens of each block; the rest is padding.
         sequences: numbers of the sequences among the prompts.
@@ -33,7 +51,7 @@ class BlockView:
     tokens: Tensor
     masked: Tensor
     sampled: Tensor
-    logits: Tensor
+    read_logits: Callable[[], Tensor]
     passes: Tensor
     sizes: Tensor
     sequences: list[int]
@@ -41,16 +59,23 @@ class BlockView:
     forward_uncounted: Callable[[Tensor], Tensor]
 
     @cached_property
+    def logits(self) -> Tensor:
+        """float32 `[d, T, V]` on the model's device; the mask id has minus infinity."""
+        return self.read_logits()
+
+    @cached_property
     def confidence(self) -> Tensor:
         """float32 `[d, T]`: probability of the sampled token before any temperature."""
-        of = self.sampled.to(self.logits.device).unsqueeze(-1)
-        return self.logits.softmax(-1).gather(-1, of).squeeze(-1).cpu()
+        return confidence_of(self.logits, self.sampled.to(self.logits.device)).cpu()
 
     @cached_property
     def entropy(self) -> Tensor:
         """float32 `[d, T]`: entropy of the prediction, in nats."""
-        probabilities = self.logits.softmax(-1)
-        return torch.special.entr(probabilities).sum(-1).cpu()
+        return entropy_of(self.logits).cpu()
+
+    def set_figures(self, figures: Mapping[str, Tensor]) -> None:
+        """Sets properties of `FIGURES`, float32 `[d, T]` on the CPU, that the forward has computed already."""
+        vars(self).update(figures)
 
     def best(self, score: Tensor, number: Tensor | int) -> Tensor:
         """The masked positions of the highest score `[d, T]`, `number` (or int64 `[d]`) per block: bool `[d, T]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from nld_train.decoding.policies.policy_declaration import Argument, PolicyDeclaration, from_arguments
 
@@ -32,6 +32,7 @@ class Entropy:
     """
 
     bound: float
+    figures: ClassVar[tuple[str, ...]] = ("entropy",)
 
     def __post_init__(self) -> None:
         BOUND.check(self.bound)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nld_train.decoding.policies.commit import BlockView
+from nld_train.decoding.policies.commit import BlockView, entropy_of
 
 # Number of likeliest tokens whose embeddings are an input (docs/method.md, "Trained sampler").
 PREDICTIONS = 3
@@ -65,17 +65,23 @@ class Observation:
 
     @staticmethod
     def of(view: BlockView) -> Observation:
-        """The observation of a denoising pass, on the CPU."""
-        probabilities = view.logits.softmax(-1)
-        best, top = (tensor.cpu() for tensor in probabilities.topk(PREDICTIONS))
-        statistics = torch.stack([best[..., 0], best[..., 0] - best[..., 1], best.sum(-1), view.entropy], -1)
-        certain = statistics.new_tensor([1.0, 1.0, 1.0, 0.0])
-        hidden = view.masked.unsqueeze(-1)
+        """The observation of a denoising pass, on the model's device, which the host does not wait for."""
+        device = view.logits.device
+        best, top = view.logits.softmax(-1).topk(PREDICTIONS)
+        entropy = entropy_of(view.logits)
+        statistics = torch.stack([best[..., 0], best[..., 0] - best[..., 1], best.sum(-1), entropy], -1)
+        certain = torch.ones_like(statistics[0, 0])
+        certain[-1] = 0.0
+        hidden = view.masked.unsqueeze(-1).to(device)
         return Observation(
-            top=torch.where(hidden, top, view.tokens.unsqueeze(-1)),
+            top=torch.where(hidden, top, view.tokens.unsqueeze(-1).to(device)),
             statistics=torch.where(hidden, statistics, certain),
-            real=torch.arange(view.tokens.shape[1]) < view.sizes[:, None],
+            real=(torch.arange(view.tokens.shape[1]) < view.sizes[:, None]).to(device),
         )
+
+    def cpu(self) -> Observation:
+        """The same on the CPU."""
+        return Observation(self.top.cpu(), self.statistics.cpu(), self.real.cpu())
 
 
 class TrainedSampler(nn.Module):
