@@ -102,10 +102,8 @@ def step_mask(implementation: str, step: Step, entries: int, device: torch.devic
     rows, length = step.tokens.shape
     if step.entries is not None:
         visible = step.visible(entries).unsqueeze(1)
-        hidden = torch.zeros(visible.shape, dtype=dtype, device=device)
-        return AttentionMask(
-            hidden.masked_fill_(~visible, torch.finfo(dtype).min if implementation == "eager" else float("-inf"))
-        )
+        hidden = torch.finfo(dtype).min if implementation == "eager" else float("-inf")
+        return AttentionMask(torch.where(visible, visible.new_zeros((), dtype=dtype), hidden))
     if step.pattern is None and implementation.startswith("flash"):
         return AttentionMask(
             None, flash=FlashRows.of(length, step.counts, step.cached + step.counts, step.causal, device)

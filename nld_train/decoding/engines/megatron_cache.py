@@ -113,7 +113,7 @@ class CachedContext:
 
 
 def _added(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    return torch.where(visible, visible.new_zeros((), dtype=dtype), float("-inf"))
 
 
 def _aligned(step: Step, entries: int) -> bool:

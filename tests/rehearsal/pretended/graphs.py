@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -17,6 +18,12 @@ def record(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     """Called for each operation on the device, with the CPU tensors that it had and made."""
     if _recording:
         _recording[-1].operations.append((func, args, kwargs, result))
+
+
+def record_filled(tensor: Tensor) -> None:
+    """Called for a tensor that a factory has made and filled, which a replay fills again."""
+    if _recording:
+        record(torch.ops.aten.copy_.default, (tensor, tensor.clone()), {}, tensor)
 
 
 class CUDAGraph:

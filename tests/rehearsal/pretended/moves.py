@@ -11,6 +11,7 @@ import torch.utils._device
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pretended import graphs
 from pretended.ledger import BLOCKING, LEDGER, NON_BLOCKING_TO_HOST, TO_HOST, spoil
 from pretended.pinned import is_pinned, note_copy_to_device, register_pinned
 from pretended.tensor import CudaTensor
@@ -84,6 +85,8 @@ def _factory(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         plain = make(*args, **{**kwargs, "device": "cpu"})
         if make.__name__ in _UNWRITTEN:
             spoil(plain)
+        else:
+            graphs.record_filled(plain)
         return CudaTensor(plain, needs_gradient)
 
     return made
