@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nld_train.decoding.engines.engine import Engine, Step
 
-
-class Body(Protocol):
-    """What a cycle computes: forwards, sampling and acceptance, without the host.
-
-    Its fields are all that it depends on beside its inputs, and it is hashable: a graph of it is captured once and
-    computes the same later. It reads no values of its inputs on the host, and its shapes do not depend on them.
-    """
-
-    def __call__(self, forwards: Forwards, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """From inputs `[a, ...]` to results `[a, ...]`, the first of which the host reads."""
-
-    def __hash__(self) -> int: ...
+# What a cycle computes: forwards, sampling, acceptance, without the host. From `Forwards` and named inputs `[a, ...]`
+# to results `[a, ...]`, the first of which the host reads. A frozen dataclass, whose fields are all that it depends on
+# beside its inputs: a graph of it is captured once and computes the same later. It reads no values of its inputs on the
+# host, and its shapes do not depend on them.
+Body = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)

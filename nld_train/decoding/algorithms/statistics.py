@@ -93,11 +93,11 @@ def acceptance_by_position(result: DecodeResult, block_length: int, budgets: Seq
 
 def one_sequence(result: DecodeResult, sequence: int) -> DecodeResult:
     """A sequence as if it had been decoded alone."""
-    lists = {name: [getattr(result, name)[sequence]] for name in _BY_SEQUENCE}
+    lists: dict[str, Any] = {name: [getattr(result, name)[sequence]] for name in _BY_SEQUENCE}
     return DecodeResult(forwards=result.sequence_forwards[sequence], prefill=1, **lists)
 
 
 def merged(results: Sequence[DecodeResult]) -> DecodeResult:
     """Results of several calls as one: sequences in order, sums of forwards and prefills."""
-    lists = {name: [one for result in results for one in getattr(result, name)] for name in _BY_SEQUENCE}
+    lists: dict[str, Any] = {name: [one for each in results for one in getattr(each, name)] for name in _BY_SEQUENCE}
     return DecodeResult(**{name: sum(getattr(result, name) for result in results) for name in _OF_BATCH}, **lists)
