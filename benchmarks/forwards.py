@@ -32,7 +32,7 @@ from benchmarks.shapes import SHAPES, random_run
 from benchmarks.timing import synchronize
 from nld_train.decoding import DecodeOptions, DecodeResult, Engine, FixedNumber, Mode, Threshold
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.statistics import tokens_per_forward
+from nld_train.decoding.algorithms.statistics import graph_share, tokens_per_forward
 from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.errors import exit_status
 from nld_train.training.loop.parallel import parallel_groups, resolve_device
@@ -145,6 +145,7 @@ def figures_of(found: dict[str, Timing]) -> dict[str, Any]:
             "forwards": result.forwards,
             "tokens_per_forward": tokens_per_forward(result),
             "tokens_per_second": sum(result.new_tokens) / seconds,
+            "graph_share": graph_share(result),
         }
     return {"rows": rows}
 
@@ -170,10 +171,10 @@ def targets_of(rows: dict[str, dict[str, float]], counted: bool) -> list[dict[st
 
 def show(figures: dict[str, Any]) -> None:
     """Prints the figures as a table and a line for each target."""
-    table = Table("mode", "ms per forward", "forwards", "tokens per forward", "tokens/s")
+    table = Table("mode", "ms per forward", "forwards", "tokens per forward", "tokens/s", "in CUDA graphs")
     for name, row in figures["rows"].items():
         cells = (f"{row['milliseconds_per_forward']:.2f}", f"{row['forwards']}", f"{row['tokens_per_forward']:.2f}")
-        table.add_row(name, *cells, f"{row['tokens_per_second']:,.1f}")
+        table.add_row(name, *cells, f"{row['tokens_per_second']:,.1f}", f"{row['graph_share']:.0%}")
     console = Console(width=110, highlight=False)
     console.print(table)
     for target in figures["targets"]:

@@ -137,17 +137,19 @@ def decode_targets(results: Path) -> str:
 
 def forwards(results: Path) -> str:
     """The time of a decode forward in each mode at one sequence."""
-    columns = ("on", "weights", "mode", "milliseconds per forward", "tokens per forward", "tokens/s")
+    columns = ("on", "weights", "mode", "milliseconds per forward", "tokens per forward", "tokens/s", "in CUDA graphs")
     rows: list[Cells] = []
     for name in ("forwards", "forwards_checkpoint"):
         result = load(results, name, on_gpu=True)
         if result is None:
-            rows.append(("GPU", "random" if name == "forwards" else "trained", NOT_MEASURED, *[""] * 3))
+            rows.append(("GPU", "random" if name == "forwards" else "trained", NOT_MEASURED, *[""] * 4))
             continue
         for mode, row in result["figures"]["rows"].items():
             cells = (f"{row['milliseconds_per_forward']:.2f}", f"{row['tokens_per_forward']:.2f}")
             speed = f"{row['tokens_per_second']:,.0f}"
-            rows.append((device_of(result), result["figures"]["weights"], mode, *cells, speed))
+            rows.append(
+                (device_of(result), result["figures"]["weights"], mode, *cells, speed, f"{row['graph_share']:.0%}")
+            )
     return markdown(columns, rows)
 
 

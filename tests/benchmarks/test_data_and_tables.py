@@ -106,10 +106,8 @@ def plant_gpu_results(folder: Path, speed: float) -> None:
     keep(folder, "baseline_gpu", {**shape, **ratios, "head_memory_target": 0.5}, gpu)
     milliseconds = {forwards.AR: 10.0, forwards.ONE_PER_PASS: 11.0}
     milliseconds |= {forwards.LINEAR: 11.0 / speed, forwards.DIFFUSION: 11.0 * 2.46 / 2.1 / speed}
-    modes = {
-        name: {"milliseconds_per_forward": each, "tokens_per_forward": 1.0, "tokens_per_second": 100.0}
-        for name, each in milliseconds.items()
-    }
+    counted = {"tokens_per_forward": 1.0, "tokens_per_second": 100.0, "graph_share": 0.97}
+    modes = {name: {"milliseconds_per_forward": each, **counted} for name, each in milliseconds.items()}
     found = {"device": "cuda:0", "weights": "random", "rows": modes, "targets": forwards.targets_of(modes, False)}
     keep(folder, "forwards_gpu", found, gpu)
 
@@ -131,6 +129,7 @@ def test_the_first_table_judges_every_target_of_a_gpu(tmp_path: Path, speed: flo
     page = tables.with_tables(tables.PAGE.read_text(), tmp_path)
     assert "| `forwards_gpu.json` | NVIDIA H200 | 000000000000 |" in page
     assert "| local | ar | 5" in page
+    assert "| 100 | 97% |" in page
     assert "| transformer_engine | joint | not installed |" in page
 
 

@@ -94,8 +94,9 @@ def watched(engine: Engine, how: FixedCycles, unknown: list[dict[int, tuple[int,
     def capturing(function: Callable[[], None]) -> Tape:
         tape = capture(function)
         places = known(engine, how)
-        # Numbers that stand in the code become tensors without dimensions.
-        outside = {where: tuple(tensor.shape) for where, tensor in tape.outside.items() if tensor.dim()}
+        # Numbers that stand in the code become tensors without dimensions; an empty tensor has nothing to read.
+        tensors = tape.outside.items()
+        outside = {where: tuple(tensor.shape) for where, tensor in tensors if tensor.dim() and tensor.numel()}
         unknown.append({where: shape for where, shape in outside.items() if where not in places})
         return tape
 
