@@ -18,7 +18,7 @@ class Add(Kind):
     """`add 47 + 35`: `12 + 70 = 82`, sums of units and of tens before the sum of all; the former with two digits."""
 
     name = "add"
-    weight = 2.0
+    weight = 3.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""
