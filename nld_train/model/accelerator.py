@@ -51,6 +51,24 @@ def _require_transformer_engine(setting: str, layers: str, otherwise: str) -> No
         )
 
 
+def forget_pending_amaxes(chunks: Iterable[torch.nn.Module]) -> None:
+    """Forgets what passes without gradients have left for the next scales of FP8, in the recipe `delayed`.
+
+    Transformer Engine notes the largest values of every forward pass in the first row of a module's history. A step
+    reduces that row over ranks and takes it into the scales; a validation between two steps does not, so its values
+    would reach the scales with the next step: training would depend on when it is validated, and a checkpoint would
+    have the row of one rank alone.
+
+    Args:
+        chunks: this rank's part of the model.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        for scaling in getattr(module, "fp8_meta", {}).values():
+            history = getattr(scaling, "amax_history", None)
+            if history is not None:
+                history[0].zero_()
+
+
 # The shape of the buffers that exist.
 _buffer_shape: list[int] | None = None
 

@@ -76,6 +76,12 @@ def test_delayed_scaling_is_resumed_to_the_last_bit(runs: Path, step: int) -> No
     assert_same_run(runs / f"fp8_{step}", runs / "fp8")
 
 
+def test_validation_does_not_change_the_scales(runs: Path) -> None:
+    validated = [record["step"] for record in records_of(runs / "fp8_validated") if "validation" in record]
+    assert validated != [record["step"] for record in records_of(runs / "fp8") if "validation" in record]
+    assert losses(runs / "fp8_validated") == losses(runs / "fp8")
+
+
 def test_scales_that_a_checkpoint_lacks_are_reported(runs: Path) -> None:
     said = [line for line in (runs / "log").read_text().splitlines() if "FP8 scaling state" in line]
     assert len(said) == 1

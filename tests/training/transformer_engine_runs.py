@@ -40,6 +40,7 @@ class _Runs:
         for stop in ("run.max_steps=6", "run.max_steps=null"):
             self._run("lora", "stages.joint.lora={rank: 2, lora_alpha: 4}", stop)
         self._run("fp8", *DELAYED)
+        self._run("fp8_validated", *DELAYED, "validation.every=3")
         for step in STOPS:
             for stop in (f"run.max_steps={step}", "run.max_steps=null"):
                 self._run(f"fp8_{step}", *DELAYED, stop)

@@ -39,7 +39,27 @@ class Format(Enum):
     HYBRID = "hybrid"
 
 
+class Scaling:
+    """The scales of a module's tensors, and the largest values that they follow from.
+
+    As in Transformer Engine, a forward pass writes its largest values to the first row of the history, and the end of
+    the next `fp8_autocast` with gradients takes that row into the history and the scales.
+    """
+
+    def __init__(self, length: int, tensors: int) -> None:
+        self.scale = torch.ones(tensors)
+        self.amax_history = torch.zeros(length, tensors)
+
+    def update(self) -> None:
+        """The next scales."""
+        largest = self.amax_history.amax(0)
+        self.scale.copy_(torch.where(largest > 0, _LEVELS / largest, self.scale))
+        self.amax_history.copy_(self.amax_history.roll(-1, 0))
+        self.amax_history[0] = 0
+
+
 _recipes: list[Any] = []
+_used: dict[int, Scaling] = {}  # by identity
 
 
 @contextmanager
@@ -50,6 +70,9 @@ def fp8_autocast(enabled: bool = True, fp8_recipe: Any = None, **_: Any) -> Iter
         yield
     finally:
         _recipes.pop()
+    if enabled and not _recipes and torch.is_grad_enabled():
+        for scaling in _used.values():
+            scaling.update()
 
 
 class _Module(torch.nn.Module):
@@ -57,10 +80,12 @@ class _Module(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scaling: dict[str, Tensor] | None = None
+        self.fp8_meta: dict[str, Any] = {}
 
     def get_extra_state(self) -> Tensor:
-        state = b"" if self.scaling is None else pickle.dumps({"recipe": "DelayedScaling", **self.scaling})
+        scaling = self.fp8_meta.get("scaling_fwd")
+        tensors = {} if scaling is None else {"scale_fwd": scaling.scale, "amax_history_fwd": scaling.amax_history}
+        state = pickle.dumps({"recipe": "DelayedScaling", **tensors}) if tensors else b""
         return torch.frombuffer(bytearray(state), dtype=torch.uint8) if state else torch.empty(0, dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor | None) -> None:
@@ -69,24 +94,23 @@ class _Module(torch.nn.Module):
         if os.environ.get("NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE") != "1":
             raise RuntimeError("Refusing to load pickled Transformer Engine extra state")
         found = pickle.loads(state.numpy().tobytes())
-        self.scaling = {name: found[name] for name in ("scale_fwd", "amax_history_fwd")}
+        self.fp8_meta["scaling_fwd"] = scaling = Scaling(*found["amax_history_fwd"].shape)
+        scaling.scale.copy_(found["scale_fwd"])
+        scaling.amax_history.copy_(found["amax_history_fwd"])
 
     def rounded(self, *tensors: Tensor) -> list[Tensor]:
         """As FP8 with delayed scaling rounds them; unchanged in other recipes and without any."""
         recipe = _recipes[-1] if _recipes else None
         if not isinstance(recipe, DelayedScaling):
             return list(tensors)
-        if self.scaling is None:
-            history = torch.zeros(recipe.amax_history_len, len(tensors))
-            self.scaling = {"scale_fwd": torch.ones(len(tensors)), "amax_history_fwd": history}
-        scales = self.scaling["scale_fwd"]
+        scaling = self.fp8_meta.setdefault("scaling_fwd", Scaling(recipe.amax_history_len, len(tensors)))
+        _used[id(scaling)] = scaling
         result = [
             tensor + ((tensor * scale).round() / scale - tensor).detach()
-            for tensor, scale in zip(tensors, scales, strict=True)
+            for tensor, scale in zip(tensors, scaling.scale.tolist(), strict=True)
         ]
         largest = torch.stack([tensor.detach().abs().amax() for tensor in tensors])
-        history = torch.cat([largest[None], self.scaling["amax_history_fwd"][:-1]])
-        self.scaling = {"scale_fwd": _LEVELS / history.amax(0), "amax_history_fwd": history}
+        scaling.amax_history[0] = torch.maximum(scaling.amax_history[0], largest)
         return result
 
 

@@ -3,7 +3,8 @@
 Each of Transformer Engine's modules has an entry `_extra_state` in its state dict. It is empty in bf16 and where FP8
 numbers are scaled by the tensor itself. With delayed scaling it holds the scales and the largest values of the last
 steps, from which the next scales follow, so that a run resumed without them rounds otherwise for as long as that
-history is. They are equal on all tensor- and data-parallel ranks, and so belong to a layer under any layout.
+history is. They are equal on all tensor- and data-parallel ranks, and so belong to a layer under any layout; the row of
+the history that no step has reduced over ranks yet is empty between steps (`accelerator.forget_pending_amaxes`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from nld_train.config.schema import Config
 from nld_train.data.batches import batches
 from nld_train.data.collate import Samples
 from nld_train.data.samples import validation_samples
+from nld_train.model.accelerator import forget_pending_amaxes
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.hooks.base import Hook, RunningStage, TimeShare, at_interval
 from nld_train.training.metrics.records import StepRecord
@@ -53,6 +54,7 @@ class ValidationHook(Hook):
         """
         levels, name = stage.plan.kind.validation_levels(self.config), stage.plan.name
         losses = {level: stage.trainer.held_out_losses(model, self._load(name, level)) for level in levels}
+        forget_pending_amaxes(model)
         diffusion_loss = {f"{level:g}": diffusion for level, (_, diffusion) in losses.items() if level is not None}
         return losses[levels[0]][0], diffusion_loss
 
