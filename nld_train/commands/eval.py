@@ -41,6 +41,12 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     )
     add_policy(parser)
     parser.add_argument(
+        "--likelihood",
+        choices=("ar", "bound"),
+        help="mode diffusion: log-likelihoods are those of AR, or diffusion's lower bounds (default: bound, in "
+        "paper_base ar)",
+    )
+    parser.add_argument(
         "--samples",
         type=int,
         metavar="N",

@@ -47,6 +47,7 @@ OPTIONS = (
     ModeOption("block_lengths", ("diffusion", "linear", "quadratic"), "has no blocks"),
     ModeOption("adapter", ("linear",), "does not draft with one"),
     ModeOption("ar_weight", ("quadratic",), "does not mix both predictions"),
+    ModeOption("likelihood", ("diffusion",), "cannot choose between two likelihoods"),
     ModeOption("samples", ("diffusion",), "computes no bound of likelihoods"),
 )
 

@@ -20,7 +20,8 @@ def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, ChatSe
         UserError: a value out of its range, a file or folder that does not exist, or tasks that run code without
             permission.
     """
-    settings, tasks = _settings(arguments), resolve(arguments.tasks)
+    tasks = resolve(arguments.tasks)
+    settings = _settings(arguments, tasks)
     chat = ChatSettings.of(arguments, tasks.chat_template)
     for path in arguments.include_path:
         if not Path(path).is_dir():
@@ -33,13 +34,25 @@ def check_command_line(arguments: Namespace) -> tuple[EvaluationSettings, ChatSe
     return settings, chat, tasks
 
 
-def _settings(arguments: Namespace) -> EvaluationSettings:
+def _settings(arguments: Namespace, tasks: TaskList) -> EvaluationSettings:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit: {arguments.limit} is not 1 or more")
     if arguments.num_fewshot is not None and arguments.num_fewshot < 0:
         raise UserError(f"--num-fewshot: {arguments.num_fewshot} is not 0 or more")
-    names = ("mode", "batch_size", "block_length", "samples", "max_new_tokens", "seed", "tensor", "pipeline")
+    names = (
+        "mode",
+        "batch_size",
+        "block_length",
+        "likelihood",
+        "samples",
+        "max_new_tokens",
+        "seed",
+        "tensor",
+        "pipeline",
+    )
     given = {name: getattr(arguments, name) for name in (*names, "policy", *policy_arguments())}
+    if arguments.mode == "diffusion" and arguments.likelihood is None:
+        given["likelihood"] = tasks.likelihood
     # Without a value, `--adapter` means the checkpoint's own.
     directory = arguments.adapter if isinstance(arguments.adapter, str) else None
     try:

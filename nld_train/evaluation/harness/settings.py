@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Mode
 from nld_train.decoding.mode_options import refuse_unread
 from nld_train.decoding.policies.registry import PolicySettings
 
+Likelihood = Literal["ar", "bound"]
 # Of the bound.
 _SAMPLES = 32
 
@@ -19,11 +20,12 @@ class EvaluationSettings:
 
     Attributes:
         mode: the decode mode of texts. Likelihoods are exact in `ar`, `linear` and `quadratic`, which have the same
-            distribution, and lower bounds in `diffusion`.
+            distribution, and by default lower bounds in `diffusion`.
         batch_size: sequences that run together.
         block_length: tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic; None for the
             checkpoint's own.
         policy: commit policy of diffusion decoding.
+        likelihood: of `diffusion`: `bound`, or `ar`, the exact one of the other modes; None for `bound`.
         samples: maximum number of noise samples per block of the bound; None for 32.
         max_new_tokens: maximum number of new tokens of a text, in place of each task's.
         adapter: draft with the drafter adapter (linear).
@@ -40,6 +42,7 @@ class EvaluationSettings:
     batch_size: int = 16
     block_length: int | None = None
     policy: PolicySettings = field(default_factory=PolicySettings)
+    likelihood: Likelihood | None = None
     samples: int | None = None
     max_new_tokens: int | None = None
     adapter: bool = False
@@ -52,6 +55,10 @@ class EvaluationSettings:
         for name, lowest in (("batch_size", 1), ("samples", 2), ("seed", 0)):
             if (value := getattr(self, name)) is not None and value < lowest:
                 raise ValueError(f"{name}: {value} is not {lowest} or more")
+        if self.likelihood not in (None, *get_args(Likelihood)):
+            raise ValueError(f"likelihood: {self.likelihood!r} is not one of {', '.join(get_args(Likelihood))}")
+        if self.likelihood == "ar" and self.samples is not None:
+            raise ValueError("samples: likelihoods of AR are exact, and nothing is sampled")
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         length = 1 if self.block_length is None else self.block_length
@@ -79,7 +86,7 @@ class EvaluationSettings:
     @property
     def bounds(self) -> bool:
         """Whether likelihoods are bounds."""
-        return self.mode == "diffusion"
+        return self.mode == "diffusion" and self.likelihood != "ar"
 
     @property
     def noise_samples(self) -> int:
@@ -97,7 +104,11 @@ class EvaluationSettings:
             del found["block_length"]
         elif self.block_length is None:
             found["block_length"] = block_length
-        if self.bounds:
-            return {**found, "samples": self.noise_samples, "policy": self.policy.name, **self.policy.arguments}
-        del found["samples"]
-        return found
+        if self.mode == "diffusion":
+            found |= {"likelihood": self.likelihood or "bound", "policy": self.policy.name, **self.policy.arguments}
+        else:
+            del found["likelihood"]
+        if not self.bounds:
+            del found["samples"]
+            return found
+        return found | {"samples": self.noise_samples}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from nld_train.config.compose import config_directory
 from nld_train.errors import UserError
+from nld_train.evaluation.harness.settings import Likelihood
 
 _NEAREST = 3
 
@@ -25,12 +26,18 @@ class TaskList:
         chat_template: whether prompts are formatted with the tokenizer's chat template.
         unsafe_code: whether a task runs code that the model wrote.
         max_new_tokens: maximum number of new tokens of a text; None for each task's.
+        likelihood: by which diffusion scores choices, `ar` or `bound`; None for the mode's own.
     """
 
     tasks: tuple[str, ...]
     chat_template: bool = False
     unsafe_code: bool = False
     max_new_tokens: int | None = None
+    likelihood: Likelihood | None = None
+
+
+# What all lists of one evaluation must agree in.
+_SETTINGS = [field.name for field in fields(TaskList) if field.name != "tasks"]
 
 
 def shipped_lists() -> dict[str, TaskList]:
@@ -53,11 +60,11 @@ def resolve(words: Sequence[str]) -> TaskList:
     lists = shipped_lists()
     parts = [lists.get(word, TaskList((word,))) for word in words]
     named = [part for word, part in zip(words, parts, strict=True) if word in lists] or parts[:1]
-    for key in ("chat_template", "unsafe_code", "max_new_tokens"):
+    for key in _SETTINGS:
         if len({getattr(part, key) for part in named}) > 1:
             raise UserError(f"--tasks: the lists differ in {key}; evaluate them one after another")
     tasks = tuple(dict.fromkeys(name for part in parts for name in part.tasks))
-    return TaskList(tasks, named[0].chat_template, named[0].unsafe_code, named[0].max_new_tokens)
+    return TaskList(tasks, **{key: getattr(named[0], key) for key in _SETTINGS})
 
 
 def load_tasks(names: Sequence[str], manager: Any) -> list[Any]:
