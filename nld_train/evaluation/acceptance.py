@@ -27,7 +27,7 @@ from nld_train.decoding.command_line.request import (
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
-from nld_train.evaluation.by_category import CATEGORIES, MEAN, mean_figures
+from nld_train.evaluation.by_category import CATEGORIES, FOUR, MEAN_OF_FOUR, MEANS, category_means
 from nld_train.evaluation.categories import Conversation, Question, read_questions
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.results import check_result_files, give_result
@@ -104,7 +104,7 @@ def measure_acceptance(
         turns pooled under `overall`, `accepted_length` (tokens per verification pass: accepted drafts and the bonus
         token; positions per denoising pass in diffusion), `tokens_per_forward`, `turns`, `new_tokens` and
         `skipped_turns`, those that did not fit into the context with their answers after the turns before; and
-        `mean_over_categories`, the unweighted means of the first two over categories.
+        the unweighted means of the first two over categories that `by_category.category_means` returns.
     """
     return {"variants": [_measure(engine, source, questions, variant, policy, batch_size) for variant in variants]}
 
@@ -135,7 +135,7 @@ def _measure(
         "block_length": variant.options.block_length,
         "adapter": variant.options.adapter,
         CATEGORIES: categories,
-        MEAN: mean_figures({name: figures for name, figures in categories.items() if name != OVERALL}),
+        **category_means({name: figures for name, figures in categories.items() if name != OVERALL}),
     }
 
 
@@ -188,14 +188,23 @@ def print_acceptance(console: Console, report: Figures) -> None:
     for name, group in groupby(report["variants"], key=_name):
         variants = list(group)
         lengths = [f"B = {variant['block_length']}" for variant in variants]
-        table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)))
+        of_four = f"mean over {len(FOUR)}: {', '.join(FOUR)}" if MEAN_OF_FOUR in variants[0] else None
+        table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)), caption=of_four)
         for category, figures in variants[0][CATEGORIES].items():
             if category == OVERALL:
                 table.add_section()
-                table.add_row("category mean", "", *_cells([variant[MEAN] for variant in variants]))
+                for key, title in _means(variants[0]).items():
+                    table.add_row(title, "", *_cells([variant[key] for variant in variants]))
             cells = _cells([variant[CATEGORIES][category] for variant in variants])
             table.add_row(_ROWS.get(category, category), str(figures["turns"]), *cells)
         console.print(f"{name}: accepted length, then tokens per forward", table, sep="\n")
+
+
+def _means(variant: Figures) -> dict[str, str]:
+    """The means that a variant has, with the number of their categories as the names of their rows."""
+    decoded = sum(bool(figures["turns"]) for name, figures in variant[CATEGORIES].items() if name != OVERALL)
+    rows = zip(MEANS, (f"mean over {decoded}", f"mean over {len(FOUR)}"), strict=True)
+    return {key: row for key, row in rows if key in variant}
 
 
 def _cells(figures: Sequence[Figures]) -> list[str]:

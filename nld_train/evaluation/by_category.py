@@ -1,5 +1,6 @@
 """Figures by category of prompts, and their unweighted mean over categories, as the paper reports them.
 
+Of SPEED-Bench it reports two means, over all categories and over four of them (docs/method.md, "Evaluation figures").
 Pooled figures weigh a category by its tokens and cycles: one with many long answers decides them.
 """
 
@@ -13,6 +14,24 @@ from nld_train.decoding.algorithms.statistics import merged, one_sequence
 from nld_train.evaluation.measure import Figures
 
 CATEGORIES, MEAN = "categories", "mean_over_categories"
+# Of SPEED-Bench (arXiv 2604.09557).
+SPEED_BENCH = (
+    "coding",
+    "humanities",
+    "math",
+    "multilingual",
+    "qa",
+    "rag",
+    "reasoning",
+    "roleplay",
+    "stem",
+    "summarization",
+    "writing",
+)
+FOUR = ("coding", "math", "reasoning", "multilingual")
+MEAN_OF_FOUR = f"mean_over_{'_'.join(FOUR)}"
+# Names of both means in tables.
+MEANS = {MEAN: "mean over categories", MEAN_OF_FOUR: f"mean over {', '.join(FOUR)}"}
 # Everything else in figures is a rate, of which a mean over categories can be taken.
 _COUNTS = ("new_tokens", "forwards", "turns", "skipped_turns")
 
@@ -28,7 +47,7 @@ def pooled_and_by_category(
         figures_of: from indices of prompts to their figures.
 
     Returns:
-        The pooled figures; with categories also `categories` (name -> figures) and `mean_over_categories`.
+        The pooled figures; with categories also `categories` (name -> figures) and what `category_means` returns.
     """
     pooled = figures_of(range(prompts))
     if not categories:
@@ -37,7 +56,19 @@ def pooled_and_by_category(
         name: figures_of([index for index, category in enumerate(categories) if category == name])
         for name in dict.fromkeys(categories)
     }
-    return {**pooled, CATEGORIES: found, MEAN: mean_figures(found)}
+    return {**pooled, CATEGORIES: found, **category_means(found)}
+
+
+def category_means(categories: Mapping[str, Figures]) -> Figures:
+    """Both means of figures by category.
+
+    Returns:
+        `mean_over_categories`, of all; and where each of `FOUR` has new tokens, the mean over these under
+        `MEAN_OF_FOUR`.
+    """
+    means = {MEAN: mean_figures(categories)}
+    four = {name: categories[name] for name in FOUR if name in categories and categories[name]["new_tokens"]}
+    return means | {MEAN_OF_FOUR: mean_figures(four)} if len(four) == len(FOUR) else means
 
 
 def mean_figures(categories: Mapping[str, Figures]) -> Figures:

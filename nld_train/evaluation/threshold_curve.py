@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -13,7 +14,7 @@ from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.sampler_network import TrainedSampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
-from nld_train.evaluation.by_category import MEAN
+from nld_train.evaluation.by_category import MEANS
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.evaluation.reports import (
     ReportRequest,
@@ -91,8 +92,9 @@ def measure_curves(
 def print_curves(console: Console, measured: Figures) -> None:
     """Prints one table, a row per curve and threshold, and with categories one of the means over them."""
     console.print(_table(measured, lambda point: point))
-    if MEAN in measured["one_per_pass"]:
-        console.print("mean over categories", _table(measured, lambda point: point[MEAN]), sep="\n")
+    for key, title in MEANS.items():
+        if key in measured["one_per_pass"]:
+            console.print(title, _table(measured, itemgetter(key)), sep="\n")
 
 
 def _table(measured: Figures, figures_of: Callable[[Figures], Figures]) -> Table:
