@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nld_train.decoding.policies.commit import BlockView, CommitPolicy, chosen_positions
+from nld_train.evaluation.greedy_acceptance import BlockTargets, GreedyAcceptance
 from nld_train.evaluation.trajectories import ONE_PER_PASS, committed, denoise, next_view, restrict
 
+Safety = Literal["greedy", "one-per-pass"]
+GREEDY_ACCEPTANCE = "greedy acceptance"
 # docs/method.md, "Oracle bound".
 FORWARDS_PER_BLOCK = 5000
 # 2 ** 6 - 1 forwards are enough to try every subset of this many masks.
@@ -25,9 +29,10 @@ class OracleBlock:
         target: int64 `[T]`, the block by one-token-per-pass decoding.
         masks: positions that it had to commit.
         passes: denoising passes of the oracle so far.
-        forwards: uncounted forwards used so far.
+        forwards: simulated forwards used so far.
         complete: whether every position is committed (a stop can end a sequence before).
         exhausted: whether a search ran out of forwards.
+        certain: whether a simulation has shown that greedy acceptance reaches the target from here.
         fewest: smallest number of passes to the target; None if it was not searched for.
         policies: name of a compared policy -> its passes, and whether it ends at the target.
     """
@@ -38,6 +43,7 @@ class OracleBlock:
     forwards: int = 0
     complete: bool = False
     exhausted: bool = False
+    certain: bool = False
     fewest: int | None = None
     policies: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
@@ -46,16 +52,19 @@ class Oracle:
     """The bound on tokens per forward ("speed of light") as a `CommitPolicy` (docs/method.md, "Oracle bound").
 
     Greedy only. In each pass it considers the positions whose prediction is already that of one-token-per-pass
-    decoding, the most confident first, and commits as many as possible such that one-token-per-pass decoding of the
-    remaining masks still ends at the same block. A binary search finds the number. Committing one position is always
-    possible, so it needs at most as many passes as one-token-per-pass decoding, and its text is the same.
+    decoding, the most confident first, and commits as many as are safe: such that decoding the remaining masks by
+    `safety` still ends at the same block. A binary search finds the number. One position is always taken as safe. With
+    it alone the block stays on the way of one-token-per-pass decoding; with more it has been simulated to the target.
+    So the oracle needs at most as many passes as one-token-per-pass decoding, and its text is the same.
 
     Args:
-        budget: maximum number of uncounted forwards per block, those for the target included; when they are used up it
-            commits the largest number that was verified.
-        policies: policies to compare with, each from the same start of every block.
+        budget: maximum number of simulated forwards per block, those for the target included. A set whose simulation
+            would need more counts as unsafe.
+        policies: policies to compare with, beside greedy acceptance, each from the same start of every block.
         exhaustive: in blocks of at most this many masks, also search for the smallest number of passes, outside the
             budget.
+        safety: how the remaining masks are decoded in a simulation: by `greedy` acceptance, as in the paper, or with
+            `one-per-pass`.
 
     Attributes:
         blocks: the results, in the order in which the blocks were started.
@@ -66,11 +75,16 @@ class Oracle:
         budget: int = FORWARDS_PER_BLOCK,
         policies: Mapping[str, CommitPolicy] | None = None,
         exhaustive: int = EXHAUSTIVE_MASKS,
+        safety: Safety = "greedy",
     ) -> None:
         self.budget = budget
         self.exhaustive = exhaustive
         self.blocks: list[OracleBlock] = []
-        self._policies = policies or {}
+        self._targets = BlockTargets()
+        greedy = GreedyAcceptance(self._targets)
+        self._policies: dict[str, CommitPolicy] = {GREEDY_ACCEPTANCE: greedy, **(policies or {})}
+        self._simulated: CommitPolicy = greedy if safety == "greedy" else ONE_PER_PASS
+        self._safety = safety
         # The current block of each sequence.
         self._current: dict[int, OracleBlock] = {}
 
@@ -94,17 +108,16 @@ class Oracle:
 
     def _begin(self, view: BlockView) -> None:
         """For blocks before their first pass: targets, compared policies and smallest numbers of passes."""
-        new = view.passes == 0
+        new = self._targets.begin(view)
         if not bool(new.any()):
             return
         view = restrict(view, new)
-        end, masks = denoise(view, ONE_PER_PASS), view.masked.sum(1)
+        masks, targets = view.masked.sum(1), self._targets.of(view)
         for row in torch.nonzero(new).flatten().tolist():
             # The first pass to the target is the view itself.
-            block = OracleBlock(end.tokens[row], int(masks[row]), forwards=int(masks[row]) - 1)
+            block = OracleBlock(targets[row], int(masks[row]), forwards=max(0, int(masks[row]) - 1))
             self._current[view.sequences[row]] = block
             self.blocks.append(block)
-        targets = self._targets(view)
         for name, policy in self._policies.items():
             self._compare(view, new, targets, name, policy)
         small = new & (masks <= self.exhaustive)
@@ -119,60 +132,52 @@ class Oracle:
         for row in torch.nonzero(new).flatten().tolist():
             self._current[view.sequences[row]].policies[name] = (int(end.passes[row]), bool(same[row]))
 
-    def _targets(self, view: BlockView) -> Tensor:
-        """int64 `[d, T]`: the targets; one from a view of another width is cut or padded to this one."""
-        targets = view.tokens.clone()
-        for row, sequence in enumerate(view.sequences):
-            if sequence in self._current:
-                size = int(view.sizes[row])
-                targets[row, :size] = self._current[sequence].target[:size]
-        return targets
-
     def _search(self, view: BlockView) -> Tensor:
-        """The largest set of positions of each row that still leads to its target: bool `[d, T]`."""
-        blocks, targets = self._blocks(view), self._targets(view)
-        certain = chosen_positions(ONE_PER_PASS, view)
+        """The largest safe set of positions of each row: bool `[d, T]`."""
+        blocks, targets = self._blocks(view), self._targets.of(view)
+        first = chosen_positions(ONE_PER_PASS, view)
         matching = view.masked & (view.sampled == targets)
         score = view.confidence.masked_fill(~matching, float("-inf"))
-        # Rounding can flip a near tie, so that one-token-per-pass decoding no longer ends at the target: the row then
-        # commits one position per pass.
-        diverged = (certain & ~matching).any(1)
-        least = torch.ones_like(view.passes)
-        most = torch.where(diverged, least, matching.sum(1))
-        # The largest set is tried first: it often succeeds, and it is the cheapest to check.
+        certain = torch.tensor([block.certain for block in blocks])
+        # Rounding can flip a near tie, so that the way to the target is lost: the row then commits one position per
+        # pass.
+        lost = torch.where(certain, ~matching.any(1), (first & ~matching).any(1))
+        most = torch.where(lost, 1, matching.sum(1))
+        # From where greedy acceptance is known to reach the target, all matching positions are its own next step.
+        least = torch.where(certain, most, 1)
+        # The largest set is tried first: it often succeeds, and it is the cheapest to simulate.
         middle = most
-        while bool((least < most).any()):
-            chosen = view.best(score, middle)
-            most = torch.where(self._affordable(view, blocks, chosen, least < most), most, least)
-            open_rows = least < most
-            safe = self._reaches(restrict(view, open_rows), chosen, targets, blocks)
+        while bool((open_rows := least < most).any()):
+            safe = self._reaches(restrict(view, open_rows), view.best(score, middle), targets, blocks)
             least = torch.where(open_rows & safe, middle, least)
             most = torch.where(open_rows & ~safe, middle - 1, most)
             middle = (least + most + 1) // 2
-        return torch.where(diverged[:, None], certain, view.best(score, least))
-
-    def _affordable(self, view: BlockView, blocks: list[OracleBlock], chosen: Tensor, needed: Tensor) -> Tensor:
-        """bool `[d]`: whether the budget covers the check of a row's set; True if no check is needed."""
-        cost = (view.masked & ~chosen).sum(1)
-        spent = torch.tensor([block.forwards for block in blocks])
-        affordable = (spent + cost <= self.budget) | ~needed
-        for block, enough in zip(blocks, affordable.tolist(), strict=True):
-            block.exhausted |= not enough
-        return affordable
+        for block, several in zip(blocks, (least > 1).tolist(), strict=True):
+            block.certain |= several and self._safety == "greedy"
+        return torch.where(lost[:, None], first, view.best(score, least))
 
     def _reaches(self, view: BlockView, chosen: Tensor, targets: Tensor, blocks: list[OracleBlock]) -> Tensor:
-        """bool `[d]`: whether one token per pass ends at the target after `chosen` has been committed."""
+        """bool `[d]`: whether the simulation ends at the target after `chosen` is committed, within the budget."""
         tokens, masked = committed(view, chosen & view.masked)
         reaches = torch.ones(len(tokens), dtype=torch.bool)
-        while bool(masked.any()):
+        while True:
+            reaches &= self._affordable(blocks, masked.any(1))
+            masked = masked & reaches[:, None]
+            if not bool(masked.any()):
+                return reaches
             for block, active in zip(blocks, masked.any(1).tolist(), strict=True):
                 block.forwards += active
             view = next_view(view, tokens, masked)
-            step = chosen_positions(ONE_PER_PASS, view)
+            step = chosen_positions(self._simulated, view)
             reaches &= ~(step & (view.sampled != targets)).any(1)
             tokens, masked = committed(view, step)
-            masked = masked & reaches[:, None]
-        return reaches
+
+    def _affordable(self, blocks: list[OracleBlock], needed: Tensor) -> Tensor:
+        """bool `[d]`: whether the budget covers one more forward; True where none is needed."""
+        affordable = torch.tensor([block.forwards < self.budget for block in blocks]) | ~needed
+        for block, enough in zip(blocks, affordable.tolist(), strict=True):
+            block.exhausted |= not enough
+        return affordable
 
 
 def fewest_passes(view: BlockView, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from nld_train.decoding import CommitPolicy, DecodeOptions, DecodeResult, Engine, Mode, Threshold
+from nld_train.decoding.algorithms.options import BlockStart
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.policies.sampler_files import load_sampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
-from nld_train.evaluation.by_category import MEAN
+from nld_train.evaluation.by_category import MEANS
+from nld_train.evaluation.greedy_acceptance import GreedyAcceptance
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
-from nld_train.evaluation.oracle import Oracle, OracleBlock
+from nld_train.evaluation.oracle import FORWARDS_PER_BLOCK, GREEDY_ACCEPTANCE, Oracle, OracleBlock, Safety
 from nld_train.evaluation.reports import (
     ReportRequest,
     give_report,
@@ -31,12 +33,16 @@ from nld_train.evaluation.reports import (
 )
 from nld_train.evaluation.trajectories import ONE_PER_PASS
 
-ORACLE = "oracle"
+ORACLE, ONE = "oracle", "one per pass"
 DIFFUSION = "diffusion"
+# Variants whose blocks start as the bound's do.
+_BOUND = (ORACLE, GREEDY_ACCEPTANCE, ONE)
 _WITH_ADAPTER = "linear + adapter"
 # The oracle bounds the other curves from above, AR from below.
 _STYLES: dict[str, dict[str, Any]] = {
     ORACLE: {"color": "k", "linestyle": "--"},
+    GREEDY_ACCEPTANCE: {"color": "k", "linestyle": "-.", "linewidth": 0.8},
+    ONE: {"color": "k", "linestyle": ":", "linewidth": 0.8},
     "ar": {"color": "grey", "linestyle": ":", "zorder": 5},
 }
 _SPECULATIVE: tuple[Literal["linear", "quadratic"], ...] = ("linear", "quadratic")
@@ -56,7 +62,8 @@ def run(arguments: Namespace) -> None:
         policies: dict[str, CommitPolicy] = {f"threshold {arguments.threshold:g}": Threshold(arguments.threshold)}
         if directory:
             policies["trained sampler"] = SamplerPolicy(load_sampler(directory, engine), arguments.threshold)
-        bounds = [measure_bound(engine, request, options, policies, arguments.budget) for options in settings]
+        bound = Bound(arguments.block_start, arguments.safety, arguments.budget)
+        bounds = [measure_bound(engine, request, options, policies, bound) for options in settings]
     give_report(
         arguments,
         {"bounds": bounds},
@@ -65,32 +72,48 @@ def run(arguments: Namespace) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Bound:
+    """Settings of the bound.
+
+    Attributes:
+        block_start: of the blocks of the oracle, of greedy acceptance and of one token per pass.
+        safety: of the oracle's sets.
+        budget: simulated forwards per block.
+    """
+
+    block_start: BlockStart = "masks"
+    safety: Safety = "greedy"
+    budget: int = FORWARDS_PER_BLOCK
+
+
 def measure_bound(
     engine: Engine,
     request: ReportRequest,
     options: DecodeOptions,
     policies: Mapping[str, CommitPolicy],
-    budget: int,
+    bound: Bound,
 ) -> Figures:
-    """Decodes the prompts with the oracle, with every policy and in every other mode, at one block length.
+    """Decodes the prompts with the bound's three policies, with others and in every other mode, at one block length.
 
     Args:
         engine: the model.
         request: the prompts, and their categories.
         options: greedy, with the block length.
         policies: of diffusion decoding, by name, which are compared with the oracle.
-        budget: of the oracle, uncounted forwards per block.
+        bound: its settings.
 
     Returns:
-        `block_length`; `variants`, by name what `decoding_figures` returns, of all prompts and by category;
-        `oracle_blocks`, what `block_figures` returns.
+        `block_length`; `block_start` and `safety` of the bound; `variants`, by name what `decoding_figures` returns,
+        of all prompts and by category; `oracle_blocks`, what `block_figures` returns.
     """
-    oracle = Oracle(budget, policies)
-    denoising = {f"{DIFFUSION}, {name}": policy for name, policy in {**policies, "one per pass": ONE_PER_PASS}.items()}
+    oracle = Oracle(bound.budget, policies, safety=bound.safety)
     wanted: dict[str, tuple[Mode, CommitPolicy | None]] = {
         ORACLE: ("diffusion", oracle),
+        GREEDY_ACCEPTANCE: ("diffusion", GreedyAcceptance()),
+        ONE: ("diffusion", ONE_PER_PASS),
         "ar": ("ar", None),
-        **{name: ("diffusion", policy) for name, policy in denoising.items()},
+        **{f"{DIFFUSION}, {name}": ("diffusion", policy) for name, policy in policies.items()},
         **{mode: (mode, None) for mode in _SPECULATIVE},
     }
     if engine.has_adapter:
@@ -99,10 +122,13 @@ def measure_bound(
     sequences = len(wanted) * len(request.prompts)
     with decoding_progress(f"blocks of {options.block_length}", sequences, options.max_new_tokens) as observer:
         for name, (mode, policy) in wanted.items():
-            own = replace(options, adapter=name == _WITH_ADAPTER)
+            start = bound.block_start if name in _BOUND else options.block_start
+            own = replace(options, adapter=name == _WITH_ADAPTER, block_start=start)
             variants[name] = request.decode(engine, mode, own, policy, observer())
     return {
         "block_length": options.block_length,
+        "block_start": bound.block_start,
+        "safety": bound.safety,
         "variants": {name: request.figures(result, variants["ar"]) for name, result in variants.items()},
         "oracle_blocks": block_figures(oracle.blocks),
     }
@@ -143,7 +169,7 @@ def _policy_figures(name: str, blocks: Sequence[OracleBlock]) -> Figures:
 def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
     """Prints tables with a column per block length: tokens per forward, accepted per pass, the oracle's blocks."""
     variants = list(bounds[0]["variants"])
-    denoising = [name for name in variants if name == ORACLE or name.startswith(DIFFUSION)]
+    denoising = [name for name in variants if name in _BOUND or name.startswith(DIFFUSION)]
     for title, names, key in (
         ("tokens per forward", variants, "tokens_per_forward"),
         ("accepted per denoising pass", denoising, "accepted_length"),
@@ -151,9 +177,10 @@ def print_bound(console: Console, bounds: Sequence[Figures]) -> None:
         figures = {name: [bound["variants"][name] for bound in bounds] for name in names}
         rows = {name: [shown(one[key]) for one in ones] for name, ones in figures.items()}
         console.print(_table(title, bounds, rows))
-        if MEAN in bounds[0]["variants"][ORACLE]:
-            means = {name: [shown(one[MEAN].get(key)) for one in ones] for name, ones in figures.items()}
-            console.print(_table(f"{title}, mean over categories", bounds, means))
+        for mean, of_what in MEANS.items():
+            if mean in bounds[0]["variants"][ORACLE]:
+                means = {name: [shown(one[mean].get(key)) for one in ones] for name, ones in figures.items()}
+                console.print(_table(f"{title}, {of_what}", bounds, means))
     blocks = [bound["oracle_blocks"] for bound in bounds]
     console.print(_table("blocks of the oracle", bounds, _block_rows(blocks)))
 

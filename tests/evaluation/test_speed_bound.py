@@ -36,20 +36,37 @@ def test_the_bound_stands_above_what_ends_at_its_target(
     assert [one["block_length"] for one in found] == list(lengths)
     for one in found:
         variants, blocks = one["variants"], one["oracle_blocks"]
-        slow, oracle = variants["diffusion, one per pass"], variants["oracle"]
+        assert list(variants)[:3] == ["oracle", "greedy acceptance", "one per pass"]
+        slow, greedy, oracle = variants["one per pass"], variants["greedy acceptance"], variants["oracle"]
+        assert greedy["tokens_per_forward"] >= slow["tokens_per_forward"]
         assert oracle["tokens_per_forward"] >= slow["tokens_per_forward"]
+        assert slow["accepted_length"] == 1.0
         assert (oracle["new_tokens"], oracle["agreement"]) == (slow["new_tokens"], slow["agreement"])
+        assert (one["block_start"], one["safety"]) == ("masks", "greedy")
+        if blocks["policies"]["greedy acceptance"]["same"] == blocks["blocks"]:
+            assert oracle == greedy, "where greedy acceptance is safe from the start, it is what the oracle does"
         assert variants["linear"]["agreement"] == variants["quadratic"]["agreement"] == 1.0
         records = decoded(trained, "--compare", "--block-length", one["block_length"], "--threshold", 0.3)
         for mode, name in (("diffusion", "diffusion, threshold 0.3"), ("linear", "linear"), ("quadratic", "quadratic")):
             assert variants[name]["tokens_per_forward"] == pytest.approx(per_forward(records, mode))
         assert blocks["searched"] == blocks["blocks"] >= blocks["longer_than_shortest"]
         if one["block_length"] > 1:
+            assert slow["tokens_per_forward"] < 1.0 < oracle["tokens_per_forward"] * 1.5
             policy = blocks["policies"]["threshold 0.3"]
             assert blocks["blocks"] >= policy["same"] >= policy["fewer"]
             # Passes that write the cache are counted in one figure and not in the other.
             assert oracle["accepted_length"] >= 1.0
             assert oracle["accepted_length"] == pytest.approx(blocks["masks"] / blocks["passes"], rel=0.2)
+
+
+def test_our_bound_by_keys(reported: Report, trained: Path, bounds: list[dict[str, Any]]) -> None:
+    """From the AR prediction, continued with one token per pass: the text is that of diffusion itself."""
+    words = ("--block-lengths", "4", "--block-start", "seed", "--safety", "one-per-pass", "--threshold", "1")
+    (found,) = reported(bound.main, trained, *words)["bounds"]
+    assert (found["block_start"], found["safety"]) == ("seed", "one-per-pass")
+    assert found["variants"]["one per pass"] == found["variants"]["diffusion, threshold 1"]
+    assert found["oracle_blocks"]["masks"] < bounds[1]["oracle_blocks"]["masks"], "the seed is no mask"
+    assert found["variants"]["oracle"]["tokens_per_forward"] >= found["variants"]["one per pass"]["tokens_per_forward"]
 
 
 def test_the_bound_of_prompts_with_categories_is_also_a_mean_over_them(

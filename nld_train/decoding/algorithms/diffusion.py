@@ -136,14 +136,23 @@ def _to_sample(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
     return torch.where(complete[:, None], last, blocks.masked[:, :width])
 
 
+def _given(batch: Batch) -> int:
+    """The number of tokens that a block has before its first pass: the seed, or none."""
+    return 1 if batch.options.block_start == "seed" else 0
+
+
 def _start_blocks(batch: Batch, blocks: Blocks, slots: list[int], seeds: Tensor) -> None:
-    """`[seed, MASK x (size - 1)]` in these slots; the seeds, int64 `[n]`, were sampled from the last forward."""
+    """`[seed, MASK x (size - 1)]`, or `[MASK x size]`, in these slots.
+
+    The seeds, int64 `[n]`, were sampled from the last forward.
+    """
+    given = _given(batch)
     for slot, seed in zip(slots, seeds.tolist(), strict=True):
         size = min(batch.options.block_length, batch.output(slot).remaining)
         blocks.tokens[slot] = batch.mask_token_id
-        blocks.tokens[slot, 0] = seed
+        blocks.tokens[slot, :given] = seed
         blocks.masked[slot] = False
-        blocks.masked[slot, 1:size] = True
+        blocks.masked[slot, given:size] = True
         blocks.sizes[slot] = size
         blocks.passes[slot] = 0
         blocks.committed_by[slot, 0] = batch.forwards_so_far(slot)
@@ -197,7 +206,8 @@ def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
         certain = masked.index(True) if any(masked) else size
         if certain == size or output.stop_after(tokens[:certain]) is not None:
             passes = blocks.committed_by[slot, :certain].tolist()
-            output.commit(tokens[:certain], passes, [False] + [True] * (certain - 1))
+            given = _given(batch)
+            output.commit(tokens[:certain], passes, [False] * given + [True] * (certain - given))
             batch.notify(slot)
         else:
             _notify_of_block(batch, slot, tokens, masked, blocks.committed_by[slot, :size].tolist())
@@ -209,5 +219,5 @@ def _notify_of_block(batch: Batch, slot: int, tokens: list[int], masked: list[bo
         slot,
         block=[None if hidden else token for token, hidden in zip(tokens, masked, strict=True)],
         committed_by=[0 if hidden else number for number, hidden in zip(passes, masked, strict=True)],
-        drafted=[index > 0 and not hidden for index, hidden in enumerate(masked)],
+        drafted=[index >= _given(batch) and not hidden for index, hidden in enumerate(masked)],
     )

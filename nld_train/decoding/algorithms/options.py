@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Graphs = Literal["auto", "on", "off"]
 Mode = Literal["ar", "diffusion", "linear", "quadratic"]
+BlockStart = Literal["seed", "masks"]
 # Seeds of torch's generators, with room for a batch: sequence i adds i.
 _SEEDS = 2**63
 # Positions of a pass of quadratic self-speculation that are allowed with a shorter context.
@@ -27,6 +28,8 @@ class DecodeOptions:
         max_new_tokens: maximum number of new tokens of a sequence, which must fit into the context after each prompt.
         block_length: B of diffusion and linear, k of quadratic self-speculation. The same quantity as `block_size` in
             the training configuration; the values may differ.
+        block_start: how a block of diffusion starts: with the `seed`, the AR prediction after the text, as decoding
+            does; or with `masks` alone, as in the paper's oracle bound.
         temperature: 0 decodes greedily.
         top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability.
@@ -47,6 +50,7 @@ class DecodeOptions:
 
     max_new_tokens: int
     block_length: int = 32
+    block_start: BlockStart = "seed"
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -62,6 +66,8 @@ class DecodeOptions:
         for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
+        if self.block_start not in get_args(BlockStart):
+            raise ValueError(f"block_start: {self.block_start!r} is not one of {', '.join(get_args(BlockStart))}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
         if not 0 <= self.ar_weight <= 1:
@@ -99,6 +105,8 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
         raise ValueError(f"seeds: {len(options.seeds)} of them for {len(prompts)} prompts")
     if options.adapter and mode != "linear":
         raise ValueError(f"adapter: mode {mode!r} does not draft with one; only linear does")
+    if options.block_start == "masks" and mode != "diffusion":
+        raise ValueError(f"block_start: mode {mode!r} needs the seed; only diffusion can start with masks alone")
     if options.adapter and not model.has_adapter:
         raise ValueError("adapter: this model has no drafter adapter")
     _check_room(model, prompts, options.max_new_tokens)
