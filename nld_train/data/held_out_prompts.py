@@ -52,8 +52,9 @@ def write_prompts(request: PromptRequest) -> int:
     """Writes the prompts of a request; returns their number.
 
     Documents are taken evenly over the set, in file order, so the same request gives the same prompts. A line has the
-    text under `prompt`; of a conversation also the ids under `prompt_token_ids`, which its text need not give again,
-    and the text of the answer under `answer`.
+    text under `prompt`, and under `continuation_token_ids` the ids that follow it in the set: as many as the prompt
+    has, or the answer of a conversation. Of a conversation there are also the ids under `prompt_token_ids`, which its
+    text need not give again, and the text of the answer under `answer`.
 
     Raises:
         UserError: a number below 1, no tokenizer, or fewer documents of twice this length, or conversations with an
@@ -69,7 +70,8 @@ def write_prompts(request: PromptRequest) -> int:
     else:
         with progress_bar("documents", 2 * documents) as advance:  # they are counted, then chosen
             rows = [
-                {"prompt": tokenizer.decode(piece, skip_special_tokens=True)} for piece in _pieces(request, advance)
+                {"prompt": tokenizer.decode(piece, skip_special_tokens=True), "continuation_token_ids": following}
+                for piece, following in _pieces(request, advance)
             ]
     write_atomically(Path(request.out), "".join(json.dumps(row) + "\n" for row in rows))
     return len(rows)
@@ -83,6 +85,7 @@ def _questions(request: PromptRequest, tokenizer: Any) -> list[dict[str, Any]]:
             "prompt": tokenizer.decode(question.prompt, skip_special_tokens=False),
             "prompt_token_ids": question.prompt,
             "answer": tokenizer.decode(question.answer, skip_special_tokens=True),
+            "continuation_token_ids": question.answer,
         }
         for question in questions(request.prefix, request.count, longest)
     ]
@@ -111,14 +114,15 @@ def _tokenizer_directory(request: PromptRequest) -> str:
     return directory
 
 
-def _pieces(request: PromptRequest, advance: Advance) -> Iterator[list[int]]:
-    """The tokens before the middle of each chosen document: the head is often a licence, and a prompt that ends with
-    its document cannot be continued."""
+def _pieces(request: PromptRequest, advance: Advance) -> Iterator[tuple[list[int], list[int]]]:
+    """As many tokens before and after the middle of each chosen document: the head is often a licence, and a prompt
+    that ends with its document cannot be continued."""
     size = _size(request)
     indexed: Any = indexed_dataset_module().IndexedDataset(request.prefix, mmap=True)
     for start, length in _chosen(request, advance):
         middle = start + length // 2
-        yield indexed.get(0, offset=middle - size, length=size).tolist()
+        both = indexed.get(0, offset=middle - size, length=2 * size).tolist()
+        yield both[:size], both[size:]
 
 
 def _chosen(request: PromptRequest, advance: Advance) -> Iterator[tuple[int, int]]:

@@ -112,13 +112,13 @@ def _read_request(arguments: Namespace) -> ReportRequest:
     """
     if arguments.prompts is None or not has_categories(Path(arguments.prompts)):
         request = read_request(arguments)
-        return ReportRequest(request.source, request.texts, request.prompts, request.batch_size)
+        return ReportRequest(request.source, request.texts, request.prompts, request.batch_size, request.continuations)
     questions = read_questions(Path(arguments.prompts))
     check_batch_size(arguments)
     source = source_of(arguments)
     prompts = [Conversation(question, source.tokenizer).prompt(0) for question in questions]
     texts, categories = [question.turns[0] for question in questions], [question.category for question in questions]
-    return ReportRequest(source, texts, prompts, arguments.batch_size, categories)
+    return ReportRequest(source, texts, prompts, arguments.batch_size, categories=categories)
 
 
 def trained_sampler_directory(arguments: Namespace, request: Request) -> Path | None:

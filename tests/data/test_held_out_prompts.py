@@ -36,11 +36,16 @@ def test_prompts_end_in_the_middle_of_documents_that_are_long_enough(prefix: str
     out = tmp_path / "prompts.jsonl"
     assert main(["prompts", prefix, "--out", str(out), "--count", "4", "--tokens", "20"]) == 0
     # 39 letters and the end token are 40 tokens, twice 20.
-    expected = []
+    expected, following = [], []
     for number in (1, 2, 3, 4, 5):
         middle = (LENGTHS[number] + 1) // 2
         expected.append("".join(chr(97 + 4 * number + i % 4) for i in range(middle - 20, middle)))
+        # The end token is the last of a document.
+        after = "".join(chr(97 + 4 * number + i % 4) for i in range(middle, min(middle + 20, LENGTHS[number])))
+        following.append([*letters(after), 2][:20])
     found = prompts_of(out)
+    continuations = [prompt.continuation for prompt in read_prompts(out)]
+    assert continuations == [tuple(following[index * len(expected) // 4]) for index in range(4)]
     assert len(found) == 4
     assert found == [expected[index * len(expected) // 4] for index in range(4)]
 
@@ -82,10 +87,12 @@ def test_conversations_end_where_their_last_answer_begins(tmp_path: Path, capsys
         "prompt": "<s>seven?</s><s>",
         "prompt_token_ids": [1, *letters("seven?"), 2, 1],
         "answer": "thirty",
+        "continuation_token_ids": answers[0],
     }
     assert second["prompt"] == "<s>is it a long one?</s><s>"
     found = read_prompts(out)
     assert [list(prompt.token_ids or ()) for prompt in found] == [row["prompt_token_ids"] for row in (first, second)]
+    assert [prompt.continuation for prompt in found] == [tuple(answer) for answer in answers]
     encoder = PromptEncoder(ChatFormat(load_tokenizer(str(tmp_path / "tokenizer"))))
     assert encoder.encode(found[0]) == (first["prompt"], first["prompt_token_ids"])
     for words, message in (

@@ -7,10 +7,14 @@ import json
 import math
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import naive_oracle
 import pytest
 import torch
+from naive_decoding import Reader
 from tiny_models import MASK, CountingEngine, random_model
 from tolerance import approx_to_rounding, assert_close_to_rounding
 from torch import Tensor
@@ -29,12 +33,14 @@ from nld_train.decoding.policies.sampler_files import (
 from nld_train.decoding.policies.sampler_network import Observation, SamplerShape, TrainedSampler
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
-from nld_train.evaluation.sampler_data import Examples, collect
+from nld_train.evaluation import sampler_training
+from nld_train.evaluation.sampler_data import Examples, collect, collect_both, true_blocks
 from nld_train.evaluation.sampler_training import (
+    BestOnHeldOut,
     SamplerTraining,
     area_under_curve,
+    component_table,
     confidence,
-    principal_components,
     sampler_scores,
     train_sampler,
 )
@@ -54,12 +60,18 @@ def prompts_of(seed: int, number: int) -> list[list[int]]:
 def examples(models: Models) -> tuple[Examples, Examples]:
     """Of the same model, from prompts that differ: to learn from, and held out."""
     engine = CountingEngine(models["trained"])
-    return collect(engine, prompts_of(0, 160), OPTIONS, 40), collect(engine, prompts_of(1, 40), OPTIONS, 40)
+    return collected(engine, prompts_of(0, 160), 40), collected(engine, prompts_of(1, 40), 40)
+
+
+def collected(engine: CountingEngine, prompts: list[list[int]], batch_size: int) -> Examples:
+    found = collect(engine, prompts, OPTIONS, batch_size)
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="module")
 def sampler(models: Models, examples: tuple[Examples, Examples]) -> TrainedSampler:
-    table = principal_components(embedding_of(CountingEngine(models["trained"])), SMALL.components)
+    table = component_table(embedding_of(CountingEngine(models["trained"])), examples[0], SMALL.components)
     return train_sampler(SMALL, table, examples[0], SamplerTraining(steps=200, batch_size=64, learning_rate=3e-3))
 
 
@@ -81,13 +93,17 @@ def views_of(model: NemotronLabsDiffusionModel, prompts: list[list[int]], option
 
 
 def test_the_papers_size() -> None:
-    """Trained parameters; the table of components is no parameter."""
+    """Trained parameters and inputs; the table of components is no parameter."""
+    assert SamplerShape().features == TrainedSampler(SamplerShape(), 100).enter.in_features == 144
     number = sum(parameter.numel() for parameter in TrainedSampler(SamplerShape(), 100).parameters())
     assert 4.75e6 < number < 4.85e6
 
 
-@pytest.mark.parametrize("changes", [{"width": 0}, {"width": 50, "heads": 4}, {"layers": 0}, {"components": 0}])
-def test_shapes_that_cannot_be_are_refused(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"width": 0}, {"width": 50, "heads": 4}, {"layers": 0}, {"components": 0}, {"components_of": "pair"}],
+)
+def test_shapes_that_cannot_be_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         SamplerShape(**changes)
 
@@ -114,7 +130,7 @@ def test_labels_are_what_was_finally_committed(models: Models) -> None:
     """Against the decoded text itself; what a stop left masked has no label."""
     engine = CountingEngine(models["trained"])
     for prompt in PROMPTS:
-        found = collect(engine, [prompt], OPTIONS, 1)
+        found = collected(engine, [prompt], 1)
         views = views_of(models["trained"], [prompt], OPTIONS)
         text = prompt + decode(engine, [prompt], "diffusion", OPTIONS, FixedNumber(1)).token_ids[0]
         checked = 0
@@ -139,13 +155,80 @@ def test_a_batch_gives_the_examples_of_its_rows(models: Models) -> None:
             for n in range(len(found))
         )
 
-    alone = [rows(collect(engine, [prompt], OPTIONS, 1)) for prompt in PROMPTS]
-    assert rows(collect(engine, PROMPTS, OPTIONS, 4)) == sorted(row for found in alone for row in found)
+    alone = [rows(collected(engine, [prompt], 1)) for prompt in PROMPTS]
+    assert rows(collected(engine, PROMPTS, 4)) == sorted(row for found in alone for row in found)
 
 
 def test_blocks_without_masks_teach_nothing(models: Models) -> None:
+    engine, options = CountingEngine(models["random"]), DecodeOptions(8, block_length=1)
+    assert collect(engine, PROMPTS, options, 4) is None
     with pytest.raises(ValueError, match="a sampler needs blocks of 2 or more"):
-        collect(CountingEngine(models["random"]), PROMPTS, DecodeOptions(8, block_length=1), 4)
+        collect_both(engine, PROMPTS, [None] * len(PROMPTS), [options], 4)
+
+
+def test_blocks_of_true_text() -> None:
+    """Whole blocks up to the limit that fit; the token that ends a text fills its last one."""
+    options = DecodeOptions(12, block_length=4, stop_tokens=(3,))
+    cut, ended, long = (5, 6, 7, 8, 9, 10), (5, 6, 7, 8, 9, 3), tuple(range(10, 40))
+    prompts = [[1], [1, 2], [1], [4], [1] * 10]
+    found = true_blocks(prompts, [cut, ended, None, long, ended], options, context_length=16)
+    assert [(len(block.before), block.tokens) for block in found] == [
+        (1, (5, 6, 7, 8)),
+        (2, (5, 6, 7, 8)),
+        (6, (9, 3, 3, 3)),
+        (1, (10, 11, 12, 13)),
+        (5, (14, 15, 16, 17)),
+        (9, (18, 19, 20, 21)),
+        (10, (5, 6, 7, 8)),
+    ]
+    assert found[2].before == (1, 2, 5, 6, 7, 8)
+
+
+def test_trajectories_towards_the_true_text(models: Models, readers: dict[str, Reader]) -> None:
+    """Against blocks denoised by full forwards: a pass commits what is true, else the most confident position."""
+    options = DecodeOptions(10, block_length=5)
+    true = [tuple(range(20, 30)), tuple(range(13, 23))]
+    prompts = [[18, 19], [10, 11, 30]]
+    found = collect_both(CountingEngine(models["trained"]), prompts, true, [options], 8)
+    slow = collect(CountingEngine(models["trained"]), prompts, options, 8)
+    assert slow is not None
+    assert (found.one_per_pass, found.true_text) == (4, 4)
+    states = [found.examples.pick(torch.arange(len(slow), len(found.examples)))]
+    expected, wrong = [], 0
+    for block in true_blocks(prompts, true, options, 96):
+        naive = naive_oracle.Block(readers["trained"], list(block.before), 5, seed=True, safety="greedy")
+        naive.target = list(block.tokens)
+        final, state = naive.finish(naive.start, naive.matching), naive.start
+        wrong += final != naive.target
+        while any(state[1]):
+            predictions, confident = naive.predict(state)
+            expected.append((state[1], [p == f and m for p, f, m in zip(predictions, final, state[1], strict=True)]))
+            state = naive.commit(state, naive.matching(predictions, confident, state[1]), predictions)
+    rows = zip(states[0].supervised.tolist(), states[0].labels.tolist(), strict=True)
+    assert sorted(rows) == sorted(expected)
+    assert len(expected) < len(slow), "it commits several at once"
+    assert wrong, "and it ends at another text where it must"
+
+
+def test_both_kinds_and_all_lengths_are_one_set(models: Models) -> None:
+    engine, prompts = CountingEngine(models["trained"]), PROMPTS[:2]
+    true = [tuple(range(20, 36)), None]
+    settings = [DecodeOptions(16, block_length=length, stop_tokens=(3, 49)) for length in (4, 8)]
+    found = collect_both(engine, prompts, true, settings, 4)
+    parts = [collect(engine, prompts, options, 4) for options in settings]
+    for number, part in enumerate(parts):
+        assert part is not None
+        first = 0 if number == 0 else len(parts[0])  # type: ignore[arg-type]
+        here = found.examples.pick(torch.arange(first, first + len(part)))
+        width = settings[number].block_length
+        assert torch.equal(here.supervised[:, :width], part.supervised)
+        assert torch.equal(here.labels[:, :width], part.labels)
+        assert torch.equal(here.seen.top[:, :width], part.seen.top)
+        assert not bool(here.supervised[:, width:].any() | here.seen.real[:, width:].any())
+    assert found.examples.labels.shape[1] == 8
+    assert len(found.examples) > sum(map(len, filter(None, parts)))
+    assert found.true_text == 4 + 2
+    assert len(found.examples.blocks.unique()) == found.one_per_pass + found.true_text
 
 
 def test_it_learns_on_blocks_that_it_has_not_seen(sampler: TrainedSampler, examples: tuple[Examples, Examples]) -> None:
@@ -173,15 +256,68 @@ def test_training_repeats_and_leaves_the_global_generator_alone(
 
 
 def test_components_are_those_of_a_singular_value_decomposition() -> None:
-    embedding = torch.randn(50, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(3, 0.1, 12) + 5
-    table = principal_components(embedding, 4)
-    centred = embedding - embedding.mean(0)
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    expected = (u * s)[:, :4] / (s[0] / 50**0.5)
-    # Of the sums over 50 rows and 12 columns, before the division by a singular value; singular values that are close
-    # to each other turn their vectors by more than rounding does.
-    assert_close_to_rounding(table.abs(), expected.abs(), 50 * 12, multiple=16)
-    assert principal_components(embedding, 20).shape == (50, 20)
+    """Of the embeddings of three tokens side by side, at supervised positions alone."""
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(50, 4, generator=generator) * torch.linspace(3, 0.1, 4) + 5
+    top = torch.randint(0, 50, (40, 6, 3), generator=generator)
+    supervised = torch.rand(40, 6, generator=generator) < 0.7
+    seen = Observation(top, torch.zeros(40, 6, 4), torch.ones(40, 6).bool())
+    examples = Examples(seen, supervised, supervised, torch.arange(40))
+    table = component_table(embedding, examples, 4)
+    triples = embedding[top[supervised]].flatten(1)
+    u, s, _ = torch.linalg.svd(triples - triples.mean(0), full_matrices=False)
+    expected = (u * s)[:, :4] / (s[0] / len(triples) ** 0.5)
+    found = sum(table[place, top[supervised][:, place]] for place in range(3))
+    # Of the sums over all triples and 12 columns, before the division by a singular value; singular values that are
+    # close to each other turn their vectors by more than rounding does.
+    assert_close_to_rounding(found.abs(), expected.abs(), len(triples) * 12, multiple=16)
+    assert component_table(embedding, examples, 20).shape == (3, 50, 20)
+    assert not bool(component_table(embedding, examples, 20)[..., 12:].any())
+
+
+def test_what_the_network_reads_of_a_triple() -> None:
+    """The components of its three tokens at their places are added up; the four figures stand beside them."""
+    sampler = TrainedSampler(SMALL, 60)
+    sampler.table.copy_(torch.randn(sampler.table.shape, generator=torch.Generator().manual_seed(1)))
+    read: list[Tensor] = []
+    sampler.enter.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    seen = Observation(torch.tensor([[[4, 9, 30]]]), torch.tensor([[[0.5, 0.2, 0.9, 1.5]]]), torch.ones(1, 1).bool())
+    sampler(seen)
+    expected = sampler.table[0, 4] + sampler.table[1, 9] + sampler.table[2, 30]
+    assert torch.equal(read[0][0, 0], torch.cat([expected, torch.tensor([0.5, 0.2, 0.9, 1.5])]))
+
+
+def test_training_stops_where_the_held_out_auc_has_stopped_rising(
+    sampler: TrainedSampler, examples: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The AUC is written out by hand; the weights are those of its maximum, not of the end."""
+    scores = iter([0.6, 0.8, 0.7, 0.8, 0.75, 0.9])
+    weights: list[Tensor] = []
+
+    def scored(trained: TrainedSampler, *_: object) -> Tensor:
+        weights.append(trained.leave.weight.clone())
+        return torch.zeros(1)
+
+    monkeypatch.setattr(sampler_training, "sampler_scores", scored)
+    monkeypatch.setattr(sampler_training, "area_under_curve", lambda *_: next(scores))
+    settings = SamplerTraining(steps=40, batch_size=8, evaluate_every=2, patience=3)
+    best, steps = BestOnHeldOut(examples[1], settings), []
+    found = train_sampler(SMALL, sampler.table, examples[0], settings, lambda step, _: steps.append(step), best)
+    assert (best.step, best.auc) == (4, 0.8)
+    assert steps[-1] == 4 + 2 * 3
+    assert torch.equal(found.leave.weight, weights[1])
+    assert not torch.equal(weights[1], weights[-1])
+    assert not found.training
+
+
+def test_without_two_kinds_of_labels_all_steps_are_taken(
+    sampler: TrainedSampler, examples: tuple[Examples, Examples]
+) -> None:
+    alike = replace(examples[1], labels=examples[1].supervised)
+    settings = SamplerTraining(steps=5, batch_size=8, evaluate_every=1, patience=1)
+    best, steps = BestOnHeldOut(alike, settings), []
+    train_sampler(SMALL, sampler.table, examples[0], settings, lambda step, _: steps.append(step), best)
+    assert (steps[-1], best.auc, best.step) == (5, None, 0)
 
 
 def test_area_under_curve() -> None:
@@ -245,7 +381,9 @@ def test_thresholds(sampler: TrainedSampler, threshold: float) -> None:
         SamplerPolicy(sampler, threshold)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 1e38}])
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 1e38}, {"patience": 0}]
+)
 def test_trainings_that_cannot_be_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         SamplerTraining(**changes)
@@ -266,6 +404,26 @@ def test_it_comes_back_from_disk(models: Models, sampler: TrainedSampler, tmp_pa
     seen = Observation.of(views_of(models["trained"], PROMPTS, OPTIONS)[0])
     with torch.no_grad():
         assert torch.equal(loaded.eval()(seen), sampler.eval()(seen))
+
+
+def test_a_sampler_of_an_earlier_version_loads(models: Models, tmp_path: Path) -> None:
+    """Its file says nothing of what has components: each of the three tokens had its own."""
+    engine = CountingEngine(models["trained"])
+    old = TrainedSampler(SamplerShape(16, 1, 2, 4, components_of="token"), 60).eval()
+    old.table.copy_(torch.randn(60, 4, generator=torch.Generator().manual_seed(2)))
+    save_sampler(tmp_path / "old", old, engine, {})
+    path = tmp_path / "old" / "sampler.json"
+    description = json.loads(path.read_text())
+    assert description.pop("components_of") == "token"
+    path.write_text(json.dumps(description))
+    loaded = load_sampler(tmp_path / "old", engine).eval()
+    assert loaded.shape == old.shape
+    seen = Observation.of(views_of(models["trained"], PROMPTS, OPTIONS)[0])
+    read: list[Tensor] = []
+    loaded.enter.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        assert torch.equal(loaded(seen), old(seen))
+    assert torch.equal(read[0][0, 1, :12], torch.cat([old.table[token] for token in seen.top[0, 1]]))
 
 
 def test_a_missing_a_damaged_and_a_foreign_sampler_are_refused(
@@ -301,8 +459,8 @@ def test_a_sampler_with_nan_is_refused(models: Models, sampler: TrainedSampler, 
 
 
 def test_a_sampler_that_diverges_is_one_line(models: Models, examples: tuple[Examples, Examples]) -> None:
-    table = principal_components(embedding_of(CountingEngine(models["trained"])), SMALL.components)
-    table[:, 0] = torch.inf
+    table = component_table(embedding_of(CountingEngine(models["trained"])), examples[0], SMALL.components)
+    table[..., 0] = torch.inf
     with pytest.raises(UserError, match=r"--learning-rate 0.003: the loss or the weights .* no longer finite"):
         train_sampler(SMALL, table, examples[0], SamplerTraining(steps=3, batch_size=64, learning_rate=3e-3))
 

@@ -305,6 +305,7 @@ def test_a_template_that_fails_on_the_system_prompt_is_found_before_the_weights(
         ({"messages": [{"role": "critic", "content": "a"}]}, ":1: the chat template fails: no letter for the role"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": "f"}, ":1: tools must be a list of JSON schemas"),
         ({"prompt": "a", "prompt_token_ids": ["a"]}, ":1: prompt_token_ids must be a list of token ids"),
+        ({"prompt": "a", "continuation_token_ids": 7}, ":1: continuation_token_ids must be a list of token ids"),
     ],
 )
 def test_a_row_that_is_no_conversation_is_named(

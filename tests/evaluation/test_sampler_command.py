@@ -15,7 +15,20 @@ from tiny_runs import newest_checkpoint
 from nld_train.commands import bound, curve, decode, sampler
 from nld_train.commands import eval as evaluate
 
-SMALL = ("--width", "16", "--layers", "1", "--heads", "2", "--components", "4", "--steps", "20")
+SMALL = (
+    "--width",
+    "16",
+    "--layers",
+    "1",
+    "--heads",
+    "2",
+    "--components",
+    "4",
+    "--steps",
+    "20",
+    "--trained-block-lengths",
+    "4,8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +43,31 @@ def report(checkpoint: Path, reported: Report) -> dict[str, Any]:
     return reported(sampler.main, checkpoint, "--block-length", 8, "--thresholds", "0,0.5,1", "--held-out", 0.4, *SMALL)
 
 
+@pytest.mark.long
+def test_true_text_is_learnt_from_where_it_is_known(
+    trained: Path, corpus: Path, reported: Report, tmp_path: Path
+) -> None:
+    """Of prompts as `nld-data prompts` writes them, with trajectories of both kinds."""
+    from nld_train.commands.data import main
+
+    path = tmp_path / "prompts.jsonl"
+    assert (
+        main(["prompts", str(corpus / "corpus-validation"), "--out", str(path), "--count", "6", "--tokens", "16"]) == 0
+    )
+    options = ("--prompts", path, "--sampler", tmp_path / "sampler", "--thresholds", "0.5", *SMALL)
+    found = reported(sampler.main, trained, *options)
+    assert found["prompts"] == 4
+    # 16 true tokens are 4 blocks of 4 and 2 of 8.
+    assert found["trajectories"]["true_text"] == 4 * (4 + 2)
+    assert found["trajectories"]["one_per_pass"] > 0
+
+
 def test_a_sampler_is_trained_saved_and_evaluated(report: dict[str, Any], checkpoint: Path) -> None:
     assert 0 < report["auc"] <= 1
     assert 0 < report["auc_of_confidence"] <= 1
-    assert (report["prompts"], report["held_out_prompts"]) == (4, 2)
+    assert (report["prompts"], report["stopping_prompts"], report["held_out_prompts"]) == (2, 2, 2)
+    assert report["trained_block_lengths"] == [4, 8]
+    assert report["trajectories"]["one_per_pass"] > report["trajectories"]["true_text"] == 0
     assert set(report["curves"]) == {"confidence", "sampler"}
     described = json.loads((checkpoint / "trained_sampler" / "sampler.json").read_text())
     assert (described["width"], described["auc"]) == (16, report["auc"])
@@ -96,9 +130,10 @@ def test_a_sampler_needs_prompts_and_masks(
     trained: Path, prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = [*FEW, *SMALL, "--sampler", str(tmp_path / "sampler")]
-    assert "at least 2 prompts" in refusal(capsys, sampler.main, str(trained), "--prompt", "seven", *words)
-    message = refusal(capsys, sampler.main, str(trained), "--prompts", str(prompts), "--block-length", "1", *words)
-    assert "needs blocks of 2 or more" in message
+    assert "at least 3 prompts" in refusal(capsys, sampler.main, str(trained), "--prompt", "seven", *words)
+    short = ["--trained-block-lengths", "8,1"]
+    message = refusal(capsys, sampler.main, str(trained), "--prompts", str(prompts), *words, *short)
+    assert "--trained-block-lengths: 1 is not 2 or more" in message
     assert not (tmp_path / "sampler").exists()
 
 

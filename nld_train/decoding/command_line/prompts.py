@@ -15,6 +15,8 @@ from nld_train.errors import UserError
 _KEY = "prompt"
 # Of a conversation, the tools that it may call, and the ids of a prompt, which are taken as they are.
 _MESSAGES, _TOOLS, _IDS = "messages", "tools", "prompt_token_ids"
+# The ids that follow the prompt in the set from which it was taken.
+_CONTINUATION = "continuation_token_ids"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Prompt:
         messages: of the conversation, the last one to be answered; empty for a text.
         tools: of the conversation, as JSON schemas.
         token_ids: the ids of the text, where they are given.
+        continuation: the ids of the true text after the prompt, where they are given.
     """
 
     where: str
@@ -34,6 +37,7 @@ class Prompt:
     messages: Sequence[Message] = ()
     tools: Sequence[Any] | None = None
     token_ids: tuple[int, ...] | None = None
+    continuation: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,8 @@ def _prompt(line: Line, kind: FileFormat) -> Prompt:
                 line.where, messages=checked_messages(record[_MESSAGES], line.where), tools=_tools(record, line)
             )
         text = text_under(record, _KEY, line.where, f"each line must be an object with a text under {_KEY!r}")
-        if _IDS in record:
-            return Prompt(line.where, _checked(text, line.where), token_ids=_ids(record[_IDS], line.where))
+        ids = {key: _ids(record, key, line.where) for key in (_IDS, _CONTINUATION)}
+        return Prompt(line.where, _checked(text, line.where), token_ids=ids[_IDS], continuation=ids[_CONTINUATION])
     return Prompt(line.where, _checked(text, line.where))
 
 
@@ -111,9 +115,13 @@ def _checked(text: str | bytes | None, where: str) -> str:
     return checked_characters(text, where)
 
 
-def _ids(value: Any, where: str) -> tuple[int, ...]:
+def _ids(record: Any, key: str, where: str) -> tuple[int, ...] | None:
+    """The ids under a key of a line; None where it has none."""
+    if not isinstance(record, dict) or key not in record:
+        return None
+    value = record[key]
     if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
-        raise UserError(f"{where}: {_IDS} must be a list of token ids")
+        raise UserError(f"{where}: {key} must be a list of token ids")
     return tuple(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,14 @@ class Request:
         texts: the prompts, conversations as the chat template renders them.
         prompts: ids of each.
         batch_size: maximum number of active sequences.
+        continuations: ids of the true text after each prompt, None where it is not known; empty where none is.
     """
 
     source: Source
     texts: list[str]
     prompts: list[list[int]]
     batch_size: int
+    continuations: Sequence[tuple[int, ...] | None] = ()
 
 
 def read_request(arguments: Namespace) -> Request:
@@ -57,7 +59,13 @@ def read_request(arguments: Namespace) -> Request:
     chat, system = getattr(arguments, "chat", False), getattr(arguments, "system", None)
     encoder = PromptEncoder(chat_format_of(arguments, source), chat, system)
     encoded = [encoder.encode(prompt) for prompt in prompts]
-    return Request(source, [text for text, _ in encoded], [ids for _, ids in encoded], arguments.batch_size)
+    return Request(
+        source,
+        [text for text, _ in encoded],
+        [ids for _, ids in encoded],
+        arguments.batch_size,
+        [prompt.continuation for prompt in prompts],
+    )
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def load_sampler(directory: Path, engine: Engine) -> TrainedSampler:
     require_sampler(directory)
     try:
         description = read_object(directory / _DESCRIPTION)
-        shape = as_record(SamplerShape, description, _DESCRIPTION)
+        # Earlier versions had components of each token, and wrote nothing about it.
+        shape = as_record(SamplerShape, {"components_of": "token", **description}, _DESCRIPTION)
         trained_for, vocabulary = description["model"], description["vocabulary_size"]
         open_regular(directory / _WEIGHTS).close()
         tensors = load_file(directory / _WEIGHTS)

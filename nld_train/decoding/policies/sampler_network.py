@@ -22,22 +22,25 @@ STATISTICS = 4
 
 @dataclass(frozen=True)
 class SamplerShape:
-    """Sizes of a trained sampler; the defaults are the paper's 4.8 million parameters.
+    """Sizes of a trained sampler; the defaults are the paper's 4.8 million parameters and 144 features.
 
     Attributes:
         width: of the hidden states.
         layers: of the Transformer.
         heads: of each attention.
         components: principal components of the embeddings that are kept.
+        components_of: what has them: `triple`, the embeddings of the three likeliest tokens together; or `token`, each
+            of the three, as in samplers of earlier versions.
 
     Raises:
-        ValueError: a size below 1, or a width that is not a multiple of twice the heads.
+        ValueError: a size below 1, a width that is not a multiple of twice the heads, or components of anything else.
     """
 
     width: int = 384
     layers: int = 4
     heads: int = 6
-    components: int = 64
+    components: int = 140
+    components_of: str = "triple"
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "components"):
@@ -45,6 +48,18 @@ class SamplerShape:
                 raise ValueError(f"{name}: {getattr(self, name)} is not 1 or more")
         if self.width % (2 * self.heads):
             raise ValueError(f"width: {self.width} is not a multiple of twice the {self.heads} heads")
+        if self.components_of not in ("triple", "token"):
+            raise ValueError(f"components_of: {self.components_of!r} is not triple or token")
+
+    @property
+    def features(self) -> int:
+        """Inputs of the network at each position."""
+        return self.components * (1 if self.components_of == "triple" else PREDICTIONS) + STATISTICS
+
+    def table_shape(self, vocabulary_size: int) -> tuple[int, ...]:
+        """`[3, V, components]`, or `[V, components]` where each token has components of its own."""
+        own = (vocabulary_size, self.components)
+        return (PREDICTIONS, *own) if self.components_of == "triple" else own
 
 
 @dataclass(frozen=True)
@@ -92,14 +107,15 @@ class TrainedSampler(nn.Module):
         vocabulary_size: of the model whose predictions are its input.
     """
 
-    # Principal components of each token's embedding, `[V, components]`; a buffer, because it is not trained.
+    # Of `table_shape`: principal components of each token's embedding, or its share in those of a triple at each of the
+    # three places, whose sum they are. A buffer, because it is not trained.
     table: Tensor
 
     def __init__(self, shape: SamplerShape, vocabulary_size: int) -> None:
         super().__init__()
         self.shape = shape
-        self.register_buffer("table", torch.zeros(vocabulary_size, shape.components))
-        self.enter = nn.Linear(PREDICTIONS * shape.components + STATISTICS, shape.width)
+        self.register_buffer("table", torch.zeros(shape.table_shape(vocabulary_size)))
+        self.enter = nn.Linear(shape.features, shape.width)
         layer = nn.TransformerEncoderLayer(
             shape.width, shape.heads, 2 * shape.width, dropout=0.0, batch_first=True, norm_first=True
         )
@@ -111,7 +127,11 @@ class TrainedSampler(nn.Module):
     def forward(self, seen: Observation) -> Tensor:
         """Logits of "the most likely token of this pass is the one that is finally committed": `[d, T]`."""
         device = self.table.device
-        embeddings = self.table[seen.top.to(device)].flatten(2)
+        top = seen.top.to(device)
+        if self.shape.components_of == "triple":
+            embeddings = self.table[torch.arange(PREDICTIONS, device=device), top].sum(2)
+        else:
+            embeddings = self.table[top].flatten(2)
         hidden = self.enter(torch.cat([embeddings, seen.statistics.to(device)], -1))
         hidden = hidden + _positions(hidden.shape[1], hidden.shape[2]).to(hidden)
         logits: Tensor = self.leave(self.layers(hidden, src_key_padding_mask=~seen.real.to(device)))
