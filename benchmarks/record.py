@@ -29,13 +29,14 @@ _PACKAGES = (
 )
 
 
-def write_result(name: str, figures: dict[str, Any], directory: Path = RESULTS) -> Path:
+def write_result(name: str, figures: dict[str, Any], directory: Path = RESULTS, **more: Any) -> Path:
     """Writes `<directory>/<name>.json` and returns its path.
 
     Args:
         name: of the benchmark.
         figures: the measured figures, as JSON values.
         directory: folder of the results.
+        **more: what stands beside the figures.
     """
     result = {
         "benchmark": name,
@@ -43,6 +44,7 @@ def write_result(name: str, figures: dict[str, Any], directory: Path = RESULTS) 
         "git_revision": git_revision(),
         "machine": machine(),
         "versions": {package: found for package in _PACKAGES if (found := _version(package)) is not None},
+        **more,
         "figures": figures,
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,10 @@ def result_name(name: str, device: Any) -> str:
 def _command() -> str:
     """The command line as one would type it in the repository."""
     program = Path(sys.argv[0]).resolve()
-    module = f"-m benchmarks.{program.stem}" if program.parent == Path(__file__).parent else program.name
+    here = Path(__file__).parent
+    # A package's program is its `__main__.py`.
+    path = program.parent if program.name == "__main__.py" else program
+    module = f"-m benchmarks.{path.stem}" if path.parent == here else program.name
     return " ".join(["python", module, *sys.argv[1:]])
 
 

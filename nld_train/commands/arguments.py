@@ -8,6 +8,7 @@ from typing import get_args
 
 from nld_train.commands.command import utf8
 from nld_train.config.schema import CudaGraphs, DecodingMode
+from nld_train.decoding.algorithms.options import BlockStart
 from nld_train.decoding.mode_options import CHAT_MAX_NEW_TOKENS, MAX_NEW_TOKENS
 from nld_train.decoding.policies.policy_declaration import Argument
 from nld_train.decoding.policies.registry import DEFAULT, POLICIES, policy_arguments
@@ -105,6 +106,27 @@ def add_lengths(parser: argparse.ArgumentParser, block_length: bool = True, chat
             help="tokens per block of diffusion and linear, drafts per cycle of quadratic (default: the checkpoint's "
             "diffusion.block_size)",
         )
+
+
+def add_ar_weight(parser: argparse.ArgumentParser) -> None:
+    """--ar-weight."""
+    parser.add_argument(
+        "--ar-weight",
+        type=float,
+        metavar="W",
+        help="quadratic: weight of the AR prediction in the ensemble that accepts drafts and gives the bonus token; "
+        "below 1 the text is no longer AR's (default: 1)",
+    )
+
+
+def add_block_start(parser: argparse.ArgumentParser) -> None:
+    """--block-start."""
+    parser.add_argument(
+        "--block-start",
+        choices=get_args(BlockStart),
+        help="diffusion: a block starts with the AR prediction after the text (seed, the default), or with masks alone, "
+        "for models that were trained without an AR loss",
+    )
 
 
 def add_block_lengths(parser: argparse.ArgumentParser, default: tuple[int, ...], always_read: bool = True) -> None:

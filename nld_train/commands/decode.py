@@ -14,6 +14,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         GRAPHS,
         MODES,
         add_adapter,
+        add_block_start,
         add_chat_format,
         add_checkpoint,
         add_layout,
@@ -31,6 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_chat(parser)
     add_chat_format(parser)
     add_lengths(parser, chat=True)
+    add_block_start(parser)
     add_policy(parser)
     _add_sampling(parser)
     _add_stop(parser)
@@ -55,6 +57,8 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    from nld_train.commands.arguments import add_ar_weight
+
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0: greedy (default: 0)"
     )
@@ -68,13 +72,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="sample among the most likely tokens whose probabilities add up to P (default: among all)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="prompt i draws with seed S + i (default: 0)")
-    parser.add_argument(
-        "--ar-weight",
-        type=float,
-        metavar="W",
-        help="quadratic: weight of the AR prediction in the ensemble that accepts drafts and gives the bonus token; "
-        "below 1 the text is no longer AR's (default: 1)",
-    )
+    add_ar_weight(parser)
 
 
 def _add_stop(parser: argparse.ArgumentParser) -> None:

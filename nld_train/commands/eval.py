@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    from nld_train.commands.arguments import add_adapter, add_policy
+    from nld_train.commands.arguments import add_adapter, add_block_start, add_policy
 
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="sequences that run together (default: 16)"
@@ -39,6 +39,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         help="tokens per block of diffusion, linear and the bound, drafts per cycle of quadratic (default: the "
         "checkpoint's diffusion.block_size)",
     )
+    add_block_start(parser)
     add_policy(parser)
     parser.add_argument(
         "--likelihood",

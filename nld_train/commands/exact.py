@@ -11,6 +11,9 @@ from nld_train.commands.command import Command, Imported
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from nld_train.commands.arguments import (
         MODES,
+        add_adapter,
+        add_ar_weight,
+        add_block_start,
         add_chat_format,
         add_checkpoint,
         add_lengths,
@@ -23,7 +26,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     rows = 'JSONL, on each line "messages", the last of which is the right answer, and "kind", as `nld-data tasks` '
     add_questions(parser, rows + "writes it", modes=MODES)
     add_lengths(parser)
+    add_block_start(parser)
     add_policy(parser)
+    add_ar_weight(parser)
+    add_adapter(parser)
     add_chat_format(parser)
     add_outputs(parser, plot=False)
 

@@ -45,6 +45,7 @@ class ModeOption:
 OPTIONS = (
     ModeOption("block_length", ("diffusion", "linear", "quadratic"), "has no blocks"),
     ModeOption("block_lengths", ("diffusion", "linear", "quadratic"), "has no blocks"),
+    ModeOption("block_start", ("diffusion",), "does not denoise blocks"),
     ModeOption("adapter", ("linear",), "does not draft with one"),
     ModeOption("ar_weight", ("quadratic",), "does not mix both predictions"),
     ModeOption("likelihood", ("diffusion",), "cannot choose between two likelihoods"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from nld_train.decoding.command_line.request import (
     value_errors_as_user_errors,
 )
 from nld_train.decoding.command_line.terminal import numeric, report_console
+from nld_train.decoding.load import Source
 from nld_train.errors import UserError
 from nld_train.evaluation.by_category import selected
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
@@ -51,6 +52,15 @@ class ExactQuestion:
     kind: str
 
 
+@dataclass(frozen=True)
+class ExactVariant:
+    """A decode mode with its options, and its name in the report."""
+
+    name: str
+    mode: Mode
+    options: DecodeOptions
+
+
 def run(arguments: Namespace) -> None:
     """Runs a command line that `nld_train.commands.exact` has parsed.
 
@@ -64,16 +74,37 @@ def run(arguments: Namespace) -> None:
     encoder = PromptEncoder(chat_format_of(arguments, source))
     questions = [_question(line, encoder) for line in lines]
     with value_errors_as_user_errors():
-        length = arguments.block_length or source.block_length
-        options = DecodeOptions(arguments.max_new_tokens, block_length=length, stop_tokens=source.stop_tokens)
-        for mode in arguments.modes:
-            check_request(source.description, [question.prompt for question in questions], mode, options)
+        variants = _variants(arguments, source)
+        for variant in variants:
+            prompts = [question.prompt for question in questions]
+            check_request(source.description, prompts, variant.mode, variant.options)
     policy = policy_of(arguments, source)
     with source.open() as engine:
-        found = measure_exact(
-            engine, source.tokenizer, questions, arguments.modes, options, policy, arguments.batch_size
-        )
+        found = measure_exact(engine, source.tokenizer, questions, variants, policy, arguments.batch_size)
     give_result(arguments, found, lambda: print_exact(report_console(), found))
+
+
+def _variants(arguments: Namespace, source: Source) -> list[ExactVariant]:
+    """Every mode; with `--adapter` also linear with it, with `--ar-weight` also quadratic as an ensemble.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+    plain = DecodeOptions(
+        arguments.max_new_tokens,
+        block_length=arguments.block_length or source.block_length,
+        stop_tokens=source.stop_tokens,
+    )
+    found = []
+    for mode in arguments.modes:
+        start = arguments.block_start if mode == "diffusion" and arguments.block_start else "seed"
+        found.append(ExactVariant(mode, mode, replace(plain, block_start=start)))
+        if mode == "linear" and arguments.adapter:
+            found.append(ExactVariant("linear + adapter", mode, replace(plain, adapter=True)))
+        if mode == "quadratic" and arguments.ar_weight not in (None, 1):
+            name = f"quadratic, AR weight {arguments.ar_weight:g}"
+            found.append(ExactVariant(name, mode, replace(plain, ar_weight=arguments.ar_weight)))
+    return found
 
 
 def _conversations(path: Path) -> list[Line]:
@@ -102,35 +133,34 @@ def measure_exact(
     engine: Engine,
     tokenizer: Any,
     questions: Sequence[ExactQuestion],
-    modes: Sequence[Mode],
-    options: DecodeOptions,
+    variants: Sequence[ExactVariant],
     policy: PolicyOf,
     batch_size: int,
 ) -> Figures:
-    """Answers all questions in every mode.
+    """Answers all questions with every variant.
 
     Args:
         engine: the model.
         tokenizer: of `transformers`.
         questions: at least one.
-        modes: to decode in.
-        options: greedy, with the stop tokens that end an answer.
+        variants: to decode with: greedy, with the stop tokens that end an answer.
         policy: of diffusion.
         batch_size: maximum number of active sequences.
 
     Returns:
-        By mode, and in it by kind of question and for `all`: `exact`, the share of answers that are right;
-        `tokens_per_forward`; and the counts `questions`, `new_tokens` and `forwards`. The token that ends an answer is
-        a new token, what a block has after it is none.
+        By the name of the variant, and in it by kind of question and for `all`: `exact`, the share of answers that are
+        right; `tokens_per_forward`; and the counts `questions`, `new_tokens` and `forwards`. The token that ends an
+        answer is a new token, what a block has after it is none.
     """
-    chosen = policy(engine) if "diffusion" in modes else None
+    chosen = policy(engine) if any(variant.mode == "diffusion" for variant in variants) else None
     found: Figures = {}
-    with decoding_progress("questions", len(modes) * len(questions), options.max_new_tokens) as observer:
-        for mode in modes:
+    most = variants[0].options.max_new_tokens
+    with decoding_progress("questions", len(variants) * len(questions), most) as observer:
+        for variant in variants:
             prompts = [question.prompt for question in questions]
-            used = chosen if mode == "diffusion" else None
-            result = decode(engine, prompts, mode, options, used, observer(), batch_size)
-            found[mode] = scores(ExactMatch(options.stop_tokens, tokenizer), questions, result)
+            used, options = chosen if variant.mode == "diffusion" else None, variant.options
+            result = decode(engine, prompts, variant.mode, options, used, observer(), batch_size)
+            found[variant.name] = scores(ExactMatch(options.stop_tokens, tokenizer), questions, result)
     return found
 
 

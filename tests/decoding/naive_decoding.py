@@ -115,15 +115,22 @@ def quadratic(
 
 
 def diffusion(
-    reader: Reader, prompt: list[int], limit: int, length: int, choose: Chooser, stops: tuple[int, ...] = ()
+    reader: Reader,
+    prompt: list[int],
+    limit: int,
+    length: int,
+    choose: Chooser,
+    stops: tuple[int, ...] = (),
+    seeds: int = 1,
 ) -> Naive:
-    """`choose` takes the block's logits and what is masked, and names the positions to commit."""
+    """`choose` takes the block's logits and what is masked, and names the positions to commit; a block begins with an
+    AR prediction, or none (`seeds` 0)."""
     new: list[int] = []
     accepted, forwards = [], 0
     while True:
         size = min(length, limit - len(new))
-        block = [reader.next_token(prompt + new)] + [reader.mask] * (size - 1)
-        masked = [False] + [True] * (size - 1)
+        block = [reader.next_token(prompt + new)][:seeds] + [reader.mask] * (size - seeds)
+        masked = [False] * seeds + [True] * (size - seeds)
         while True:
             certain = masked.index(True) if any(masked) else size
             done, over = cut(new + block[:certain], limit, stops)

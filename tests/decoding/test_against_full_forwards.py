@@ -133,6 +133,19 @@ def test_diffusion(models: Models, readers: Readers, weights: str, length: int, 
     check(result, [diffusion(readers[weights], prompt, LIMIT, length, chooser, STOPS) for prompt in PROMPTS])
 
 
+@pytest.mark.parametrize("weights", ["random", "trained"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_diffusion_of_blocks_that_start_with_masks_alone(
+    models: Models, readers: Readers, weights: str, length: int
+) -> None:
+    policy, chooser = POLICIES[next(iter(POLICIES))]
+    options = DecodeOptions(LIMIT, block_length=length, stop_tokens=STOPS, block_start="masks")
+    result = decode(CountingEngine(models[weights]), PROMPTS, "diffusion", options, policy)
+    expected = [diffusion(readers[weights], prompt, LIMIT, length, chooser, STOPS, seeds=0) for prompt in PROMPTS]
+    check(result, expected)
+    assert all(all(drafted) for drafted in result.drafted)
+
+
 VARIANTS: list[tuple[Mode, CommitPolicy | None]] = [
     ("ar", None),
     ("linear", None),

@@ -19,6 +19,7 @@ _DEFAULTED = {
     "seed": "seeds",
     "ar_weight": "ar_weight",
     "cuda_graphs": "cuda_graphs",
+    "block_start": "block_start",
 }
 
 
@@ -72,6 +73,8 @@ def _variant(
     given = {name: value for key, name in _DEFAULTED.items() if (value := getattr(arguments, key)) is not None}
     if mode != "quadratic":
         given.pop("ar_weight", None)
+    if mode != "diffusion":
+        given.pop("block_start", None)
     options = DecodeOptions(
         max_new_tokens=arguments.max_new_tokens,
         block_length=source.block_length if arguments.block_length is None else arguments.block_length,

@@ -44,6 +44,7 @@ def _settings(arguments: Namespace, tasks: TaskList) -> EvaluationSettings:
         "batch_size",
         "block_length",
         "likelihood",
+        "block_start",
         "samples",
         "max_new_tokens",
         "seed",

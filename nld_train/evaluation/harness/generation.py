@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nld_train.decoding.algorithms.decode import decode
@@ -73,20 +73,19 @@ def greedy_continuations(
     engine: Engine,
     requests: Sequence[Scoring],
     batch_size: int,
-    block_length: int,
+    options: Mapping[str, Any],
     policy: CommitPolicy,
     completed: Advance,
 ) -> list[bool]:
-    """For each request, whether greedy diffusion decoding gives the continuation."""
+    """For each request, whether greedy diffusion decoding with these options gives the continuation."""
     found = [True] * len(requests)
     groups: dict[int, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, request in enumerate(requests):
         groups[len(request.continuation)][request.context].append(index)
     for size, by_context in groups.items():
-        settings: dict[str, Any] = {"max_new_tokens": size, "block_length": block_length}
         contexts = sorted(by_context, key=len, reverse=True)
         observer = _count_endings(completed, [len(by_context[context]) for context in contexts])
-        result = decode(engine, contexts, "diffusion", DecodeOptions(**settings), policy, observer, batch_size)
+        result = decode(engine, contexts, "diffusion", DecodeOptions(size, **options), policy, observer, batch_size)
         for context, ids in zip(contexts, result.token_ids, strict=True):
             for index in by_context[context]:
                 found[index] = tuple(ids) == requests[index].continuation

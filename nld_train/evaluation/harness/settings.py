@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from nld_train.decoding.algorithms.options import DecodeOptions, Mode
+from nld_train.decoding.algorithms.options import BlockStart, DecodeOptions, Mode
 from nld_train.decoding.mode_options import refuse_unread
 from nld_train.decoding.policies.registry import PolicySettings
 
@@ -26,6 +26,7 @@ class EvaluationSettings:
             checkpoint's own.
         policy: commit policy of diffusion decoding.
         likelihood: of `diffusion`: `bound`, or `ar`, the exact one of the other modes; None for `bound`.
+        block_start: what a block of diffusion decoding begins with (see `DecodeOptions`); None for `seed`.
         samples: maximum number of noise samples per block of the bound; None for 32.
         max_new_tokens: maximum number of new tokens of a text, in place of each task's.
         adapter: draft with the drafter adapter (linear).
@@ -45,6 +46,7 @@ class EvaluationSettings:
     likelihood: Likelihood | None = None
     samples: int | None = None
     max_new_tokens: int | None = None
+    block_start: BlockStart | None = None
     adapter: bool = False
     adapter_directory: str | None = None
     seed: int = 0
@@ -62,7 +64,7 @@ class EvaluationSettings:
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         length = 1 if self.block_length is None else self.block_length
-        DecodeOptions(max_new_tokens=most, block_length=length, adapter=self.adapter)
+        DecodeOptions(most, block_length=length, adapter=self.adapter, block_start=self.starts_blocks_with)
 
     @classmethod
     def of(cls, **settings: Any) -> EvaluationSettings:
@@ -77,6 +79,11 @@ class EvaluationSettings:
         found = cls(policy=policy, **others)
         refuse_unread(settings, [found.mode])
         return found
+
+    @property
+    def starts_blocks_with(self) -> BlockStart:
+        """What a block of diffusion decoding begins with."""
+        return self.block_start or "seed"
 
     def record(self) -> dict[str, Any]:
         """The settings as keywords, the inverse of `of`."""
@@ -106,8 +113,9 @@ class EvaluationSettings:
             found["block_length"] = block_length
         if self.mode == "diffusion":
             found |= {"likelihood": self.likelihood or "bound", "policy": self.policy.name, **self.policy.arguments}
+            found["block_start"] = self.starts_blocks_with
         else:
-            del found["likelihood"]
+            del found["likelihood"], found["block_start"]
         if not self.bounds:
             del found["samples"]
             return found

@@ -69,9 +69,8 @@ class Worker:
         same = [False] * len(requests)
         if with_greedy:
             with self._bar("greedy continuations", requests) as completed:
-                same = greedy_continuations(
-                    engine, requests, settings.batch_size, self.block_length, self.policy, completed
-                )
+                options = {"block_length": self.block_length, "block_start": settings.starts_blocks_with}
+                same = greedy_continuations(engine, requests, settings.batch_size, options, self.policy, completed)
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
     def _generate(self, requests: Sequence[Generation], completed: Advance) -> list[Generated]:
@@ -100,5 +99,6 @@ class Worker:
             top_p=settings.top_p,
             seeds=seeds,
             adapter=self.settings.adapter,
+            block_start=self.settings.starts_blocks_with,
             **stopping(self.source.tokenizer, settings.stop_strings, self.source.stop_tokens),
         )

@@ -1,0 +1,108 @@
+"""The rows: what is trained. A row is a name, the settings in which it differs, and where it starts.
+
+The settings are keys of `nld-train`, and mean the same in `experiment=ablation_small` and `experiment=ablation_8b`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.paper.design import Design
+from benchmarks.paper.steps import Step
+
+TRAIN = "nld_train.train"
+_CHAT = ("--chat", "--chat-template", "default", "--tokenizer", "bytes")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training.
+
+    Attributes:
+        name: of the row.
+        what: it is, in a line.
+        settings: in which it differs from the joint training.
+        start: `ar`: from the weights of the AR stage. `base`: from those of the base, with the AR stage's tokens more.
+    """
+
+    name: str
+    what: str
+    settings: tuple[str, ...] = ()
+    start: Literal["ar", "base"] = "ar"
+
+
+_BLOCK = ("diffusion.clean=block", "stages.joint.ar_weight=0")
+_SHARED, _SEQUENCE = "diffusion.levels=shared", "stages.joint.averaging=sequence"
+ALPHAS = ("0.1", "0.2", "0.3", "0.5", "1.0")
+
+_ROWS = (
+    Row("joint", "joint loss, alpha 0.3, from the AR stage (Table 1, row 5)"),
+    Row(
+        "block_wise",
+        "block-wise attention, no AR loss, one level, mean per sequence",
+        (*_BLOCK, _SHARED, _SEQUENCE),
+        "base",
+    ),
+    Row("global_averaging", "+ global averaging", (*_BLOCK, _SHARED), "base"),
+    Row("varying_mask_ratio", "+ independent levels", _BLOCK, "base"),
+    Row("two_stages", "+ from the AR stage", _BLOCK),
+    *(Row(f"alpha_{alpha}", f"alpha {alpha}", (f"stages.joint.alpha={alpha}",)) for alpha in ALPHAS if alpha != "0.3"),
+    Row("ar_only", "AR loss alone, as many tokens", ("stages.joint.alpha=0",)),
+    Row("no_ar_loss", "diffusion loss alone", ("stages.joint.ar_weight=0",)),
+)
+ROWS = {row.name: row for row in _ROWS}
+
+
+def data_step(design: Design) -> Step:
+    """Questions, text, and tasks of lm-evaluation-harness, prepared."""
+    write = ("nld_train.commands.data", "tasks", "{own}", "--conversations", str(design.conversations))
+    write += ("--held-out", str(design.held_out), "--documents", str(design.documents))
+    prepare = ("nld_train.commands.data", "prepare")
+    commands = (
+        write,
+        (*prepare, "{own}/text.jsonl", "--out", "{own}", "--tokenizer", "bytes"),
+        *((*prepare, f"{{own}}/{name}.jsonl", "--out", "{own}", *_CHAT) for name in ("train", "held-out")),
+        ("benchmarks.paper.categories", "{own}/held-out.jsonl", "{own}/questions.jsonl"),
+    )
+    return Step("tasks", "data", commands)
+
+
+def training_step(row: str, seed: int, design: Design) -> Step:
+    """The training of a row under a seed."""
+    found = ROWS[row]
+    settings, before = list(found.settings), _stage("ar", seed, design)
+    if found.start == "base":
+        before = _stage("base", seed, design)
+        settings.append(f"stages.joint.tokens={design.tokens_of('ar', 'joint')}")
+    else:
+        settings.append(f"stages.joint.tokens={design.tokens['joint']}")
+    return _training(f"{row}-seed-{seed}", "joint", seed, design, tuple(settings), before)
+
+
+def _stage(stage: Literal["base", "ar"], seed: int, design: Design) -> Step:
+    """What many rows of a seed start from."""
+    before = _stage("base", seed, design) if stage == "ar" else None
+    settings = (f"stages.{stage}.tokens={design.tokens[stage]}",)
+    return _training(f"{stage}-seed-{seed}", stage, seed, design, settings, before)
+
+
+def _training(
+    label: str, stage: str, seed: int, design: Design, settings: tuple[str, ...], before: Step | None
+) -> Step:
+    words = [TRAIN, "experiment=ablation_small", f"run.stages=[{stage}]", "run.dir={own}"]
+    words += [f"run.seed={design.seed_of_run(stage, seed)}", "logging.wandb.mode=disabled", *_data_words(stage)]
+    words += ["init.checkpoint={1}"] if before is not None else []
+    after = (data_step(design),) if before is None else (data_step(design), before)
+    return Step(label, "runs", ((*words, *design.settings, *settings),), after)
+
+
+def _data_words(stage: str) -> list[str]:
+    words = ["data.tokenizer={0}/tokenizer", _sets("data.train", "text"), "data.validation=[]"]
+    if stage == "base":
+        return [*words, "validation.every=0"]
+    return [*words, _sets(f"stages.{stage}.train", "train"), _sets(f"stages.{stage}.validation", "held-out")]
+
+
+def _sets(key: str, name: str) -> str:
+    return f"{key}=[{{prefix: '{{0}}/{name}', weight: 1}}]"
