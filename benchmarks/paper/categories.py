@@ -1,29 +1,40 @@
-"""Questions with categories, as `nld-acceptance` and `nld-bound` read them, from held-out conversations with kinds.
+"""Questions with categories, as `nld-acceptance` and `nld-bound` read them, from conversations with kinds.
 
-python -m benchmarks.paper.categories held-out.jsonl questions.jsonl
+python -m benchmarks.paper.categories held-out.jsonl questions.jsonl --of-each 4
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nld_train.files import write_atomically
 
 
-def main(source: str, target: str) -> None:
-    """Writes the user's turns of each conversation, under its kind as category."""
-    rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
-    questions = [
-        {
-            "category": row["kind"],
-            "turns": [message["content"] for message in row["messages"] if message["role"] == "user"],
-        }
-        for row in rows
-    ]
-    write_atomically(Path(target), "".join(json.dumps(question) + "\n" for question in questions))
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the user's turns of the first conversations of each kind, under the kind as category."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="what `nld-data tasks` writes")
+    parser.add_argument("target", type=Path, help="JSONL to write")
+    parser.add_argument("--of-each", type=int, required=True, metavar="N", help="questions of each kind, at most")
+    options = parser.parse_args(arguments)
+    rows = [json.loads(line) for line in options.source.read_text(encoding="utf-8").splitlines()]
+    write_atomically(options.target, "".join(json.dumps(row) + "\n" for row in questions(rows, options.of_each)))
+
+
+def questions(rows: list[dict[str, Any]], of_each: int) -> Iterator[dict[str, Any]]:
+    """`category` and `turns` of the first rows of each kind."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row["kind"]] += 1
+        if seen[row["kind"]] <= of_each:
+            turns = [message["content"] for message in row["messages"] if message["role"] == "user"]
+            yield {"category": row["kind"], "turns": turns}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

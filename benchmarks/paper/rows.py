@@ -63,9 +63,14 @@ def data_step(design: Design) -> Step:
         write,
         (*prepare, "{own}/text.jsonl", "--out", "{own}", "--tokenizer", "bytes"),
         *((*prepare, f"{{own}}/{name}.jsonl", "--out", "{own}", *_CHAT) for name in ("train", "held-out")),
-        ("benchmarks.paper.categories", "{own}/held-out.jsonl", "{own}/questions.jsonl"),
     )
     return Step("tasks", "data", commands)
+
+
+def questions_step(source: str, of_each: int, design: Design) -> Step:
+    """A file of some questions of each kind, with their kinds as categories, out of `held-out` or `train`."""
+    words = ("benchmarks.paper.categories", f"{{0}}/{source}.jsonl", "{own}", "--of-each", str(of_each))
+    return Step(f"questions-{source}", "measured", (words,), (data_step(design),))
 
 
 def training_step(row: str, seed: int, design: Design) -> Step:
