@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.paper.claims import TABLES, Claim, PaperTable
+from benchmarks.paper.claim import Claim, PaperTable
+from benchmarks.paper.claims import TABLES
 from benchmarks.paper.design import DECIDED, Design
 from benchmarks.paper.rows import ROWS
 from benchmarks.results_table import NOT_MEASURED, markdown
@@ -83,7 +84,7 @@ Written before the runs, and made of the same declarations as they are (`benchma
   row that starts from the base has the AR stage's tokens as well, so that all rows see
   {design.tokens_of("ar", "joint"):,} tokens of questions. Base and AR stage of a seed are trained once, for all rows.
 - **Stopping.** After the tokens above. No run is stopped earlier, repeated or left out; one that fails is reported.
-- **Seeds.** {len(design.seeds)} ({", ".join(map(str, design.seeds))}), or as many as a table says. A seed fixes the
+- **Seeds.** {len(design.seeds)} ({", ".join(map(str, design.seeds))}): {_seeds(design)}. A seed fixes the
   starting weights, the order of the data and the noise, and is shared by the rows that are compared.
 - **Questions.** {design.held_out} held-out ones of each kind, the same for all rows, through lm-evaluation-harness
   (`nld-eval`), greedy, at most {design.max_new_tokens} new tokens. Diffusion commits by confidence at threshold 0.9 in
@@ -95,6 +96,14 @@ Written before the runs, and made of the same declarations as they are (`benchma
   errors; *opposite*: on the other side; else *undecided*. Claims are not corrected for their number.
 
 {rows}"""
+
+
+def _seeds(design: Design) -> str:
+    """Which tables take how many."""
+    tables: dict[int, list[str]] = {}
+    for table in TABLES:
+        tables.setdefault(len(table.seeds_of(design)), []).append(table.title.partition(":")[0])
+    return "; ".join(f"{number} in {', '.join(titles)}" for number, titles in tables.items())
 
 
 def _table(table: PaperTable, result: Result | None) -> str:
@@ -127,16 +136,16 @@ def _cells(table: PaperTable, result: Result) -> dict[str, dict[str, Any]]:
 
 def _rows(table: PaperTable, result: Result) -> str:
     cells = _cells(table, result)
-    head = ("row", *(title for title, *_ in table.columns), "seeds")
+    head = ("", *(column.title for column in table.columns), "seeds")
     return markdown(
         head,
         [
             (
-                f"`{row}`",
-                *(_cell(found[title], kind) for title, _, _, kind in table.columns),
+                f"`{label}`",
+                *(_cell(found[column.title], column.form) for column in table.columns),
                 str(max(len(cell["values"]) for cell in found.values())),
             )
-            for row, found in cells.items()
+            for label, found in cells.items()
         ],
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.paper.claims import TABLES, PaperTable
+from benchmarks.paper.claim import PaperTable
+from benchmarks.paper.claims import TABLES
 
 
 def draw_all(result: dict[str, Any], folder: Path) -> list[Path]:
@@ -30,8 +31,8 @@ def _draw(table: PaperTable, cells: dict[str, Any], curves: dict[str, Any] | Non
 
     panels = len(table.columns) + (2 if curves else 0)
     figure, axes = plt.subplots(1, panels, figsize=(3.2 * panels, 3.2), layout="constrained", squeeze=False)
-    for axis, (title, _, _, kind) in zip(axes[0], table.columns, strict=False):
-        _bars(axis, title, kind, {row: found[title] for row, found in cells.items()})
+    for axis, column in zip(axes[0], table.columns, strict=False):
+        _bars(axis, column.title, column.form, {label: found[column.title] for label, found in cells.items()})
     if curves:
         for axis, key in zip(axes[0][len(table.columns) :], ("diffusion", "ar"), strict=True):
             for row, points in curves.items():
@@ -52,7 +53,7 @@ def _bars(axis: Any, title: str, kind: str, found: dict[str, Any]) -> None:
         axis.plot([index] * len(cell["values"]), cell["values"], ".", color="lightgrey")
         error = 2 * (cell["standard_error"] or 0.0)
         axis.errorbar([index], [cell["mean"]], [error], fmt="o", color="C0", capsize=4)
-    axis.set_xticks(range(len(found)), [row.replace("_", "\n") for row in found], fontsize=7)
+    axis.set_xticks(range(len(found)), [label.replace("_", "\n").replace(", ", "\n") for label in found], fontsize=7)
     axis.set_title(title)
     if kind.endswith("%"):
         axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

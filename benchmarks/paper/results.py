@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.paper.claims import CLAIMS, TABLES, Claim, PaperTable, Value
+from benchmarks.paper.claim import Claim, PaperTable, Value
+from benchmarks.paper.claims import TABLES
 from benchmarks.paper.design import Design
 from benchmarks.paper.measures import LOSSES, read_records
 from benchmarks.paper.statistics import Estimate, verdict
@@ -31,9 +32,8 @@ def claim_result(claim: Claim, seeds: tuple[int, ...], design: Design, folder: P
 
 
 def all_claims(design: Design, folder: Path) -> list[dict[str, Any]]:
-    """Every claim."""
-    seeds = {table.name: table.seeds_of(design) for table in TABLES}
-    return [claim_result(claim, seeds[claim.table], design, folder) for claim in CLAIMS]
+    """Every claim, in the order of the tables."""
+    return [claim_result(claim, table.seeds_of(design), design, folder) for table in TABLES for claim in table.claims]
 
 
 def all_figures(design: Design, folder: Path) -> dict[str, Any]:
@@ -46,20 +46,21 @@ def all_figures(design: Design, folder: Path) -> dict[str, Any]:
 
 
 def _rows(table: PaperTable, design: Design, folder: Path) -> dict[str, Any]:
-    """By row, and in it by the title of a column, the mean, its standard error and the values by seed."""
+    """By line, and in it by the title of a column, the mean, its standard error and the values by seed."""
     seeds = table.seeds_of(design)
 
-    def cell(row: str, column: tuple[str, Any, str, str]) -> dict[str, Any]:
-        found = Value(row, column[1], column[2]).estimate(seeds, design, folder)
+    def cell(value: Value) -> dict[str, Any]:
+        found = value.estimate(seeds, design, folder)
         return {"mean": found.mean, "standard_error": found.standard_error, "values": list(found.values)}
 
-    return {row: {column[0]: cell(row, column) for column in table.columns} for row in table.rows}
+    titles = [column.title for column in table.columns]
+    return {line.label: dict(zip(titles, map(cell, line.values), strict=True)) for line in table.lines}
 
 
 def _curves(table: PaperTable, design: Design, folder: Path) -> dict[str, Any]:
     """By row the held-out losses at each number of tokens, means over the seeds that are measured."""
     found = {}
-    for row in table.rows:
+    for row in table.curves:
         steps = [LOSSES.step(row, seed, design) for seed in table.seeds_of(design)]
         runs = [read_records(step.path(folder)) for step in steps if step.finished(folder)]
         found[row] = [

@@ -50,6 +50,17 @@ _ROWS = (
     *(Row(f"alpha_{alpha}", f"alpha {alpha}", (f"stages.joint.alpha={alpha}",)) for alpha in ALPHAS if alpha != "0.3"),
     Row("ar_only", "AR loss alone, as many tokens", ("stages.joint.alpha=0",)),
     Row("no_ar_loss", "diffusion loss alone", ("stages.joint.ar_weight=0",)),
+    # What is left over of a noisy stream is inert: longer ones hold the blocks of the same conversations.
+    Row("blocks_8", "blocks of 8 instead of 16", ("diffusion.block_size=8", "stages.joint.noisy_length=128")),
+    Row("blocks_32", "blocks of 32", ("diffusion.block_size=32", "stages.joint.noisy_length=256")),
+    Row("stratified_levels", "levels spread evenly over a step", ("diffusion.levels=stratified",)),
+    Row("levels_of_blocks", "a level of its own for each block", ("diffusion.level_scope=block",)),
+    Row("no_fill", "last blocks are cut at the answer's end", ("diffusion.fill=false",)),
+    Row(
+        "blocks_of_conversations",
+        "blocks from the start of the conversation",
+        ("diffusion.blocks=document", "stages.joint.noisy_length=192"),
+    ),
 )
 ROWS = {row.name: row for row in _ROWS}
 
@@ -83,6 +94,13 @@ def training_step(row: str, seed: int, design: Design) -> Step:
     else:
         settings.append(f"stages.joint.tokens={design.tokens['joint']}")
     return _training(f"{row}-seed-{seed}", "joint", seed, design, tuple(settings), before)
+
+
+def adapter_step(row: str, seed: int, design: Design) -> Step:
+    """The training of the drafter adapter of a row's model, which is decoded with it at the end."""
+    settings = (f"stages.drafter.tokens={design.tokens['adapter']}", "evaluation.every=1000000")
+    before = training_step(row, seed, design)
+    return _training(f"{row}-seed-{seed}-adapter", "drafter", seed, design, settings, before)
 
 
 def _stage(stage: Literal["base", "ar"], seed: int, design: Design) -> Step:
