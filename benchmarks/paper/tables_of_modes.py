@@ -236,8 +236,9 @@ def _figure_8() -> PaperTable:
     return PaperTable(
         "figure_8",
         "Figure 8: the trained sampler",
-        f"The highest tokens per forward among the thresholds at which {SAME_TOKENS:.0%} of the tokens are those of one "
-        "token per pass, on questions that the sampler was not trained on; and the AUC of the prediction which tokens are final.",
+        f"The highest tokens per forward among the thresholds at which {SAME_TOKENS:.0%} of the tokens are those of "
+        "one token per pass, on questions that the sampler was not trained on; and the AUC of the prediction which "
+        "tokens are final.",
         (Column("tokens per forward", SPEED), Column("AUC", LOSS)),
         (
             Line("sampler", (_of_joint(SAMPLER, f"sampler.{speed}"), _of_joint(SAMPLER, "auc"))),
