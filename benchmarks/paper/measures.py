@@ -67,14 +67,16 @@ def _harness(mode: str, *options: str) -> Callable[[str, int, Design], Step]:
 
 
 def _read_harness(path: Path) -> Numbers:
-    """`exact` over all questions and `exact.KIND`; `tokens_per_forward` over all."""
+    """`exact.KIND`, their mean `exact`, which is that over all questions, and `tokens_per_forward` over all."""
     results = json.loads(path.read_text())
-    scores = {name: values["exact_match,none"] for name, values in results["results"].items()}
-    numbers = {"exact": scores.pop(_GROUP)}
-    numbers |= {f"exact.{name.removeprefix(f'{_GROUP}_')}": score for name, score in scores.items()}
+    prefix = f"{_GROUP}_"
+    kinds = {name: found for name, found in results["results"].items() if name.startswith(prefix)}
+    numbers = {f"exact.{name.removeprefix(prefix)}": found["exact_match,none"] for name, found in kinds.items()}
+    numbers["exact"] = fmean(numbers.values())
     generation = results["evaluation"]["generation"].values()
     tokens, forwards = (sum(one[key] for one in generation) for key in ("new_tokens", "forwards"))
-    return numbers | {"tokens_per_forward": tokens / forwards if forwards else 0.0}
+    # Short answers of AR come from the prefill alone.
+    return numbers if forwards == 0 else numbers | {"tokens_per_forward": tokens / forwards}
 
 
 LOSSES = Measure("losses", training_step, _last_losses)

@@ -182,7 +182,8 @@ def test_claims_compare_rows_seed_by_seed(tmp_path: Path) -> None:
             if step.finished(folders(tmp_path)):
                 continue
             score = 0.1 * seed + 0.01 * by + 0.0001 * seed * by
-            results = {"nld_tasks": {"exact_match,none": score}}
+            kinds = {"nld_tasks_copy": score - 0.1, "nld_tasks_add": score + 0.1, "nld_tasks": 7.0}
+            results = {kind: {"exact_match,none": value} for kind, value in kinds.items()}
             losses = {"ar_loss": 1 - by, "diffusion_loss": {"0.5": 2 + seed - by, "1": 4 + seed - by}}
             evaluation = {"generation": {"copy": {"new_tokens": 4, "forwards": 2}}}
             finish(step, tmp_path, losses if step.output == "runs" else {"results": results, "evaluation": evaluation})
