@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def questions(rows: list[dict[str, Any]], of_each: int) -> Iterator[dict[str, Any]]:
-    """`category` and `turns` of the first rows of each kind."""
-    seen: Counter[str] = Counter()
+    """`category` and `turns` of the first rows of each kind: the first of every kind, then the second, and so on."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        seen[row["kind"]] += 1
-        if seen[row["kind"]] <= of_each:
+        kinds.setdefault(row["kind"], []).append(row)
+    for row in chain.from_iterable(islice(zip_longest(*kinds.values()), of_each)):
+        if row is not None:
             turns = [message["content"] for message in row["messages"] if message["role"] == "user"]
             yield {"category": row["kind"], "turns": turns}
 

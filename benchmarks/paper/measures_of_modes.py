@@ -9,14 +9,14 @@ from typing import Any
 
 from benchmarks.paper.design import Design
 from benchmarks.paper.measures import Measure, Numbers
-from benchmarks.paper.rows import adapter_step, data_step, questions_step
+from benchmarks.paper.rows import adapter_step, data_step, prompts_step, questions_step
 from benchmarks.paper.steps import Step
 
 ENSEMBLE = 0.5
 THRESHOLDS = ("0.5", "0.7", "0.95")
 LENGTHS = (4, 8, 16, 32)
-# Of the bound, whose search is long: questions of each kind. Of the sampler: those that it is trained on and tested on.
-_OF_THE_BOUND, _OF_THE_SAMPLER = 3, 60
+# Of the bound, whose search is long: questions of each kind. Of the sampler: all, a fifth of them to be tested on.
+_OF_THE_BOUND, _OF_THE_SAMPLER = 3, 480
 # The sampler and confidence are compared where this share of tokens is that of one token per pass.
 SAME_TOKENS = 0.98
 
@@ -53,7 +53,7 @@ def _read_acceptance(run: Path) -> Numbers:
 def _bound(row: str, seed: int, design: Design) -> Step:
     words = ["nld_train.commands.bound", "{0}", "--prompts", "{1}", "--block-lengths", ",".join(map(str, LENGTHS))]
     words += ["--max-new-tokens", str(design.max_new_tokens), "--batch-size", "32", "--output", "{own}"]
-    after = (adapter_step(row, seed, design), questions_step("held-out", _OF_THE_BOUND, design))
+    after = (adapter_step(row, seed, design), questions_step(_OF_THE_BOUND, design))
     return Step(f"{row}-seed-{seed}-bound", "measured", (tuple(words),), after)
 
 
@@ -72,8 +72,9 @@ def _sampler(row: str, seed: int, design: Design) -> Step:
     words = ["nld_train.commands.sampler", "{0}", "--prompts", "{1}", "--sampler", "{own}-sampler"]
     words += ["--max-new-tokens", str(design.max_new_tokens), "--batch-size", "128", "--seed", str(seed)]
     # Smaller than the paper's, as the model is.
-    words += ["--width", "64", "--layers", "2", "--heads", "2", "--output", "{own}"]
-    after = (adapter_step(row, seed, design), questions_step("train", _OF_THE_SAMPLER, design))
+    words += ["--width", "64", "--layers", "2", "--heads", "2", "--trained-block-lengths", "8,16", "--held-out", "0.2"]
+    words += ["--output", "{own}"]
+    after = (adapter_step(row, seed, design), prompts_step(_OF_THE_SAMPLER, design))
     return Step(f"{row}-seed-{seed}-sampler", "measured", (tuple(words),), after)
 
 
