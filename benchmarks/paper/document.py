@@ -163,14 +163,15 @@ def _at_full_size() -> str:
     lines = []
     for row in ROWS.values():
         base = "BASE" if row.start == "base" else "AR_STAGE"
-        words = ["nld-train", "experiment=ablation_8b", f"init.checkpoint={base}", f"run.dir=runs/{row.name}"]
+        words = ["nld-train", f"experiment={row.experiment}", f"init.checkpoint={base}", f"run.dir=runs/{row.name}"]
         lines.append(" ".join([*words, *row.settings]))
     commands = "\n".join(lines)
     return f"""\
 ## The same rows at 8B
 
 The settings of a row are keys of `nld-train` and mean the same in `experiment=ablation_8b`: 25 billion tokens from an
-8B base model (BASE), or from a checkpoint of the AR stage (AR_STAGE). Not run.
+8B base model (BASE), or from a checkpoint of the AR stage (AR_STAGE); those of conversations in `experiment=sft_8b`.
+Not run.
 
 ```text
 {commands}

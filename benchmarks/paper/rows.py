@@ -23,6 +23,9 @@ class Row:
         name: of the row.
         what: it is, in a line.
         settings: in which it differs from the joint training.
+        noisy_length: tokens of the noisy stream here, where its blocks need other room than those of `joint`; what is
+            left over is inert.
+        experiment: in which the settings mean the same at 8B.
         start: `ar`: from the weights of the AR stage. `base`: from those of the base, with the AR stage's tokens more.
     """
 
@@ -30,6 +33,14 @@ class Row:
     what: str
     settings: tuple[str, ...] = ()
     start: Literal["ar", "base"] = "ar"
+    noisy_length: int | None = None
+    experiment: Literal["ablation_8b", "sft_8b"] = "ablation_8b"
+
+    def small_settings(self, design: Design) -> tuple[str, ...]:
+        """The settings in `experiment=ablation_small`."""
+        tokens = design.tokens_of(*(("ar", "joint") if self.start == "base" else ("joint",)))
+        room = () if self.noisy_length is None else (f"stages.joint.noisy_length={self.noisy_length}",)
+        return (*self.settings, *room, f"stages.joint.tokens={tokens}")
 
 
 _BLOCK = ("diffusion.clean=block", "stages.joint.ar_weight=0")
@@ -50,16 +61,17 @@ _ROWS = (
     *(Row(f"alpha_{alpha}", f"alpha {alpha}", (f"stages.joint.alpha={alpha}",)) for alpha in ALPHAS if alpha != "0.3"),
     Row("ar_only", "AR loss alone, as many tokens", ("stages.joint.alpha=0",)),
     Row("no_ar_loss", "diffusion loss alone", ("stages.joint.ar_weight=0",)),
-    # What is left over of a noisy stream is inert: longer ones hold the blocks of the same conversations.
-    Row("blocks_8", "blocks of 8 instead of 16", ("diffusion.block_size=8", "stages.joint.noisy_length=128")),
-    Row("blocks_32", "blocks of 32", ("diffusion.block_size=32", "stages.joint.noisy_length=256")),
+    Row("blocks_8", "blocks of 8 instead of 16", ("diffusion.block_size=8",), noisy_length=128),
+    Row("blocks_32", "blocks of 32", ("diffusion.block_size=32",), noisy_length=256),
     Row("stratified_levels", "levels spread evenly over a step", ("diffusion.levels=stratified",)),
     Row("levels_of_blocks", "a level of its own for each block", ("diffusion.level_scope=block",)),
-    Row("no_fill", "last blocks are cut at the answer's end", ("diffusion.fill=false",)),
+    Row("no_fill", "last blocks are cut at the answer's end", ("diffusion.fill=false",), experiment="sft_8b"),
     Row(
         "blocks_of_conversations",
         "blocks from the start of the conversation",
-        ("diffusion.blocks=document", "stages.joint.noisy_length=192"),
+        ("diffusion.blocks=document",),
+        noisy_length=192,
+        experiment="sft_8b",
     ),
 )
 ROWS = {row.name: row for row in _ROWS}
@@ -93,13 +105,8 @@ def prompts_step(count: int, design: Design) -> Step:
 def training_step(row: str, seed: int, design: Design) -> Step:
     """The training of a row under a seed."""
     found = ROWS[row]
-    settings, before = list(found.settings), _stage("ar", seed, design)
-    if found.start == "base":
-        before = _stage("base", seed, design)
-        settings.append(f"stages.joint.tokens={design.tokens_of('ar', 'joint')}")
-    else:
-        settings.append(f"stages.joint.tokens={design.tokens['joint']}")
-    return _training(f"{row}-seed-{seed}", "joint", seed, design, tuple(settings), before)
+    before = _stage(found.start, seed, design)
+    return _training(f"{row}-seed-{seed}", "joint", seed, design, found.small_settings(design), before)
 
 
 def adapter_step(row: str, seed: int, design: Design) -> Step:
