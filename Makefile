@@ -16,7 +16,7 @@ ARGUMENTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart instruct drafter check format test test-all test-py312 clean
+.PHONY: help environment quickstart instruct drafter check docs format test test-all test-py312 clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,11 +41,14 @@ instruct: $(STAMP) ## fine-tune the result of quickstart, or BASE=RUN, on questi
 drafter: $(STAMP) ## train the drafter adapter on the result of quickstart and show its gain, in about three minutes
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/drafter.sh $(OVERRIDES)
 
-check: $(STAMP) ## formatting, linters, type checker
+check: $(STAMP) docs ## formatting, linters, type checker, documentation site
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(VENV)/bin/shellcheck -x launch/*.sh launch/*.sbatch .ci/run
+
+docs: $(STAMP) ## build the documentation site in build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 
 format: $(STAMP) ## write the formatting, and what the linter can mend
 	$(RUN) ruff check --fix .

@@ -57,6 +57,14 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="DIR", help="an export")
+    parser.add_argument("repository", metavar="REPO", help="ORG/NAME; made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="only you and ORG can see a new repository")
+    parser.add_argument("--revision", metavar="BRANCH", help="commit to this branch (default: main)")
+    parser.add_argument("--message", default="Upload an export of nld-train", metavar="TEXT", help="of the commit")
+
+
 def _import(options: argparse.Namespace) -> None:
     from checkpoint_convert.importing import import_checkpoint
 
@@ -87,9 +95,18 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if found.agrees else DISAGREEMENT_STATUS
 
 
+def _push(options: argparse.Namespace) -> None:
+    from checkpoint_convert.push import push
+
+    push(options.source, options.repository, options.private, options.revision, options.message)
+
+
+# What an interrupted command has left behind: a push may have made its repository.
+_LEFT = {"push": "interrupted; the same command goes on"}
+
 main = Command(
     "nld-convert",
-    "Convert between Hugging Face directories and Megatron checkpoints.",
+    "Convert between Hugging Face directories and Megatron checkpoints, and publish them.",
     subcommands=tuple(
         Command(
             name,
@@ -97,12 +114,13 @@ main = Command(
             add_arguments,
             run,
             Imported(f"checkpoint_convert.command_line_checks:check_{name}"),
-            interrupted="interrupted; nothing was left behind",
+            interrupted=_LEFT.get(name, "interrupted; nothing was left behind"),
         )
         for name, description, add_arguments, run in (
             ("import", "a Hugging Face directory into a checkpoint that any layout loads", _add_import, _import),
             ("export", "a checkpoint into a Hugging Face directory", _add_export, _export),
             ("verify", "whether two checkpoints of either kind are the same model", _add_verify, _verify),
+            ("push", "an export to the Hugging Face Hub", _add_push, _push),
         )
     ),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from checkpoint_convert import push
 from checkpoint_convert.card_metadata import check_license
 from checkpoint_convert.checkpoint_paths import require_megatron, require_not_exported
 from checkpoint_convert.source_config import read_source_config
@@ -59,3 +60,12 @@ def check_verify(options: Namespace) -> None:
             require_megatron(path)
     if options.tokens != "random" and not Path(options.tokens).is_file():
         raise UserError(f"--tokens {options.tokens}: is no file")
+
+
+def check_push(options: Namespace) -> None:
+    """Checks DIR and REPO, and that somebody is logged in.
+
+    Raises:
+        UserError: what `push.check` refuses.
+    """
+    push.check(options.source, options.repository)

@@ -1,7 +1,8 @@
 """Prints the pinned packages that an image still needs: `python launch/missing_packages.py`, in its Python.
 
 What the image has stays as it is, above all torch, Transformer Engine and Apex, which NVIDIA builds for each other, and
-whatever they need. Of the pinned environment only the rest is named, without what is only for tests and linters.
+whatever they need. Of the pinned environment only the rest is named, without what is only for tests, linters and the
+documentation site.
 The image's Transformer Engine is one package, where the package index has several.
 """
 
@@ -16,6 +17,9 @@ from packaging.requirements import Requirement
 
 _CONSTRAINTS = "constraints-py312.txt" if sys.version_info >= (3, 12) else "constraints.txt"
 _ONLY_FOR_TESTS = re.compile(r"^(pytest|mypy|ruff|shellcheck|types-|cwevals|ast-serialize|librt|iniconfig|pluggy)")
+_ONLY_FOR_DOCS = re.compile(
+    r"^(mkdocs|griffelib|babel|backrefs|ghp-import|mergedeep|paginate|pymdown-extensions|pyyaml-env-tag|watchdog)"
+)
 _OF_THE_IMAGE = re.compile(r"^transformer-engine")
 # This project is written against these: the image's own versions, if it has any, do not count.
 _ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "safetensors")
@@ -30,7 +34,7 @@ def missing() -> list[str]:
 
 
 def _is_missing(pin: Requirement) -> bool:
-    if _ONLY_FOR_TESTS.match(pin.name) or _OF_THE_IMAGE.match(pin.name):
+    if _ONLY_FOR_TESTS.match(pin.name) or _ONLY_FOR_DOCS.match(pin.name) or _OF_THE_IMAGE.match(pin.name):
         return False
     try:
         found = version(pin.name)

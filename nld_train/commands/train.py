@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from nld_train.commands.launched_sweep import launch_jobs, launcher_of, without_launcher
 from nld_train.commands.sweep import FLAGS, Ended, named_job, print_jobs, refuse_shared_directories, sweep_arguments
 from nld_train.cuda_connections import set_connections
 from nld_train.errors import USER_ERROR_STATUS, UserError, exit_status, report_error, system_error
@@ -49,10 +50,30 @@ def _run(words: Sequence[str]) -> int:
 
         print(version_line())
         return 0
-    with _command_line(words):
+    launcher = launcher_of(words)
+    with _command_line(words if launcher is None else without_launcher(words)):
         jobs = _read_jobs()
+    if launcher is not None:
+        return _launch(words, jobs)
     # Outside Hydra, so that a failure's traceback is the program's own.
     return _run_jobs(jobs, sweep=bool(FLAGS & set(words)))
+
+
+def _launch(words: Sequence[str], jobs: list[tuple[Config, int]]) -> int:
+    """Has the jobs of a sweep started by Hydra's launcher, each in a process of its own."""
+    ended = launch_jobs(words, [config for config, _ in jobs], _run_composed)
+    print_jobs([job for _, job in ended], len(jobs))
+    return max(status for status, _ in ended)
+
+
+def _run_composed(composed: DictConfig) -> tuple[int, str]:
+    """Runs a job in the process that a launcher has started."""
+    try:
+        config, world_size = _read(composed)
+    except UserError as error:
+        return report_error(str(error)), f"failed: {error}"
+    set_connections([config])
+    return _run_job(config, world_size)
 
 
 @contextmanager

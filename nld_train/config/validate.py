@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from nld_train.config.checks import divides, positive, refuse_unless
 from nld_train.config.hooks import HOOKS
+from nld_train.config.hub import hub_model
 from nld_train.config.ranges import check_ranges
 from nld_train.config.rope import ROPE_TYPES
 from nld_train.config.schema import (
@@ -74,6 +75,8 @@ def _check_run(config: Config) -> None:
     named = config.init.checkpoint is not None or not config.init.required or bool(run.dry)
     valid = "must name trained weights to start from (init.required=true); init.required=false starts from random ones"
     refuse_unless(named, "init.checkpoint", config.init.checkpoint, valid)
+    if config.init.checkpoint is not None:
+        hub_model(config.init.checkpoint, "init.checkpoint")
 
 
 def _check_model(config: Config) -> None:

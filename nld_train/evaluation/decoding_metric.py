@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nld_train.training.metrics.jsonl import Record
-from nld_train.training.metrics.metric import INDENT, Curve, Metric, Panel, cost_text, flat, human
+from nld_train.training.metrics.metric import INDENT, Curve, HeatMap, Metric, Panel, cost_text, flat, human
 
 # Characters of a decoded text.
 _TEXT_SHOWN = 60
@@ -62,6 +62,18 @@ class DecodingMetric(Metric):
         ]
         title = "Acceptance rate of drafts, at the last decoding"
         return Panel("share of drafts", curves, x_label="position in the block", title=title)
+
+    def heat_maps(self, records: Sequence[Record]) -> list[HeatMap]:
+        """See `Metric.heat_maps`: for each mode that drafts, acceptance by position in the block over tokens."""
+        columns: dict[str, list[tuple[float, dict[int, float]]]] = {}
+        for record in records:
+            for mode, rates in _acceptance_rates(record[self.name]["modes"]).items():
+                found = {int(position): rate for position, rate in rates.items()}
+                columns.setdefault(mode, []).append((record["tokens"], found))
+        return [
+            HeatMap(f"Acceptance rate of drafts: {mode}", "position in the block", "share of drafts", found)
+            for mode, found in columns.items()
+        ]
 
     def summary(self, records: Sequence[Record]) -> Record:
         """See `Metric.summary`: by mode, the figures of its first and of its last decoding, each with its step."""

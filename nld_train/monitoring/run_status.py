@@ -42,7 +42,7 @@ def run_status(directory: Path, read_all: bool = False) -> Status:
         UserError: there is no run in the directory.
     """
     metrics = directory / "metrics.jsonl"
-    _require_run(directory, metrics)
+    require_run(directory)
     checkpoints = checkpoint_states(directory, read_all)
     content = _read_tail(metrics, checkpoints)
     records = content.records
@@ -74,10 +74,15 @@ def _read_tail(metrics: Path, checkpoints: Sequence[CheckpointState]) -> Content
         return Content([], [f"cannot be read ({error.strerror})"])
 
 
-def _require_run(directory: Path, metrics: Path) -> None:
+def require_run(directory: Path) -> None:
+    """Refuses a directory that is not `run.dir` of a run.
+
+    Raises:
+        UserError: it is none.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory}: is no directory; name the run.dir of a run")
-    if metrics.exists() or (directory / "checkpoints").is_dir():
+    if (directory / "metrics.jsonl").exists() or (directory / "checkpoints").is_dir():
         return
     inside = sorted(path.parent.name for path in directory.glob("*/metrics.jsonl"))
     hint = f"; it has runs inside: {', '.join(inside[:10])}" if inside else ""

@@ -84,3 +84,62 @@ def test_a_single_run_has_its_own_name_and_no_table(
     assert train.main([*SWEEP[2:], f"run.dir={tmp_path}/run", "run.name=one"]) == 0
     assert [(config.run.name, config.run.dir) for config in started] == [("one", f"{tmp_path}/run")]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.long
+def test_a_launcher_starts_the_jobs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """submitit starts each in a process of its own, as it would under Slurm; their plans are in its logs."""
+    pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
+    words = [*SWEEP, f"run.dir={tmp_path}/sweep", "run.dry=true", "hydra/launcher=submitit_local"]
+    assert train.main([*words, "hydra.launcher.timeout_min=2"]) == 0
+    shown = capfd.readouterr().out
+    assert shown.count("finished") == 2
+    logs = sorted((tmp_path / "sweep/.sweep/.submitit").glob("*/*_log.out"))
+    plans = [log.read_text() for log in logs]
+    assert [alpha for plan in plans for alpha in ("0.1", "0.3") if f"stages.joint.alpha-{alpha}" in plan] == [
+        "0.1",
+        "0.3",
+    ]
+
+
+def test_a_launched_job_that_fails_is_in_the_table(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher is replaced by Hydra's own; of one job the result, of the other nothing comes back."""
+    from nld_train.commands import launched_sweep
+
+    results = iter([(2, "failed: no space left"), (0, "finished")])
+
+    def run(composed: object, words: object, run_composed: object) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        status, result = next(results)
+        if status:
+            path = Path(HydraConfig.get().sweep.dir) / f"result-{HydraConfig.get().job.num}.json"
+            path.write_text(json.dumps({"status": status, "result": result}))
+
+    monkeypatch.setattr(launched_sweep, "run_launched", run)
+    monkeypatch.setattr(launched_sweep, "_BASIC", "no launcher")
+    assert train.main([*SWEEP, f"run.dir={tmp_path}/sweep", "hydra/launcher=basic"]) == 2
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "failed: no space left" in shown
+    assert "ended without a result" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/launcher=submitit_local"], "give --multirun"),
+        (["--multirun", "hydra/launcher=submitit_local", "stages.joint.alpha=0.1,-1"], "stages.joint.alpha"),
+        (["--multirun", "hydra/launcher=submitit_slurm", "stages.joint.alpha=0.1,0.2"], "no sbatch"),
+        (["--multirun", "hydra/launcher=unknown", "stages.joint.alpha=0.1,0.2"], "hydra/launcher"),
+    ],
+)
+def test_launchers_that_are_refused(
+    words: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
+    assert train.main([*words, f"run.dir={tmp_path}/sweep"]) == 2
+    captured = capfd.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1

@@ -31,6 +31,8 @@ MISSING = {
     "nld-sampler": (["missing", "--prompt", "x", "--output", "no/where.json"], "--output no/where.json"),
     "nld-acceptance": (["missing", "--prompts", "questions.jsonl"], "--prompts questions.jsonl"),
     "nld-exact": (["missing", "--prompts", "questions.jsonl"], "--prompts questions.jsonl"),
+    "nld-report": (["missing"], "missing: is no directory"),
+    "nld-launch": (["missing"], "missing: is no directory"),
     "nld-eval": (["missing", "--mode", "ar", "--tasks", "t", "--output", "no/where.json"], "--output no/where.json"),
 }
 # A word that the help of each has.
@@ -47,6 +49,8 @@ HELP = {
     "nld-acceptance": "--modes",
     "nld-eval": "--num-fewshot",
     "nld-exact": "--modes",
+    "nld-report": "--no-decoding",
+    "nld-launch": "slurm.sbatch",
 }
 
 

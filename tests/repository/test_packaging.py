@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -128,36 +129,89 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 def test_wheel_holds_every_setting_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in (ROOT / "configs").rglob("*.yaml"):
-        assert f"nld_train/{path.relative_to(ROOT)}" in names
+    for folder in ("configs", "launch"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if "__pycache__" not in path.parts:
+                assert f"nld_train/{path.relative_to(ROOT)}" in names
     for package in ("nld_train", "checkpoint_convert"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert str(path.relative_to(ROOT)) in names
-    assert not [name for name in names if name.startswith(("tests", "configs", "docs", "benchmarks"))]
+        for path in (ROOT / package).rglob("*.*"):
+            if "__pycache__" not in path.parts:
+                assert str(path.relative_to(ROOT)) in names
+    assert not [name for name in names if name.startswith(("tests", "configs", "launch", "docs", "benchmarks"))]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip installs it, apart from this checkout."""
+    site = tmp_path_factory.mktemp("site")
+    words = ["install", "--quiet", "--no-deps", "--no-compile", "--no-index", "--target", str(site), str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=300, capture_output=True)
+    return site
+
+
+def _outside(site: Path, folder: Path, *words: str) -> str:
+    """What a command prints that sees the installed package, in another folder."""
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout
+
+
 @pytest.mark.long
-def test_commands_start_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    site, folder = tmp_path / "site", tmp_path / "folder"
+def test_every_command_is_installed(installed: Path, tmp_path: Path) -> None:
+    """Each is there and shows its help; the plan of a run finds its settings, and the launch scripts are copied."""
+    folder = tmp_path / "folder"
     folder.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    for words in (
-        ["-c", "import nld_train; print(nld_train.__file__)"],
-        ["-m", "nld_train.train", "--help"],
-        ["-m", "nld_train.train", "experiment=paper_8b", "run.dry=true"],
-        ["-m", "nld_train.commands.data", "--help"],
-    ):
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(site)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert str(site) in done.stdout or words[0] != "-c"
+    assert {path.name for path in (installed / "bin").glob("nld-*")} == set(PROJECT["scripts"])
+    for name in PROJECT["scripts"]:
+        assert name in _outside(installed, folder, sys.executable, str(installed / "bin" / name), "--help")
+    found = _outside(installed, folder, sys.executable, "-c", "import nld_train; print(nld_train.__file__)")
+    assert Path(found.strip()).is_relative_to(installed)
+    plan = _outside(installed, folder, sys.executable, "-m", "nld_train.train", "experiment=paper_8b", "run.dry=true")
+    assert "paper_8b" in plan
     assert list(folder.iterdir()) == []
+    _outside(installed, folder, sys.executable, str(installed / "bin" / "nld-launch"), ".")
+    assert os.access(folder / "launch/torchrun.sh", os.X_OK)
+    copied = {path.relative_to(folder / "launch"): path.read_bytes() for path in (folder / "launch").rglob("*.*")}
+    for path in (ROOT / "launch").glob("*.*"):
+        assert copied[path.relative_to(ROOT / "launch")] == path.read_bytes()
+
+
+# Every part that reads files of the package: settings, the chat template, the code of an export, the parts of the page.
+_WORK = """
+import sys
+from nld_train.commands import data, decode, report, train
+from checkpoint_convert import cli
+
+text = " ".join(f"{number} times seven is {7 * number}." for number in range(3000))
+open("text.txt", "w").write(text)
+prepare = ["--out", "data", "--name", "own", "--tokenizer", "bytes", "--workers", "1"]
+assert data.main(["prepare", "text.txt", *prepare]) == 0
+sets = "[{prefix: data/own, weight: 1}]"
+settings = ["run.dir=run", f"data.train={sets}", f"data.validation={sets}", "data.tokenizer=data/tokenizer"]
+settings += ["stages.ar.tokens=256", "stages.joint.tokens=256", "batch.global_size=4", "batch.micro_size=2"]
+settings += ["batch.sequence_length=64", "logging.wandb.mode=disabled", "execution.device=cpu", "data.workers=0"]
+settings += ["validation.every=0", "validation.samples=4", "evaluation.every=0"]
+assert train.main(settings) == 0
+assert cli.main(["export", "run", "export", "--format", "nld"]) == 0
+for source in ("run", "export"):
+    assert decode.main([source, "--mode", "linear", "--prompt", "7 times", "--max-new-tokens", "4"]) == 0
+assert "plotly" not in sys.argv or report.main(["run", "--prompt", "7 times", "--max-new-tokens", "4"]) == 0
+"""
+
+
+@pytest.mark.long
+def test_the_installed_package_works_in_another_folder(installed: Path, tmp_path: Path) -> None:
+    plotly = ["plotly"] if find_spec("plotly") else []
+    _outside(installed, tmp_path, sys.executable, "-c", _WORK, *plotly)
+    assert (tmp_path / "run/report.png").is_file()
+    assert (tmp_path / "run/report.html").is_file() == bool(plotly)
+    assert list((tmp_path / "export").glob("modeling_*.py"))

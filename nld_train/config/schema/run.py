@@ -57,8 +57,9 @@ class InitConfig:
 
     checkpoint: Annotated[
         str | None,
-        "Starting weights: a checkpoint of this project, a run directory, whose newest one is taken, or a Hugging "
-        "Face directory; null: random weights. Read only where run.dir has no checkpoint to continue from.",
+        "Starting weights: a checkpoint of this project, a run directory, whose newest one is taken, a Hugging Face "
+        "directory, or hub:ORG/NAME (hub:ORG/NAME@REVISION), a model on the Hugging Face Hub, out of its local cache "
+        "where it is there; null: random weights. Read only where run.dir has no checkpoint to continue from.",
     ]
     required: Annotated[bool, "Refuse to train from random weights, for experiments that continue a trained model."] = (
         False

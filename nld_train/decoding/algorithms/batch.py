@@ -125,7 +125,7 @@ class Batch:
             passes = [self.forwards_so_far(slot)] * (good + 1)
             kept = output.commit([*row[1 : 1 + good], token], passes, [True] * good + [False])
             output.accepted.append(kept)
-            self.notify(slot, rejected=row[1 + good : size])
+            self.notify(slot, drafts=row[1:size], rejected=row[1 + good : size])
 
     def refill_slots(self) -> tuple[list[int], list[int]]:
         """Removes finished sequences and admits waiting prompts to their slots; other such slots are freed.
@@ -153,6 +153,7 @@ class Batch:
     def notify(
         self,
         slot: int,
+        drafts: Sequence[int] = (),
         rejected: Sequence[int] = (),
         block: Sequence[int | None] = (),
         committed_by: Sequence[int] = (),
@@ -170,6 +171,7 @@ class Batch:
                 sequence=self.session.active[slot],
                 tokens=tuple(output.tokens),
                 block=tuple(block),
+                drafts=tuple(drafts),
                 rejected=tuple(rejected),
                 finish=output.finish,
                 forwards=self.forwards_so_far(slot),

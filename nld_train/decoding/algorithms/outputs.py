@@ -73,7 +73,8 @@ class Progress:
         sequence: its number among the prompts.
         tokens: committed new tokens.
         block: tokens of the current block, None where still masked (diffusion).
-        rejected: rejected drafts of this cycle (speculative modes).
+        drafts: the drafts that the last forward verified, in order (speculative modes).
+        rejected: those of them that it rejected, the last ones.
         finish: why it has ended; None while it is active.
         forwards: its decode forwards so far.
         seconds: as in `DecodeResult`; 0 while it is active.
@@ -84,6 +85,7 @@ class Progress:
     sequence: int
     tokens: tuple[int, ...]
     block: tuple[int | None, ...] = ()
+    drafts: tuple[int, ...] = ()
     rejected: tuple[int, ...] = ()
     finish: Finish | None = None
     forwards: int = 0

@@ -13,6 +13,7 @@ from nld_train.registry import resolve
 from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.contents import saved_model
 from nld_train.training.checkpoint.fallback import damage_on_any_rank
+from nld_train.training.checkpoint.hub import initial_path
 from nld_train.training.checkpoint.paths import find_initial_checkpoint, is_hugging_face
 from nld_train.training.checkpoint.resume import refuse_other_model
 from nld_train.training.loop.finite import non_finite_state
@@ -34,7 +35,7 @@ def find_initial_weights(config: Config) -> Path | None:
     """
     if config.init.checkpoint is None:
         return None
-    given = find_initial_checkpoint(Path(config.init.checkpoint))
+    given = find_initial_checkpoint(initial_path(config.init.checkpoint))
     if is_hugging_face(given):
         shapes = resolve(_SHAPES_OF_HUGGING_FACE)(given, config.model.mask_token_id)
         refuse_other_model(given, shapes, config.model)

@@ -17,6 +17,7 @@ from nld_train.data.sample_sets import require_kinds_of_data, train_sources, val
 from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
 from nld_train.errors import UserError
+from nld_train.training.checkpoint.hub import initial_path
 from nld_train.training.checkpoint.paths import checkpoints_directory, find_initial_checkpoint, written_checkpoints
 from nld_train.training.loop.heartbeats import require_monitor
 from nld_train.training.metrics.tensorboard_log import require_tensorboard
@@ -41,7 +42,7 @@ def check_paths(config: Config) -> None:
     directory = Path(config.run.dir)
     # A run that continues needs no initial weights, which may have been deleted since.
     if config.init.checkpoint is not None and not written_checkpoints(checkpoints_directory(directory)):
-        find_initial_checkpoint(Path(config.init.checkpoint))
+        find_initial_checkpoint(initial_path(config.init.checkpoint))
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         reason = "Permission denied" if existing.is_dir() else f"{existing} is no folder"

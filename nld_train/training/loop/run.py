@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.collective_errors import on_every_rank
 from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
 from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
+from nld_train.training.checkpoint.hub import commit_of
 from nld_train.training.checkpoint.initial_weights import find_initial_weights, load_initial_weights
 from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
 from nld_train.training.checkpoint.paths import checkpoints_directory
@@ -347,7 +349,9 @@ class Run:
         parallel = self.config.parallel
         context = f" x CP {parallel.context}" if parallel.context > 1 else ""
         layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
-        origin = self.resumed.directory if self.resumed else self.config.init.checkpoint or "random weights"
+        named = self.config.init.checkpoint
+        start = "random weights" if named is None else commit_of(named, self.initial_weights)
+        origin = self.resumed.directory if self.resumed else start
         return f"{self.config.run.name}: {layout}, from {origin}, into {self.config.run.dir}"
 
     def _close_log(self, status: int) -> None:
@@ -358,7 +362,10 @@ class Run:
             message = (
                 "stopped at run.max_steps, saved; a larger value continues it" if self._stops_early() else "finished"
             )
-        self.log.close(f"{message}: {self.config.run.dir}/summary.json and report.png")
+        directory = self.config.run.dir
+        files = f"{directory}/summary.json and report.png"
+        page = f"nld-report {shlex.quote(directory)} writes a page with curves and texts being decoded"
+        self.log.close(f"{message}: {files}; {page}")
 
     def _stops_early(self) -> bool:
         limit = self.config.run.max_steps

@@ -55,6 +55,23 @@ class Panel:
     title: str = ""
 
 
+@dataclass(frozen=True)
+class HeatMap:
+    """Values by position over the tokens of a run, for the page of `nld-report`.
+
+    Attributes:
+        title: above the axes.
+        y_label: what a position counts.
+        z_label: what the colours show.
+        columns: for each measurement the tokens of the run, and the values by position.
+    """
+
+    title: str
+    y_label: str
+    z_label: str
+    columns: list[tuple[float, Mapping[int, float]]]
+
+
 class Metric:
     """How one key of `metrics.jsonl` is shown.
 
@@ -96,6 +113,15 @@ class Metric:
             for name in names
         ]
         return [Panel(self.name, curves)] if curves else []
+
+    def heat_maps(self, records: Sequence[Record]) -> list[HeatMap]:
+        """Its values that have a position besides the step, in the page of `nld-report`.
+
+        Args:
+            records: as for `panels`.
+        """
+        del records
+        return []
 
     def summary(self, records: Sequence[Record]) -> Record:
         """Its keys in the summary of a stage: means over the first and the last records.
