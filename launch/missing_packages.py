@@ -1,8 +1,8 @@
 """Prints the pinned packages that an image still needs: `python launch/missing_packages.py`, in its Python.
 
 What the image has stays as it is, above all torch, Transformer Engine and Apex, which NVIDIA builds for each other, and
-whatever they need. Of the pinned environment only the rest is named, without what is only for tests, linters and the
-documentation site.
+whatever they need. Of the pinned environment only the rest is named, without what is only for tests, linters, notebooks
+and the documentation site.
 The image's Transformer Engine is one package, where the package index has several.
 """
 
@@ -20,6 +20,12 @@ _ONLY_FOR_TESTS = re.compile(r"^(pytest|mypy|ruff|shellcheck|types-|cwevals|ast-
 _ONLY_FOR_DOCS = re.compile(
     r"^(mkdocs|griffelib|babel|backrefs|ghp-import|mergedeep|paginate|pymdown-extensions|pyyaml-env-tag|watchdog)"
 )
+_ONLY_FOR_NOTEBOOKS = re.compile(
+    r"^(asttokens|comm|debugpy|executing|fastjsonschema|ipykernel|ipython|jedi|jsonschema|jupyter|matplotlib-inline|nbclient"
+    r"|nbformat|nest-asyncio2|parso|pexpect|prompt-toolkit|ptyprocess|pure-eval|pyzmq|referencing|rpds-py|stack-data"
+    r"|tornado|traitlets|wcwidth)"
+)
+_NOT_FOR_RUNS = (_ONLY_FOR_TESTS, _ONLY_FOR_DOCS, _ONLY_FOR_NOTEBOOKS)
 _OF_THE_IMAGE = re.compile(r"^transformer-engine")
 # This project is written against these: the image's own versions, if it has any, do not count.
 _ALWAYS = ("megatron-core", "transformers", "huggingface-hub", "tokenizers", "safetensors")
@@ -34,7 +40,7 @@ def missing() -> list[str]:
 
 
 def _is_missing(pin: Requirement) -> bool:
-    if _ONLY_FOR_TESTS.match(pin.name) or _ONLY_FOR_DOCS.match(pin.name) or _OF_THE_IMAGE.match(pin.name):
+    if any(pattern.match(pin.name) for pattern in (*_NOT_FOR_RUNS, _OF_THE_IMAGE)):
         return False
     try:
         found = version(pin.name)

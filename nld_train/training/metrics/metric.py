@@ -69,7 +69,7 @@ class HeatMap:
     title: str
     y_label: str
     z_label: str
-    columns: list[tuple[float, Mapping[int, float]]]
+    columns: Sequence[tuple[float, Mapping[int, float]]]
 
 
 class Metric:
