@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -234,7 +235,13 @@ def test_a_suite_is_run_and_a_sign_error_changes_a_verdict(tmp_path: Path) -> No
     claims = small_suite(tmp_path / "right")
     assert all(claims[f"figure_4/{name}"]["seeds"] == 2 for name in ("accuracy", "diffusion_loss", "ar_loss"))
     assert claims["figure_4/ar_loss"]["verdict"] == "same"
+    # Joint training alone is repeated, with the error: the other row has no AR loss.
+    wrong = tmp_path / "wrong"
+    shutil.copytree(tmp_path / "right", wrong)
+    for seed in (0, 1):
+        for path in wrong.glob(f"*/joint-seed-{seed}-*"):
+            if "diffusion" not in path.name:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     program = tmp_path / "planted.py"
     program.write_text(PLANTED)
-    wrong = small_suite(tmp_path / "wrong", (sys.executable, str(program)))
-    assert wrong["figure_4/ar_loss"]["verdict"] == "opposite"
+    assert small_suite(wrong, (sys.executable, str(program)))["figure_4/ar_loss"]["verdict"] == "opposite"
