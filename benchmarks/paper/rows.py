@@ -79,8 +79,8 @@ ROWS = {row.name: row for row in _ROWS}
 
 def data_step(design: Design) -> Step:
     """Questions, text, and tasks of lm-evaluation-harness, prepared."""
-    write = ("nld_train.commands.data", "tasks", "{own}", "--conversations", str(design.conversations))
-    write += ("--held-out", str(design.held_out), "--documents", str(design.documents))
+    sizes = ("--conversations", str(design.conversations), "--held-out", str(design.held_out))
+    write = ("nld_train.commands.data", "tasks", "{own}", *sizes, "--documents", str(design.documents))
     prepare = ("nld_train.commands.data", "prepare")
     commands = (
         write,
