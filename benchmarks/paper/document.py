@@ -22,10 +22,13 @@ trains and measures everything and writes this page; nothing on it is written by
 paper at 8B without either being wrong: the page says what holds at this size.
 
 ```bash
-python -m benchmarks.paper                           # everything, two runs at a time; started again, it goes on
+python -m benchmarks.paper                           # everything, a step per core; started again, it goes on
 python -m benchmarks.paper --tables table_1 --jobs 1 # one table
 python -m benchmarks.paper --report                  # writes the page from what is finished
+python -m benchmarks.paper model.hidden_size=512 model.intermediate_size=1536 --device cuda --tokens 10  # on a GPU
 ```
+
+Not measured on a GPU.
 """
 
 
