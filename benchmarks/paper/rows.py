@@ -93,13 +93,13 @@ def data_step(design: Design) -> Step:
 def questions_step(of_each: int, design: Design) -> Step:
     """A file of some held-out questions of each kind, with their kinds as categories."""
     words = ("benchmarks.paper.categories", "{0}/held-out.jsonl", "{own}", "--of-each", str(of_each))
-    return Step("questions", "measured", (words,), (data_step(design),))
+    return Step("questions", "prompts", (words,), (data_step(design),))
 
 
 def prompts_step(count: int, design: Design) -> Step:
     """A file of questions that were trained on, with their answers."""
     words = ("nld_train.commands.data", "prompts", "{0}/train", "--output", "{own}", "--count", str(count))
-    return Step("prompts", "measured", (words,), (data_step(design),))
+    return Step("prompts", "prompts", (words,), (data_step(design),))
 
 
 def training_step(row: str, seed: int, design: Design) -> Step:

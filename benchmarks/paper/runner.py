@@ -29,7 +29,7 @@ from nld_train.revision import git_revision
 _POLL = 0.2
 # Seconds that a training has to save a checkpoint after a signal.
 _GRACE = 120.0
-_FOLDERS = ("data", "runs", "measured", "steps", "logs")
+_FOLDERS = ("data", "runs", "prompts", "measured", "steps", "logs")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 Words = tuple[str, ...]
+_ENDINGS = {"measured": ".json", "prompts": ".jsonl"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Step:
 
     Attributes:
         label: what it is, in a file name.
-        output: `data`, `runs` (a folder that a training fills, which goes on where it stopped) or `measured` (a JSON).
+        output: `data`, `runs` (a folder that a training fills, which goes on where it stopped), `prompts` (JSONL) or
+            `measured` (a JSON).
         commands: arguments of `python -m`. `{own}` is the path of the output, `{0}`, `{1}`, .. those of `after`.
         after: the steps whose outputs it reads.
     """
@@ -44,7 +46,7 @@ class Step:
 
     def path(self, folder: Path) -> Path:
         """The output."""
-        return folder / self.output / (f"{self.name}.json" if self.output == "measured" else self.name)
+        return folder / self.output / f"{self.name}{_ENDINGS.get(self.output, '')}"
 
     def record(self, folder: Path) -> Path:
         """The file that says that the step is finished."""
