@@ -73,6 +73,7 @@ class DecodingMetric(Metric):
         return [
             HeatMap(f"Acceptance rate of drafts: {mode}", "position in the block", "share of drafts", found)
             for mode, found in columns.items()
+            if len(found) > 1  # one measurement is in the panel of the last decoding
         ]
 
     def summary(self, records: Sequence[Record]) -> Record:
