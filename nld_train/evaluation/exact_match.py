@@ -14,7 +14,7 @@ from rich.table import Table
 from nld_train.data.records import parse_record
 from nld_train.decoding import DecodeOptions, DecodeResult, Engine, Mode
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.options import check_request
+from nld_train.decoding.algorithms.options import BlockStart, check_request
 from nld_train.decoding.algorithms.statistics import tokens_per_forward
 from nld_train.decoding.command_line.prompts import Line, Prompt, checked_messages, lines_of
 from nld_train.decoding.command_line.request import (
@@ -97,7 +97,7 @@ def _variants(arguments: Namespace, source: Source) -> list[ExactVariant]:
     )
     found = []
     for mode in arguments.modes:
-        start = arguments.block_start if mode == "diffusion" and arguments.block_start else "seed"
+        start: BlockStart = arguments.block_start if mode == "diffusion" and arguments.block_start else "seed"
         found.append(ExactVariant(mode, mode, replace(plain, block_start=start)))
         if mode == "linear" and arguments.adapter:
             found.append(ExactVariant("linear + adapter", mode, replace(plain, adapter=True)))

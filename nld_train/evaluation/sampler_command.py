@@ -19,7 +19,6 @@ from nld_train.decoding.policies.sampler_network import SamplerShape
 from nld_train.errors import UserError
 from nld_train.evaluation.measure import Figures, shown
 from nld_train.evaluation.reports import ReportRequest, give_report, read_report_request
-from nld_train.evaluation.sampler_data import Trajectories, collect_both
 from nld_train.evaluation.sampler_training import (
     BestOnHeldOut,
     SamplerTraining,
@@ -27,6 +26,7 @@ from nld_train.evaluation.sampler_training import (
     quality,
     train_sampler,
 )
+from nld_train.evaluation.sampler_trajectories import Trajectories, collect_both
 from nld_train.evaluation.threshold_curve import draw_curves, measure_curves, print_curves
 
 _LOSS_EVERY = 100

@@ -1,10 +1,10 @@
-"""Block states of two kinds of trajectories, as training examples of the trained sampler (docs/method.md)."""
+"""Block states of trajectories, as training examples of the trained sampler."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -62,25 +62,6 @@ def joined(parts: Sequence[Examples]) -> Examples:
         torch.cat([_to(part.labels, length) for part in parts]),
         torch.cat([part.blocks + first for part, first in zip(parts, firsts, strict=False)]),
     )
-
-
-class TrueText:
-    """A `CommitPolicy` that commits every prediction that is the true text's; where there is none, the most confident.
-
-    Args:
-        texts: by sequence, the true tokens of its one block.
-    """
-
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        self._texts = texts
-
-    def choose(self, view: BlockView) -> Tensor:
-        """See `CommitPolicy`."""
-        right = torch.zeros_like(view.masked)
-        for row, sequence in enumerate(view.sequences):
-            true = torch.tensor(self._texts[sequence])
-            right[row, : len(true)] = view.sampled[row, : len(true)] == true
-        return view.masked & right
 
 
 class Collector:
@@ -168,93 +149,3 @@ def collect(
     with decoding_progress(what, len(prompts), options.max_new_tokens) as observer:
         decode(engine, prompts, "diffusion", options, collector, observer(), batch_size)
     return collector.examples(options.block_length)
-
-
-@dataclass(frozen=True)
-class TrueBlock:
-    """A block of true text and everything before it.
-
-    Attributes:
-        before: ids of the prompt and of the true text up to the block.
-        tokens: ids of the block.
-    """
-
-    before: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-
-def true_blocks(
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int] | None],
-    options: DecodeOptions,
-    context_length: int,
-) -> list[TrueBlock]:
-    """The blocks of the true text after each prompt, up to `options.max_new_tokens`; those that fit into the context.
-
-    The last block of a text that ends with a stop token is filled with it, as in training; of another text, which has
-    been cut somewhere, an incomplete block is left out.
-    """
-    length, found = options.block_length, []
-    for prompt, continuation in zip(prompts, continuations, strict=True):
-        true = tuple(continuation or ())
-        if true and true[-1] in options.stop_tokens:
-            true += true[-1:] * (-len(true) % length)
-        for start in range(0, min(len(true), options.max_new_tokens), length):
-            block, before = true[start : start + length], (*prompt, *true[:start])
-            if len(block) == length and len(before) + length <= context_length:
-                found.append(TrueBlock(before, block))
-    return found
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """Examples of both kinds and of all block lengths, and how many there are of each kind.
-
-    Attributes:
-        examples: all states.
-        one_per_pass: blocks that were decoded one token per pass.
-        true_text: blocks that were decoded towards the true text.
-    """
-
-    examples: Examples
-    one_per_pass: int
-    true_text: int
-
-
-def collect_both(
-    engine: Engine,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int] | None],
-    settings: Sequence[DecodeOptions],
-    batch_size: int,
-) -> Trajectories:
-    """Examples of trajectories of both kinds, at several block lengths.
-
-    Args:
-        engine: the model.
-        prompts: ids of each.
-        continuations: the true text after each prompt, of a conversation the answer alone; None where it is not known,
-            and there is no trajectory of the second kind.
-        settings: greedy options, one for each block length.
-        batch_size: maximum number of sequences that are decoded together.
-
-    Raises:
-        ValueError: no block had a mask whose token is known.
-    """
-    slow: list[Examples | None] = []
-    towards: list[Examples | None] = []
-    for options in settings:
-        slow.append(collect(engine, prompts, options, batch_size))
-        blocks = true_blocks(prompts, continuations, options, engine.context_length)
-        if blocks:
-            own = replace(options, max_new_tokens=options.block_length)
-            policy = TrueText([block.tokens for block in blocks])
-            towards.append(collect(engine, [block.before for block in blocks], own, batch_size, policy))
-    found = [part for part in (*slow, *towards) if part is not None]
-    if not found:
-        raise ValueError("block_length: no masked position was ever committed; a sampler needs blocks of 2 or more")
-    return Trajectories(joined(found), _blocks(slow), _blocks(towards))
-
-
-def _blocks(parts: Sequence[Examples | None]) -> int:
-    return sum(len(part.blocks.unique()) for part in parts if part is not None)

@@ -34,7 +34,7 @@ from nld_train.decoding.policies.sampler_network import Observation, SamplerShap
 from nld_train.decoding.policies.trained_sampler import SamplerPolicy
 from nld_train.errors import UserError
 from nld_train.evaluation import sampler_training
-from nld_train.evaluation.sampler_data import Examples, collect, collect_both, true_blocks
+from nld_train.evaluation.sampler_data import Examples, collect
 from nld_train.evaluation.sampler_training import (
     BestOnHeldOut,
     SamplerTraining,
@@ -44,6 +44,7 @@ from nld_train.evaluation.sampler_training import (
     sampler_scores,
     train_sampler,
 )
+from nld_train.evaluation.sampler_trajectories import collect_both, true_blocks
 
 Models = dict[str, NemotronLabsDiffusionModel]
 PROMPTS = [[12], [40, 41, 42, 43, 44], [7, 30, 9, 22, 22, 51, 8, 33, 17], [25, 26, 20, 21, 33, 34]]
