@@ -17,6 +17,7 @@ LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 # Keys of a license: its identifier, and name and address of one that has none.
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _METADATA = re.compile(r"\A---\s*\n(.*?\n)---\s*$", re.DOTALL | re.MULTILINE)
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 # A folder of the Hub's cache: models--OWNER--NAME/snapshots/COMMIT.
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
@@ -29,10 +30,12 @@ class Origins:
     Attributes:
         base_model: its name on the Hub; None where it is not known.
         license: its license, under the keys of a card; empty where its card names none.
+        languages: codes of its languages; empty where its card names none.
     """
 
     base_model: str | None
     license: dict[str, Any]
+    languages: tuple[str, ...] = ()
 
 
 def origins(directory: Path | None, on_hub: str | None) -> Origins:
@@ -46,7 +49,9 @@ def origins(directory: Path | None, on_hub: str | None) -> Origins:
     above = card.get("base_model")
     candidates = [on_hub, *(above if isinstance(above, list) else [above])]
     base = next((name for name in candidates if isinstance(name, str)), None)
-    return Origins(base, {key: card[key] for key in _LICENSE_KEYS if isinstance(card.get(key), str)})
+    named = card.get("language")
+    languages = tuple(one for one in (named if isinstance(named, list) else [named]) if isinstance(one, str))
+    return Origins(base, {key: card[key] for key in _LICENSE_KEYS if isinstance(card.get(key), str)}, languages)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -79,12 +84,25 @@ def check_license(identifier: str) -> None:
         raise UserError(f"--license {identifier}: must be an identifier such as apache-2.0, mit, cc-by-4.0 or other")
 
 
-def metadata_lines(known: Origins, license_name: str | None, tags: tuple[str, ...]) -> list[str]:
+def check_language(code: str) -> None:
+    """Refuses what cannot be the code of a language.
+
+    Raises:
+        UserError: it is no code of two or three letters, with or without a script or a region.
+    """
+    if not _LANGUAGE.fullmatch(code):
+        raise UserError(f"--language {code}: must be a code such as en, de, zh or pt-BR; repeat the option for more")
+
+
+def metadata_lines(
+    known: Origins, license_name: str | None, languages: tuple[str, ...], tags: tuple[str, ...]
+) -> list[str]:
     """The metadata of an export's card.
 
     Args:
         known: about the original model.
         license_name: identifier of the license that the user names; None for that of the original model.
+        languages: codes that the user names; empty for those of the original model.
         tags: of the model.
     """
     values = {"license": license_name} if license_name else known.license
@@ -92,5 +110,7 @@ def metadata_lines(known: Origins, license_name: str | None, tags: tuple[str, ..
         values = {**values, "base_model": known.base_model}
     # A JSON string is one of YAML.
     lines = [f"{key}: {printable_json(value)}" for key, value in values.items()]
-    listed = ["tags:", *(f"- {tag}" for tag in tags)] if tags else []
+    spoken = languages or known.languages
+    listed = ["language:", *(f"- {printable_json(code)}" for code in spoken)] if spoken else []
+    listed += ["tags:", *(f"- {tag}" for tag in tags)] if tags else []
     return ["---", "library_name: transformers", "pipeline_tag: text-generation", *lines, *listed, "---"]

@@ -41,6 +41,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--license", metavar="ID", help="license in the model card, e.g. apache-2.0 (default: the original model's)"
     )
+    parser.add_argument(
+        "--language",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="language in the model card, e.g. en; may be repeated (default: the original model's)",
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +90,7 @@ def _export(options: argparse.Namespace) -> None:
         options.adapter,
         options.keep_lora,
         options.license,
+        tuple(options.language),
     )
 
 

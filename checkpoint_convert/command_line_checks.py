@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from checkpoint_convert import push
-from checkpoint_convert.card_metadata import check_license
+from checkpoint_convert.card_metadata import check_language, check_license
 from checkpoint_convert.checkpoint_paths import require_megatron, require_not_exported
 from checkpoint_convert.source_config import read_source_config
 from checkpoint_convert.staging import require_new
@@ -32,10 +32,10 @@ def check_import(options: Namespace) -> None:
 
 
 def check_export(options: Namespace) -> None:
-    """Checks SRC, DST, the directories of tokenizer and adapter, and the license.
+    """Checks SRC, DST, the directories of tokenizer and adapter, license and languages.
 
     Raises:
-        UserError: one of them does not exist, or DST does; or the license is no identifier.
+        UserError: one of them does not exist, or DST does; or the license is no identifier, or a language no code.
     """
     require_not_exported(options.source)
     require_megatron(options.source)
@@ -47,6 +47,8 @@ def check_export(options: Namespace) -> None:
         require_adapter(options.adapter)
     if options.license is not None:
         check_license(options.license)
+    for code in options.language:
+        check_language(code)
 
 
 def check_verify(options: Namespace) -> None:

@@ -11,6 +11,7 @@ from checkpoint_convert.hf_package import AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
+from nld_train.decoding.policies.threshold import THRESHOLD
 
 # Of the paper's joint stages (docs/method.md, "Objective").
 ALPHA = 0.3
@@ -30,6 +31,7 @@ class Export:
         tied: whether the head is omitted because it equals the embedding.
         tokenizer: directory of the tokenizer; None for the one recorded with the checkpoint.
         license: identifier of the license in the model card; None for that of the original model.
+        languages: codes of its languages in the model card; empty for those of the original model.
         lora: whether a LoRA is beside the weights, and not added to them.
     """
 
@@ -40,6 +42,7 @@ class Export:
     tokenizer: Path | None
     license: str | None
     lora: bool = False
+    languages: tuple[str, ...] = ()
 
 
 def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -156,24 +159,52 @@ def stages_begun(record: Record) -> tuple[str, ...]:
     return record.runs[0].stages_begun if record.config is not None else ()
 
 
-def generation_config(record: Record, model: ModelConfig, turn_ends: tuple[int, ...] = ()) -> dict[str, Any]:
+def generation_config(
+    record: Record, model: ModelConfig, output_format: str, turn_ends: tuple[int, ...] = ()
+) -> dict[str, Any]:
     """`generation_config.json`: that of the original model, with its stop tokens, else one with the model's ids.
 
     Args:
         record: the records of the checkpoint.
         model: its model.
+        output_format: `nld`, whose file also says how the model decodes, or `ministral3`.
         turn_ends: tokens that end an answer of a model that was trained on conversations; they become stop tokens too.
     """
     found: dict[str, Any] = {key: getattr(model, key) for key in _TOKEN_IDS}
     found |= {"transformers_version": _transformers_version()}
     if record.origin is not None and record.origin.generation:
-        found = record.origin.generation
-    if not turn_ends:
-        return found
-    named = found.get("eos_token_id")
-    own = named if isinstance(named, list) else [] if named is None else [named]
-    ends = list(dict.fromkeys([*own, model.eos_token_id, *turn_ends]))
-    return {**found, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+        found = dict(record.origin.generation)
+    if turn_ends:
+        named = found.get("eos_token_id")
+        own = named if isinstance(named, list) else [] if named is None else [named]
+        ends = list(dict.fromkeys([*own, model.eos_token_id, *turn_ends]))
+        found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    if "do_sample" not in found and any(_samples(found.get(key), usual) for key, usual in _SAMPLING.items()):
+        # Else `transformers` refuses to save the model again, after a fine-tuning of hours.
+        found["do_sample"] = True
+    decoding = _decoding(record)
+    if output_format == "nld":
+        # Blocks may have another size now.
+        return {**decoding, **found, "max_denoising_steps": record.block_size}
+    return {key: value for key, value in found.items() if key not in decoding}
+
+
+# Keys of a generation config for sampling, and values that change nothing.
+_SAMPLING: dict[str, tuple[Any, ...]] = {"temperature": (None, 1, 0), "top_p": (None, 1), "top_k": (None, 0, 50)}
+
+
+def _samples(value: Any, usual: tuple[Any, ...]) -> bool:
+    return value not in usual
+
+
+def _decoding(record: Record) -> dict[str, Any]:
+    """How `generate` decodes unless it is told, and the keys that vLLM reads to decode by diffusion."""
+    return {
+        "decoding_mode": "ar",
+        "diffusion_selection_policy": "confidence_threshold",
+        "diffusion_confidence_threshold": THRESHOLD.default,
+        "max_denoising_steps": record.block_size,
+    }
 
 
 def _transformers_version() -> str:

@@ -36,7 +36,7 @@ def write_descriptions(directory: Path, record: Record, model: ModelConfig, expo
     # Before there is a configuration, of whose model type transformers would print a warning.
     ends = end_of_turn_tokens(load_tokenizer(str(directory))) if files and record.chat_run is not None else ()
     _write_json(directory / "config.json", export_config(record, model, export))
-    _write_json(directory / "generation_config.json", generation_config(record, model, ends))
+    _write_json(directory / "generation_config.json", generation_config(record, model, export.output_format, ends))
     _copy_licenses(record, directory)
     known = origins(*record.origin_names)
     chat = record.chat_run is not None and own_template(files) is not None

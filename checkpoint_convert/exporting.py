@@ -37,6 +37,7 @@ def export_checkpoint(
     adapter: Path | None = None,
     keep_lora: bool = False,
     license_name: str | None = None,
+    languages: tuple[str, ...] = (),
     shard_bytes: int = SHARD_BYTES,
     report: Callable[[str], None] = say,
 ) -> None:
@@ -51,6 +52,7 @@ def export_checkpoint(
         adapter: directory of the drafter adapter; None for the one in the checkpoint, if any.
         keep_lora: export a LoRA beside the weights, in PEFT's files, and not added to them.
         license_name: identifier of the license in the model card; None for that of the original model.
+        languages: codes of languages in the model card; empty for those of the original model.
         shard_bytes: maximum size of a shard.
         report: called with lines for the user.
 
@@ -79,7 +81,7 @@ def export_checkpoint(
             write_shards(temporary, outputs, written, shard_bytes)
             weights.finish()
         name = str(outputs[0].dtype).removeprefix("torch.")
-        export = Export(destination.name, output_format, name, tied, tokenizer, license_name, keep_lora)
+        export = Export(destination.name, output_format, name, tied, tokenizer, license_name, keep_lora, languages)
         notes = write_descriptions(temporary, record, weights.model, export)
         if output_format == "nld":
             _copy_package(temporary)

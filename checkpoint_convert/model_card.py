@@ -20,24 +20,35 @@ from nld_train.printable import markdown, markdown_code, one_line, printable_jso
 from nld_train.revision import PACKAGE, SOFTWARE, UNKNOWN, software
 
 _LOAD = {
-    "nld": """from transformers import AutoModel, AutoTokenizer
+    "nld": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModel.from_pretrained({name}, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained({name})""",
+tokenizer = AutoTokenizer.from_pretrained({name}, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained({name}, trust_remote_code=True)""",
     "ministral3": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained({name})
-tokenizer = AutoTokenizer.from_pretrained({name})""",
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModelForCausalLM.from_pretrained({name})""",
 }
 _TEXT = """batch = tokenizer("...", return_tensors="pt")"""
 _CHAT = """messages = [{{"role": "user", "content": "..."}}]
 form = {{"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}}
 batch = tokenizer.apply_chat_template(messages, **form{arguments})"""
 _GENERATE = {
-    "nld": "text, nfe = model.generate(**batch, max_new_tokens=256, block_length={block}, threshold=0.9)",
-    "ministral3": "text = model.generate(**batch, max_new_tokens=256)",
+    "nld": """# One mode or another: the text, and how many forwards it took.
+text, forwards = model.ar_generate(**batch, max_new_tokens={tokens})
+text, forwards = model.generate(**batch, max_new_tokens={tokens}, block_length={block}, threshold=0.9)
+text, forwards = model.linear_spec_generate(**batch, max_new_tokens={tokens}, block_length={block})""",
+    "ministral3": "text = model.generate(**batch, max_new_tokens={tokens})",
 }
 _SHOW = """print(tokenizer.decode(text[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))"""
+_PIPELINE = """from transformers import pipeline
+
+ask = pipeline("text-generation", model={name}, trust_remote_code=True)
+print(ask({prompt}, max_new_tokens={tokens}, do_sample=False, decoding_mode="linear"{arguments}))"""
+_TOOLS = (
+    "For tools that know `generate` alone, `decoding_mode` in `generation_config.json` chooses the mode: `ar`, "
+    "`diffusion`, `linear` or `quadratic`. It can also be named in a call:"
+)
 _WHAT = {
     "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
     "ministral3": "It is a plain Ministral3 decoder.",
@@ -65,7 +76,7 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
     """
     tags = (*(("conversational",) if chat else ()), *(("text-diffusion",) if export.output_format == "nld" else ()))
     lines = [
-        *metadata_lines(known, export.license, tags),
+        *metadata_lines(known, export.license, export.languages, tags),
         "",
         f"# {markdown(export.name)}",
         "",
@@ -76,9 +87,10 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         *([_CONTROL, ""] if _is_control(record) else []),
         *([_LORA, ""] if export.lora else []),
         "```python",
-        *_usage(record, export, chat),
+        *_usage(record, model, export, chat),
         "```",
         "",
+        *(_with_tools(record, model, export, chat) if export.output_format == "nld" else []),
         *(_training(record, record.config, known) if record.config else _untrained(record)),
     ]
     return "\n".join(lines) + "\n"
@@ -93,15 +105,33 @@ def _is_control(record: Record) -> bool:
     return [stage.alpha for stage in stages if kind_of(stage).data == "conversations"][-1] == 0
 
 
-def _usage(record: Record, export: Export, chat: bool) -> list[str]:
-    generate = _GENERATE[export.output_format].format(block=record.block_size)
+def _usage(record: Record, model: ModelConfig, export: Export, chat: bool) -> list[str]:
+    generate = _GENERATE[export.output_format].format(block=record.block_size, tokens=_tokens(model))
     load = _LOAD[export.output_format].format(name=printable_json(export.name))
-    ask = _CHAT.format(arguments=_template_arguments(record)) if chat else _TEXT
+    named = "".join(f", {name}={value}" for name, value in _template_arguments(record).items()) if chat else ""
+    ask = _CHAT.format(arguments=named) if chat else _TEXT
     return [load, ask, generate, _SHOW]
 
 
-def _template_arguments(record: Record) -> str:
-    """The arguments of the chat template with which the conversations were rendered, as those of a call in Python.
+def _with_tools(record: Record, model: ModelConfig, export: Export, chat: bool) -> list[str]:
+    """How tools that know `generate` alone decode in another mode."""
+    named = ", ".join(f'"{name}": {value}' for name, value in _template_arguments(record).items()) if chat else ""
+    code = _PIPELINE.format(
+        name=printable_json(export.name),
+        prompt="messages" if chat else '"..."',
+        tokens=_tokens(model),
+        arguments=f", tokenizer_encode_kwargs={{{named}}}" if named else "",
+    )
+    return [_TOOLS, "", "```python", code, "```", ""]
+
+
+def _tokens(model: ModelConfig) -> int:
+    """New tokens of the examples, for which a short context has room too."""
+    return min(256, model.max_position_embeddings // 2)
+
+
+def _template_arguments(record: Record) -> dict[str, str]:
+    """The arguments of the chat template with which the conversations were rendered, as expressions in Python.
 
     Prompts without them would be other ones than those of the training.
     """
@@ -110,7 +140,7 @@ def _template_arguments(record: Record) -> str:
     manifests = [read_manifest(source.prefix) for name in stages for source in train_sources(config, name)]
     chosen = [manifest for manifest in manifests if manifest is not None and manifest.chat is not None]
     arguments = chosen[-1].arguments.get("chat_request", {}).get("arguments", {}) if chosen else {}
-    return "".join(f", {name}={one_line(repr(value))}" for name, value in arguments.items() if name.isidentifier())
+    return {name: one_line(repr(value)) for name, value in arguments.items() if name.isidentifier()}
 
 
 def _untrained(record: Record) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from checkpoint_convert.hf_package.attached_drafter import AttachedDrafter
 from checkpoint_convert.hf_package.attention import AttentionMask, FlashRows, prepare
 from checkpoint_convert.hf_package.drafter import Drafter
 from checkpoint_convert.hf_package.encoder import Encoder
@@ -27,13 +28,20 @@ class CachedEngine:
         encoder: embedding, layers and norm; the attention implementation of its config is used.
         head: hidden states to logits.
         drafter: the drafter adapter, or None.
+        mask_token_id: the id of masked tokens; None for that of the config.
     """
 
-    def __init__(self, encoder: Encoder, head: nn.Linear, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: nn.Linear,
+        drafter: Drafter | AttachedDrafter | None = None,
+        mask_token_id: int | None = None,
+    ) -> None:
         config = encoder.config
         self.encoder, self.head, self.drafter = encoder, head, drafter
         self.vocabulary_size: int = config.vocab_size
-        self.mask_token_id: int = config.mask_token_id
+        self.mask_token_id: int = config.mask_token_id if mask_token_id is None else mask_token_id
         self.context_length: int = config.max_position_embeddings
         self.has_adapter = drafter is not None
         masks = config._attn_implementation in ("sdpa", "eager")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nld_train.decoding.algorithms.options import DecodeOptions, Graphs
 from nld_train.decoding.policies.commit import CommitPolicy
-from nld_train.decoding.policies.threshold import THRESHOLD, Threshold
+from nld_train.decoding.policies.fixed_number import FixedNumber
+from nld_train.decoding.policies.threshold import Threshold
 from nld_train.decoding.policies.total_steps import TotalSteps
 
 
@@ -23,6 +24,8 @@ class CallSettings:
         attention_mask: `[b, P]`, 0 at padding on either side, for prompts of unequal length; None for no padding.
         eos_token_id: id or ids that end a sequence; None for those of the generation config.
         temperature: 0 decodes greedily.
+        max_thinking_tokens: after this many new tokens `end_think_token_id` follows, unless it came before.
+        end_think_token_id: id of the token that ends the thinking of an answer.
         top_k: samples among the k most likely tokens; 0 among all.
         top_p: samples among the most likely tokens whose probabilities sum to p.
         seed: one per sequence, or one for the batch; None draws one from torch's global generator.
@@ -35,6 +38,8 @@ class CallSettings:
     attention_mask: Tensor | None = None
     eos_token_id: int | Sequence[int] | None = None
     temperature: float = 0.0
+    max_thinking_tokens: int | None = None
+    end_think_token_id: int | None = None
     top_k: int = 0
     top_p: float = 1.0
     seed: int | Sequence[int] | None = None
@@ -55,6 +60,8 @@ class CallSettings:
             max_new_tokens=max_new_tokens,
             block_length=block_length,
             temperature=self.temperature,
+            max_thinking_tokens=self.max_thinking_tokens,
+            end_think_token=self.end_think_token_id,
             top_k=self.top_k,
             top_p=self.top_p,
             seeds=_seeds(self.seed, self.temperature),
@@ -80,16 +87,61 @@ def _seeds(seed: int | Sequence[int] | None, temperature: float) -> int | tuple[
     return seed if isinstance(seed, int) else tuple(seed)
 
 
-def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    """The rows of int64 `[b, P]` without their padding.
+def the_prompts(prompt_ids: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    """The prompts under the name of the released class, or under that of tokenizers.
 
     Raises:
-        ValueError: shapes that do not fit, or padding inside a prompt.
+        TypeError: none or both are given.
+    """
+    given = [ids for ids in (prompt_ids, input_ids) if ids is not None]
+    if len(given) != 1:
+        raise TypeError(f"give prompt_ids, also named input_ids, {'not twice' if given else 'the prompts'}")
+    return given[0]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What padding looks like in prompts that come without an attention mask.
+
+    Attributes:
+        token: id of the padding token; None without one.
+        stops: ids of the end tokens.
+    """
+
+    token: int | None
+    stops: tuple[int, ...]
+
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """The attention mask `[b, P]`, 0 at padding tokens before and after a prompt.
+
+        Raises:
+            ValueError: several rows, of which one begins or ends with padding tokens that could be end tokens.
+        """
+        if self.token is None or not input_ids.shape[1]:
+            return torch.ones_like(input_ids)
+        real = (input_ids != self.token).long()
+        inside = (real.cumsum(1) > 0) & (real.flip(1).cumsum(1).flip(1) > 0)
+        if self.token not in self.stops:
+            return inside.long()
+        if len(input_ids) > 1 and not bool(inside.all()):
+            row = int((~inside).any(1).long().argmax())
+            raise ValueError(
+                f"attention_mask: row {row} begins or ends with the padding token {self.token}, which is an end token "
+                "too; pass an attention mask"
+            )
+        return torch.ones_like(input_ids)
+
+
+def prompts_of(input_ids: Tensor, attention_mask: Tensor | None, padding: Padding) -> list[list[int]]:
+    """The rows of int64 `[b, P]` without their padding, which is inferred without an attention mask.
+
+    Raises:
+        ValueError: shapes that do not fit, padding inside a prompt, or padding that could be part of the prompt.
     """
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids: shape {tuple(input_ids.shape)} is not [rows, tokens]")
     if attention_mask is None:
-        return input_ids.tolist()
+        attention_mask = padding.mask(input_ids)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask: shape {tuple(attention_mask.shape)} is not that of input_ids {tuple(input_ids.shape)}"
@@ -99,6 +151,18 @@ def prompts_of(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[in
     if bool((borders > 2).any()):
         raise ValueError("attention_mask: padding inside a prompt; it is allowed before and after one")
     return [row[keep].tolist() for row, keep in zip(input_ids, real, strict=True)]
+
+
+def at_the_right(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Prompts and mask `[b, P]` with all padding before the prompts, as the loops of `transformers` need it.
+
+    The same objects where there is none after them.
+    """
+    if attention_mask.dim() != 2 or attention_mask.shape != input_ids.shape or bool(attention_mask[:, -1].all()):
+        return input_ids, attention_mask
+    # Stable: the tokens of a prompt stay in order.
+    order = attention_mask.to(input_ids.device).bool().long().argsort(dim=1, stable=True)
+    return input_ids.gather(1, order), attention_mask.gather(1, order.to(attention_mask.device))
 
 
 def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tensor:
@@ -111,13 +175,13 @@ def joined(input_ids: Tensor, new_tokens: list[list[int]], padding: int) -> Tens
 def diffusion_policy(
     threshold: float | None, steps: int | None, max_new_tokens: int, block_length: int, prompts: list[list[int]]
 ) -> CommitPolicy:
-    """A threshold, or `steps` denoising passes for all blocks; without either, the default threshold.
+    """A threshold, or `steps` denoising passes for all blocks; without either, one token per pass.
 
     Raises:
         ValueError: both are given, one is out of its range, or there are fewer steps than blocks.
     """
     if steps is None:
-        return Threshold(THRESHOLD.default if threshold is None else threshold)
+        return FixedNumber(1) if threshold is None else Threshold(threshold)
     if threshold is not None:
         raise ValueError("steps: give either a threshold or a number of steps, not both")
     if steps < 1:

@@ -12,8 +12,8 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
         mask_token_id: the token of the vocabulary that replaces masked tokens.
         block_size: tokens per block in training, and the default of `block_length` in decoding.
         dlm_paradigm: attention inside a block that is denoised; only "bidirectional" is supported.
-        dlm_loss_weight: alpha, the weight of the diffusion loss.
-        ar_loss_weight: the weight of the next-token loss.
+        dlm_loss_weight: alpha, the weight of the diffusion loss; None is 1, as in released checkpoints.
+        ar_loss_weight: the weight of the next-token loss; None is 1.
         dlm_blocks: from where the blocks of conversations are counted in training: the start of each "answer", or of
             the "document".
         dlm_fill: whether the last block of an answer is filled up with end tokens in training.
@@ -24,8 +24,8 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
     mask_token_id: int = 100
     block_size: int = 32
     dlm_paradigm: str = "bidirectional"
-    dlm_loss_weight: float | int = 0.3
-    ar_loss_weight: float | int = 1.0
+    dlm_loss_weight: float | int | None = 0.3
+    ar_loss_weight: float | int | None = 1.0
     dlm_blocks: str = "answer"
     dlm_fill: bool = True
 

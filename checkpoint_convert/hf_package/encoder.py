@@ -5,6 +5,8 @@ Norms, MLP and rotary embedding are those of `transformers`.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -20,7 +22,13 @@ from transformers.models.ministral3.modeling_ministral3 import (
 
 from checkpoint_convert.hf_package.attention import AttentionMask
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from nld_train.decoding.engines.kv_cache import KeyValueCache
+
+
+class LayerwiseCache(Protocol):
+    """A KV cache as the layers use it."""
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes keys and values `[a, groups, T, head_dim]`; returns those to attend to: `[a, groups, E, head_dim]`."""
 
 
 class Attention(nn.Module):
@@ -40,7 +48,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=False)
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerwiseCache | None) -> Tensor:
         """`[a, T, h]` to `[a, T, h]`."""
         query, key, value = (
             projection(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -77,7 +85,7 @@ class Layer(GradientCheckpointingLayer):
         self.input_layernorm = Ministral3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Ministral3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: KeyValueCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerwiseCache | None) -> Tensor:
         """`[a, T, h]` to `[a, T, h]`."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotary, mask, cache)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -113,7 +121,12 @@ class Encoder(nn.Module):
         self.rotary_emb = Ministral3RotaryEmbedding(config)
 
     def forward(
-        self, embeddings: Tensor, positions: Tensor, mask: AttentionMask, cache: KeyValueCache | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: AttentionMask,
+        cache: LayerwiseCache | None = None,
+        states: list[Tensor] | None = None,
     ) -> Tensor:
         """Final hidden states `[a, T, h]`.
 
@@ -122,9 +135,15 @@ class Encoder(nn.Module):
             positions: int64 `[a, T]`.
             mask: visibility.
             cache: the KV cache; None for a forward without one.
+            states: is filled with the embeddings, the output of each layer but the last, and the result.
         """
         rotary = Rotary(self.rotary_emb, embeddings, positions, self.config.rope_parameters)
         hidden = embeddings
         for layer in self.layers:
+            if states is not None:
+                states.append(hidden)
             hidden = layer(hidden, rotary, mask, cache)
-        return self.norm(hidden)
+        hidden = self.norm(hidden)
+        if states is not None:
+            states.append(hidden)
+        return hidden

@@ -2,144 +2,192 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.utils import cached_file
 
 from checkpoint_convert.hf_package.cached_engine import CachedEngine
-from checkpoint_convert.hf_package.calls import CallSettings, as_tuple, diffusion_policy, joined, prompts_of
-from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from checkpoint_convert.hf_package.drafter import DIRECTORY, FILES, Drafter
-from checkpoint_convert.hf_package.encoder import Encoder
+from checkpoint_convert.hf_package.calls import (
+    CallSettings,
+    Padding,
+    as_tuple,
+    diffusion_policy,
+    joined,
+    prompts_of,
+    the_prompts,
+)
+from checkpoint_convert.hf_package.drafting import DraftingMethods
 from nld_train.decoding.algorithms.decode import decode
-from nld_train.decoding.algorithms.options import Mode
+from nld_train.decoding.algorithms.options import Mode, StopRule
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer
 from nld_train.decoding.policies.commit import CommitPolicy
 
 
-class GenerationMethods:
-    """AR, diffusion and self-speculation for a model with `config`, `encoder` and `diffusion_head`."""
+class GenerationMethods(DraftingMethods):
+    """AR, diffusion and self-speculation for a model with `config`, `encoder` and `diffusion_head`.
 
-    config: NemotronLabsDiffusionConfig
-    encoder: Encoder
+    The names and the order of arguments are those of the released class; `input_ids`, as tokenizers call them, is
+    another name of `prompt_ids`.
+    """
+
     diffusion_head: nn.Linear
+    generation_config: GenerationConfig
     training: bool
     eval: Any
     train: Any
-    _drafter: Drafter | None = None
-    _stop_tokens: tuple[int, ...] | None = None
 
     def ar_generate(
-        self, input_ids: Tensor, max_new_tokens: int = 128, eos_token_id: Any = None, **settings: Any
+        self,
+        prompt_ids: Tensor | None = None,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        eos_token_id: Any = None,
+        *,
+        input_ids: Tensor | None = None,
+        **settings: Any,
     ) -> tuple[Tensor, int]:
         """Continues prompts one token per forward.
 
         Args:
-            input_ids: int64 `[b, P]`.
+            prompt_ids: int64 `[b, P]`.
             max_new_tokens: maximum of new tokens per sequence.
+            temperature: 0 decodes greedily.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
-            **settings: `calls.CallSettings` by name: `attention_mask`, `temperature`, `top_k`, `top_p`, `seed`,
-                `stop_strings`, `tokenizer`.
+            input_ids: another name of `prompt_ids`.
+            **settings: `calls.CallSettings` by name: `attention_mask`, `top_k`, `top_p`, `seed`, `stop_strings`,
+                `tokenizer`, `max_thinking_tokens`, `end_think_token_id`.
 
         Returns:
-            int64 `[b, P + N]`, the input followed by new tokens and padding; and the forward calls of the batch
-            without its prefill.
+            int64 `[b, P + N]`, the input followed by new tokens and padding; and `nfe`, the forward calls of the batch,
+            one for each of the N tokens.
         """
-        result = self.decode(input_ids, "ar", max_new_tokens, eos_token_id=eos_token_id, **settings)
-        return self._joined(input_ids, result), result.forwards
+        ids = the_prompts(prompt_ids, input_ids)
+        settings = {"temperature": temperature, "eos_token_id": eos_token_id, **settings}
+        result = self.decode(ids, "ar", max_new_tokens, **settings)
+        # The prefill, which is the forward of the first token.
+        return self._joined(ids, result), result.forwards + result.prefill
 
-    def generate(
+    def diffusion_generate(
         self,
-        input_ids: Tensor,
+        prompt_ids: Tensor | None = None,
         max_new_tokens: int = 128,
         block_length: int | None = None,
         threshold: float | None = None,
+        causal_context: bool = True,
+        temperature: float = 0.0,
         eos_token_id: Any = None,
         steps: int | None = None,
+        *,
+        input_ids: Tensor | None = None,
         **settings: Any,
     ) -> tuple[Tensor, int]:
-        """Continues prompts by block diffusion.
+        """Continues prompts by block diffusion; `generate` in the form of the released class.
 
         Args:
-            input_ids: int64 `[b, P]`.
+            prompt_ids: int64 `[b, P]`.
             max_new_tokens: maximum of new tokens per sequence.
             block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
             threshold: a pass commits every position of at least this confidence, and always the most confident one.
-                0.9 if neither this nor `steps` is given.
+                One token per pass if neither this nor `steps` is given.
+            causal_context: the text before a block is causal; only True is supported.
+            temperature: 0 decodes greedily.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
             steps: instead of a threshold, denoising passes for all `max_new_tokens`, at least one per block. They are
                 divided evenly, with the remainder in the first blocks; no block takes more passes than it has masks.
+            input_ids: another name of `prompt_ids`.
             **settings: as in `ar_generate`.
 
         Returns:
-            As `ar_generate`.
+            As `ar_generate`; `nfe` is the decode forwards, and the one that would write the last block.
         """
+        if not causal_context:
+            raise ValueError("causal_context: only True is supported; the KV cache holds causal keys and values")
+        ids = the_prompts(prompt_ids, input_ids)
         length = self._block_length(block_length)
-        prompts = prompts_of(input_ids, settings.get("attention_mask"))
+        prompts = prompts_of(ids, settings.get("attention_mask"), self._padding())
         policy = diffusion_policy(threshold, steps, max_new_tokens, length, prompts)
-        settings = {"block_length": length, "eos_token_id": eos_token_id, **settings}
-        result = self.decode(input_ids, "diffusion", max_new_tokens, policy=policy, **settings)
-        return self._joined(input_ids, result), result.forwards
+        settings = {"temperature": temperature, "eos_token_id": eos_token_id, **settings}
+        result = self.decode(ids, "diffusion", max_new_tokens, length, policy, **settings)
+        return self._joined(ids, result), result.forwards + 1
 
     def linear_spec_generate(
         self,
-        input_ids: Tensor,
+        prompt_ids: Tensor | None = None,
         max_new_tokens: int = 128,
         block_length: int | None = None,
+        temperature: float = 0.0,
+        mask_token_id: int | None = None,
         eos_token_id: Any = None,
+        max_thinking_tokens: int | None = None,
+        end_think_token_id: int | None = None,
+        threshold: float = 0.0,
+        *,
+        input_ids: Tensor | None = None,
         adapter: bool | None = None,
         **settings: Any,
     ) -> tuple[Tensor, int]:
         """Continues prompts by linear self-speculation; greedy output equals `ar_generate`, token for token.
 
         Args:
-            input_ids: int64 `[b, P]`.
+            prompt_ids: int64 `[b, P]`.
             max_new_tokens: maximum of new tokens per sequence.
             block_length: tokens per block, called `block_size` in training; None for `config.block_size`.
+            temperature: 0 decodes greedily.
+            mask_token_id: the id to draft over; None for `config.mask_token_id`.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
-            adapter: draft with the adapter in `linear_spec_lora/`; None drafts with it if there is one.
+            max_thinking_tokens: as in `CallSettings`.
+            end_think_token_id: as in `CallSettings`.
+            threshold: draft in passes that each commit drafts of at least this confidence, and the most confident one;
+                0 drafts in one pass. Greedy only.
+            input_ids: another name of `prompt_ids`.
+            adapter: draft with the drafter adapter (`drafter`); None drafts with it if there is one.
             **settings: as in `ar_generate`.
 
         Returns:
-            As `ar_generate`, but the forward calls include the prefill.
+            As `ar_generate`; `nfe` is the decode forwards and the prefill.
         """
-        adapter = self.drafter() is not None if adapter is None else adapter
-        settings = {"block_length": block_length, "eos_token_id": eos_token_id, "adapter": adapter, **settings}
-        result = self.decode(input_ids, "linear", max_new_tokens, **settings)
-        return self._joined(input_ids, result), result.forwards + result.prefill
+        ids = the_prompts(prompt_ids, input_ids)
+        named = {"temperature": temperature, "mask_token_id": mask_token_id, "eos_token_id": eos_token_id}
+        named |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
+        named |= {"draft_threshold": threshold, "adapter": adapter}
+        result = self.decode(ids, "linear", max_new_tokens, block_length, **named, **settings)
+        return self._joined(ids, result), result.forwards + result.prefill
 
     def quadratic_spec_generate(
         self,
-        input_ids: Tensor,
+        prompt_ids: Tensor | None = None,
         max_new_tokens: int = 128,
         block_length: int | None = None,
+        temperature: float = 0.0,
         eos_token_id: Any = None,
         ar_weight: float = 1.0,
+        *,
+        input_ids: Tensor | None = None,
         **settings: Any,
     ) -> tuple[Tensor, int]:
         """Continues prompts by quadratic self-speculation, one forward per cycle.
 
         Args:
-            input_ids: int64 `[b, P]`.
+            prompt_ids: int64 `[b, P]`.
             max_new_tokens: maximum of new tokens per sequence.
             block_length: drafts per cycle; None for `config.block_size`.
+            temperature: 0 decodes greedily.
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
             ar_weight: weight of the AR prediction in the ensemble of both predictions that accepts drafts and gives the
                 bonus token; only 1 is lossless.
+            input_ids: another name of `prompt_ids`.
             **settings: as in `ar_generate`.
 
         Returns:
-            As `ar_generate`, but the forward calls include the prefill.
+            As `ar_generate`; `nfe` is the decode forwards and the prefill.
         """
-        settings = {"block_length": block_length, "eos_token_id": eos_token_id, "ar_weight": ar_weight, **settings}
-        result = self.decode(input_ids, "quadratic", max_new_tokens, **settings)
-        return self._joined(input_ids, result), result.forwards + result.prefill
+        ids = the_prompts(prompt_ids, input_ids)
+        named = {"temperature": temperature, "eos_token_id": eos_token_id, "ar_weight": ar_weight}
+        result = self.decode(ids, "quadratic", max_new_tokens, block_length, **named, **settings)
+        return self._joined(ids, result), result.forwards + result.prefill
 
     def decode(
         self,
@@ -149,8 +197,11 @@ class GenerationMethods:
         block_length: int | None = None,
         policy: CommitPolicy | None = None,
         observer: Observer | None = None,
-        adapter: bool = False,
+        adapter: bool | None = False,
         ar_weight: float = 1.0,
+        draft_threshold: float = 0.0,
+        mask_token_id: int | None = None,
+        stop_rule: Callable[[int], StopRule] | None = None,
         **settings: Any,
     ) -> DecodeResult:
         """Decodes in any mode with any commit policy, and returns all statistics.
@@ -159,60 +210,34 @@ class GenerationMethods:
             ValueError: a value out of its range, or a combination that cannot be decoded; the message has one line.
         """
         call = CallSettings(**settings)
+        if mask_token_id is not None and not 0 <= mask_token_id < self.config.vocab_size:
+            raise ValueError(f"mask_token_id: {mask_token_id} is not in the vocabulary of {self.config.vocab_size}")
+        prompts = prompts_of(input_ids, call.attention_mask, self._padding())
+        drafter = self.drafter() if mode == "linear" and adapter is not False else None
         options = call.options(
             max_new_tokens,
             self._block_length(block_length),
             self.stop_tokens(),
-            adapter=adapter,
+            adapter=drafter is not None if adapter is None else adapter,
             ar_weight=ar_weight,
+            draft_threshold=draft_threshold,
+            stop_rule=stop_rule,
         )
-        prompts = prompts_of(input_ids, call.attention_mask)
-        engine = CachedEngine(self.encoder, self.diffusion_head, self.drafter() if adapter else None)
-        with self._evaluating():
+        engine = CachedEngine(self.encoder, self.diffusion_head, drafter, mask_token_id)
+        with self._evaluating(), self._without_attached_drafter(mode):
             return decode(engine, prompts, mode, options, policy, observer)
-
-    def drafter(self) -> Drafter | None:
-        """The adapter in `linear_spec_lora/` of the model's directory, loaded on first use; None if there is none."""
-        if self._drafter is None and (directory := self._adapter_directory()) is not None:
-            self.load_drafter(directory)
-        return self._drafter
-
-    def load_drafter(self, directory: str | Path) -> None:
-        """Loads the drafter adapter from a directory in PEFT's format, in place of any other."""
-        self._drafter = Drafter(self.encoder, directory)
-
-    def save_drafter(self, save_directory: str | Path) -> None:
-        """Copies the files of the drafter adapter, if there is one, into `linear_spec_lora/` of a directory."""
-        source = self._adapter_directory() if self._drafter is None else self._drafter.directory
-        target = Path(save_directory, DIRECTORY)
-        if source is None or target.resolve() == source.resolve():
-            return
-        target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(source / name, target / name)
-
-    def _adapter_directory(self) -> Path | None:
-        if not self.config.name_or_path:
-            return None
-        try:
-            found = [cached_file(self.config.name_or_path, f"{DIRECTORY}/{name}") for name in FILES]
-        except OSError:
-            return None
-        return Path(found[0]).parent
 
     def stop_tokens(self) -> tuple[int, ...]:
         """Stop tokens of the generation config, or if that has none, of the config."""
-        if self._stop_tokens is None:
-            generation = self._generation_config()
-            named = () if generation is None else as_tuple(generation.eos_token_id)
-            self._stop_tokens = named or as_tuple(self.config.eos_token_id)
-        return self._stop_tokens
+        return as_tuple(self.generation_config.eos_token_id) or as_tuple(self.config.eos_token_id)
 
-    def _generation_config(self) -> GenerationConfig | None:
-        try:
-            return GenerationConfig.from_pretrained(self.config.name_or_path) if self.config.name_or_path else None
-        except OSError:
-            return None
+    def _padding(self) -> Padding:
+        return Padding(self._pad_token(), self.stop_tokens())
+
+    def _pad_token(self) -> int | None:
+        """The padding token of the generation config, or if that has none, of the config."""
+        own: int | None = self.generation_config.pad_token_id
+        return self.config.pad_token_id if own is None else own
 
     def _block_length(self, block_length: int | None) -> int:
         length = self.config.block_size if block_length is None else block_length
@@ -220,8 +245,8 @@ class GenerationMethods:
             raise ValueError(f"block_length: {length} is not 1 or more")
         return length
 
-    def _joined(self, input_ids: Tensor, result: DecodeResult) -> Tensor:
-        padding = self.config.pad_token_id
+    def _joined(self, input_ids: Tensor, result: DecodeResult, padding: int | None = None) -> Tensor:
+        padding = self._pad_token() if padding is None else padding
         return joined(input_ids, result.token_ids, next(iter(self.stop_tokens()), 0) if padding is None else padding)
 
     @contextmanager

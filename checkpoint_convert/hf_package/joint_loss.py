@@ -113,6 +113,11 @@ def draw_noise(maskable: Tensor, generator: torch.Generator | None) -> Noise:
     return Noise(maskable & drawn.to(maskable.device), probability.to(maskable.device))
 
 
+def term_weights(ar: float | None, diffusion: float | None) -> TermWeights:
+    """The weights of a configuration, where None is 1."""
+    return TermWeights(*(1.0 if weight is None else weight for weight in (ar, diffusion)))
+
+
 def joint_loss(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,

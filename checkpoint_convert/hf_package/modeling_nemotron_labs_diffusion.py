@@ -7,24 +7,25 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import find_adapter_config_file, is_peft_available
 
 from checkpoint_convert.hf_package.attention import AttentionMask, Rule, prepare
+from checkpoint_convert.hf_package.cached_forward import check_forward, encode_cached
 from checkpoint_convert.hf_package.calls import as_tuple
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.encoder import Encoder
-from checkpoint_convert.hf_package.generation import GenerationMethods
-from checkpoint_convert.hf_package.joint_loss import NoisyRows, joint_loss
+from checkpoint_convert.hf_package.joint_loss import NoisyRows, joint_loss, term_weights
 from checkpoint_convert.hf_package.padded_text import AnswerBlocks, Blocks, NoisyText, PaddedText
-from nld_train.losses.objective import TermWeights
+from checkpoint_convert.hf_package.transformers_generation import TransformersGeneration
 
 # Arguments of `from_pretrained` that say where the files of a model are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
+class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, GenerationMixin):
     """The model: `encoder` (embedding, layers, norm) and `diffusion_head`, one head for both modes."""
 
     config_class = NemotronLabsDiffusionConfig
@@ -36,7 +37,8 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
-    _supports_attention_backend = True
+    # Not `_supports_attention_backend`: servers would then run this class with attention functions of their own, whose
+    # keyword arguments its layers do not pass on.
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__(config)
@@ -74,42 +76,50 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Saves the model as `transformers` does, its generation config and the drafter adapter."""
+        """Saves the model as `transformers` does, and the drafter adapter."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if not is_main_process:
-            return
-        self.save_drafter(save_directory)
-        generation = self._generation_config()
-        if generation is not None:
-            generation.save_pretrained(save_directory)
+        if is_main_process:
+            self.save_drafter(save_directory)
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         mode: Literal["causal", "block"] = "causal",
         clean_input_ids: Tensor | None = None,
         block_length: int | None = None,
         generator: torch.Generator | None = None,
         num_items_in_batch: Tensor | int | None = None,
         token_type_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-    ) -> CausalLMOutputWithPast:
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of whole texts, and the joint loss with labels.
 
         Args:
             input_ids: int64 `[b, L]`. In mode `block` masked positions are `config.mask_token_id`.
-            attention_mask: `[b, L]`, 0 at padding; None for none.
+            attention_mask: `[b, L]`, 0 at padding; None for none. With `past_key_values` `[b, past + L]`, or a prepared
+                mask of four dimensions.
             position_ids: int64 `[b, L]` or `[1, L]`; where they do not grow by one, a new document begins, which does
                 not see the previous one. None counts real tokens.
+            past_key_values: cache of `transformers`, to which the keys and values of this text are appended; mode
+                `causal` only, one document per row.
+            inputs_embeds: `[b, L, h]` in place of `input_ids`; mode `causal` without labels.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
                 `input_ids`, and a second, noisy stream with fresh noise in the same forward. Without prompts it repeats
                 the clean one, and a document whose last token is the end token is filled up with end tokens to whole
                 blocks. With prompts it has the blocks of the answers alone, the runs of tokens with labels, as
                 `config.dlm_blocks` and `config.dlm_fill` say. Both are as in training. Mode `causal` only.
+            use_cache: True begins a cache where there is none; no effect with labels.
+            logits_to_keep: compute logits of this many last tokens, or at these indices; 0 for all.
             mode: `causal` is an ordinary AR forward: logits at i predict token i + 1. In `block` logits at i predict
                 token i. With `clean_input_ids` every block of `input_ids` sees itself in both directions and the
                 clean text before it, as in training. Without `clean_input_ids` the last `block_length` tokens of each
@@ -121,36 +131,70 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
             generator: CPU generator of the noise; None for torch's global one.
             num_items_in_batch: labels other than -100 in the whole optimizer step, from `Trainer`.
             token_type_ids: ignored; some tokenizers return them.
-            use_cache: ignored; some trainers pass it.
+            output_hidden_states: also return the embeddings and the output of each layer, the last one normalised.
+            output_attentions: refused; the attention functions here return no weights.
+            return_dict: False returns a tuple.
 
         Returns:
-            `logits` `[b, L, V]` and, with labels, `loss`. There is no `past_key_values`: the generate methods have
-            their own KV cache.
+            `logits` `[b, L, V]`, with labels `loss`, and with a cache `past_key_values`.
 
         Raises:
             ValueError: arguments that contradict each other, or a mask that the attention implementation cannot take.
         """
-        if mode not in ("causal", "block"):
-            raise ValueError(f"mode: {mode!r} is neither 'causal' nor 'block'")
-        if mode == "block" and labels is not None:
-            raise ValueError("labels: the joint loss belongs to mode 'causal', which draws its own noise")
-        if mode == "causal" and clean_input_ids is not None:
-            raise ValueError("clean_input_ids: only mode 'block' has a second stream")
+        check_forward(
+            mode, input_ids, inputs_embeds, labels, past_key_values, clean_input_ids, block_length, output_attentions
+        )
         block_length = self.config.block_size if block_length is None else block_length
-        if block_length < 1:
-            raise ValueError(f"block_length: {block_length} is not 1 or more")
-        text = PaddedText.of(attention_mask, position_ids, input_ids)
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        loss = None
         if labels is not None:
-            return self._with_loss(input_ids, labels, text, block_length, generator, num_items_in_batch)
-        if mode == "causal":
-            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
-        elif clean_input_ids is None:
-            mask = self._mask(text, text.last_block_rule(block_length))
-            hidden = self._encode(input_ids, text.layout.positions, mask)
+            assert input_ids is not None
+            text = PaddedText.of(attention_mask, position_ids, input_ids)
+            loss, logits = self._with_loss(input_ids, labels, text, block_length, generator, num_items_in_batch)
         else:
+            if use_cache and past_key_values is None and mode == "causal":
+                past_key_values = DynamicCache(config=self.config)
+            if past_key_values is not None:
+                embeddings = self._embeddings(input_ids, inputs_embeds)
+                hidden = encode_cached(self.encoder, embeddings, attention_mask, position_ids, past_key_values, states)
+            else:
+                hidden = self._hidden(
+                    input_ids, inputs_embeds, attention_mask, position_ids, mode, clean_input_ids, block_length, states
+                )
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.diffusion_head(hidden[:, kept])
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=past_key_values,
+            hidden_states=None if states is None else tuple(states),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        return self.encoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _hidden(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        mode: str,
+        clean_input_ids: Tensor | None,
+        block_length: int,
+        states: list[Tensor] | None,
+    ) -> Tensor:
+        """Hidden states `[b, L, h]` without a cache."""
+        tokens = inputs_embeds[..., 0] if input_ids is None and inputs_embeds is not None else input_ids
+        assert tokens is not None
+        text = PaddedText.of(attention_mask, position_ids, tokens)
+        if mode == "block" and clean_input_ids is not None:
             streams = NoisyText.of(text, block_length).text
-            hidden = self._encode_two_streams(input_ids, clean_input_ids, streams)[:, : input_ids.shape[1]]
-        return CausalLMOutputWithPast(logits=self.diffusion_head(hidden))
+            return self._encode_two_streams(tokens, clean_input_ids, streams, states)[:, : tokens.shape[1]]
+        block = mode == "block"
+        mask = self._mask(text, text.last_block_rule(block_length)) if block else self._causal_mask(text)
+        return self.encoder(self._embeddings(input_ids, inputs_embeds), text.layout.positions, mask, states=states)
 
     def _with_loss(
         self,
@@ -160,9 +204,10 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
         block_length: int,
         generator: torch.Generator | None,
         num_items_in_batch: Tensor | int | None,
-    ) -> CausalLMOutputWithPast:
+    ) -> tuple[Tensor, Tensor]:
+        """The joint loss, and the logits `[b, L, V]` of the clean stream."""
         config, noisy = self.config, None
-        weights = TermWeights(config.ar_loss_weight, config.dlm_loss_weight)
+        weights = term_weights(config.ar_loss_weight, config.dlm_loss_weight)
         if weights.diffusion:
             blocks: Blocks = "document" if config.dlm_blocks == "document" else "answer"
             settings = AnswerBlocks(block_length, blocks, config.dlm_fill)
@@ -174,12 +219,15 @@ class NemotronLabsDiffusionModel(GenerationMethods, PreTrainedModel):
             hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
         logits = self.diffusion_head(hidden[:, -input_ids.shape[1] :])
         loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noisy, weights, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+        return loss, logits
 
-    def _encode_two_streams(self, noisy: Tensor, clean: Tensor, streams: PaddedText) -> Tensor:
+    def _encode_two_streams(
+        self, noisy: Tensor, clean: Tensor, streams: PaddedText, states: list[Tensor] | None = None
+    ) -> Tensor:
         """Hidden states `[b, N + L, h]` of `[noisy | clean]`."""
         mask = self._mask(streams, streams.rule())
-        return self._encode(torch.cat([noisy, clean], 1), streams.layout.stacked_positions(), mask)
+        embeddings = self.encoder.embed_tokens(torch.cat([noisy, clean], 1))
+        return self.encoder(embeddings, streams.layout.stacked_positions(), mask, states=states)
 
     def _encode(self, tokens: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
         return self.encoder(self.encoder.embed_tokens(tokens), positions, mask)

@@ -27,7 +27,7 @@ def write_base(folder: Path, source: Source) -> Path:
     tokenizer.save_pretrained(directory)
     (directory / "generation_config.json").write_text(json.dumps({**GENERATION, "pad_token_id": 0}))
     (directory / "README.md").write_text(
-        "---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE\n---\n# Base\n"
+        "---\nlicense: other\nlicense_name: tiny\nlicense_link: LICENSE\nlanguage: fr\n---\n# Base\n"
     )
     (directory / "LICENSE").write_text("Terms.\n")
     return directory

@@ -56,7 +56,12 @@ def test_every_tensor_returns_bit_for_bit(source: Source, tmp_path: Path) -> Non
             key: value for key, value in TEXT.items() if key != "model_type"
         }
         assert config["tie_word_embeddings"] is (source.tied and output_format == "ministral3")
-        assert json.loads((out / "generation_config.json").read_text()) == GENERATION
+        # Its temperature is for sampling, which transformers wants to be told to save it.
+        expected = {**GENERATION, "do_sample": True}
+        if output_format == "nld":
+            expected |= {"decoding_mode": "ar", "diffusion_selection_policy": "confidence_threshold"}
+            expected |= {"diffusion_confidence_threshold": 0.9, "max_denoising_steps": config["block_size"]}
+        assert json.loads((out / "generation_config.json").read_text()) == expected
         for name in ("tokenizer.json", "tokenizer_config.json"):
             assert (out / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
         assert (out / "README.md").read_text().startswith("---\nlibrary_name: transformers")

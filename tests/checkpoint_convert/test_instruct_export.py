@@ -69,7 +69,7 @@ def test_the_card_is_that_of_an_instruct_model(instructed: Path, instruct: dict[
     card = (instruct["nld"] / "README.md").read_text()
     _, metadata, text = card.split("---\n", 2)
     lines = metadata.splitlines()
-    for line in ('license: "other"', 'license_name: "tiny"', 'base_model: "maker/base"', "- conversational"):
+    for line in ('license: "other"', 'license_name: "tiny"', 'base_model: "maker/base"', '- "fr"', "- conversational"):
         assert line in lines
     assert (instruct["nld"] / "LICENSE").read_text() == "Terms.\n"
     assert "batch = tokenizer.apply_chat_template(messages, **form, enable_thinking=False)" in text
@@ -145,14 +145,29 @@ def test_it_answers_as_in_training(instructed: Path, instruct: dict[str, Path]) 
 
 
 @pytest.mark.long
-def test_the_example_of_the_card_runs(
-    instruct: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("output_format", ["nld", "ministral3"])
+def test_the_examples_of_the_card_run(
+    instruct: dict[str, Path],
+    output_format: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    card = (instruct["ministral3"] / "README.md").read_text()
-    monkeypatch.chdir(instruct["ministral3"].parent)
-    example = card.split("```python\n")[1].split("```")[0]
-    exec(example.replace('"..."', repr(QUESTIONS[0])).replace("256", "24"), {})
-    assert capsys.readouterr().out.strip()
+    """As they are, but for the question; nobody is asked whether the code may be run."""
+    import builtins
+
+    import transformers.dynamic_module_utils as dynamic
+
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
+    card = (instruct[output_format] / "README.md").read_text()
+    monkeypatch.chdir(instruct[output_format].parent)
+    examples = [part.split("```")[0] for part in card.split("```python\n")[1:]]
+    assert len(examples) == (2 if output_format == "nld" else 1)
+    variables: dict[str, Any] = {}
+    for example in examples:
+        exec(example.replace('"..."', repr(QUESTIONS[0])), variables)
+        assert capsys.readouterr().out.strip()
 
 
 def test_verify_agrees_and_an_import_keeps_everything(
@@ -171,14 +186,19 @@ def test_verify_agrees_and_an_import_keeps_everything(
     assert 'base_model: "maker/base"' in card
 
 
-def test_a_license_can_be_named(instructed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_license_and_languages_can_be_named(
+    instructed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["export", str(instructed / "run"), str(tmp_path / "out"), "--format", "nld", "--license"]
     assert main([*words, "my license\n"]) == 2
     assert "--license my license" in capsys.readouterr().err
-    assert main([*words, "apache-2.0"]) == 0
+    assert main([*words, "apache-2.0", "--language", "English"]) == 2
+    assert "--language English: must be a code such as en" in capsys.readouterr().err
+    assert main([*words, "apache-2.0", "--language", "en", "--language", "de"]) == 0
     metadata = (tmp_path / "out" / "README.md").read_text().split("---\n")[1]
     assert 'license: "apache-2.0"' in metadata
     assert "license_name" not in metadata
+    assert 'language:\n- "en"\n- "de"\n' in metadata
 
 
 def test_without_the_sets_the_checkpoint_has_the_template(instructed: Path, tmp_path: Path) -> None:

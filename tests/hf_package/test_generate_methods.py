@@ -26,8 +26,10 @@ def test_what_a_tokenizer_returns_can_be_passed_on(model: Any, prompts: Any) -> 
     ids, mask = prompts
     batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     assert torch.equal(model(**batch).logits, model(ids, mask).logits)
-    for call in (model.ar_generate, model.generate, model.linear_spec_generate):
+    for call in (model.ar_generate, model.diffusion_generate, model.linear_spec_generate):
         assert torch.equal(call(**batch, max_new_tokens=3)[0], call(ids, 3, attention_mask=mask)[0])
+    with pytest.raises(TypeError, match="give prompt_ids, also named input_ids, not twice"):
+        model.ar_generate(ids, 3, input_ids=ids)
     with pytest.raises(TypeError, match="num_beams"):
         model.ar_generate(ids, 3, num_beams=4)
 
@@ -55,22 +57,23 @@ def test_stop_tokens_come_from_the_generation_config(model: Any, load: Any, tmp_
     assert load(directory).stop_tokens() == (2,)
 
 
-def test_forward_calls_are_counted_as_documented(model: Any, prompts: Any) -> None:
-    """With the prefill in the speculative modes, without it in the others."""
+def test_forward_calls_are_counted_as_the_released_class_does(model: Any, prompts: Any) -> None:
+    """One per token in AR; the write of the last block, which is not run here, in diffusion; else with the prefill."""
     ids, mask = prompts
     calls = []
     handle = model.encoder.register_forward_hook(lambda *_: calls.append(1))
     try:
-        for call, prefill in (
-            (model.ar_generate, 0),
-            (model.generate, 0),
-            (model.linear_spec_generate, 1),
-            (model.quadratic_spec_generate, 1),
-        ):
+        for call in (model.ar_generate, model.generate, model.linear_spec_generate, model.quadratic_spec_generate):
             calls.clear()
             settings = {} if call == model.ar_generate else {"block_length": 4}
             _, nfe = call(ids, 9, attention_mask=mask, eos_token_id=(), **settings)
-            assert nfe == len(calls) - 1 + prefill
+            prefill, last_write = 1, 1
+            if call == model.ar_generate:
+                assert nfe == 9 == len(calls)
+            elif call == model.generate:
+                assert nfe == len(calls) - prefill + last_write
+            else:
+                assert nfe == len(calls)
     finally:
         handle.remove()
 
@@ -78,12 +81,14 @@ def test_forward_calls_are_counted_as_documented(model: Any, prompts: Any) -> No
 def test_threshold_or_steps(model: Any, prompts: Any) -> None:
     ids, mask = prompts
     settings = {"max_new_tokens": 16, "block_length": 8, "attention_mask": mask, "eos_token_id": ()}
-    assert model.generate(ids, threshold=0.0, **settings)[1] == 2 + 1
+    # A pass and a write for each block.
+    assert model.generate(ids, threshold=0.0, **settings)[1] == 2 + 2
     # Two blocks of 7 masks: 6 steps are 3 passes each, 100 are as many as there are masks.
-    assert model.generate(ids, steps=6, **settings)[1] == 6 + 1
-    assert model.generate(ids, steps=100, **settings)[1] == 14 + 1
+    assert model.generate(ids, steps=6, **settings)[1] == 6 + 2
+    assert model.generate(ids, steps=100, **settings)[1] == 14 + 2
     default = model.generate(ids, **settings)
-    assert torch.equal(default[0], model.generate(ids, threshold=0.9, **settings)[0])
+    assert default[1] == 14 + 2, "one token per pass"
+    assert torch.equal(default[0], model.generate(ids, steps=100, **settings)[0])
     with pytest.raises(ValueError, match="steps: give either a threshold or a number of steps"):
         model.generate(ids, threshold=0.5, steps=3, **settings)
     with pytest.raises(ValueError, match=r"threshold: 1\.5 is not in \[0, 1\]"):
@@ -98,7 +103,7 @@ def test_all_steps_are_made(model: Any, prompts: Any) -> None:
 
     def passes(steps: int, tokens: int) -> int:
         _, nfe = model.generate(ids, tokens, 8, steps=steps, attention_mask=mask, eos_token_id=())
-        return nfe - (tokens - 1) // 8  # every block but the last is written by a forward
+        return nfe - (tokens + 7) // 8  # every block is written by a forward
 
     for steps in (4, 5, 10, 11, 28):
         assert passes(steps, 32) == steps
@@ -220,6 +225,6 @@ def test_a_greedy_call_leaves_the_global_generator_alone(model: Any, prompts: An
 def test_bad_calls(model: Any, ids: Any, settings: dict, message: str) -> None:
     if "attention_mask" in settings:
         settings = {**settings, "attention_mask": torch.tensor(settings["attention_mask"])}
-    for call in (model.generate, model.linear_spec_generate):
+    for call in (model.diffusion_generate, model.linear_spec_generate):
         with pytest.raises(ValueError, match=message):
             call(torch.tensor(ids), **settings)

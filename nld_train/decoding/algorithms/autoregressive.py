@@ -20,8 +20,9 @@ def decode_autoregressive(batch: Batch) -> None:
         (following,) = batch.session.cycle(body, 1, {"tokens": tokens[:, None], **batch.sampling.one_each()})
         ones = torch.ones(len(tokens), dtype=torch.int64)
         batch.session.commit(ones)
-        batch.commit_cycle(tokens[:, None], ones, torch.zeros_like(ones), following[:, 0])
-        tokens = batch.next_tokens(following[:, 0])
+        _, token = batch.limit_thinking(tokens[:, None], torch.zeros_like(ones), following[:, 0])
+        batch.commit_cycle(tokens[:, None], ones, torch.zeros_like(ones), token)
+        tokens = batch.next_tokens(token)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from nld_train.decoding.algorithms.options import DecodeOptions
 from nld_train.decoding.algorithms.outputs import DecodeResult, Observer, Progress, SequenceOutput
 from nld_train.decoding.algorithms.sampling import TokenSampling
 from nld_train.decoding.algorithms.session import Session
+from nld_train.decoding.algorithms.thinking import ThinkingLimit
 from nld_train.decoding.engines.engine import Engine
 
 
@@ -43,10 +44,11 @@ class Batch:
         slots = len(prompts) if slots is None else min(slots, len(prompts))
         self.options = options
         self.observer = observer
-        self.outputs = [SequenceOutput(options.max_new_tokens, options) for _ in prompts]
+        self.outputs = [SequenceOutput(options.max_new_tokens, options, number) for number in range(len(prompts))]
         longest = max(map(len, prompts)) + options.max_new_tokens
         self.session = Session(engine, prompts, slots, longest + slack, kept, options.cuda_graphs)
         self.sampling = TokenSampling(options, range(slots))
+        self.thinking = ThinkingLimit(options)
         self.mask_token_id = engine.mask_token_id
         self._observing = 0.0
         self._waiting = deque(range(slots, len(prompts)))
@@ -93,7 +95,21 @@ class Batch:
     def first_tokens(self, slots: Sequence[int]) -> Tensor:
         """Prefills the sequences in these slots: int64 `[n]`, the token that each predicts, not committed yet."""
         numbers = self.sampling.at(slots).one_each().get("numbers")
-        return self.sampling.shaping.draw(self.prefill(slots), numbers)[:, 0].cpu()
+        tokens = self.sampling.shaping.draw(self.prefill(slots), numbers)[:, 0].cpu()
+        due = self.thinking.due_in((), (0,)) == 0
+        return torch.full_like(tokens, self.thinking.end_token) if due else tokens
+
+    def limit_thinking(self, drafts: Tensor, accepted: Tensor, bonus: Tensor) -> tuple[Tensor, Tensor]:
+        """The result of a cycle (see `commit_cycle`), which ends with the end of thinking where that is due."""
+        if self.options.max_thinking_tokens is None:
+            return accepted, bonus
+        accepted, bonus = accepted.clone(), bonus.clone()
+        for slot, output in enumerate(self.active):
+            new = [*drafts[slot, 1 : 1 + int(accepted[slot])].tolist(), int(bonus[slot])]
+            at = self.thinking.due_in(output.tokens, new)
+            if at is not None and at < len(new):
+                accepted[slot], bonus[slot] = at, self.thinking.end_token
+        return accepted, bonus
 
     def prefill_first_tokens(self, slots: Sequence[int]) -> Tensor:
         """Prefills the sequences in these slots and commits each one's first token: int64 `[n]`."""

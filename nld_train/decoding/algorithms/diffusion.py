@@ -201,6 +201,7 @@ def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
     """Commits complete blocks, and ends sequences at a stop that no mask precedes."""
     for slot in slots:
         output = batch.output(slot)
+        _limit_thinking(batch, blocks, slot)
         size = int(blocks.sizes[slot])
         masked, tokens = blocks.masked[slot, :size].tolist(), blocks.tokens[slot, :size].tolist()
         certain = masked.index(True) if any(masked) else size
@@ -211,6 +212,21 @@ def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
             batch.notify(slot)
         else:
             _notify_of_block(batch, slot, tokens, masked, blocks.committed_by[slot, :size].tolist())
+
+
+def _limit_thinking(batch: Batch, blocks: Blocks, slot: int) -> None:
+    """Ends a block with the end of thinking as soon as all tokens before it are known, and drops what was after it."""
+    size = int(blocks.sizes[slot])
+    masked, tokens = blocks.masked[slot, :size].tolist(), blocks.tokens[slot, :size].tolist()
+    certain = masked.index(True) if any(masked) else size
+    at = batch.thinking.due_in(batch.output(slot).tokens, tokens[:certain])
+    if at is None or at >= size:
+        return
+    blocks.tokens[slot, at] = batch.thinking.end_token
+    blocks.tokens[slot, at + 1 :] = batch.mask_token_id
+    blocks.masked[slot] = False
+    blocks.sizes[slot] = at + 1
+    blocks.committed_by[slot, at] = batch.forwards_so_far(slot)
 
 
 def _notify_of_block(batch: Batch, slot: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:

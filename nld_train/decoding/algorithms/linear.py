@@ -19,15 +19,70 @@ def decode_linear(batch: Batch) -> None:
     while batch.session.active:
         sizes = batch.remaining().clamp(max=batch.options.block_length)
         length = batch.step_length(sizes)
-        body = DraftAndVerify(batch.sampling.shaping, length, batch.mask_token_id, batch.options.adapter)
-        needed = torch.cat([block_masks(sizes, length), needed_numbers(sizes, length)], 1)
-        inputs = {"seeds": seeds, "sizes": sizes, **batch.sampling.numbers(needed)}
-        drafting = [sizes > 1] if body.drafts else []
-        (found,) = batch.session.cycle(body, length, inputs, counted=[*drafting, None])
-        accepted, bonus = found[:, length], found[:, length + 1]
+        in_passes = batch.options.draft_threshold > 0 and length > 1
+        found = (_in_several_passes if in_passes else _in_one_pass)(batch, seeds, sizes, length)
+        accepted, bonus = batch.limit_thinking(found[:, :length], found[:, length], found[:, length + 1])
         batch.session.commit(1 + accepted)
         batch.commit_cycle(found[:, :length], sizes, accepted, bonus)
         seeds = batch.next_tokens(bonus)
+
+
+def _in_one_pass(batch: Batch, seeds: Tensor, sizes: Tensor, length: int) -> Tensor:
+    """A cycle of two forwards; see `DraftAndVerify`."""
+    body = DraftAndVerify(batch.sampling.shaping, length, batch.mask_token_id, batch.options.adapter)
+    needed = torch.cat([block_masks(sizes, length), needed_numbers(sizes, length)], 1)
+    inputs = {"seeds": seeds, "sizes": sizes, **batch.sampling.numbers(needed)}
+    drafting = [sizes > 1] if body.drafts else []
+    (found,) = batch.session.cycle(body, length, inputs, counted=[*drafting, None])
+    return found
+
+
+def _in_several_passes(batch: Batch, seeds: Tensor, sizes: Tensor, length: int) -> Tensor:
+    """As `_in_one_pass`, but a drafting pass commits drafts by `draft_threshold`, and the next one sees them."""
+    options, masked = batch.options, block_masks(sizes, length)
+    tokens = torch.full((len(seeds), length), batch.mask_token_id)
+    tokens[:, 0] = seeds
+    body = DraftingPass(options.draft_threshold, options.adapter)
+    while bool(masked.any()):
+        inputs = {"tokens": tokens, "sizes": sizes, "masked": masked}
+        (found,) = batch.session.cycle(body, length, inputs, counted=[masked.any(1)])
+        tokens, masked = found[:, :length], found[:, length:].bool()
+    (found,) = batch.session.cycle(Verification(batch.sampling.shaping), length, {"tokens": tokens, "sizes": sizes})
+    return found
+
+
+@dataclass(frozen=True)
+class DraftingPass:
+    """A `forwards.Body`: from blocks to blocks with more drafts, greedily.
+
+    Inputs: int64 `[a, T]` tokens, int64 `[a]` sizes, bool `[a, T]` masked.
+    Results: int64 `[a, 2 * T]`, the tokens, and 1 where they are still masked.
+    """
+
+    threshold: float
+    adapter: bool
+
+    def __call__(self, forwards: Forwards, tokens: Tensor, sizes: Tensor, masked: Tensor) -> tuple[Tensor, ...]:
+        """See `forwards.Body`."""
+        masked = masked.bool()
+        found = forwards.read_only(tokens, sizes, adapter=self.adapter).softmax(-1).max(-1)
+        confidence = found.values.to(tokens.device).masked_fill(~masked, -1.0)
+        best = torch.arange(tokens.shape[1], device=tokens.device) == confidence.argmax(1, keepdim=True)
+        chosen = masked & ((confidence >= self.threshold) | best)
+        tokens = torch.where(chosen, found.indices.to(tokens.device), tokens)
+        return (torch.cat([tokens, (masked & ~chosen).to(torch.int64)], 1),)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A `forwards.Body`: from drafted blocks, int64 `[a, T]` and `[a]` sizes, to the results of `DraftAndVerify`."""
+
+    shaping: Shaping
+
+    def __call__(self, forwards: Forwards, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """See `forwards.Body`."""
+        accepted, bonus = verify(self.shaping, Drafts(tokens, sizes, None), forwards.causal(tokens, sizes))
+        return (torch.cat([tokens, accepted[:, None], bonus[:, None]], 1),)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 # Command lines are checked with these classes before torch is imported.
 if TYPE_CHECKING:
@@ -18,6 +18,13 @@ BlockStart = Literal["seed", "masks"]
 _SEEDS = 2**63
 # Positions of a pass of quadratic self-speculation that are allowed with a shorter context.
 _QUADRATIC_POSITIONS = 4096
+
+
+class StopRule(Protocol):
+    """What ends a sequence, beside its stop tokens."""
+
+    def completed_by(self, token: int) -> bool:
+        """Appends the next token of the sequence; True where the sequence ends with it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,13 @@ class DecodeOptions:
             the AR distribution.
         cuda_graphs: whether decode cycles run as CUDA graphs: `auto` where they can (one CUDA device, attention that
             takes masks), `on` also requires it, `off` never.
+        draft_threshold: linear self-speculation drafts in passes that each commit what is at least this probable, and
+            the most confident draft; 0 drafts in one pass. Greedy only.
+        max_thinking_tokens: after this many new tokens `end_think_token` follows, unless it is among them; None for no
+            limit. Not in quadratic self-speculation.
+        end_think_token: id of the token that ends the thinking of an answer.
+        stop_rule: for a sequence's number an object that is told each of its new tokens in order and says whether the
+            sequence ends with it; None for none.
 
     Raises:
         ValueError: a value out of its range.
@@ -61,6 +75,10 @@ class DecodeOptions:
     adapter: bool = False
     ar_weight: float = 1.0
     cuda_graphs: Graphs = "auto"
+    draft_threshold: float = 0.0
+    max_thinking_tokens: int | None = None
+    end_think_token: int | None = None
+    stop_rule: Callable[[int], StopRule] | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
@@ -72,6 +90,14 @@ class DecodeOptions:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
         if not 0 <= self.ar_weight <= 1:
             raise ValueError(f"ar_weight: {self.ar_weight} is not in [0, 1]")
+        if not 0 <= self.draft_threshold <= 1:
+            raise ValueError(f"threshold: {self.draft_threshold} is not in [0, 1]")
+        if self.draft_threshold and self.temperature:
+            raise ValueError("threshold: drafts of several passes are verified greedily only; use temperature 0")
+        if (self.max_thinking_tokens is None) != (self.end_think_token is None):
+            raise ValueError("max_thinking_tokens: give it together with end_think_token_id, or neither")
+        if self.max_thinking_tokens is not None and self.max_thinking_tokens < 0:
+            raise ValueError(f"max_thinking_tokens: {self.max_thinking_tokens} is not 0 or more")
         for seed in (self.seeds,) if isinstance(self.seeds, int) else self.seeds:
             if not 0 <= seed < _SEEDS:
                 raise ValueError(f"seeds: {seed} is not in [0, 2^63)")
@@ -109,6 +135,13 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
         raise ValueError(f"block_start: mode {mode!r} needs the seed; only diffusion can start with masks alone")
     if options.adapter and not model.has_adapter:
         raise ValueError("adapter: this model has no drafter adapter")
+    if options.draft_threshold and mode != "linear":
+        raise ValueError(f"draft_threshold: mode {mode!r} does not draft by confidence; only linear does")
+    if (end := options.end_think_token) is not None:
+        if mode == "quadratic":
+            raise ValueError("max_thinking_tokens: not in quadratic self-speculation")
+        if not 0 <= end < model.vocabulary_size or end == model.mask_token_id:
+            raise ValueError(f"end_think_token_id: {end} is no token of the vocabulary of {model.vocabulary_size}")
     _check_room(model, prompts, options.max_new_tokens)
     check_block_length(model, mode, options.block_length)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nld_train.decoding.algorithms.options import DecodeOptions
+from nld_train.decoding.algorithms.options import DecodeOptions, StopRule
 from nld_train.decoding.algorithms.stop_strings import StopStrings
 
 Finish = Literal["stop", "length"]
@@ -103,6 +103,7 @@ class SequenceOutput:
 
     budget: int
     options: DecodeOptions
+    number: int = 0
     tokens: list[int] = field(default_factory=list)
     committed_by: list[int] = field(default_factory=list)
     drafted: list[bool] = field(default_factory=list)
@@ -113,11 +114,13 @@ class SequenceOutput:
     # Number of tokens checked for a stop, the current block included; number of tokens up to and including the stop.
     _checked: int = field(default=0, init=False)
     _stop: int | None = field(default=None, init=False)
-    _strings: StopStrings | None = field(default=None, init=False)
+    _rules: list[StopRule] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if self.options.stop_strings and self.options.to_text is not None:
-            self._strings = StopStrings(self.options.stop_strings, self.options.to_text)
+            self._rules.append(StopStrings(self.options.stop_strings, self.options.to_text))
+        if self.options.stop_rule is not None:
+            self._rules.append(self.options.stop_rule(self.number))
 
     @property
     def remaining(self) -> int:
@@ -152,6 +155,6 @@ class SequenceOutput:
         return None if self._stop is None else self._stop - done
 
     def _stops(self, token: int) -> bool:
-        if token in self.options.stop_tokens:
-            return True
-        return self._strings is not None and self._strings.completed_by(token)
+        # Every rule is told every token.
+        ended = [rule.completed_by(token) for rule in self._rules]
+        return token in self.options.stop_tokens or any(ended)
