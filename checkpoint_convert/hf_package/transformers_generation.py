@@ -74,12 +74,12 @@ class TransformersGeneration(GenerationMethods, GenerationMixin):
             settings["attention_mask"] = Padding(pad, as_tuple(stops)).mask(ids)
         processors = LogitsProcessorList([*(logits_processor or ()), NoMaskToken(self.config.mask_token_id)])
         if mode != "ar":
-            return GenerationMixin.generate(self, ids, generation_config, processors, *arguments, **settings)  # type: ignore[arg-type]
+            return GenerationMixin.generate(self, ids, generation_config, processors, *arguments, **settings)
         prompts = ids
         if ids is not None and settings.get("attention_mask") is not None:
             prompts, settings["attention_mask"] = at_the_right(ids, settings["attention_mask"])
         with self._without_attached_drafter(mode):
-            found = GenerationMixin.generate(self, prompts, generation_config, processors, *arguments, **settings)  # type: ignore[arg-type]
+            found = GenerationMixin.generate(self, prompts, generation_config, processors, *arguments, **settings)
         return found if prompts is ids else _after(ids, found)
 
     def _sample(

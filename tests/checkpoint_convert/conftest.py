@@ -29,6 +29,27 @@ def exports(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
 
 
+@pytest.fixture(scope="session")
+def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the base model, the conversations and the `run`."""
+    import instruct_runs
+
+    return shared_folder(tmp_path_factory, "instructed", instruct_runs.train)
+
+
+@pytest.fixture(scope="session")
+def instruct(instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run in both formats."""
+    from checkpoint_convert.exporting import export_checkpoint
+
+    def export(folder: Path) -> None:
+        for output_format in ("nld", "ministral3"):
+            export_checkpoint(instructed / "run", folder / output_format, output_format, report=lambda _: None)
+
+    folder = shared_folder(tmp_path_factory, "instruct-exports", export)
+    return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
+
+
 @pytest.fixture
 def imported(tmp_path: Path) -> Path:
     """An import of the directory `source`, which is next to it."""

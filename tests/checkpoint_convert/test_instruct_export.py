@@ -12,7 +12,6 @@ import instruct_runs
 import pytest
 from hugging_face_sources import Source
 from instruct_runs import ALPHA, BLOCK_SIZE, QUESTIONS
-from shared import shared_folder
 from tiny_runs import newest_checkpoint, records_of, write_token_set
 
 from checkpoint_convert.card_results import results
@@ -27,24 +26,6 @@ from nld_train.decoding.load import find_source
 
 END_OF_TURN = 261  # <|im_end|>
 ONE_PROCESS = ("parallel.tensor=1", "parallel.context=1", "parallel.sequence=false")
-
-
-@pytest.fixture(scope="session")
-def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the base model, the conversations and the `run`."""
-    return shared_folder(tmp_path_factory, "instructed", instruct_runs.train)
-
-
-@pytest.fixture(scope="session")
-def instruct(instructed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run in both formats."""
-
-    def export(folder: Path) -> None:
-        for output_format in ("nld", "ministral3"):
-            export_checkpoint(instructed / "run", folder / output_format, output_format, report=lambda _: None)
-
-    folder = shared_folder(tmp_path_factory, "instruct-exports", export)
-    return {output_format: folder / output_format for output_format in ("nld", "ministral3")}
 
 
 def settings_of(directory: Path, name: str) -> dict[str, Any]:
