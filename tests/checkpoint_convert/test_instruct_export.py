@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_it_answers_as_in_training(instructed: Path, instruct: dict[str, Path]) 
     stock = AutoModelForCausalLM.from_pretrained(instruct["ministral3"])
     tokenizer = AutoTokenizer.from_pretrained(instruct["nld"])
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    calls = {"ar": model.ar_generate, "diffusion": model.generate, "linear": model.linear_spec_generate}
+    diffusion = partial(model.generate, threshold=0.9)
+    calls = {"ar": model.ar_generate, "diffusion": diffusion, "linear": model.linear_spec_generate}
     calls |= {"quadratic": model.quadratic_spec_generate}
     source = find_source(instructed / "run")
     prompts = [ChatFormat(source.tokenizer).ids(messages, "the question") for messages in conversations]
