@@ -27,7 +27,14 @@ from nld_train.decoding.command_line.request import (
 from nld_train.decoding.command_line.terminal import numeric, report_console
 from nld_train.decoding.load import Source
 from nld_train.errors import UserError
-from nld_train.evaluation.by_category import CATEGORIES, FOUR, MEAN_OF_FOUR, MEANS, category_means
+from nld_train.evaluation.by_category import (
+    CATEGORIES,
+    FOUR,
+    MEAN_OF_FOUR,
+    MEANS,
+    category_means,
+    missing_of_speed_bench,
+)
 from nld_train.evaluation.categories import Conversation, Question, read_questions
 from nld_train.evaluation.measure import Figures, decoding_progress, shown
 from nld_train.results import check_result_files, give_result
@@ -188,8 +195,7 @@ def print_acceptance(console: Console, report: Figures) -> None:
     for name, group in groupby(report["variants"], key=_name):
         variants = list(group)
         lengths = [f"B = {variant['block_length']}" for variant in variants]
-        of_four = f"mean over {len(FOUR)}: {', '.join(FOUR)}" if MEAN_OF_FOUR in variants[0] else None
-        table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)), caption=of_four)
+        table = Table("category", "turns", *map(numeric, lengths * len(_SHOWN)), caption=_caption(variants[0]))
         for category, figures in variants[0][CATEGORIES].items():
             if category == OVERALL:
                 table.add_section()
@@ -205,6 +211,15 @@ def _means(variant: Figures) -> dict[str, str]:
     decoded = sum(bool(figures["turns"]) for name, figures in variant[CATEGORIES].items() if name != OVERALL)
     rows = zip(MEANS, (f"mean over {decoded}", f"mean over {len(FOUR)}"), strict=True)
     return {key: row for key, row in rows if key in variant}
+
+
+def _caption(variant: Figures) -> str | None:
+    """Which categories the second mean is over, and which of SPEED-Bench's the first one lacks."""
+    categories = {name: figures for name, figures in variant[CATEGORIES].items() if name != OVERALL}
+    lines = [f"mean over {len(FOUR)}: {', '.join(FOUR)}"] if MEAN_OF_FOUR in variant else []
+    if missing := missing_of_speed_bench(categories):
+        lines.append(f"missing of SPEED-Bench: {', '.join(missing)}")
+    return "\n".join(lines) or None
 
 
 def _cells(figures: Sequence[Figures]) -> list[str]:

@@ -71,6 +71,13 @@ def category_means(categories: Mapping[str, Figures]) -> Figures:
     return means | {MEAN_OF_FOUR: mean_figures(four)} if len(four) == len(FOUR) else means
 
 
+def missing_of_speed_bench(categories: Mapping[str, Figures]) -> list[str]:
+    """The categories of SPEED-Bench without any new tokens, where all others are its own: the mean is then not its."""
+    if not set(categories) <= set(SPEED_BENCH):
+        return []
+    return [name for name in SPEED_BENCH if name not in categories or not categories[name]["new_tokens"]]
+
+
 def mean_figures(categories: Mapping[str, Figures]) -> Figures:
     """Unweighted means over the categories in which anything was decoded; None for a figure that none of them has."""
     decoded = [figures for figures in categories.values() if figures["new_tokens"]]
