@@ -11,12 +11,14 @@ from checkpoint_convert.checkpoint_paths import require_megatron
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.importing import CONVERSION, SOURCE
 from checkpoint_convert.megatron import MegatronWeights
-from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, read_source_config
+from checkpoint_convert.source_config import BLOCK_SIZE, SourceConfig, block_size, clean_stream, read_source_config
 from nld_train.config.compose import default_config
-from nld_train.config.schema import Config
+from nld_train.config.schema import Config, StageConfig
 from nld_train.config.stage_kinds import kind_of
 from nld_train.data.chat.run_template import own_template, run_template
 from nld_train.data.tokenizer_files import TOKENIZER, read_tokenizer
+from nld_train.decoding.clean_stream import PAPER, CleanStream
+from nld_train.decoding.trained_stage import clean_stream_of
 from nld_train.outside_json import read_object
 from nld_train.training.checkpoint.contents import read_progress, saved_config
 from nld_train.training.checkpoint.paths import (
@@ -107,6 +109,21 @@ class Record:
     def chat_run(self) -> Run | None:
         """The newest of its runs that trained on conversations: the model answers in their chat template."""
         return next((run for run in self.runs if run.on_conversations), None)
+
+    @property
+    def newest_stage(self) -> tuple[Config, StageConfig] | None:
+        """The newest stage that trained the model, with its run; None where none did. A drafter stage does not."""
+        begun = ((run.config, run.config.stages[name]) for run in self.runs for name in reversed(run.stages_begun))
+        return next((each for each in begun if not kind_of(each[1]).trains_adapter), None)
+
+    @property
+    def clean_stream(self) -> CleanStream:
+        """How its newest stage trained the model to see a text, else the original model."""
+        if (newest := self.newest_stage) is not None:
+            return clean_stream_of(*newest)
+        if self.origin is None:
+            return PAPER
+        return clean_stream(self.origin.directory / "config.json", self.origin.outer)
 
     @property
     def chat_template(self) -> str | None:

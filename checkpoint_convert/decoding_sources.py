@@ -13,7 +13,7 @@ import torch
 from checkpoint_convert.checkpoints import read_record
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.megatron import read_model
-from checkpoint_convert.source_config import block_size, stop_tokens
+from checkpoint_convert.source_config import block_size, clean_stream, stop_tokens
 from nld_train.config.compose import default_config
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import Layout
@@ -45,11 +45,11 @@ def find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, 
         stops = tuple(dict.fromkeys([*stops, model.eos_token_id]))
     return Source(
         directory=directory,
-        description=Description.of(model, adapter),
+        description=Description.of(model, adapter, record.clean_stream),
         tokenizer=loaded,
         stop_tokens=stops or (model.eos_token_id,),
         block_length=record.block_size,
-        open=partial(open_megatron, directory, config, adapter),
+        open=partial(open_megatron, directory, config, adapter, record.clean_stream),
     )
 
 
@@ -70,7 +70,7 @@ def find_export(directory: Path, tokenizer: str | None, adapter: Path | None) ->
     adapter = resolve_adapter(directory, model, adapter)
     return Source(
         directory=directory,
-        description=Description.of(model, adapter),
+        description=Description.of(model, adapter, clean_stream(directory / "config.json", config)),
         tokenizer=find_tokenizer(directory, tokenizer, (directory,), (), model),
         stop_tokens=stop_tokens(weights.source, model.vocab_size) or (model.eos_token_id,),
         block_length=block_size(directory / "config.json", config),

@@ -138,14 +138,17 @@ def _diffusion(record: Record) -> dict[str, Any]:
     found = {key: origin.get(key, default) for key, default in _TERM_WEIGHTS.items()}
     found |= {key: origin[key] for key in ("dlm_blocks", "dlm_fill") if key in origin}
     if stages := [stage for run in record.runs for stage in _objectives(run)]:
-        found |= {"ar_loss_weight": stages[0].ar_weight, "dlm_loss_weight": stages[0].alpha}
+        found["dlm_loss_weight"] = stages[0].alpha
+    if (newest := record.newest_stage) is not None:
+        found["ar_loss_weight"] = newest[1].ar_weight
     if (run := record.chat_run) is not None:
         found |= {"dlm_blocks": run.config.diffusion.blocks, "dlm_fill": run.config.diffusion.fill}
-    return {"block_size": record.block_size, "dlm_paradigm": "bidirectional", **found}
+    clean = "causal" if record.clean_stream.block is None else "block"
+    return {"block_size": record.block_size, "dlm_paradigm": "bidirectional", "dlm_clean": clean, **found}
 
 
 def _objectives(run: Run) -> list[StageConfig]:
-    """The stages of a run whose weights of both terms an export has, the last first.
+    """The stages of a run whose alpha an export has, the last first.
 
     Stages on conversations are among them even where alpha is 0: who goes on with an AR-only control gets its
     objective.

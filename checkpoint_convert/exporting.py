@@ -62,6 +62,11 @@ def export_checkpoint(
     require_not_exported(source)
     directory = require_megatron(source)
     weights, record = MegatronWeights(directory, merge_lora=not keep_lora), read_record(directory)
+    if output_format == "ministral3" and record.clean_stream.block is not None:
+        raise UserError(
+            f"--format ministral3: {directory} was trained with diffusion.clean=block, and stock tools decode "
+            "autoregressively; only diffusion decodes it: use --format nld"
+        )
     lora = saved_lora(directory, weights.model)
     if keep_lora and lora is None:
         raise UserError(f"--keep-lora: {directory} has no LoRA; its stage trained all weights, or it was merged")

@@ -57,6 +57,14 @@ _CONTROL = (
     "Its last stage trained the AR loss alone (alpha 0): block diffusion was **not trained** there, and drafts of "
     "self-speculation are those of earlier stages, if any."
 )
+_WHOLE_BLOCKS = (
+    "It decodes by block diffusion alone: its last stage let the tokens of a text see their whole block "
+    "(`dlm_clean`), without an AR loss. Readers that do not know this key decode it wrongly."
+)
+_NO_AR = (
+    "Its last stage had no AR loss (`ar_loss_weight` 0): predictions of the next token, and self-speculation by them, "
+    "were **not trained** there."
+)
 _LORA = (
     "The LoRA of its last stage is **not added** to the weights: it is in `adapter_config.json` and "
     "`adapter_model.safetensors` beside them. `from_pretrained` loads both where PEFT is installed; other readers, "
@@ -82,9 +90,10 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         "",
         f"{'An instruct' if chat else 'A language'} model of {parameter_count(model):,} parameters "
         f"({model.num_hidden_layers} layers, width {model.hidden_size}, {export.dtype}). "
-        f"{_WHAT[export.output_format]}",
+        f"{_WHAT[export.output_format] if record.clean_stream.block is None else _WHOLE_BLOCKS}",
         "",
         *([_CONTROL, ""] if _is_control(record) else []),
+        *([_NO_AR, ""] if not record.clean_stream.ar and record.clean_stream.block is None else []),
         *([_LORA, ""] if export.lora else []),
         "```python",
         *_usage(record, model, export, chat),

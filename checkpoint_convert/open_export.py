@@ -14,6 +14,7 @@ from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.mapping import NAMING_OF_FORMAT, part_shape, tensors
+from checkpoint_convert.source_config import clean_stream
 from nld_train.errors import UserError
 from nld_train.model.finite import is_finite
 
@@ -34,8 +35,13 @@ def load_export(
     Raises:
         UserError: a tensor contains NaN or infinity.
     """
+    seen = clean_stream(weights.source.directory / "config.json", weights.source.outer)
     config = NemotronLabsDiffusionConfig(
-        **decoder_config(weights.model), mask_token_id=weights.model.mask_token_id, tie_word_embeddings=False
+        **decoder_config(weights.model),
+        mask_token_id=weights.model.mask_token_id,
+        tie_word_embeddings=False,
+        ar_loss_weight=float(seen.ar),
+        **({} if seen.block is None else {"dlm_clean": "block", "block_size": seen.block}),
     )
     with torch.device("meta"):
         model = NemotronLabsDiffusionModel._from_config(config, attn_implementation=_ATTENTION)

@@ -12,6 +12,7 @@ from typing import Any
 from checkpoint_convert.source_rope import rope_parameters
 from checkpoint_convert.source_values import is_token, named_tokens, number, positive_integer, shown
 from nld_train.config.schema import SIZE_KEYS, ModelConfig
+from nld_train.decoding.clean_stream import CleanStream
 from nld_train.errors import UserError
 from nld_train.outside_json import brief, read_object
 
@@ -136,6 +137,8 @@ def _check_diffusion(path: Path, text: dict[str, Any]) -> None:
         raise UserError(f'{path}: dlm_paradigm={shown(text, "dlm_paradigm")} is not supported; only "bidirectional" is')
     if text.get("block_size") is not None:
         positive_integer(path, text, "block_size")
+    if text.get("dlm_clean") not in (None, "causal", "block"):
+        raise UserError(f'{path}: dlm_clean={shown(text, "dlm_clean")} must be "causal" or "block"')
     for key in ("dlm_loss_weight", "ar_loss_weight"):
         if text.get(key) is not None:
             number(path, text, key, from_zero=True)
@@ -195,3 +198,9 @@ def block_size(path: Path, config: dict[str, Any]) -> int:
         UserError: the key is not a positive integer.
     """
     return positive_integer(path, {"block_size": BLOCK_SIZE, **config}, "block_size")
+
+
+def clean_stream(path: Path, config: dict[str, Any]) -> CleanStream:
+    """How a model with this `config.json` was trained to see a text; a null weight of a loss is 1."""
+    block = block_size(path, config) if config.get("dlm_clean") == "block" else None
+    return CleanStream(block, config.get("ar_loss_weight") != 0)

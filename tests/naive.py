@@ -22,8 +22,13 @@ def block_of(documents: Documents, index: int, block_size: int) -> tuple[int, in
     return index - position, position // block_size
 
 
-def may_see(documents: Documents, block_size: int, two_streams: bool, query: int, key: int) -> bool:
-    """Whether the token at `query` of the stacked streams sees the one at `key`: the three cases, one after another."""
+def may_see(
+    documents: Documents, block_size: int, two_streams: bool, query: int, key: int, whole_blocks: bool = False
+) -> bool:
+    """Whether the token at `query` of the stacked streams sees the one at `key`: the three cases, one after another.
+
+    With `whole_blocks` a clean token sees its whole block, not only the tokens before it.
+    """
     length = len(documents)
     noisy_query, noisy_key = (two_streams and index < length for index in (query, key))
     index, other = query % length, key % length
@@ -38,13 +43,18 @@ def may_see(documents: Documents, block_size: int, two_streams: bool, query: int
         return other_block < block
     if noisy_key:
         return False
-    return other <= index
+    return other <= index or (whole_blocks and block == other_block)
 
 
-def visibility(documents: Documents, block_size: int, two_streams: bool) -> list[list[bool]]:
+def visibility(
+    documents: Documents, block_size: int, two_streams: bool, whole_blocks: bool = False
+) -> list[list[bool]]:
     """The whole matrix of one row of a batch, queries first."""
     total = len(documents) * (2 if two_streams else 1)
-    return [[may_see(documents, block_size, two_streams, q, k) for k in range(total)] for q in range(total)]
+    return [
+        [may_see(documents, block_size, two_streams, query, key, whole_blocks) for key in range(total)]
+        for query in range(total)
+    ]
 
 
 # A noisy token: the index of the clean token that it hides (None for fill), its position, where its document starts,
@@ -71,11 +81,16 @@ def noisy_tokens(documents: Documents, block_size: int, offset: int = 0) -> list
 
 
 def visibility_of_streams(
-    documents: Documents, blocks: Sequence[int], begins: Sequence[int], causal: bool = False
+    documents: Documents,
+    blocks: Sequence[int],
+    begins: Sequence[int],
+    causal: bool = False,
+    clean_blocks: Sequence[object] | None = None,
 ) -> list[list[bool]]:
     """The matrix of a noisy stream of any length before a clean one, queries first.
 
     `blocks` and `begins` are of the noisy tokens: the names of their blocks, and where those begin in the clean stream.
+    With `clean_blocks`, the names of the blocks of the clean tokens, these see their whole block.
     """
     count, total = len(blocks), len(blocks) + len(documents)
 
@@ -85,9 +100,29 @@ def visibility_of_streams(
         if query < count:
             begin, clean = begins[query], key - count
             return clean < begin and documents[clean] == documents[begin]
-        return key >= count and key <= query and documents[key - count] == documents[query - count]
+        if key < count or documents[key - count] != documents[query - count]:
+            return False
+        return key <= query or (clean_blocks is not None and clean_blocks[key - count] == clean_blocks[query - count])
 
     return [[sees(query, key) for key in range(total)] for query in range(total)]
+
+
+def clean_block_names(
+    documents: Documents, block_size: int, answers: Sequence[bool] | None = None
+) -> list[tuple[int, int]]:
+    """A name for the block of each clean token: where counting began, at its document or its answer, and the number.
+
+    With `answers` counting begins anew where an answer does, and goes on after its end.
+    """
+    names = []
+    for index in range(len(documents)):
+        first = index - position_in_document(documents, index)
+        origin = first
+        for other in range(first, index + 1):
+            if answers is not None and answers[other] and (other == first or not answers[other - 1]):
+                origin = other
+        names.append((origin, (index - origin) // block_size))
+    return names
 
 
 def noisy_position(documents: Documents, blocks: Sequence[int], begins: Sequence[int], index: int) -> int:
@@ -96,9 +131,9 @@ def noisy_position(documents: Documents, blocks: Sequence[int], begins: Sequence
     return position_in_document(documents, begins[index]) + before
 
 
-def visible_pairs(length: int, block_size: int) -> int:
+def visible_pairs(length: int, block_size: int, whole_blocks: bool = False) -> int:
     """Ones in the matrix of one document in two streams."""
-    return sum(map(sum, visibility([0] * length, block_size, True)))
+    return sum(map(sum, visibility([0] * length, block_size, True, whole_blocks)))
 
 
 Nll = Callable[[int, int], float]

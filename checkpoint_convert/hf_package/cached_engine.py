@@ -12,6 +12,7 @@ from checkpoint_convert.hf_package.attached_drafter import AttachedDrafter
 from checkpoint_convert.hf_package.attention import AttentionMask, FlashRows, prepare
 from checkpoint_convert.hf_package.drafter import Drafter
 from checkpoint_convert.hf_package.encoder import Encoder
+from nld_train.decoding.clean_stream import CleanStream
 from nld_train.decoding.engines.cuda_graphs import cycles_on
 from nld_train.decoding.engines.engine import Step
 from nld_train.decoding.engines.kv_cache import KeyValueCache, allocated_cache
@@ -44,6 +45,8 @@ class CachedEngine:
         self.mask_token_id: int = config.mask_token_id if mask_token_id is None else mask_token_id
         self.context_length: int = config.max_position_embeddings
         self.has_adapter = drafter is not None
+        block = config.block_size if config.dlm_clean == "block" else None
+        self.clean_stream = CleanStream(block, config.ar_loss_weight != 0)
         masks = config._attn_implementation in ("sdpa", "eager")
         self.cycles = cycles_on(encoder.embed_tokens.weight.device, fixed=masks)
         self._cache: KeyValueCache | None = None

@@ -17,6 +17,8 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
         dlm_blocks: from where the blocks of conversations are counted in training: the start of each "answer", or of
             the "document".
         dlm_fill: whether the last block of an answer is filled up with end tokens in training.
+        dlm_clean: what the tokens of a text see of each other: "causal", the ones before them, or "block", also the
+            rest of their own block, as in an ablation without a next-token loss, which only diffusion decodes.
     """
 
     model_type = "nemotron_labs_diffusion"
@@ -28,6 +30,7 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
     ar_loss_weight: float | int | None = 1.0
     dlm_blocks: str = "answer"
     dlm_fill: bool = True
+    dlm_clean: str = "causal"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -47,6 +50,10 @@ class NemotronLabsDiffusionConfig(Ministral3Config):
             raise ValueError(f"dlm_paradigm: {self.dlm_paradigm!r} is not supported; only 'bidirectional' is")
         if self.dlm_blocks not in ("answer", "document"):
             raise ValueError(f"dlm_blocks: {self.dlm_blocks!r} is neither 'answer' nor 'document'")
+        if self.dlm_clean not in ("causal", "block"):
+            raise ValueError(f"dlm_clean: {self.dlm_clean!r} is neither 'causal' nor 'block'")
+        if self.dlm_clean == "block" and self.ar_loss_weight != 0:
+            raise ValueError(f"ar_loss_weight: {self.ar_loss_weight} must be 0 with dlm_clean 'block'")
         if self.sliding_window is not None:
             raise ValueError("sliding_window: this model has full attention only; use null")
         if self.tie_word_embeddings:

@@ -74,7 +74,10 @@ class NoisyRows:
             generator: as of `draw_noise`.
         """
         answers = labels != IGNORED
-        if bool((answers | ~text.real).all()):
+        whole = bool((answers | ~text.real).all())
+        if settings.clean_blocks:
+            text = text.with_whole_blocks(settings.size, None if whole or settings.blocks == "document" else answers)
+        if whole:
             noisy = NoisyText.of(text, settings.size, _are(input_ids, end_ids) & _last(text))
             tokens = noisy.last_values(input_ids)
         else:

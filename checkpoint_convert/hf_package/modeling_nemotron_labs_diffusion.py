@@ -139,11 +139,14 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
             `logits` `[b, L, V]`, with labels `loss`, and with a cache `past_key_values`.
 
         Raises:
-            ValueError: arguments that contradict each other, or a mask that the attention implementation cannot take.
+            ValueError: arguments that contradict each other, mode `causal` without labels of a model with
+                `config.dlm_clean` "block", or a mask that the attention implementation cannot take.
         """
         check_forward(
             mode, input_ids, inputs_embeds, labels, past_key_values, clean_input_ids, block_length, output_attentions
         )
+        if self.config.dlm_clean == "block" and mode == "causal" and labels is None:
+            raise ValueError("mode: a model with dlm_clean 'block' has no causal forward; use mode 'block'")
         block_length = self.config.block_size if block_length is None else block_length
         states: list[Tensor] | None = [] if output_hidden_states else None
         loss = None
@@ -189,6 +192,8 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
         tokens = inputs_embeds[..., 0] if input_ids is None and inputs_embeds is not None else input_ids
         assert tokens is not None
         text = PaddedText.of(attention_mask, position_ids, tokens)
+        if self.config.dlm_clean == "block":
+            text = text.with_whole_blocks(self.config.block_size if clean_input_ids is None else block_length)
         if mode == "block" and clean_input_ids is not None:
             streams = NoisyText.of(text, block_length).text
             return self._encode_two_streams(tokens, clean_input_ids, streams, states)[:, : tokens.shape[1]]
@@ -210,7 +215,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
         weights = term_weights(config.ar_loss_weight, config.dlm_loss_weight)
         if weights.diffusion:
             blocks: Blocks = "document" if config.dlm_blocks == "document" else "answer"
-            settings = AnswerBlocks(block_length, blocks, config.dlm_fill)
+            settings = AnswerBlocks(block_length, blocks, config.dlm_fill, config.dlm_clean == "block")
             ends = as_tuple(config.eos_token_id), self.stop_tokens()
             noisy = NoisyRows.of(input_ids, labels, text, settings, *ends, generator)
             tokens = torch.where(noisy.noise.masked, config.mask_token_id, noisy.tokens)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoint_convert.hf_package.attention import Rule
-from nld_train.masking.layout import NoisyLayout, StreamLayout
+from nld_train.masking.layout import NoisyLayout, StreamLayout, clean_block_ends
 from nld_train.masking.noisy_stream import FILL, INERT, NoisyStream, answer_stream, noisy_stream
 from nld_train.masking.visibility import Coordinates, coordinates, visible
 
@@ -56,6 +56,18 @@ class PaddedText:
         starts = F.pad(positions[:, 1:] != positions[:, :-1] + 1, (1, 0), value=True)
         return cls(real, torch.ones_like(real), StreamLayout(starts.long().cumsum(1) - 1, positions, noisy=None))
 
+    def with_whole_blocks(self, block_size: int, answers: Tensor | None = None) -> PaddedText:
+        """The same with clean tokens that see their whole block (`StreamLayout.clean_ends`).
+
+        Args:
+            block_size: tokens per block.
+            answers: bool `[b, L]`, tokens of answers from whose starts blocks are counted; None for none.
+        """
+        marked = torch.zeros_like(self.counted) if answers is None else answers
+        rows = [_clean_ends(block_size, *row) for row in _on_cpu(self.counted, self.layout.documents, marked)]
+        ends = torch.from_numpy(np.stack(rows)).to(self.real.device)
+        return replace(self, layout=replace(self.layout, clean_ends=ends))
+
     @property
     def plain(self) -> bool:
         """No padding and no document borders."""
@@ -69,7 +81,9 @@ class PaddedText:
         """Visibility in decoding: the last `block_length` real tokens of each row are one noisy block."""
         in_block = self.real.long().flip(1).cumsum(1).flip(1) <= block_length
         begin = in_block.long().argmax(dim=1, keepdim=True).expand_as(in_block)
-        return self._rule(coordinates(self.layout)._replace(noisy=in_block, begin=begin))
+        tokens = coordinates(self.layout)
+        sees = torch.where(in_block, begin, torch.minimum(tokens.sees, begin))
+        return self._rule(tokens._replace(noisy=in_block, sees=sees))
 
     def _rule(self, tokens: Coordinates) -> Rule:
         """`visible`, with padding that is visible only to itself, which keeps its softmax finite."""
@@ -90,11 +104,13 @@ class AnswerBlocks:
         size: tokens per block.
         blocks: from where blocks are counted: the start of each `answer`, or of the `document`.
         fill: whether the last block of an answer is filled up with end tokens.
+        clean_blocks: whether clean tokens see their whole block.
     """
 
     size: int
     blocks: Blocks = "answer"
     fill: bool = True
+    clean_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +190,17 @@ class NoisyText:
 def _on_cpu(*tensors: Tensor) -> Iterator[tuple[NDArray[Any], ...]]:
     """The rows of tensors of a batch."""
     return zip(*(tensor.cpu().numpy() for tensor in tensors), strict=True)
+
+
+def _clean_ends(
+    block_size: int, counted: NDArray[Any], documents: NDArray[Any], answers: NDArray[Any]
+) -> NDArray[np.int64]:
+    """`clean_block_ends` of a row with padding that does not count, which sees itself alone. Arrays are `[L]`."""
+    (index,) = counted.nonzero()
+    ends = np.arange(1, len(counted) + 1)
+    if len(index):
+        ends[index] = index[clean_block_ends(documents[index], block_size, answers[index]) - 1] + 1
+    return ends
 
 
 def _filled(

@@ -124,8 +124,8 @@ def add_block_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block-start",
         choices=get_args(BlockStart),
-        help="diffusion: a block starts with the AR prediction after the text (seed, the default), or with masks "
-        "alone, for models that were trained without an AR loss",
+        help="diffusion: a block starts with the AR prediction after the text (seed), or with masks alone (default: "
+        "seed, and masks where the model was trained without an AR loss)",
     )
 
 

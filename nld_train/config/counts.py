@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nld_train.config.low_rank import lora_layer_parameters
 from nld_train.config.plan import stage_plans
-from nld_train.config.schema import Config, LoraConfig, ModelConfig, StageConfig
+from nld_train.config.schema import CleanVisibility, Config, LoraConfig, ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
@@ -60,23 +60,36 @@ def causal_visible_pairs(length: int) -> int:
     return length * (length + 1) // 2
 
 
-def joint_visible_pairs(length: int, block_size: int) -> int:
-    """Pairs of query and key in a pass over a noisy and a clean stream of `length` positions each, in one document.
+def block_visible_pairs(length: int, block_size: int) -> int:
+    """Pairs of query and key where each of `length` tokens of a document sees its whole block and those before it.
 
-    L(2L + B + 1) / 2 where the block size B divides L; counted exactly where the last block is shorter.
+    L(L + B) / 2 where the block size B divides L; counted exactly where the last block is shorter.
     """
     whole_blocks, rest = divmod(length, block_size)
     inside_blocks = whole_blocks * block_size**2 + rest**2
     blocks_before = block_size**2 * (whole_blocks * (whole_blocks - 1) // 2) + rest * whole_blocks * block_size
-    return inside_blocks + blocks_before + causal_visible_pairs(length)
+    return inside_blocks + blocks_before
 
 
-def answer_visible_pairs(length: int, noisy_length: int, block_size: int) -> int:
+def clean_visible_pairs(length: int, block_size: int, clean: CleanVisibility) -> int:
+    """Pairs of query and key in the clean stream of one document beside a noisy one, by `diffusion.clean`."""
+    return block_visible_pairs(length, block_size) if clean == "block" else causal_visible_pairs(length)
+
+
+def joint_visible_pairs(length: int, block_size: int, clean: CleanVisibility = "causal") -> int:
+    """Pairs of query and key in a pass over a noisy and a clean stream of `length` positions each, in one document.
+
+    L(2L + B + 1) / 2 where the clean stream is causal and the block size B divides L.
+    """
+    return block_visible_pairs(length, block_size) + clean_visible_pairs(length, block_size, clean)
+
+
+def answer_visible_pairs(length: int, noisy_length: int, block_size: int, clean: CleanVisibility = "causal") -> int:
     """An estimate of the pairs of query and key where N noisy tokens lie in blocks spread evenly over a document of L.
 
-    N (L + B) / 2 + L (L + 1) / 2, which is `joint_visible_pairs` for N = L.
+    N (L + B) / 2 + L (L + 1) / 2 where the clean stream is causal, which is `joint_visible_pairs` for N = L.
     """
-    return noisy_length * (length + block_size) // 2 + causal_visible_pairs(length)
+    return noisy_length * (length + block_size) // 2 + clean_visible_pairs(length, block_size, clean)
 
 
 def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_rows: float) -> float:

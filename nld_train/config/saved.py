@@ -31,6 +31,7 @@ DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     # Without a LoRA all weights were trained, whatever the stage of the current settings does.
     "stages.*.lora": lambda beside: None,
     "stages.*.ar_weight": lambda beside: 1.0,
+    "diffusion.clean": lambda beside: "causal",
 }
 
 

@@ -179,9 +179,9 @@ def _check_validation(config: Config) -> None:
 def _check_evaluation(config: Config) -> None:
     evaluation = config.evaluation
     listed = f"[{','.join(evaluation.modes)}]"
-    refuse_unless(
-        "ar" in evaluation.modes, "evaluation.modes", listed, "must name ar: agreement is measured against it"
-    )
+    # Without AR predictions there is nothing to agree with.
+    compared = "ar" in evaluation.modes or config.diffusion.clean == "block"
+    refuse_unless(compared, "evaluation.modes", listed, "must name ar: agreement is measured against it")
     once = len(set(evaluation.modes)) == len(evaluation.modes)
     refuse_unless(once, "evaluation.modes", listed, "must name each mode only once")
     room = config.model.max_position_embeddings - evaluation.prompt_tokens

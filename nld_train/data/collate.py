@@ -6,7 +6,7 @@ step, the denominators of the averages, is applied to the rows' shares on the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -99,11 +99,13 @@ class StreamCollator:
 
         Args:
             samples: as of `data.samples`: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two
-                streams `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`.
+                streams `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`, and `clean_ends`
+                `[b, L]` where clean tokens see their whole block.
         """
         layout = StreamLayout.of_clean(samples["documents"][:, :-1])
         if self.two_streams:
             layout = layout.with_noisy(samples["blocks"], samples["begins"])
+            layout = layout.with_clean_ends(samples.get("clean_ends"))
         rows, shares = select_rows(samples, self.two_streams), self._shares(samples)
         tokens, shard = stream_tokens(samples, self.two_streams, self.mask_token_id), self._shard(layout)
         if shard is not None:
@@ -173,6 +175,8 @@ def layout_tensors(layout: StreamLayout) -> dict[str, Tensor]:
     if layout.noisy is not None:
         noisy = layout.noisy
         tensors |= {"blocks": noisy.blocks, "begins": noisy.begins, "noisy_positions": noisy.positions}
+    if layout.clean_ends is not None:
+        tensors["clean_ends"] = layout.clean_ends
     return tensors
 
 
@@ -181,4 +185,5 @@ def layout_of(tensors: FlatBuffer) -> StreamLayout:
     noisy = None
     if "blocks" in tensors:
         noisy = NoisyLayout(tensors["blocks"], tensors["begins"], tensors["noisy_positions"])
-    return StreamLayout(tensors["documents"], tensors["positions"], noisy)
+    layout = StreamLayout(tensors["documents"], tensors["positions"], noisy)
+    return replace(layout, clean_ends=tensors["clean_ends"]) if "clean_ends" in tensors else layout

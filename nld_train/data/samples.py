@@ -21,6 +21,7 @@ from nld_train.data.order import StageOrder, held_out_order
 from nld_train.data.packed import PackedTokens
 from nld_train.data.sample_sets import validation_sources
 from nld_train.errors import UserError
+from nld_train.masking.layout import clean_block_ends
 from nld_train.masking.noise import Noise, RandomStream, draw_noise, uniform
 from nld_train.masking.noisy_stream import NoisyStream, answer_stream, fit, last_tokens, noisy_stream
 
@@ -76,7 +77,8 @@ class TrainingSamples(Dataset[Sample]):
             (row i predicts token i+1; False where that token belongs to another document, or to no answer of a
             conversation); `sample_index` int; for conversations `answers` bool `[L+1]`; and where there is a noisy
             stream, `noisy_tokens`, `blocks` and `begins` int64 `[N]` (`masking.noisy_stream`), `masked` bool `[N]`,
-            `probability` float32 `[N]`, `maskable` bool `[N]`.
+            `probability` float32 `[N]`, `maskable` bool `[N]`, and with `diffusion.clean=block` `clean_ends` int64
+            `[L]` (`masking.layout.clean_block_ends`).
 
         Raises:
             UserError: the sample holds the mask token, or an id that the model does not have.
@@ -148,6 +150,7 @@ def noisy_part(settings: SampleSettings, sample_index: int, packed: PackedTokens
     """What a sample has for its noisy stream, under the names of `TrainingSamples`."""
     stream, noise = draw_noisy_stream(settings, sample_index, packed)
     return {
+        **_clean_ends(settings.diffusion, packed),
         "noisy_tokens": stream.tokens(packed.tokens[:-1], settings.eos_token_id, settings.mask_token_id),
         "blocks": stream.blocks,
         "begins": stream.begins,
@@ -155,6 +158,14 @@ def noisy_part(settings: SampleSettings, sample_index: int, packed: PackedTokens
         "probability": noise.probability,
         "maskable": stream.maskable,
     }
+
+
+def _clean_ends(diffusion: DiffusionConfig, packed: PackedTokens) -> dict[str, NDArray[Any]]:
+    """The ends of the blocks of the clean stream, where its tokens see these whole."""
+    if diffusion.clean == "causal":
+        return {}
+    answers = None if packed.answers is None or diffusion.blocks == "document" else packed.answers[:-1]
+    return {"clean_ends": clean_block_ends(packed.documents[:-1], diffusion.block_size, answers)}
 
 
 def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:

@@ -18,6 +18,7 @@ from nld_train.data.chat.prompt import read_template
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.data.tokenizer_files import TOKENIZER_FILES
 from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
+from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
 from nld_train.registry import resolve
@@ -39,15 +40,17 @@ class Description:
     mask_token_id: int
     context_length: int
     has_adapter: bool
+    clean_stream: CleanStream = PAPER
 
     @classmethod
-    def of(cls, model: ModelConfig, adapter: Path | None) -> Description:
+    def of(cls, model: ModelConfig, adapter: Path | None, clean_stream: CleanStream) -> Description:
         """Those of a model with the drafter adapter in a directory, or without one."""
         return cls(
             vocabulary_size=model.vocab_size,
             mask_token_id=model.mask_token_id,
             context_length=model.max_position_embeddings,
             has_adapter=adapter is not None,
+            clean_stream=clean_stream,
         )
 
 

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nld_train.config.schema import Config
+from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.engines.engine import Engine
 from nld_train.model.adapter_files import read_shape, read_tensors
 
 
 @contextmanager
-def open_megatron(directory: Path, config: Config, adapter: Path | None) -> Iterator[Engine]:
+def open_megatron(
+    directory: Path, config: Config, adapter: Path | None, clean_stream: CleanStream = PAPER
+) -> Iterator[Engine]:
     """This rank's part of Megatron's model, with weights that were saved under any layout."""
     from nld_train.library_warnings import ignore_known_warnings
 
@@ -31,5 +34,6 @@ def open_megatron(directory: Path, config: Config, adapter: Path | None) -> Iter
         if adapter is not None:
             attach_adapter(chunks, DRAFTER, read_shape(adapter, model))
             load_adapter(chunks, DRAFTER, read_tensors(adapter))
-        with MegatronEngine(chunks, model, RotaryEmbedding(model, device)).decoding() as engine:
+        whole = MegatronEngine(chunks, model, RotaryEmbedding(model, device), clean_stream)
+        with whole.decoding() as engine:
             yield engine

@@ -18,6 +18,7 @@ from nld_train.decoding.algorithms.statistics import (
     graph_share,
 )
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
+from nld_train.decoding.trained_stage import clean_stream_of
 from nld_train.errors import UserError
 from nld_train.evaluation.held_out import HeldOut, held_out_of
 from nld_train.evaluation.measure import rows_at_once
@@ -72,7 +73,8 @@ class DecodingHook(Hook):
     def run(self, model: list[Any], stage: RunningStage, record: StepRecord) -> None:
         """See `Hook.run`; the keys are explained in docs/evaluation.md."""
         begin = time.perf_counter()
-        engine = MegatronEngine([unwrap(chunk) for chunk in model], self.config.model, self.rotary)
+        clean_stream = clean_stream_of(self.config, stage.plan.stage)
+        engine = MegatronEngine([unwrap(chunk) for chunk in model], self.config.model, self.rotary, clean_stream)
         held_out = self.held_out(stage.plan.name)
         results: dict[str, DecodeResult] = {}
         figures: dict[str, Record] = {}
@@ -81,13 +83,13 @@ class DecodingHook(Hook):
                 variant_begin = time.perf_counter()
                 result = results[variant.name] = self._decode(engine, variant, held_out)
                 seconds = time.perf_counter() - variant_begin
-                figures[variant.name] = self._figures(variant, held_out, result, results["ar"], seconds)
+                figures[variant.name] = self._figures(variant, held_out, result, results.get("ar"), seconds)
         samples = self._samples(held_out, results)
         measured = {"modes": figures, "agreements": _agreements(results), "samples": samples}
         record.add("decoding", {**measured, **self._time.since(begin)})
 
     def variants(self, plan: StagePlan) -> list[DecodeVariant]:
-        """The variants that a stage decodes; AR is first, since the others are compared with it."""
+        """The variants that a stage decodes; AR is first, if it is one, since the others are compared with it."""
         stop_tokens = self.held_out(plan.name).stop_tokens
         return [
             DecodeVariant(
@@ -125,10 +127,10 @@ class DecodingHook(Hook):
         variant: DecodeVariant,
         held_out: HeldOut,
         result: DecodeResult,
-        reference: DecodeResult,
+        reference: DecodeResult | None,
         seconds: float,
     ) -> Record:
-        """The figures of a variant that took `seconds`; `reference` is AR's result."""
+        """The figures of a variant that took `seconds`; `reference` is AR's result, if there is one."""
         figures: Record = {
             **decoding_figures(result, reference),
             "tokens_per_second": sum(result.new_tokens) / seconds,

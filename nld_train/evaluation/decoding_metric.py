@@ -128,7 +128,7 @@ def _figures_text(figures: Record) -> str:
         *([f"exact {figures['exact']:.0%}"] if "exact" in figures else []),
         f"{figures['tokens_per_forward']:.2f} tokens/forward",
         f"{human(figures['tokens_per_second'])} tok/s",
-        f"agreement with ar {figures['agreement']:.0%}",
+        *([f"agreement with ar {figures['agreement']:.0%}"] if "agreement" in figures else []),
     ]
     if rates := figures.get("acceptance"):
         parts.append(f"accepted length {figures['accepted_length']:.2f}")
@@ -160,6 +160,8 @@ def _progress_text(mode: str, ends: Record, validations: list[Record]) -> str:
     speed = f"{_change(ends, 'tokens_per_forward', '.2f')} tokens per forward"
     if all("exact" in figures for figures in ends.values()):
         speed = f"exact {_change(ends, 'exact', '.1%')}, {speed}"
+    if not all("agreement" in figures for figures in ends.values()):
+        return speed
     if mode != "ar":
         return f"{speed}, agreement {_change(ends, 'agreement', '.2f')}"
     losses = {"first": validations[0], "last": validations[-1]} if validations else None

@@ -97,7 +97,7 @@ def _variants(arguments: Namespace, source: Source) -> list[ExactVariant]:
     )
     found = []
     for mode in arguments.modes:
-        start: BlockStart = arguments.block_start if mode == "diffusion" and arguments.block_start else "seed"
+        start: BlockStart | None = arguments.block_start if mode == "diffusion" else None
         found.append(ExactVariant(mode, mode, replace(plain, block_start=start)))
         if mode == "linear" and arguments.adapter:
             found.append(ExactVariant("linear + adapter", mode, replace(plain, adapter=True)))

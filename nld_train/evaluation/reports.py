@@ -100,7 +100,9 @@ def read_report_request(
             for length in block_lengths
         ]
         for each in settings:
-            check_request(request.source.description, request.prompts, "diffusion", each)
+            # What diffusion is compared with, and diffusion itself.
+            for mode in ("ar", "diffusion"):
+                check_request(request.source.description, request.prompts, mode, each)
     return request, settings
 
 

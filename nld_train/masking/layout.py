@@ -56,6 +56,36 @@ def block_indices(
     return np.cumsum(starts, axis=-1) - 1
 
 
+def clean_block_ends(
+    documents: NDArray[np.int64],
+    block_size: int,
+    answers: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """The index after the block of each clean token, for a clean stream whose tokens see their whole block.
+
+    Blocks are those in which decoding writes text into the KV cache: counted from the start of each document, and anew
+    from the start of each answer, where the blocks of an answer begin. The last block of a document, and the one before
+    an answer, may be shorter.
+
+    Args:
+        documents: int `[L]`, document of each token.
+        block_size: tokens per block.
+        answers: bool `[L]`, whether a token belongs to an answer from whose start blocks are counted; None for text, or
+            where they are counted from the start of the conversation.
+
+    Returns:
+        int `[L]`.
+    """
+    index = np.arange(len(documents))
+    starts = positions_in_document(documents) == 0
+    if answers is not None:
+        starts |= answers & ~np.concatenate([[False], answers[:-1]])
+    origin = np.maximum.accumulate(np.where(starts, index, 0))
+    block_starts = (index - origin) % block_size == 0
+    borders = np.append(np.flatnonzero(block_starts), len(index))
+    return borders[np.cumsum(block_starts)]
+
+
 @dataclass(frozen=True)
 class NoisyLayout:
     """The noisy tokens of one micro-batch; see `masking.noisy_stream`.
@@ -90,12 +120,15 @@ class StreamLayout:
         noisy: the noisy stream of `[noisy | clean]`, of length N + L; None for the clean stream alone.
         causal_blocks: noisy tokens see the noisy tokens of their block causally instead of in both directions (the
             verification of self-speculation).
+        clean_ends: int64 `[b, L]`, the index in the clean stream after the block of each clean token, which sees its
+            whole block (`clean_block_ends`); None where the clean stream is causal.
     """
 
     documents: Tensor
     positions: Tensor
     noisy: NoisyLayout | None
     causal_blocks: bool = False
+    clean_ends: Tensor | None = None
 
     @classmethod
     def of(
@@ -128,10 +161,19 @@ class StreamLayout:
         """The same clean stream with a noisy one before it; blocks and begins int64 `[b, N]`, see `NoisyLayout`."""
         return replace(self, noisy=NoisyLayout.of(blocks.cpu(), begins.cpu(), self.positions))
 
+    def with_clean_ends(self, ends: Tensor | None) -> StreamLayout:
+        """The same streams with clean tokens that see their whole block; int64 `[b, L]`, see `clean_ends`."""
+        return replace(self, clean_ends=None if ends is None else ends.cpu())
+
     @property
     def two_streams(self) -> bool:
         """Whether there is a noisy stream."""
         return self.noisy is not None
+
+    @property
+    def only_causal(self) -> bool:
+        """Whether this is an ordinary AR forward: a causal clean stream and no other."""
+        return self.noisy is None and self.clean_ends is None
 
     @property
     def length(self) -> int:

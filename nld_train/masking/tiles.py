@@ -59,13 +59,12 @@ class Tiles:
         """
         rows, count = len(layout.documents), len(listed)
         row, number = np.repeat(np.arange(rows), count), np.arange(rows * count)
-        noisy, index, block, begin, document = (field.numpy().ravel() for field in coordinates(layout).at(listed))
+        noisy, index, block, sees, document = (field.numpy().ravel() for field in coordinates(layout).at(listed))
         new_group = _changes(row, noisy, document, index - number)
         new_unit = new_group | ~noisy | _changes(block)
         in_group = (number - _first(new_group))[_first(new_unit)]
         starts = np.flatnonzero(new_group | _changes(in_group // _QUERIES))
-        # A clean query sees the clean tokens of its document up to itself, a noisy one those before its block.
-        origin, end = np.where(noisy, begin, index), np.where(noisy, begin, index + 1)
+        origin = np.where(noisy, sees, index)
         clean = (origin - layout.positions.numpy()[row, origin])[starts]
         first, stop = np.zeros_like(index), np.zeros_like(index)
         if layout.noisy is not None:
@@ -76,7 +75,7 @@ class Tiles:
             query=starts % count,
             queries=np.diff(starts, append=len(number)),
             clean=clean,
-            clean_keys=np.maximum.reduceat(end, starts) - clean,
+            clean_keys=np.maximum.reduceat(sees, starts) - clean,
             noisy=first[starts],
             noisy_keys=np.maximum.reduceat(stop, starts) - first[starts],
         )

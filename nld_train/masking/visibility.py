@@ -20,15 +20,15 @@ class Coordinates(NamedTuple):
         noisy: bool, whether the token is in the noisy stream.
         stream_index: int, its index in its stream.
         block: int, the block of a noisy token; of no meaning for clean ones.
-        begin: int, the index in the clean stream at which the block of a noisy token begins; of no meaning for clean
-            ones.
+        sees: int, the index in the clean stream before which it sees the tokens of its document: of a noisy token that
+            at which its block begins, of a clean one that after it, or after its block.
         document: int, its document; of a noisy token the one in which its block begins.
     """
 
     noisy: Tensor
     stream_index: Tensor
     block: Tensor
-    begin: Tensor
+    sees: Tensor
     document: Tensor
 
     def expand(self, dim: int) -> Coordinates:
@@ -44,21 +44,22 @@ def visible(query: Coordinates, key: Coordinates, causal_blocks: bool = False) -
     """Whether `query` may attend to `key`: a bool tensor of the broadcast shape.
 
     Noisy tokens see the noisy tokens of their block in both directions (causally with `causal_blocks`, for the
-    verification of drafts), and the clean tokens of their document before the block; clean tokens see the clean tokens
-    of their document causally and never noisy ones. So the clean stream is an ordinary AR forward.
+    verification of drafts), and the clean tokens of their document before the block. Clean tokens see the clean tokens
+    of their document causally and never noisy ones, so that the clean stream is an ordinary AR forward; or, in an
+    ablation (`diffusion.clean=block`), those up to the end of their own block.
     """
     noisy_to_noisy = query.noisy & key.noisy & (query.block == key.block)
     if causal_blocks:
         noisy_to_noisy = noisy_to_noisy & (key.stream_index <= query.stream_index)
-    noisy_to_clean = query.noisy & ~key.noisy & (key.stream_index < query.begin)
-    clean_to_clean = ~query.noisy & ~key.noisy & (key.stream_index <= query.stream_index)
-    return noisy_to_noisy | ((query.document == key.document) & (noisy_to_clean | clean_to_clean))
+    return noisy_to_noisy | (~key.noisy & (key.stream_index < query.sees) & (query.document == key.document))
 
 
 def coordinates(layout: StreamLayout) -> Coordinates:
     """Coordinates of every token of a micro-batch: tensors `[b, total_length]`, the noisy stream first."""
     zeros = torch.zeros_like(layout.documents)
-    clean = Coordinates(zeros.bool(), _indices(zeros), zeros, zeros, layout.documents)
+    index = _indices(zeros)
+    sees = index + 1 if layout.clean_ends is None else layout.clean_ends
+    clean = Coordinates(zeros.bool(), index, zeros, sees, layout.documents)
     if layout.noisy is None:
         return clean
     blocks, begins = layout.noisy.blocks, layout.noisy.begins
@@ -66,7 +67,7 @@ def coordinates(layout: StreamLayout) -> Coordinates:
         noisy=torch.ones_like(blocks, dtype=torch.bool),
         stream_index=_indices(blocks),
         block=blocks,
-        begin=begins,
+        sees=begins,
         document=layout.documents.gather(1, begins),
     )
     return Coordinates(*(torch.cat(pair, dim=1) for pair in zip(noisy, clean, strict=True)))
@@ -96,6 +97,8 @@ def visible_pairs(layout: StreamLayout) -> Tensor:
     tokens count too: they are computed.
     """
     pairs = (layout.positions + 1).sum(dim=1)
+    if layout.clean_ends is not None:
+        pairs = pairs + (layout.clean_ends - 1 - _indices(layout.documents)).sum(dim=1)
     if layout.noisy is None:
         return pairs
     blocks = layout.noisy.blocks

@@ -112,7 +112,7 @@ def _layer_products(config: Config, kind: StageKind, lora: LoraConfig | None) ->
     changes = 0 if lora is None else lora_layer_parameters(model, lora)
     body = positions(config, kind) * (layer_matrix_parameters(model) + changes)
     length = batch.sequence_length
-    pairs = kind.visible_pairs(length, config.diffusion.block_size)
+    pairs = kind.visible_pairs(length, config.diffusion)
     # Context-parallel processes have equally many pairs each (`masking.context_parallel`).
     attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim / parallel.context
     forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]

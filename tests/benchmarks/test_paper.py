@@ -66,8 +66,6 @@ def test_names_of_claims_tables_and_rows_fit_each_other() -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_trainings_are_valid_and_rows_change_the_experiment_at_8b(row: str) -> None:
-    if any(setting.startswith("diffusion.clean=") for setting in ROWS[row].settings):
-        pytest.skip("there is no diffusion.clean yet")
     (words,) = training_step(row, 0, Design()).command_lines(Path("/nowhere"))
     validate(compose_config([*words[1:], "run.dry=true"]), 1)
     if row != "joint":

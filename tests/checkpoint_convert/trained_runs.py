@@ -39,10 +39,10 @@ def train(folder: Path) -> Path:
     return train_here(folder / "run", *_settings(folder))
 
 
-def train_on(folder: Path, directory: Path, checkpoint: Path) -> Path:
+def train_on(folder: Path, directory: Path, checkpoint: Path, *overrides: str) -> Path:
     """One step of the joint stage over the same text, from any kind of checkpoint; returns the run's directory."""
     starts = (f"init.checkpoint={checkpoint}", "run.stages=[joint]", "run.max_steps=1")
-    return train_here(directory, *_settings(folder), *starts)
+    return train_here(directory, *_settings(folder), *starts, *overrides)
 
 
 def _settings(folder: Path) -> tuple[str, ...]:

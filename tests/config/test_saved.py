@@ -208,6 +208,13 @@ def test_kinds_and_renamed_keys_need_no_help_from_the_settings_of_now() -> None:
     assert stages["ar"].adapter is stages["joint"].adapter is None
 
 
+def test_what_ablations_changed_since_was_not_so_before() -> None:
+    ablated = ["stages.joint.ar_weight=0", "diffusion.clean=block", "evaluation.modes=[diffusion]"]
+    found = read_saved_config(EARLIER, compose_config(ablated))
+    assert {stage.ar_weight for stage in found.stages.values()} == {1.0}
+    assert found.diffusion.clean == "causal"
+
+
 def test_settings_of_now_are_left_as_they_are(now: Config) -> None:
     settings = config_to_dict(now)
     assert with_current_keys(settings) == settings

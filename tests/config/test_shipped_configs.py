@@ -84,6 +84,29 @@ def test_paper_experiments_hold_the_papers_values(size: str, billions: str) -> N
         assert (schedule.warmup_fraction, schedule.decay_fraction) == (0.01, 0.2)
 
 
+TABLE_1 = {
+    "baseline": ("block", "shared", "sequence", 0.0),
+    "global_averaging": ("block", "shared", "global", 0.0),
+    "mask_ratio": ("block", "independent", "global", 0.0),
+    "two_stages": ("block", "independent", "global", 0.0),
+    "ar_loss": ("causal", "independent", "global", 1.0),
+    "no_ar": ("causal", "independent", "global", 0.0),
+}
+
+
+@pytest.mark.parametrize(("experiment", "world"), [("ablation_small", 1), ("ablation_8b", 256)])
+@pytest.mark.parametrize("row", TABLE_1)
+def test_rows_of_the_ablations(experiment: str, world: int, row: str) -> None:
+    """Each row has the changes of those before it, and nothing else; `ar_loss` is the experiment itself."""
+    words = [f"experiment={experiment}", "run.stages=[joint]", "run.dry=true"]
+    config = compose_config([*words, f"ablation={row}"])
+    validate(config, world)
+    stage, diffusion = config.stages["joint"], config.diffusion
+    assert (diffusion.clean, diffusion.levels, stage.averaging, stage.ar_weight) == TABLE_1[row]
+    if row == "ar_loss":
+        assert config == compose_config(words)
+
+
 @pytest.mark.parametrize(("size", "tensor", "context"), [("3b", 1, 4), ("8b", 2, 4), ("14b", 4, 2)])
 def test_fine_tuning_experiments_hold_the_papers_values(size: str, tensor: int, context: int) -> None:
     config = compose_config([f"experiment=sft_{size}", "run.dry=true"])

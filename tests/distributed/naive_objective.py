@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from naive import terms
+from naive import clean_block_names, terms
 from torch import Tensor
 
 from nld_train.config.schema import Config
@@ -83,6 +83,11 @@ class ScoredSample:
         layout = StreamLayout.of_clean(torch.tensor([documents[:length]]))
         if joint:
             layout = layout.with_noisy(sample["blocks"][None], sample["begins"][None])
+        if joint and config.diffusion.clean == "block":
+            from_answers = answers[:length] if "answers" in sample and config.diffusion.blocks == "answer" else None
+            names = clean_block_names(documents[:length], config.diffusion.block_size, from_answers)
+            ends = [max(index for index, other in enumerate(names) if other == name) + 1 for name in names]
+            layout = layout.with_clean_ends(torch.tensor([ends]))
         self.logits = _logits(model, config, noisy + self.clean, layout)
 
     def ar_nll(self, place: int) -> Tensor:

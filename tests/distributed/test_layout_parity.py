@@ -44,6 +44,8 @@ CONTROL = ("stages.sft.alpha=0", "stages.sft.noisy_length=auto")
 # Blocks that lie whole on a context-parallel process, so that only clean keys are exchanged.
 WHOLE_BLOCKS = ("diffusion.block_size=3",)
 DIFFUSION_ALONE = ("stages.joint.ar_weight=0",)
+# Clean tokens that see their whole block, which needs that too.
+WHOLE_CLEAN_BLOCKS = {stage: ("diffusion.clean=block", f"stages.{stage}.ar_weight=0") for stage in ("joint", "sft")}
 BLOCKS_OF_DOCUMENTS = ("diffusion.blocks=document", "diffusion.fill=false")
 CP2_WHOLE_BLOCKS = Case(CP2, "joint", documents="ignore", settings=WHOLE_BLOCKS)
 
@@ -59,7 +61,12 @@ QUICK = [
     *(Case(layout, "sft", settings=CONTROL) for layout in (SINGLE, PP2, TP2_DP2, CP2)),
     *(Case(layout, "sft", settings=BLOCKS_OF_DOCUMENTS) for layout in (SINGLE, DP2, CP2_PP2, TP2_SEQUENCE)),
     *(Case(SINGLE, "sft", averaging) for averaging in AVERAGINGS),
-    *(Case(layout, "joint", settings=DIFFUSION_ALONE) for layout in (SINGLE, PP2, TP2_SEQUENCE, CP2)),
+    *(Case(layout, "joint", settings=DIFFUSION_ALONE) for layout in (PP2, TP2_SEQUENCE)),
+    *(
+        Case(layout, stage, settings=settings)
+        for stage, settings in WHOLE_CLEAN_BLOCKS.items()
+        for layout in (SINGLE, CP2)
+    ),
 ]
 EXECUTIONS = [
     *(

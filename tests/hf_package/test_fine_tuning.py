@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_shape import EOS, MASK
+from naive_decoding import Reader
+from tiny_shape import EOS, MASK, SHAPE
 from tolerance import assert_close_to_rounding, forward_additions, gradient_additions
 from torch import Tensor
+from transformers import Ministral3Config, Ministral3ForCausalLM
 
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from checkpoint_convert.hf_package.joint_loss import draw_noise
 
 
@@ -44,7 +47,8 @@ def naive_loss(
     noise = draw_noise(maskable, torch.Generator().manual_seed(seed))
     ar, diffusion = [], []
     for row, (text, target) in enumerate(texts):
-        logs = model(text[None]).logits[0].log_softmax(-1)
+        # Without an AR loss there may be no causal forward.
+        logs = model(text[None]).logits[0].log_softmax(-1) if ar_weight else torch.zeros(len(text), 60)
         ar += [-logs[index - 1, target[index]] for index in range(1, len(text)) if target[index] != -100]
         for start in range(0, len(hidden[row]), block_size):
             end = min(start + block_size, len(hidden[row]))
@@ -57,12 +61,23 @@ def naive_loss(
     return ar_weight * torch.stack(ar).mean() + 0.3 * torch.stack(diffusion).sum() / maskable.sum()
 
 
-@pytest.mark.parametrize(("seed", "ar_weight"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 0.0), (4, 0.5)])
-def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int, ar_weight: float) -> None:
+@pytest.mark.parametrize(
+    ("seed", "ar_weight", "clean"),
+    [
+        (0, 1.0, "causal"),
+        (1, 1.0, "causal"),
+        (2, 1.0, "causal"),
+        (3, 0.0, "causal"),
+        (4, 0.5, "causal"),
+        (5, 0.0, "block"),
+        (6, 0.0, "block"),
+    ],
+)
+def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int, ar_weight: float, clean: str) -> None:
     """Its gradients too, for every parameter."""
     ids, mask, labels = texts
     model = load()
-    model.config.ar_loss_weight = ar_weight
+    model.config.ar_loss_weight, model.config.dlm_clean = ar_weight, clean
     loss = model(ids, mask, labels=labels, generator=torch.Generator().manual_seed(seed)).loss
     found = torch.autograd.grad(loss, list(model.parameters()))
     expected_loss = naive_loss(model, ids, mask, labels, seed, 8, ar_weight)
@@ -73,6 +88,32 @@ def test_the_loss_is_the_naive_one(load: Any, texts: Any, seed: int, ar_weight: 
         assert bool(one.any()), name
         rows = 2 * ids.numel()
         assert_close_to_rounding(one, other, gradient_additions(model.config, 2 * ids.shape[1], rows))
+
+
+def test_a_denoising_pass_over_whole_blocks_is_that_of_a_stock_model(load: Any) -> None:
+    """With `dlm_clean` "block" tokens see the rest of their own block, up to the block that is denoised."""
+    model = load()
+    stock = Ministral3ForCausalLM(Ministral3Config(**SHAPE, attn_implementation="eager"))
+    names = {
+        name.replace("encoder.", "model.").replace("diffusion_head", "lm_head"): value
+        for name, value in model.state_dict().items()
+    }
+    stock.load_state_dict(names)
+    model.config.dlm_clean, model.config.ar_loss_weight = "block", 0.0
+    ids = torch.randint(6, 60, (21,), generator=torch.Generator().manual_seed(3))
+    for block, before in ((5, [8, 8]), (2, [8, 8, 3]), (13, [8])):
+        found = model(ids[None], mode="block", block_length=block).logits[0, -block:].clone()
+        found[:, MASK] = float("-inf")
+        expected = Reader(stock.eval(), MASK).logits(ids.tolist(), block=block, before=before)[-block:]
+        assert_close_to_rounding(found, expected, forward_additions(model.config, 21))
+    with pytest.raises(ValueError, match=r"^mode: a model with dlm_clean 'block' has no causal forward"):
+        model(ids[None])
+
+
+def test_an_ar_loss_over_whole_blocks_is_refused(load: Any) -> None:
+    settings = {**load().config.to_dict(), "dlm_clean": "block", "ar_loss_weight": 1.0}
+    with pytest.raises(ValueError, match=r"^ar_loss_weight: 1.0 must be 0 with dlm_clean 'block'"):
+        NemotronLabsDiffusionConfig(**settings)
 
 
 def test_its_logits_are_the_clean_streams(model: Any, texts: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nld_train.config.counts import causal_visible_pairs, joint_visible_pairs
-from nld_train.masking.layout import StreamLayout, block_indices, positions_in_document
-from nld_train.masking.visibility import dense_mask
+from nld_train.masking.layout import StreamLayout, block_indices, clean_block_ends, positions_in_document
+from nld_train.masking.visibility import dense_mask, visible_pairs
 
 
 def random_documents(generator: np.random.Generator, length: int) -> list[int]:
@@ -61,6 +61,28 @@ def test_the_mask_is_the_rule_in_words(rows: list[list[int]], block_size: int, t
         assert mask[row, 0].tolist() == naive.visibility(line, block_size, two_streams)
 
 
+@pytest.mark.parametrize("two_streams", [True, False])
+@pytest.mark.parametrize(("rows", "block_size"), cases()[:25])
+def test_clean_tokens_that_see_their_whole_block(rows: list[list[int]], block_size: int, two_streams: bool) -> None:
+    rows = [without_returns(row) for row in rows]
+    layout = with_whole_blocks(StreamLayout.of(torch.tensor(rows), block_size, two_streams), block_size)
+    mask = dense_mask(layout)
+    assert mask[:, 0].tolist() == [naive.visibility(line, block_size, two_streams, True) for line in rows]
+    assert visible_pairs(layout).tolist() == mask.sum(dim=(1, 2, 3)).tolist()
+
+
+def with_whole_blocks(layout: StreamLayout, block_size: int) -> StreamLayout:
+    ends = [clean_block_ends(row, block_size) for row in layout.documents.numpy()]
+    return layout.with_clean_ends(torch.from_numpy(np.array(ends)))
+
+
+def test_a_picture_of_clean_tokens_that_see_their_whole_block() -> None:
+    """As below; only the clean half differs."""
+    layout = with_whole_blocks(StreamLayout.of(torch.tensor([[0, 0, 0, 1, 1]]), 2, True), 2)
+    picture = [".....xx...", ".....xx...", ".....xxx..", "........xx", "........xx"]
+    assert ["".join("x" if on else "." for on in row) for row in dense_mask(layout)[0, 0, 5:].tolist()] == picture
+
+
 def test_a_picture_of_the_rule() -> None:
     """Length 5 in two documents, blocks of 2: written by hand, noisy stream first."""
     layout = StreamLayout.of(torch.tensor([[0, 0, 0, 1, 1]]), 2, True)
@@ -94,6 +116,14 @@ def test_counted_pairs_are_the_ones_in_the_mask(length: int, block_size: int) ->
     assert pairs == joint_visible_pairs(length, block_size) == naive.visible_pairs(length, block_size)
     if length % block_size == 0:
         assert pairs == length * (2 * length + block_size + 1) // 2
+    whole = with_whole_blocks(layout, block_size)
+    pairs = joint_visible_pairs(length, block_size, "block")
+    assert (
+        pairs
+        == int(dense_mask(whole).sum())
+        == int(visible_pairs(whole))
+        == naive.visible_pairs(length, block_size, whole_blocks=True)
+    )
     alone = StreamLayout.of(torch.zeros(1, length, dtype=torch.int64), block_size, False)
     assert int(dense_mask(alone).sum()) == causal_visible_pairs(length)
 
@@ -108,4 +138,16 @@ def test_a_noisy_block_never_sees_its_own_clean_tokens() -> None:
         assert not noisy_to_clean.diagonal(dim1=1, dim2=2).any()
         assert not noisy_to_clean.triu().any()
         assert not mask[:, length:, :length].any()
+
+
+def test_a_noisy_block_sees_no_clean_token_that_sees_its_targets() -> None:
+    """Where clean tokens see their whole block, a block of theirs that reached into a noisy one would show it."""
+    for rows, block_size in cases():
+        rows = [without_returns(row) for row in rows]
+        length = len(rows[0])
+        layout = with_whole_blocks(StreamLayout.of(torch.tensor(rows), block_size, True), block_size)
+        mask = dense_mask(layout)[:, 0].long()
+        # Through one clean token in between; clean tokens see each other's blocks whole, so that two show no more.
+        reached = mask[:, :length, length:] @ mask[:, length:, length:] > 0
+        assert not reached.triu().any()
         assert mask.diagonal(dim1=1, dim2=2).all()

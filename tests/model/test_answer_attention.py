@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from nld_train.masking import tiles
 from nld_train.masking.context_parallel import ContextShard
-from nld_train.masking.layout import StreamLayout
+from nld_train.masking.layout import StreamLayout, clean_block_ends
 from nld_train.masking.noisy_stream import answer_stream, fit
 from nld_train.masking.visibility import dense_mask, visible_pairs
 from nld_train.model.attention import chunked, flex, tiled
@@ -45,6 +45,7 @@ class Case:
     fill: bool
     capacity: int
     causal: bool
+    whole_blocks: bool = False
 
     def layout(self) -> StreamLayout:
         generator = np.random.default_rng(len(self.documents))
@@ -62,7 +63,14 @@ class Case:
             torch.from_numpy(np.stack([getattr(s, name) for s in streams])) for name in ("blocks", "begins")
         )
         layout = StreamLayout.of_clean(torch.from_numpy(documents)).with_noisy(blocks, begins)
+        if self.whole_blocks:
+            layout = layout.with_clean_ends(
+                torch.from_numpy(np.stack([*map(self._clean_ends, documents, self.answers)]))
+            )
         return replace(layout, causal_blocks=self.causal)
+
+    def _clean_ends(self, documents: Any, answers: tuple[bool, ...]) -> Any:
+        return clean_block_ends(documents, self.block_size, np.array(answers) if self.blocks == "answer" else None)
 
     def context(self) -> StreamContext:
         nothing = torch.zeros(1)
@@ -91,6 +99,7 @@ def random_cases(count: int) -> list[Any]:
             fill=number % 3 > 0,
             capacity=int(generator.integers(1, 3 * length)),
             causal=number % 4 == 3,
+            whole_blocks=number % 5 > 2,
         )
         found.append(pytest.param(case, id=str(number), marks=[pytest.mark.long] * (number >= 8)))
     return found
@@ -103,8 +112,17 @@ def visibility(case: Case) -> list[list[list[bool]]]:
     """The mask of each row, written down."""
     noisy = case.layout().noisy
     assert noisy is not None
-    streams = zip(case.documents, noisy.blocks.tolist(), noisy.begins.tolist(), strict=True)
-    return [naive.visibility_of_streams(*row, case.causal) for row in streams]
+    streams = zip(case.documents, noisy.blocks.tolist(), noisy.begins.tolist(), case.answers, strict=True)
+    return [
+        naive.visibility_of_streams(documents, *noisy_blocks, case.causal, clean_blocks(case, documents, answers))
+        for documents, *noisy_blocks, answers in streams
+    ]
+
+
+def clean_blocks(case: Case, documents: tuple[int, ...], answers: tuple[bool, ...]) -> list[tuple[int, int]] | None:
+    if not case.whole_blocks:
+        return None
+    return naive.clean_block_names(documents, case.block_size, answers if case.blocks == "answer" else None)
 
 
 @cache

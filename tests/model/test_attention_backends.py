@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from nld_train.errors import UserError
 from nld_train.masking.context_parallel import ContextShard
-from nld_train.masking.layout import StreamLayout
+from nld_train.masking.layout import StreamLayout, clean_block_ends
 from nld_train.masking.visibility import dense_mask
 from nld_train.model.attention import chunked, decomposed, flex, gather, tiled
 from nld_train.model.attention.chunked import Block, row_groups
@@ -33,6 +33,12 @@ CPU = torch.device("cpu")
 WIDTH = 16
 
 
+def with_whole_blocks(layout: StreamLayout, block_size: int) -> StreamLayout:
+    """The same streams with clean tokens that see their whole block."""
+    ends = [clean_block_ends(row, block_size) for row in layout.documents.numpy()]
+    return layout.with_clean_ends(torch.from_numpy(np.array(ends)))
+
+
 @dataclass(frozen=True)
 class Case:
     """A micro-batch's documents and the shape of its heads."""
@@ -42,9 +48,11 @@ class Case:
     two_streams: bool
     heads: int
     groups: int
+    whole_blocks: bool = False
 
     def layout(self) -> StreamLayout:
-        return StreamLayout.of(torch.tensor(self.documents), self.block_size, self.two_streams)
+        layout = StreamLayout.of(torch.tensor(self.documents), self.block_size, self.two_streams)
+        return with_whole_blocks(layout, self.block_size) if self.whole_blocks else layout
 
     def context(self, device: torch.device = CPU) -> StreamContext:
         return StreamContext.of(self.layout(), RotaryEmbedding(tiny_config().model, device), torch.float32)
@@ -81,20 +89,23 @@ def random_cases(count: int) -> list[Case]:
             documents = [documents[0]] * rows
         heads, groups = [(4, 2), (3, 3), (6, 1)][number % 3]
         found.append(Case(tuple(documents), int(generator.integers(1, length + 3)), number % 4 != 0, heads, groups))
-    return found
+    return [*found, *(replace(case, whole_blocks=True) for case in found[:6])]
 
 
 # Taking the first and the last row together and putting them back are different permutations.
 MIXED = Case(((0, 0, 0, 1), (0, 0, 0, 0), (0, 1, 1, 1), (0, 0, 0, 1)), 2, True, 4, 2)
-CASES = [*random_cases(13), MIXED]
+CASES = [*random_cases(13), MIXED, replace(MIXED, whole_blocks=True)]
+LAST = len(CASES) - 2
 # Each shape is compiled for the CPU, which takes seconds. The first four have one and two streams and all head counts.
 COMPILED = [
-    pytest.param(case, id=str(case), marks=[pytest.mark.long] * (4 <= number < 13)) for number, case in enumerate(CASES)
+    pytest.param(case, id=str(case), marks=[pytest.mark.long] * (4 <= number < LAST))
+    for number, case in enumerate(CASES)
 ]
 
 # Cases 0 to 6 have every combination that `random_cases` names.
 HALF_LONG = [
-    pytest.param(case, id=str(case), marks=[pytest.mark.long] * (7 <= number < 13)) for number, case in enumerate(CASES)
+    pytest.param(case, id=str(case), marks=[pytest.mark.long] * (7 <= number < LAST))
+    for number, case in enumerate(CASES)
 ]
 
 
@@ -102,7 +113,7 @@ def naive_attention(case: Case, query: Tensor, key: Tensor, value: Tensor) -> Te
     """Query by query in float64: softmax over the keys that it may see, by name."""
     output = torch.zeros(query.shape, dtype=torch.float64)
     for row, documents in enumerate(case.documents):
-        sees = naive.visibility(documents, case.block_size, case.two_streams)
+        sees = naive.visibility(documents, case.block_size, case.two_streams, case.whole_blocks)
         for head in range(case.heads):
             group = head * case.groups // case.heads
             for index, line in enumerate(sees):
@@ -225,8 +236,9 @@ def test_a_mask_is_made_once_for_equal_layouts(monkeypatch: pytest.MonkeyPatch) 
         mask([[0] * 6], queries=torch.arange(6)),
         mask([[0] * 7]),
         mask([[0] * 6, [0, 0, 0, 1, 1, 1]]),
+        *(block_mask(Case(((0,) * 6,), size, True, 4, 2, whole_blocks=True).layout(), CPU) for size in (2, 3)),
     ]
-    assert len({id(each) for each in [plain, *others]}) == 7 == len(made)
+    assert len({id(each) for each in [plain, *others]}) == 9 == len(made)
     assert len(flex._masks) == flex._KEPT_MASKS
     flex._masks.clear()
 
@@ -289,9 +301,9 @@ def test_the_flex_mask_is_the_rule(case: Case) -> None:
 
 # Blocks and documents straddle the borders of chunks; with 3 ranks a chunk is one or two tokens.
 SHARED = [
-    Case(documents, 5, two_streams, 4, 2)
+    Case(documents, 5, two_streams, 4, 2, whole_blocks)
     for documents in (((0,) * 12,), ((0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2), (0,) * 12))
-    for two_streams in (True, False)
+    for two_streams, whole_blocks in ((True, False), (False, False), (True, True))
 ]
 
 
@@ -317,7 +329,7 @@ def test_the_shares_of_context_parallel_ranks_make_the_whole(case: Case, name: s
 
 
 # Blocks of 3 lie whole on each of two ranks, whose chunks have 3 tokens.
-WHOLE = [Case(((0,) * 12,) * rows, 3, True, 4, 2) for rows in (1, 2)]
+WHOLE = [Case(((0,) * 12,) * rows, 3, True, 4, 2, whole_blocks) for rows in (1, 2) for whole_blocks in (False, True)]
 
 
 @pytest.mark.parametrize("name", ["dense", "chunked", "flex", "tiled"])

@@ -68,6 +68,8 @@ def exported(config: Config, theirs: Any) -> NemotronLabsDiffusionModel:
         dlm_loss_weight=ALPHA,
         dlm_blocks=config.diffusion.blocks,
         dlm_fill=config.diffusion.fill,
+        dlm_clean=config.diffusion.clean,
+        ar_loss_weight=1.0 if config.diffusion.clean == "causal" else 0.0,
     )
     model = NemotronLabsDiffusionModel._from_config(settings, attn_implementation="sdpa")
     names = {stock_name(name): name for name in model.state_dict()}
@@ -92,10 +94,20 @@ def export_arguments(packed: list[PackedTokens]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.stack(parts)) for name, parts in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-@pytest.mark.parametrize(("blocks", "fill"), [("answer", True), ("document", True), ("answer", False)])
-def test_both_compute_the_same(monkeypatch: pytest.MonkeyPatch, blocks: Any, fill: bool) -> None:
+@pytest.mark.parametrize(
+    ("blocks", "fill", "clean"),
+    [
+        ("answer", True, "causal"),
+        ("document", True, "causal"),
+        ("answer", False, "causal"),
+        ("answer", True, "block"),
+        ("document", True, "block"),
+    ],
+)
+def test_both_compute_the_same(monkeypatch: pytest.MonkeyPatch, blocks: Any, fill: bool, clean: Any) -> None:
     config = tiny_config(diffusion__block_size=BLOCK, model__num_hidden_layers=1)
-    config = replace(config, diffusion=replace(config.diffusion, blocks=blocks, fill=fill))
+    config = replace(config, diffusion=replace(config.diffusion, blocks=blocks, fill=fill, clean=clean))
+    ar_weight = 1.0 if clean == "causal" else 0.0
     ours, theirs = pair(config)
     model, packed = exported(config, theirs), conversations(3, 4)
     noise = draw_noise_once(monkeypatch)
@@ -105,10 +117,10 @@ def test_both_compute_the_same(monkeypatch: pytest.MonkeyPatch, blocks: Any, fil
     samples["probability"] = noise[0].probability.expand_as(samples["masked"]).contiguous()
     assert samples["masked"].any()
     assert not (samples["masked"] & ~samples["maskable"]).any()
-    ar, diffusion = through_the_schedule(config, ours, samples, "global", ALPHA, micro_size=2)
+    ar, diffusion = through_the_schedule(config, ours, samples, "global", ALPHA, 2, ar_weight)
     rows, keys = samples["tokens"].numel(), LENGTH + CAPACITY
     additions = forward_additions(config.model, keys) + rows
-    assert float(loss.detach()) == approx_to_rounding(ar + ALPHA * diffusion, additions)
+    assert float(loss.detach()) == approx_to_rounding(ar_weight * ar + ALPHA * diffusion, additions)
     names = [stock_name(name) for name, _ in model.named_parameters()]
     found = dict(zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True))
     expected = in_megatron_layout(config.model, found)

@@ -16,6 +16,7 @@ from torch import Tensor
 from nld_train.config.schema import Config
 from nld_train.data.collate import StreamCollator
 from nld_train.losses.objective import TermWeights, denominators
+from nld_train.masking.layout import clean_block_ends
 from nld_train.masking.noisy_stream import fit, last_tokens, noisy_stream
 from nld_train.masking.schedule import noise_schedule
 from nld_train.model import streams
@@ -101,7 +102,11 @@ def through_loops(config: Config, oracle: Any, samples: Samples, averaging: str,
             for row in zip(samples["noisy_tokens"].tolist(), masked.tolist(), strict=True)
         ]
         streams = list(zip(documents, samples["blocks"].tolist(), samples["begins"].tolist(), strict=True))
-        masks = [naive.visibility_of_streams(*row) for row in streams]
+        block = config.diffusion.block_size
+        whole = [naive.clean_block_names(row[0], block) if "clean_ends" in samples else None for row in streams]
+        masks = [
+            naive.visibility_of_streams(*row, clean_blocks=names) for row, names in zip(streams, whole, strict=True)
+        ]
         positions = [
             [naive.noisy_position(*row, index) for index in range(masked.shape[1])]
             + [naive.position_in_document(row[0], index) for index in range(clean.shape[1])]
@@ -161,6 +166,17 @@ def test_the_ar_weight_is_in_the_gradients_and_not_in_the_terms(averaging: Any, 
     config = tiny_config(diffusion__block_size=4, model__num_hidden_layers=1, execution__head_chunk_rows=5)
     ours, theirs = pair(config)
     check(config, ours, theirs, random_samples(10, 4, 11), averaging, ALPHA, 2, ar_weight)
+
+
+@pytest.mark.parametrize(("seed", "block"), [(11, 4), (12, 7)])
+def test_clean_tokens_may_see_their_whole_block(seed: int, block: int) -> None:
+    """Both terms, the AR one too, which is then no loss of a prediction."""
+    config = tiny_config(diffusion__block_size=block)
+    ours, theirs = pair(config)
+    samples = random_samples(seed, 4, 19, block=block)
+    ends = [clean_block_ends(row[:-1], block) for row in samples["documents"].numpy()]
+    samples["clean_ends"] = torch.from_numpy(np.stack(ends))
+    check(config, ours, theirs, samples, "global", ALPHA, 2, ar_weight=0.5)
 
 
 def test_without_masks_and_ar_weight_nothing_is_trained() -> None:

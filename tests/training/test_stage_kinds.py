@@ -64,7 +64,7 @@ class PatientKind(StageKind):
     def stream_lengths(self, length: int) -> tuple[int, ...]:
         return (length, 3 * length)
 
-    def visible_pairs(self, length: int, block_size: int) -> int:
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
         return 5 * causal_visible_pairs(length)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
@@ -96,8 +96,8 @@ def test_plans_and_counts_are_those_of_the_kind(capsys: pytest.CaptureFixture[st
     validate(config, 1)
     (plan,) = stage_plans(config)
     assert plan.kind is PATIENT
-    length, block = config.batch.sequence_length, config.diffusion.block_size
-    sample = training_flops(config.model, 3 * length, PATIENT.visible_pairs(length, block), length / 2)
+    length = config.batch.sequence_length
+    sample = training_flops(config.model, 3 * length, PATIENT.visible_pairs(length, config.diffusion), length / 2)
     assert step_flops(config, plan.stage) == config.batch.global_size * sample
     print_plan(config, 1)
     assert "patient" in capsys.readouterr().out

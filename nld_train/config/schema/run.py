@@ -110,8 +110,9 @@ class EvaluationConfig:
     ]
     modes: Annotated[
         tuple[DecodingMode, ...],
-        "Decode modes of a joint or sft stage; always with ar, since agreement is measured against it. None twice. A "
-        "drafter stage decodes with ar, linear, and linear with the adapter.",
+        "Decode modes of a joint or sft stage; always with ar, since agreement is measured against it, but [diffusion] "
+        "alone with diffusion.clean=block. None twice. A drafter stage decodes with ar, linear, and linear with the "
+        "adapter.",
     ]
     prompts: Annotated[
         Count,

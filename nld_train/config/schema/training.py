@@ -11,6 +11,7 @@ from nld_train.config.schema.ranges import BelowOne, Count, CountOrZero, Fractio
 
 Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
+CleanVisibility = Literal["causal", "block"]
 
 # Held-out samples draw their noise under this name, as those of a stage do under the stage's. No stage may have it.
 VALIDATION = "validation"
@@ -94,6 +95,12 @@ class DiffusionConfig:
         "Whether the last block of each answer of an sft stage is filled with end tokens, as all blocks are whole in "
         "decoding.",
     ] = True
+    clean: Annotated[
+        CleanVisibility,
+        "What clean tokens see in stages with a noisy stream. causal: the tokens before them, as in an AR forward; "
+        "block: also the rest of their own block, an ablation of the paper. That shows AR rows their labels: such "
+        "stages need ar_weight=0. Stages without a noisy stream are causal.",
+    ] = "causal"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Diffusion decoding: denoise a block in both directions over the KV cache, then append it causally."""
+"""Diffusion decoding: denoise a block in both directions over the KV cache, then append it, as a rule causally."""
 
 from __future__ import annotations
 
@@ -77,16 +77,20 @@ class DenoisingPass:
 
     Inputs: int64 `[a, T]` tokens, int64 `[a]` sizes, and bool `[a]`, the blocks that are complete and appended.
     Results: int64 `[a, T * (1 + figures)]`, the tokens, and the bits of each figure in float64; the logits.
+
+    Complete blocks are appended as the clean stream was trained: causally, or with `whole_blocks` in both directions.
     """
 
     shaping: Shaping
     figures: tuple[str, ...]
+    whole_blocks: bool = False
 
     def __call__(
         self, forwards: Forwards, tokens: Tensor, sizes: Tensor, complete: Tensor, numbers: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """See `forwards.Body`."""
-        logits = forwards.mixed(tokens, sizes, complete.bool())
+        complete = complete.bool()
+        logits = forwards.mixed(tokens, sizes, torch.zeros_like(complete) if self.whole_blocks else complete)
         sampled = self.shaping.draw(logits, numbers)
         figures = [FIGURES[name](logits, sampled).double().view(torch.int64) for name in self.figures]
         return torch.cat([sampled, *figures], 1).to(tokens.device), logits
@@ -102,7 +106,9 @@ def _forward(batch: Batch, policy: CommitPolicy, blocks: Blocks, complete: Tenso
         "complete": complete,
         **batch.sampling.numbers(_to_sample(blocks, complete, width)),
     }
-    found, logits = batch.session.cycle(DenoisingPass(batch.sampling.shaping, figures), width, inputs)
+    whole_blocks = batch.session.engine.clean_stream.block is not None
+    denoising = DenoisingPass(batch.sampling.shaping, figures, whole_blocks)
+    found, logits = batch.session.cycle(denoising, width, inputs)
     batch.session.commit(torch.where(complete, blocks.sizes, 0))
     sampled, *measured = found.split(width, dim=1)
     values = (column.contiguous().view(torch.float64).float() for column in measured)
@@ -138,7 +144,8 @@ def _to_sample(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
 
 def _given(batch: Batch) -> int:
     """The number of tokens that a block has before its first pass: the seed, or none."""
-    return 1 if batch.options.block_start == "seed" else 0
+    start = batch.options.block_start
+    return int(batch.session.engine.clean_stream.ar if start is None else start == "seed")
 
 
 def _start_blocks(batch: Batch, blocks: Blocks, slots: list[int], seeds: Tensor) -> None:

@@ -37,8 +37,10 @@ class KeptText:
             self._token_ids, self._capacity = [], 0
             engine.allocate(1, larger)
             self._capacity = larger
-        self._token_ids = self._token_ids[: min(self._common(prompt), len(prompt) - 1)]
-        return len(self._token_ids)
+        # Where tokens see their whole block, they depend on tokens after them that may have changed.
+        kept = 0 if engine.clean_stream.block is not None else min(self._common(prompt), len(prompt) - 1)
+        self._token_ids = self._token_ids[:kept]
+        return kept
 
     def _common(self, prompt: Sequence[int]) -> int:
         pairs = zip(self._token_ids, prompt, strict=False)

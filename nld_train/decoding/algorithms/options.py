@@ -36,7 +36,8 @@ class DecodeOptions:
         block_length: B of diffusion and linear, k of quadratic self-speculation. The same quantity as `block_size` in
             the training configuration; the values may differ.
         block_start: how a block of diffusion starts: with the `seed`, the AR prediction after the text, as decoding
-            does; or with `masks` alone, as in the paper's oracle bound.
+            does; or with `masks` alone, as in the paper's oracle bound. None: the seed, unless there was no AR loss in
+            training.
         temperature: 0 decodes greedily.
         top_k: sample among the k most likely tokens; 0 among all.
         top_p: sample among the most likely tokens that together reach this probability.
@@ -64,7 +65,7 @@ class DecodeOptions:
 
     max_new_tokens: int
     block_length: int = 32
-    block_start: BlockStart = "seed"
+    block_start: BlockStart | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -84,7 +85,7 @@ class DecodeOptions:
         for name, lowest in (("max_new_tokens", 1), ("block_length", 1), ("temperature", 0), ("top_k", 0)):
             if not lowest <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not {lowest} or more")
-        if self.block_start not in get_args(BlockStart):
+        if self.block_start is not None and self.block_start not in get_args(BlockStart):
             raise ValueError(f"block_start: {self.block_start!r} is not one of {', '.join(get_args(BlockStart))}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not in (0, 1]")
@@ -118,8 +119,9 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
 
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
-            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required; more
-            new tokens than the context has room for after a prompt; what `check_block_length` refuses.
+            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required; AR
+            predictions of a model that has none; more new tokens than the context has room for after a prompt; what
+            `check_block_length` refuses.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode: {mode!r} is not one of {', '.join(get_args(Mode))}")
@@ -142,8 +144,24 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
             raise ValueError("max_thinking_tokens: not in quadratic self-speculation")
         if not 0 <= end < model.vocabulary_size or end == model.mask_token_id:
             raise ValueError(f"end_think_token_id: {end} is no token of the vocabulary of {model.vocabulary_size}")
+    check_predictions(model, mode, options.block_start)
     _check_room(model, prompts, options.max_new_tokens)
     check_block_length(model, mode, options.block_length)
+
+
+def check_predictions(model: Limits, mode: str, block_start: BlockStart | None = None) -> None:
+    """Refuses AR predictions of a model whose clean tokens saw what they would predict.
+
+    Raises:
+        ValueError: the mode, or blocks that begin with an AR prediction, need them.
+    """
+    if model.clean_stream.block is None:
+        return
+    trained = "this model was trained with diffusion.clean=block, where tokens see what AR would predict"
+    if mode != "diffusion":
+        raise ValueError(f"mode: {mode!r} needs AR predictions, and {trained}; only diffusion decodes it")
+    if block_start == "seed":
+        raise ValueError(f"block_start: 'seed' is an AR prediction, and {trained}; leave it out")
 
 
 def _check_room(model: Limits, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -18,7 +18,9 @@ from nld_train.decoding.engines.engine import Engine
 
 
 class Session:
-    """Sequences of unequal length on one engine. The KV cache holds causal keys and values of committed tokens only.
+    """Sequences of unequal length on one engine. The KV cache holds keys and values of committed tokens only.
+
+    They are causal, or those of whole blocks where tokens saw these in training (`CleanStream.block`).
 
     Args:
         engine: the model.
@@ -79,7 +81,10 @@ class Session:
         self.lengths[slot] = 0
 
     def prefill(self, slots: Sequence[int], masks: int = 0) -> Tensor:
-        """Runs prompts causally, what the cache does not hold of them, and keeps their keys and values.
+        """Runs prompts, what the cache does not hold of them, and keeps their keys and values.
+
+        Their tokens see each other as clean ones in training: causally, or up to the end of their block, where blocks
+        are counted from the start of the text.
 
         Args:
             slots: slots to prefill, ascending.
@@ -99,7 +104,7 @@ class Session:
         logits = Forwards(self.engine, cached).run(
             tokens,
             sizes + masks,
-            pattern=_prompt_then_masks(sizes, width, masks) if masks else None,
+            pattern=self._prompt_pattern(sizes, width, masks),
             outputs=(sizes - 1)[:, None] + torch.arange(1 + masks),
             slots=None if len(slots) == len(self.active) else index,
         )
@@ -108,6 +113,12 @@ class Session:
             self.prefill_tokens[self.active[slot]] = len(prompt)
         self.lengths = self.lengths.index_copy(0, index, cached + sizes)
         return logits
+
+    def _prompt_pattern(self, sizes: Tensor, width: int, masks: int) -> Tensor | None:
+        if masks:
+            assert self.engine.clean_stream.block is None, "only diffusion decodes such a model"
+            return _prompt_then_masks(sizes, width, masks)
+        return self.engine.clean_stream.prompt_pattern(width)
 
     def cycle(
         self, body: Body, length: int, inputs: dict[str, Tensor], counted: Sequence[Tensor | None] = (None,)

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nld_train.decoding.clean_stream import CleanStream
 from nld_train.decoding.engines.cycles import Cycles
 
 
@@ -86,12 +87,14 @@ class Limits(Protocol):
         mask_token_id: the id of masked tokens.
         context_length: maximum number of tokens of a sequence.
         has_adapter: whether steps with `adapter=True` can run.
+        clean_stream: how the model was trained to see a text.
     """
 
     vocabulary_size: int
     mask_token_id: int
     context_length: int
     has_adapter: bool
+    clean_stream: CleanStream
 
 
 class Engine(Limits, Protocol):

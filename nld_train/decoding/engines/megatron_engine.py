@@ -21,6 +21,7 @@ from torch import Tensor
 
 from nld_train.collectives import broadcast, receive, send
 from nld_train.config.schema import ModelConfig
+from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.engines.cuda_graphs import cycles_on
 from nld_train.decoding.engines.engine import Step
 from nld_train.decoding.engines.kv_cache import KeyValueCache, allocated_cache
@@ -40,15 +41,23 @@ class MegatronEngine:
         chunks: the model's chunks on this rank, without wrappers.
         model: shapes and special ids.
         rotary: of the model; its device is the engine's.
+        clean_stream: how the model was trained to see a text.
     """
 
-    def __init__(self, chunks: Sequence[Ministral3Model], model: ModelConfig, rotary: RotaryEmbedding) -> None:
+    def __init__(
+        self,
+        chunks: Sequence[Ministral3Model],
+        model: ModelConfig,
+        rotary: RotaryEmbedding,
+        clean_stream: CleanStream = PAPER,
+    ) -> None:
         self.chunks = list(chunks)
         self.rotary = rotary
         self.vocabulary_size = model.vocab_size
         self.mask_token_id = model.mask_token_id
         self.context_length = model.max_position_embeddings
         self.has_adapter = adapter_shape(self.chunks, DRAFTER) is not None
+        self.clean_stream = clean_stream
         self._config: Any = self.chunks[0].config
         self.cycles = cycles_on(
             rotary.frequencies.device,

@@ -84,6 +84,7 @@ def _prefill_contexts(engine: Engine, contexts: Sequence[Sequence[int]], longest
             counts=sizes,
             cached=torch.zeros_like(sizes),
             causal=torch.ones(len(contexts), dtype=torch.bool),
+            pattern=engine.clean_stream.prompt_pattern(tokens.shape[1]),
             outputs=torch.zeros(len(contexts), 1, dtype=torch.int64),
         )
     )
@@ -94,7 +95,7 @@ def _bounds(engine: Engine, requests: Sequence[Scoring], settings: BoundSettings
     values = [torch.zeros(mask.masked.shape, dtype=torch.float64) for mask in masks]
     for first, count in _pieces(engine, masks, settings):
         sequences = [
-            _CopySequence.of(request, mask, slice(first, first + count), settings.block_length, engine.mask_token_id)
+            _CopySequence.of(engine, request, mask, slice(first, first + count), settings.block_length)
             for request, mask in zip(requests, masks, strict=True)
         ]
         for sequence, value, found in zip(sequences, values, _run(engine, requests, sequences), strict=True):
@@ -140,7 +141,7 @@ class _CopySequence:
     targets: Tensor
 
     @classmethod
-    def of(cls, request: Scoring, masks: Masks, copies: slice, block_length: int, mask_token_id: int) -> _CopySequence:
+    def of(cls, engine: Engine, request: Scoring, masks: Masks, copies: slice, block_length: int) -> _CopySequence:
         continuation = torch.tensor(request.continuation)
         size, masked = len(continuation), masks.masked[copies]
         clean = (size - 1) // block_length * block_length
@@ -148,25 +149,28 @@ class _CopySequence:
         copy = torch.cat([torch.full((clean,), -1), torch.arange(len(masked)).repeat_interleave(size)])
         row, position = masked.nonzero(as_tuple=True)
         return cls(
-            tokens=torch.cat([continuation[:clean], torch.where(masked, mask_token_id, continuation).flatten()]),
+            tokens=torch.cat([continuation[:clean], torch.where(masked, engine.mask_token_id, continuation).flatten()]),
             positions=positions,
-            pattern=copies_pattern(positions, copy, block_length),
+            pattern=copies_pattern(positions, copy, block_length, engine.clean_stream.block is not None),
             masked=masked,
             outputs=clean + row * size + position,
             targets=continuation[position],
         )
 
 
-def copies_pattern(positions: Tensor, copy: Tensor, block_length: int) -> Tensor:
+def copies_pattern(positions: Tensor, copy: Tensor, block_length: int, whole_blocks: bool = False) -> Tensor:
     """The visibility of training, with several noisy copies that do not see each other: bool `[T, T]`.
 
     Args:
         positions: int64 `[T]`, counted from the continuation's start.
         copy: int64 `[T]`, index of the noisy copy, -1 for the clean stream.
         block_length: B.
+        whole_blocks: whether clean tokens see their whole block.
     """
     block = positions // block_length
-    tokens = Coordinates(copy >= 0, positions, block, block * block_length, torch.zeros_like(positions))
+    clean = (block + 1) * block_length if whole_blocks else positions + 1
+    sees = torch.where(copy >= 0, block * block_length, clean)
+    tokens = Coordinates(copy >= 0, positions, block, sees, torch.zeros_like(positions))
     same_copy = copy[:, None] == copy[None, :]
     return visible(tokens.expand(1), tokens.expand(0)) & (same_copy | (copy < 0)[None, :])
 

@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nld_train.data.chat.prompt import ChatFormat, parse_arguments, require_template
 from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
-from nld_train.decoding.algorithms.options import check_block_length
+from nld_train.decoding.algorithms.options import check_block_length, check_predictions
 from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of, value_errors_as_user_errors
 from nld_train.decoding.load import Source, find_source
@@ -88,7 +88,7 @@ class NldModel(TemplateLM):
         _check(self.source, self.settings, self.chat)
         self._limits = TextLimits(self.settings.max_new_tokens, self.source.description.context_length)
         check_tasks(tasks, self._limits)
-        self.resolved = self.settings.resolved(self.source.block_length)
+        self.resolved = self.settings.resolved(self.source.block_length, self.source.description.clean_stream.ar)
         policy = self.settings.policy.build(self.source.directory, layout.processes)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())
@@ -284,6 +284,9 @@ def _check(source: Source, settings: EvaluationSettings, chat: ChatSettings) -> 
     """Refuses a missing adapter or chat template before any weight is read."""
     block_length = source.block_length if settings.block_length is None else settings.block_length
     with value_errors_as_user_errors():
+        check_predictions(source.description, settings.mode, settings.block_start)
+        if settings.likelihood == "ar":
+            check_predictions(source.description, "ar")
         check_block_length(source.description, settings.mode, block_length)
     if settings.adapter and not source.description.has_adapter:
         raise UserError(f"adapter: {source.directory} has no drafter adapter")

@@ -26,7 +26,8 @@ class EvaluationSettings:
             checkpoint's own.
         policy: commit policy of diffusion decoding.
         likelihood: of `diffusion`: `bound`, or `ar`, the exact one of the other modes; None for `bound`.
-        block_start: what a block of diffusion decoding begins with (see `DecodeOptions`); None for `seed`.
+        block_start: what a block of diffusion decoding begins with (see `DecodeOptions`); None for `seed`,
+            or `masks` where there was no AR loss in training.
         samples: maximum number of noise samples per block of the bound; None for 32.
         max_new_tokens: maximum number of new tokens of a text, in place of each task's.
         adapter: draft with the drafter adapter (linear).
@@ -64,7 +65,7 @@ class EvaluationSettings:
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         length = 1 if self.block_length is None else self.block_length
-        DecodeOptions(most, block_length=length, adapter=self.adapter, block_start=self.starts_blocks_with)
+        DecodeOptions(most, block_length=length, adapter=self.adapter, block_start=self.block_start)
 
     @classmethod
     def of(cls, **settings: Any) -> EvaluationSettings:
@@ -79,11 +80,6 @@ class EvaluationSettings:
         found = cls(policy=policy, **others)
         refuse_unread(settings, [found.mode])
         return found
-
-    @property
-    def starts_blocks_with(self) -> BlockStart:
-        """What a block of diffusion decoding begins with."""
-        return self.block_start or "seed"
 
     def record(self) -> dict[str, Any]:
         """The settings as keywords, the inverse of `of`."""
@@ -100,11 +96,12 @@ class EvaluationSettings:
         """Maximum number of noise samples per block of the bound."""
         return _SAMPLES if self.samples is None else self.samples
 
-    def resolved(self, block_length: int) -> dict[str, Any]:
+    def resolved(self, block_length: int, ar: bool = True) -> dict[str, Any]:
         """The settings that the mode reads by name, with the values of those that were not given.
 
         Args:
             block_length: of the checkpoint.
+            ar: whether it was trained with an AR loss.
         """
         found = {name: value for name, value in self.record().items() if name not in self.policy.record()}
         if self.mode == "ar":
@@ -113,7 +110,7 @@ class EvaluationSettings:
             found["block_length"] = block_length
         if self.mode == "diffusion":
             found |= {"likelihood": self.likelihood or "bound", "policy": self.policy.name, **self.policy.arguments}
-            found["block_start"] = self.starts_blocks_with
+            found["block_start"] = self.block_start or ("seed" if ar else "masks")
         else:
             del found["likelihood"], found["block_start"]
         if not self.bounds:

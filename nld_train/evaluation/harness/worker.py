@@ -69,7 +69,7 @@ class Worker:
         same = [False] * len(requests)
         if with_greedy:
             with self._bar("greedy continuations", requests) as completed:
-                options = {"block_length": self.block_length, "block_start": settings.starts_blocks_with}
+                options = {"block_length": self.block_length, "block_start": settings.block_start}
                 same = greedy_continuations(engine, requests, settings.batch_size, options, self.policy, completed)
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
@@ -99,6 +99,6 @@ class Worker:
             top_p=settings.top_p,
             seeds=seeds,
             adapter=self.settings.adapter,
-            block_start=self.settings.starts_blocks_with,
+            block_start=self.settings.block_start,
             **stopping(self.source.tokenizer, settings.stop_strings, self.source.stop_tokens),
         )

@@ -1,6 +1,6 @@
 """Attention of two streams from three products, none of which needs a mask over both streams.
 
-The clean half is a causal pass. A noisy token attends to its own block and to the clean tokens of earlier blocks. Both
+The clean half is one of them. A noisy token attends to its own block and to the clean tokens of earlier blocks. Both
 are separate products, each with a normaliser, the log-sum-exp of its scores; the softmax over both is their weighted
 mean:
 
@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import AuxRequest
 from torch.utils.checkpoint import checkpoint
 
 from nld_train.masking.layout import StreamLayout
-from nld_train.model.attention import causal, flex
+from nld_train.model.attention import clean_half, flex
 from nld_train.model.attention.blocks import Blocks
 from nld_train.model.attention.chunked import Block, row_groups
 from nld_train.model.streams import StreamContext
@@ -31,7 +31,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
     """Same arguments and result as `dense.attend`; not under context parallelism, which the configuration refuses."""
     assert context.shard is None, "the decomposition needs whole streams"
     if not context.layout.two_streams:
-        return causal.attend(query, key, value, context)
+        return clean_half.attend(query, key, value, context)
     lengths = [context.layout.noisy_length, context.layout.length]
     noisy_query, clean_query = query.split(lengths, dim=2)
     noisy_key, clean_key = key.split(lengths, dim=2)
@@ -40,7 +40,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
         _own_blocks, noisy_query, noisy_key, noisy_value, context, use_reentrant=False, preserve_rng_state=False
     )
     noisy = merge(own, earlier_blocks(noisy_query, clean_key, clean_value, context))
-    return torch.cat([noisy, causal.attend(clean_query, clean_key, clean_value, context)], dim=2)
+    return torch.cat([noisy, clean_half.attend(clean_query, clean_key, clean_value, context)], dim=2)
 
 
 def merge(first: Partial, second: Partial) -> Tensor:

@@ -28,13 +28,13 @@ _masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
 def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Tensor:
     """Same arguments and result as `dense.attend`. Needs CUDA, except for a forward pass without gradients.
 
-    A clean stream without a noisy one, as in an AR stage, is computed by the causal kernel.
+    A causal clean stream without a noisy one, as in an AR stage, is computed by the causal kernel.
 
     Raises:
         UserError: gradients are required on a CPU.
     """
     refuse_gradients_on_cpu(query, "flex")
-    if not context.layout.two_streams and context.shard is None:
+    if context.layout.only_causal and context.shard is None:
         return causal.attend(query, key, value, context)
     make_masks(context, query.device)
     return kernel(query.device)(query, key, value, block_mask=context.masks["flex"], enable_gqa=True)
@@ -42,7 +42,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
 
 def make_masks(context: StreamContext, device: torch.device) -> None:
     """Makes the block mask of a micro-batch, if that has not been done."""
-    if not context.layout.two_streams and context.shard is None:
+    if context.layout.only_causal and context.shard is None:
         causal.make_masks(context, device)
     elif "flex" not in context.masks:
         context.masks["flex"] = block_mask(
@@ -94,17 +94,21 @@ def _identity(layout: StreamLayout, device: torch.device, queries: Tensor | None
     fields = [layout.documents.diff(dim=1).ne(0)]
     if layout.noisy is not None:
         fields += [layout.noisy.blocks.diff(dim=1).ne(0), layout.noisy.begins]
+    if layout.clean_ends is not None:
+        fields += [layout.clean_ends]
     if _equal_rows(layout):
         fields = [field[:1] for field in fields]
     indices = (None if some is None else some.cpu().numpy().tobytes() for some in (queries, keys))
-    kinds = (layout.two_streams, layout.causal_blocks, *layout.documents.shape, layout.noisy_length, str(device))
+    blocks = layout.causal_blocks, layout.clean_ends is None
+    kinds = (layout.two_streams, *blocks, *layout.documents.shape, layout.noisy_length, str(device))
     return (*kinds, *((field.shape, field.numpy().tobytes()) for field in fields), *indices)
 
 
 def _equal_rows(layout: StreamLayout) -> bool:
     """Whether all rows have one mask. Rows with equal documents may have other blocks."""
     noisy = () if layout.noisy is None else (layout.noisy.blocks, layout.noisy.begins)
-    return all(bool((field == field[:1]).all()) for field in (layout.documents, *noisy))
+    clean = () if layout.clean_ends is None else (layout.clean_ends,)
+    return all(bool((field == field[:1]).all()) for field in (layout.documents, *noisy, *clean))
 
 
 def make_mask(

@@ -24,9 +24,9 @@ class ARKind(ObjectiveKind):
         """See `StageKind.stream_lengths`."""
         return (length,)
 
-    def visible_pairs(self, length: int, block_size: int) -> int:
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
         """See `StageKind.visible_pairs`."""
-        del block_size
+        del diffusion
         return causal_visible_pairs(length)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:

@@ -62,6 +62,8 @@ class DrafterKind(StageKind):
         listed = f"[{','.join(config.run.stages)}]"
         valid = f"must name {name!r} last: its adapter belongs to the weights that the stages before it leave"
         refuse_unless(name == config.run.stages[-1], "run.stages", listed, valid)
+        valid = f"must be causal: stage {name!r} trains drafts of AR predictions"
+        refuse_unless(config.diffusion.clean == "causal", "diffusion.clean", config.diffusion.clean, valid)
         context = config.parallel.context
         valid = f"stage {name!r} trains an adapter, which does not support context parallelism; set 1"
         refuse_unless(context == 1, "parallel.context", context, valid)
@@ -72,8 +74,11 @@ class DrafterKind(StageKind):
         """See `StageKind.stream_lengths`: the AR pass, and the passes over drafts and the clean stream."""
         return (length, self._drafts(length) + length)
 
-    def visible_pairs(self, length: int, block_size: int) -> int:
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
         """See `StageKind.visible_pairs`: of a pass over drafts and the clean stream."""
+        return self._pairs(length, diffusion.block_size)
+
+    def _pairs(self, length: int, block_size: int) -> int:
         if self.capacity is None:
             return joint_visible_pairs(length, block_size)
         return answer_visible_pairs(length, self.capacity, block_size)
@@ -86,7 +91,7 @@ class DrafterKind(StageKind):
     def sample_flops(self, config: Config, stage: StageConfig) -> float:
         """See `StageKind.sample_flops`."""
         length, block_size = config.batch.sequence_length, _adapter(stage).block_size
-        drafts, pairs = self._drafts(length), self.visible_pairs(length, block_size)
+        drafts, pairs = self._drafts(length), self._pairs(length, block_size)
         return drafter_flops(config.model, length, drafts, pairs, block_size)
 
     def _drafts(self, length: int) -> int:

@@ -35,8 +35,8 @@ class JointKind(ObjectiveKind):
 
     def check_run(self, config: Config, name: str) -> None:
         """See `StageKind.check_run`: the diffusion loss is validated at given noise levels."""
-        del name
         check_levels(config)
+        check_clean(config, name)
 
     def noisy_length(self, length: int) -> int:
         """See `StageKind.noisy_length`: the noisy stream repeats the clean one."""
@@ -46,9 +46,9 @@ class JointKind(ObjectiveKind):
         """See `StageKind.stream_lengths`: the noisy and the clean stream."""
         return (2 * length,)
 
-    def visible_pairs(self, length: int, block_size: int) -> int:
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
         """See `StageKind.visible_pairs`."""
-        return joint_visible_pairs(length, block_size)
+        return joint_visible_pairs(length, diffusion.block_size, diffusion.clean)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
         """See `StageKind.head_rows`: each position's next token and each masked position's own."""
@@ -69,6 +69,24 @@ def check_levels(config: Config) -> None:
     levels = list(config.validation.levels)
     measured = config.validation.every == 0 or len(levels) > 0
     refuse_unless(measured, "validation.levels", levels, "must name at least one level for a joint stage")
+
+
+def check_clean(config: Config, name: str) -> None:
+    """Refuses what clean tokens that see their whole block do not go with: an AR loss, and decoding by AR predictions.
+
+    Args:
+        config: the run.
+        name: of a stage with a noisy stream.
+    """
+    if config.diffusion.clean == "causal":
+        return
+    key, weight = f"stages.{name}.ar_weight", config.stages[name].ar_weight
+    valid = "must be 0 with diffusion.clean=block, where clean tokens see the labels of their AR rows"
+    refuse_unless(weight == 0, key, weight, valid)
+    modes = config.evaluation.modes
+    decodes = config.evaluation.every == 0 or modes == ("diffusion",)
+    valid = "must be [diffusion] with diffusion.clean=block: such a model has no AR predictions"
+    refuse_unless(decodes, "evaluation.modes", f"[{','.join(modes)}]", valid)
 
 
 def evaluated_modes(config: Config) -> tuple[EvaluatedVariant, ...]:

@@ -169,8 +169,8 @@ class StageKind(ABC):
         """Positions that pass through the model at a time, of one sample of `length` tokens; one for each length."""
 
     @abstractmethod
-    def visible_pairs(self, length: int, block_size: int) -> int:
-        """Pairs of query and key in a pass over one document of `length` tokens in blocks of `block_size`."""
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
+        """Pairs of query and key in a pass over one document of `length` tokens, with its blocks and clean stream."""
 
     @abstractmethod
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
@@ -179,7 +179,7 @@ class StageKind(ABC):
     def sample_flops(self, config: Config, stage: StageConfig) -> float:
         """Expected floating-point operations of one sample, one document long (`docs/method.md`, "Stages")."""
         length, diffusion = config.batch.sequence_length, config.diffusion
-        pairs, rows = self.visible_pairs(length, diffusion.block_size), self.head_rows(length, diffusion)
+        pairs, rows = self.visible_pairs(length, diffusion), self.head_rows(length, diffusion)
         positions = max(self.stream_lengths(length))
         if stage.lora is not None:
             return lora_flops(config.model, stage.lora, positions, pairs, rows)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nld_train.config.checks import refuse_unless
-from nld_train.config.counts import answer_visible_pairs
+from nld_train.config.counts import answer_visible_pairs, causal_visible_pairs
 from nld_train.config.schema import Config, DiffusionConfig, StageConfig
 from nld_train.masking.schedule import noise_schedule
-from nld_train.training.stages.joint import check_levels, evaluated_modes
+from nld_train.training.stages.joint import check_clean, check_levels, evaluated_modes
 from nld_train.training.stages.kind import AnswerBlocks, EvaluatedVariant, StageKind
 from nld_train.training.stages.objective_kind import ObjectiveKind
 
@@ -60,14 +60,17 @@ class SftKind(ObjectiveKind):
         refuse_unless(config.data.documents == "isolate", "data.documents", config.data.documents, valid)
         if self.joint:
             check_levels(config)
+            check_clean(config, name)
 
     def stream_lengths(self, length: int) -> tuple[int, ...]:
         """See `StageKind.stream_lengths`: the noisy and the clean stream."""
         return (self.noisy_length(length) + length,)
 
-    def visible_pairs(self, length: int, block_size: int) -> int:
+    def visible_pairs(self, length: int, diffusion: DiffusionConfig) -> int:
         """See `StageKind.visible_pairs`: an estimate, since it depends on where the answers are."""
-        return answer_visible_pairs(length, self.noisy_length(length), block_size)
+        if not self.joint:
+            return causal_visible_pairs(length)
+        return answer_visible_pairs(length, self.noisy_length(length), diffusion.block_size, diffusion.clean)
 
     def head_rows(self, length: int, diffusion: DiffusionConfig) -> float:
         """See `StageKind.head_rows`: an estimate; the noisy stream has about as many tokens as there are AR rows."""
@@ -81,7 +84,8 @@ class SftKind(ObjectiveKind):
     def decode_variants(self, config: Config, stage: StageConfig) -> tuple[EvaluatedVariant, ...]:
         """See `StageKind.decode_variants`: the modes of `evaluation.modes`, AR alone where diffusion is not trained."""
         del stage
-        return evaluated_modes(config) if self.joint else evaluated_modes(config)[:1]
+        variants = evaluated_modes(config)
+        return variants if self.joint else tuple(each for each in variants if each.mode == "ar")
 
 
 SFT = SftKind()

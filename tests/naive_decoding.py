@@ -21,11 +21,18 @@ class Reader:
     mask: int
 
     @torch.no_grad()
-    def logits(self, tokens: list[int], block: int = 0) -> Tensor:
-        """`[n, V]` over a text whose last `block` tokens see everything; the tokens before them see causally."""
+    def logits(self, tokens: list[int], block: int = 0, before: list[int] | None = None) -> Tensor:
+        """`[n, V]` over a text whose last `block` tokens see everything; the tokens before them see causally.
+
+        With `before`, the sizes of the blocks before the last, these see their whole block as well.
+        """
         size = len(tokens)
         visible = torch.ones(size, size).tril().bool()
         visible[size - block :] = True
+        begin = 0
+        for length in before or []:
+            visible[begin : begin + length, begin : begin + length] = True
+            begin += length
         mask = torch.zeros(1, 1, size, size).masked_fill(~visible, float("-inf"))
         logits = self.model(torch.tensor([tokens]), attention_mask=mask, use_cache=False).logits[0]
         logits[:, self.mask] = float("-inf")
@@ -122,11 +129,16 @@ def diffusion(
     choose: Chooser,
     stops: tuple[int, ...] = (),
     seeds: int = 1,
+    prompt_block: int | None = None,
 ) -> Naive:
     """`choose` takes the block's logits and what is masked, and names the positions to commit; a block begins with an
-    AR prediction, or none (`seeds` 0)."""
+    AR prediction, or none (`seeds` 0). With `prompt_block`, the size of blocks in the prompt, clean tokens see their
+    whole block."""
     new: list[int] = []
     accepted, forwards = [], 0
+    before: list[int] = []
+    while prompt_block is not None and sum(before) < len(prompt):
+        before.append(min(prompt_block, len(prompt) - sum(before)))
     while True:
         size = min(length, limit - len(new))
         block = [reader.next_token(prompt + new)][:seeds] + [reader.mask] * (size - seeds)
@@ -138,13 +150,15 @@ def diffusion(
                 return Naive(done, accepted, forwards)
             if not any(masked):
                 break
-            logits = reader.logits(prompt + new + block, block=size)[-size:]
+            logits = reader.logits(prompt + new + block, block=size, before=before)[-size:]
             forwards += 1
             positions = choose(logits, masked)
             for position in positions:
                 block[position], masked[position] = int(logits[position].argmax()), False
             accepted.append(len(positions))
         new += block
+        if prompt_block is not None:
+            before.append(size)
         forwards += 1
 
 
