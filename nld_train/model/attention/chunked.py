@@ -155,7 +155,8 @@ def _clean_parts(
 
 def clean_blocks(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout) -> Tensor:
     """Attention of a clean stream alone, whose tokens see their whole block; shapes as of `causal.attend`."""
-    parts, order = [], []
+    parts: list[Tensor] = []
+    order: list[int] = []
     for group in row_groups(replace(layout, noisy=None)):
         rows = torch.tensor(group.rows, device=query.device)
         outputs = _clean_parts(query[rows], key[rows], value[rows], group, ((0, layout.length),))
