@@ -279,10 +279,11 @@ def test_borders_make_no_variant_of_the_kernel() -> None:
     assert counter.frame_count == 4, "a drafter stage has two masks"
 
 
-def test_more_variants_of_flex_than_the_limit_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+# Versions of torch without a limit for each function have one for all, which is only raised. The patch is torch's own:
+# that of pytest leaves a setting that does not exist any more.
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_more_variants_of_flex_than_the_limit_are_an_error() -> None:
     """Instead of all scores in memory."""
-    # Versions of torch without a limit for each function have one for all, which is only raised.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     kernel = CompiledFunction(flex._attention, "FlexAttention", "execution.attention", 2, backend="eager")
     run_passes(kernel, StreamLayout.of(torch.zeros(1, 8, dtype=torch.int64), 4, True))
     with pytest.raises(
