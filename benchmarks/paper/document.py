@@ -21,7 +21,7 @@ questions with one right answer ([tasks](tasks.md)), with standard errors over s
 trains and measures everything and writes this page; nothing on it is written by hand. A small model can contradict the
 paper at 8B without either being wrong: the page says what holds at this size.
 
-```bash
+```text
 python -m benchmarks.paper                           # everything, a step per core; started again, it goes on
 python -m benchmarks.paper --tables table_1 --jobs 1 # one table
 python -m benchmarks.paper --report                  # writes the page from what is finished
