@@ -25,7 +25,7 @@ class Copy(Kind):
     """`copy wolf bear`: `wolf bear`."""
 
     name = "copy"
-    weight = 0.5
+    weight = 0.75
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""

@@ -41,7 +41,7 @@ class Lookup(Kind):
     """`lookup #pear @lake %wolf find @ #`: `@lake #pear`."""
 
     name = "lookup"
-    weight = 1.75
+    weight = 1.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`."""

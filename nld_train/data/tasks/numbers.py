@@ -47,7 +47,7 @@ class Sort(Kind):
     """`sort 5 2 9 1`: `1 2 5 9`."""
 
     name = "sort"
-    weight = 1.75
+    weight = 2.0
 
     def draw(self, random: Random, difficulty: int) -> list[Turn]:
         """See `Kind.draw`; no digit twice."""
