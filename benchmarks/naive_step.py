@@ -63,10 +63,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) ->
 
 
 def forward(
-    self: Ministral3Model, tokens: Tensor, streams: Tensor, rows: Tensor, targets: Tensor, readout: Any = None
+    self: Ministral3Model,
+    tokens: Tensor,
+    streams: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    readout: Any = None,
+    measured: int = 0,
 ) -> Tensor:
     """The model's pass on one process, with the logits of all positions."""
     assert readout is None
+    assert measured == 0
     hidden = self.decoder(hidden_states=self._embed(tokens), attention_mask=streams)
     return nll_of_all(hidden.flatten(0, 1), rows, targets, self._head)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nld_train.commands.sweep import FLAGS, Ended, sweep_arguments
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.outside_json import read_object
 from nld_train.processes import rank
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ def _join_the_other_tasks() -> None:
 
 
 def _result_of(folder: Path, number: int, config: Config) -> tuple[int, Ended]:
-    try:
-        found = json.loads((folder / f"result-{number}.json").read_text())
-    except FileNotFoundError:
+    path = folder / f"result-{number}.json"
+    if not path.is_file():
         return 1, Ended(config, _LOST.format(folder / ".submitit"))
+    found = read_object(path)
     return int(found["status"]), Ended(config, str(found["result"]))

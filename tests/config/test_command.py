@@ -66,7 +66,7 @@ def test_help_lists_experiments_and_settings(tmp_path: Path) -> None:
     done = _run(tmp_path, "-m", "nld_train.train", "--help")
     assert done.returncode == 0
     for piece in (
-        "ablation_8b, instruct_quickstart, paper_14b, ",
+        "ablation_8b, ablation_small, ",
         "paper_8b, quickstart, sft_14b",
         "global_size: 8",
         "run.dry=true",
@@ -132,8 +132,8 @@ def test_a_folder_of_ones_own_settings(tmp_path: Path) -> None:
     done = _train(tmp_path, "--config-dir", "settings", "stages=longer", "run.dry=true")
     assert done.status == 2
     assert (
-        "valid: ablation, drafter, drafter_quickstart, instruct_quickstart, long, paper, quickstart, sft, sft_lora"
-        in done.errors
+        "valid: ablation, ablation_small, drafter, drafter_quickstart, instruct_quickstart, long, paper, quickstart, "
+        "sft, sft_lora" in done.errors
     )
 
 

@@ -95,7 +95,8 @@ def test_a_set_shorter_than_a_sample_has_no_share(short_documents: str) -> None:
 def test_configurations_of_the_paper_have_no_borders() -> None:
     """Its public code packs without borders; comparisons need the same."""
     folder = Path(__file__).parents[2] / "configs" / "experiment"
-    names = sorted(path.stem for path in folder.glob("*.yaml") if path.stem.startswith(("paper", "ablation")))
-    assert names
+    # The small ablations train on conversations, which are always isolated.
+    names = sorted(path.stem for path in folder.glob("*.yaml") if path.stem.startswith(("paper", "ablation_8b")))
+    assert len(names) == 4
     for name in names:
         assert composed(f"experiment={name}").data.documents == "ignore", name

@@ -146,9 +146,7 @@ def test_a_planted_error_is_found(
 
 
 def test_seeds_decide(small: NemotronLabsDiffusionModel) -> None:
-    texts = [
-        decode(CountingEngine(small), [PROMPT] * 20, "linear", DecodeOptions(9, 3, 1.3, seeds=seed)).token_ids
-        for seed in (0, 0, 20)
-    ]
+    every = [DecodeOptions(9, 3, temperature=1.3, seeds=seed) for seed in (0, 0, 20)]
+    texts = [decode(CountingEngine(small), [PROMPT] * 20, "linear", options).token_ids for options in every]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]

@@ -200,6 +200,7 @@ def test_sizes_are_rounded_up_and_never_past_what_is_there(monkeypatch: pytest.M
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_graphs_and_eager_cycles_on_a_gpu(mode: str, name: str) -> None:
