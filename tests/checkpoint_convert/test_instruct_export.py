@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,10 @@ def test_the_examples_of_the_card_run(
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path))
+    # An export that another test loaded has bound the package of copied code to another folder.
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
     card = (instruct[output_format] / "README.md").read_text()
     monkeypatch.chdir(instruct[output_format].parent)

@@ -28,6 +28,9 @@ def test_a_comparison_shows_its_progress_on_standard_error(
         streams.append(settings)
         return Console(file=shown, force_terminal=True, width=100)
 
+    # Imported first: a module imported meanwhile would keep the replacement for good.
+    from nld_train.decoding.command_line import chat, command  # noqa: F401
+
     monkeypatch.setattr("nld_train.console.plain_console", console)
     assert main(short(trained, "--prompts", prompts_file, "--compare", *SHORT, "--json")) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(MODES) * len(THREE)

@@ -13,7 +13,7 @@ from command_helpers import Decoded, Report, per_forward
 from rich.console import Console
 
 from nld_train.commands import bound
-from nld_train.evaluation.oracle import OracleBlock
+from nld_train.evaluation.oracle import EXHAUSTIVE_MASKS, OracleBlock
 from nld_train.evaluation.speed_bound import block_figures, print_bound
 
 
@@ -49,7 +49,8 @@ def test_the_bound_stands_above_what_ends_at_its_target(
         records = decoded(trained, "--compare", "--block-length", one["block_length"], "--threshold", 0.3)
         for mode, name in (("diffusion", "diffusion, threshold 0.3"), ("linear", "linear"), ("quadratic", "quadratic")):
             assert variants[name]["tokens_per_forward"] == pytest.approx(per_forward(records, mode))
-        assert blocks["searched"] == blocks["blocks"] >= blocks["longer_than_shortest"]
+        assert blocks["blocks"] >= blocks["searched"] >= blocks["longer_than_shortest"]
+        assert (blocks["searched"] == blocks["blocks"]) == (one["block_length"] <= EXHAUSTIVE_MASKS)
         if one["block_length"] > 1:
             assert slow["tokens_per_forward"] < 1.0 < oracle["tokens_per_forward"] * 1.5
             policy = blocks["policies"]["threshold 0.3"]

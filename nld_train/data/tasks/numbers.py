@@ -6,8 +6,8 @@ from random import Random
 
 from nld_train.data.tasks.kind import Kind, Turn
 
-# By difficulty: summands (whose sum has two digits), letters among which some are counted, digits to sort.
-SUMMANDS = {1: (range(10, 100), range(1, 10)), 2: (range(10, 50), range(10, 50)), 3: (range(10, 90), range(10, 90))}
+# By difficulty: summands (of two digits, as their sum has), letters among which some are counted, digits to sort.
+SUMMANDS = {1: (range(10, 80), range(10, 30)), 2: (range(10, 50), range(10, 50)), 3: (range(10, 90), range(10, 90))}
 COUNTED = {1: range(3, 6), 2: range(5, 8), 3: range(7, 9)}
 SORTED = {1: range(3, 6), 2: range(5, 7), 3: range(6, 9)}
 # Letters that occur in no other word of the question.
