@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,19 +92,22 @@ def _wait(process: subprocess.Popen[bytes], end: float, stop: Stop) -> str:
             else:
                 time.sleep(_POLL)
     finally:
-        _end_group(process)
+        end_groups([process], GRACE)
     if outcome is not None:
         return outcome
     # pytest's status 5: no tests were collected.
     return {0: "done", 5: "nothing ran"}.get(process.returncode, f"failed with status {process.returncode}")
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Sends SIGTERM, then SIGKILL, to all processes of the row's group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def end_groups(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    """Sends SIGTERM, and after at most `grace` seconds for all of them SIGKILL, to the processes' groups."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    end = time.monotonic() + grace
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, end - time.monotonic()))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -105,7 +105,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--jobs and --seeds must be at least 1, --tokens above 0")
     if options.small:
         if options.results == RESULTS or options.page == ROOT / "docs/paper.md":
-            parser.error("--small: its figures mean nothing; name other places with --results and --page")
+            parser.error("--small: its figures mean nothing; name others with --results and --page")
         options.tables = options.tables or [_SMALL_TABLE]
     return options
 

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.paper.steps import Step, in_order
-from benchmarks.row_process import ROOT, Stop
+from benchmarks.row_process import ROOT, Stop, end_groups
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
 from nld_train.locks import LockState, take_lock
@@ -78,7 +78,8 @@ class Runner:
                     done = len(steps) - len(waiting) - len(running) - len(failed)
                     self.say(f"{done} of {len(steps)} steps, {len(failed)} failed")
         finally:
-            _end_all(running)
+            # Trainings save a checkpoint.
+            end_groups([each.process for each in running], _GRACE)
         return failed
 
     def _start(self, waiting: list[Step], running: list[Running]) -> None:
@@ -129,20 +130,6 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _end_all(running: list[Running]) -> None:
-    """Ends what runs: trainings save a checkpoint."""
-    for each in running:
-        with suppress(ProcessLookupError):
-            os.killpg(each.process.pid, signal.SIGTERM)
-    end = time.monotonic() + _GRACE
-    for each in running:
-        with suppress(subprocess.TimeoutExpired):
-            each.process.wait(max(0.1, end - time.monotonic()))
-        with suppress(ProcessLookupError):
-            os.killpg(each.process.pid, signal.SIGKILL)
-        each.process.wait()
 
 
 @contextmanager

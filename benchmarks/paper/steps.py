@@ -57,15 +57,15 @@ class Step:
         return self.record(folder).exists()
 
     def command_lines(self, folder: Path) -> list[list[str]]:
-        """The commands with the paths in place."""
-        places = {f"{{{index}}}": str(step.path(folder)) for index, step in enumerate(self.after)}
-        places["{own}"] = str(self.path(folder))
-        return [[_with_places(word, places) for word in command] for command in self.commands]
+        """The commands with the paths that they name."""
+        paths = {f"{{{index}}}": str(step.path(folder)) for index, step in enumerate(self.after)}
+        paths["{own}"] = str(self.path(folder))
+        return [[_with_paths(word, paths) for word in command] for command in self.commands]
 
 
-def _with_places(word: str, places: dict[str, str]) -> str:
-    for place, path in places.items():
-        word = word.replace(place, path)
+def _with_paths(word: str, paths: dict[str, str]) -> str:
+    for name, path in paths.items():
+        word = word.replace(name, path)
     return word
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from nld_train.commands.command import Command
 from nld_train.errors import UserError
+from nld_train.files import temporary_of
+from nld_train.packaged import packaged_directory
 from nld_train.printable import say
 
 _FOLDER = "launch"
@@ -17,19 +19,6 @@ _DESCRIPTION = """Copies the launch scripts (torchrun on several nodes, Slurm, q
 They work on the folder that they are copied into, as they do on a checkout: `nld-launch .`, then for instance
 `sbatch --nodes 32 launch/slurm.sbatch experiment=paper_8b`.
 """
-
-
-def launch_directory() -> Path:
-    """The folder of the scripts: inside the package if it was installed from a wheel, beside it in a checkout.
-
-    Raises:
-        UserError: it is in neither.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for directory in (package / _FOLDER, package.parent / _FOLDER):
-        if (directory / "torchrun.sh").is_file():
-            return directory
-    raise UserError(f"{_FOLDER}/torchrun.sh: not found in {package} or beside it; install the package again")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +36,12 @@ def _check(arguments: argparse.Namespace) -> None:
 def _copy(arguments: argparse.Namespace) -> None:
     """Under another name first, so that an interrupted copy is not taken for a whole one."""
     target: Path = arguments.directory / _FOLDER
-    temporary = target.with_name(f".{_FOLDER}.tmp")
+    temporary = temporary_of(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        shutil.copytree(launch_directory(), temporary, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            packaged_directory(_FOLDER, "torchrun.sh"), temporary, ignore=shutil.ignore_patterns("__pycache__")
+        )
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

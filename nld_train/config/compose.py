@@ -10,17 +10,14 @@ from pathlib import Path
 from nld_train.config.load import load_config, unknown_key_message
 from nld_train.config.schema import Config
 from nld_train.errors import UserError
+from nld_train.packaged import packaged_directory
 
 ROOT_NAME = "train"
 
 
 def config_directory() -> Path:
-    """The folder of the YAML files: inside the package if it was installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for directory in (package / "configs", package.parent / "configs"):
-        if (directory / f"{ROOT_NAME}.yaml").is_file():
-            return directory
-    raise UserError(f"configs/{ROOT_NAME}.yaml: not found in {package} or beside it; install the package again")
+    """The folder of the YAML files."""
+    return packaged_directory("configs", f"{ROOT_NAME}.yaml")
 
 
 def compose_config(overrides: Sequence[str] = ()) -> Config:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nld_train.decoding.algorithms.options import BlockStart
+
 
 @dataclass(frozen=True)
 class CleanStream:
@@ -20,6 +22,11 @@ class CleanStream:
 
     block: int | None = None
     ar: bool = True
+
+    @property
+    def block_start(self) -> BlockStart:
+        """How a block of diffusion starts unless a call says it: with an AR prediction, where these were trained."""
+        return "seed" if self.ar else "masks"
 
     def prompt_pattern(self, width: int) -> Tensor | None:
         """Which tokens of a prompt see each other, bool `[width, width]` (query, key); None where it is causal.

@@ -73,10 +73,10 @@ def run(arguments: Namespace) -> None:
     source = source_of(arguments)
     encoder = PromptEncoder(chat_format_of(arguments, source))
     questions = [_question(line, encoder) for line in lines]
+    prompts = [question.prompt for question in questions]
     with value_errors_as_user_errors():
         variants = _variants(arguments, source)
         for variant in variants:
-            prompts = [question.prompt for question in questions]
             check_request(source.description, prompts, variant.mode, variant.options)
     policy = policy_of(arguments, source)
     with source.open() as engine:

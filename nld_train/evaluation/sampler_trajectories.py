@@ -5,31 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from nld_train.decoding import DecodeOptions, Engine
 from nld_train.decoding.policies.commit import BlockView
+from nld_train.evaluation.greedy_acceptance import GreedyAcceptance, fitted
 from nld_train.evaluation.sampler_data import Examples, collect, joined
 
 
 class TrueText:
-    """A `CommitPolicy` that commits every prediction that is the true text's; where there is none, the most confident.
+    """True text as the targets of `GreedyAcceptance`.
 
     Args:
-        texts: by sequence, the true tokens of its one block.
+        blocks: the true tokens of the one block of each sequence.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        self._texts = texts
+    def __init__(self, blocks: Sequence[Sequence[int]]) -> None:
+        self._blocks = dict(enumerate(blocks))
 
-    def choose(self, view: BlockView) -> Tensor:
-        """See `CommitPolicy`."""
-        right = torch.zeros_like(view.masked)
-        for row, sequence in enumerate(view.sequences):
-            true = torch.tensor(self._texts[sequence])
-            right[row, : len(true)] = view.sampled[row, : len(true)] == true
-        return view.masked & right
+    def of(self, view: BlockView) -> Tensor:
+        """See `Targets.of`."""
+        return fitted(view, self._blocks)
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ def collect_both(
         blocks = true_blocks(prompts, continuations, options, engine.context_length)
         if blocks:
             own = replace(options, max_new_tokens=options.block_length)
-            policy = TrueText([block.tokens for block in blocks])
+            policy = GreedyAcceptance(TrueText([block.tokens for block in blocks]))
             towards.append(collect(engine, [block.before for block in blocks], own, batch_size, policy))
     found = [part for part in (*slow, *towards) if part is not None]
     if not found:

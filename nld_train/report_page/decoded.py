@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,10 @@ def _spread(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
 
 def _decode_all(job: _Job, advance: Advance) -> dict[str, list[dict[str, Any]]]:
     """By name of the variant, every prompt played back."""
-    text: Callable[[list[int]], str] = lambda ids: printable(str(job.source.tokenizer.decode(ids)))  # noqa: E731
+
+    def text(token_ids: Sequence[int]) -> str:
+        return printable(str(job.source.tokenizer.decode(token_ids)))
+
     shown: dict[str, list[dict[str, Any]]] = {}
     with job.source.open() as engine:
         for variant in job.variants:

@@ -84,8 +84,7 @@ def _results(records: Sequence[Record]) -> str:
             [
                 mode,
                 f"{figures['tokens_per_forward']:.2f}",
-                f"{figures['agreement']:.1%}",
-                f"{figures['exact']:.1%}" if "exact" in figures else "-",
+                *(f"{figures[key]:.1%}" if key in figures else "-" for key in ("agreement", "exact")),
             ]
             for mode, figures in modes.items()
         ]

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import documented_flash
 import pytest
 import torch
 from naive_decoding import Reader
 from peft import LoraConfig, get_peft_model
-from tiny_models import MASK, as_ministral3, random_model, trained_model
+from tiny_models import MASK, CountingEngine, as_ministral3, random_model, trained_model
 from tiny_runs import TINY_MODEL
 from torch import nn
 
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from nld_train.config.compose import compose_config
+from nld_train.decoding import Engine
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
 from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
@@ -35,6 +39,26 @@ def megatron_engine(groups: torch.device) -> MegatronEngine:
     chunks = build_model(config, transformer_config(config, groups), groups)
     initialize(chunks, config.model, 0)
     return MegatronEngine(chunks, config.model, RotaryEmbedding(config.model, groups))
+
+
+@pytest.fixture(scope="module")
+def open_engine(request: pytest.FixtureRequest) -> Callable[[str], AbstractContextManager[Engine]]:
+    """Opens an engine by name: `megatron`, or that of an export by its attention implementation."""
+
+    @contextmanager
+    def opened(name: str) -> Iterator[Engine]:
+        if name == "megatron":
+            with request.getfixturevalue("megatron_engine").decoding() as engine:
+                yield engine
+            return
+        flash = name == "flash"
+        with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
+            model = random_model() if flash else random_model(attn_implementation=name)
+            if flash:
+                documented_flash.install(model, monkeypatch)
+            yield CountingEngine(model)
+
+    return opened
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,11 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module", params=["megatron", "sdpa", pytest.param("eager", marks=pytest.mark.long)])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    if request.param != "megatron":
-        with torch.no_grad():
-            yield CountingEngine(random_model(attn_implementation=request.param))
-        return
-    megatron: MegatronEngine = request.getfixturevalue("megatron_engine")
-    with megatron.decoding():
-        yield megatron
+def engine(
+    request: pytest.FixtureRequest, open_engine: Callable[[str], AbstractContextManager[Engine]]
+) -> Iterator[Engine]:
+    with open_engine(request.param) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
-import documented_flash
 import pytest
 import torch
-from tiny_models import CountingEngine, random_model
 from tiny_shape import SHAPE
 from tolerance import assert_close_to_rounding, forward_additions
 from torch import Tensor
 
 from nld_train.decoding import Engine, Step
-from nld_train.decoding.engines.megatron_engine import MegatronEngine
 
 OLD = [[5, 6, 7, 8, 9], [20, 30], [11, 12, 13]]
 NEW = {0: [40, 41], 2: [50, 51, 52, 53, 54, 55, 56]}
@@ -23,20 +21,11 @@ ADDITIONS = forward_additions({**SHAPE, "num_hidden_layers": 4}, 16)
 
 
 @pytest.fixture(scope="module", params=["megatron", "sdpa", "eager", "flex_attention", "flash"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    if request.param == "flash":
-        model = random_model()
-        with pytest.MonkeyPatch.context() as monkeypatch, torch.no_grad():
-            documented_flash.install(model, monkeypatch)
-            yield CountingEngine(model)
-        return
-    if request.param != "megatron":
-        with torch.no_grad():
-            yield CountingEngine(random_model(attn_implementation=request.param))
-        return
-    megatron: MegatronEngine = request.getfixturevalue("megatron_engine")
-    with megatron.decoding():
-        yield megatron
+def engine(
+    request: pytest.FixtureRequest, open_engine: Callable[[str], AbstractContextManager[Engine]]
+) -> Iterator[Engine]:
+    with open_engine(request.param) as opened:
+        yield opened
 
 
 def read(engine: Engine, rows: list[list[int]], cached: list[int], slots: list[int] | None, causal: bool) -> Tensor:

@@ -217,15 +217,16 @@ def test_both_kinds_and_all_lengths_are_one_set(models: Models) -> None:
     settings = [DecodeOptions(16, block_length=length, stop_tokens=(3, 49)) for length in (4, 8)]
     found = collect_both(engine, prompts, true, settings, 4)
     parts = [collect(engine, prompts, options, 4) for options in settings]
+    first = 0
     for number, part in enumerate(parts):
         assert part is not None
-        first = 0 if number == 0 else len(parts[0])  # type: ignore[arg-type]
         here = found.examples.pick(torch.arange(first, first + len(part)))
         width = settings[number].block_length
         assert torch.equal(here.supervised[:, :width], part.supervised)
         assert torch.equal(here.labels[:, :width], part.labels)
         assert torch.equal(here.seen.top[:, :width], part.seen.top)
         assert not bool(here.supervised[:, width:].any() | here.seen.real[:, width:].any())
+        first += len(part)
     assert found.examples.labels.shape[1] == 8
     assert len(found.examples) > sum(map(len, filter(None, parts)))
     assert found.true_text == 4 + 2

@@ -80,7 +80,9 @@ def test_the_start_of_blocks_can_be_chosen(models: Models, readers: Readers, cho
         check(result, [diffusion(readers["trained"], each, LIMIT, 4, chooser, STOPS, 0) for each in PROMPTS])
 
 
-def test_the_cache_has_the_keys_of_whole_blocks(models: Models, readers: Readers) -> None:
+def test_the_cache_has_the_keys_of_whole_blocks(
+    models: Models, readers: Readers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The logits of every forward are those over the whole text, whose blocks see themselves."""
     engine, reader, prompt = engine_of(models["random"], 4), readers["random"], PROMPTS[2]
     seen: list[tuple[int, list[int], Tensor]] = []
@@ -92,7 +94,7 @@ def test_the_cache_has_the_keys_of_whole_blocks(models: Models, readers: Readers
         seen.append((int(step.cached[0]), step.tokens[0].tolist(), answer[0].clone()))
         return answer
 
-    engine.forward = listened  # type: ignore[method-assign]
+    monkeypatch.setattr(engine, "forward", listened)
     result = decode(engine, [prompt], "diffusion", DecodeOptions(12, block_length=4), Threshold(0.3))
     text = prompt + result.token_ids[0]
     for cached, block, found in seen[1:]:

@@ -16,7 +16,9 @@ from tiny_runs import records_of
 
 from nld_train.commands.report import main
 from nld_train.decoding.algorithms.outputs import Progress
+from nld_train.report_page.page import page_of
 from nld_train.report_page.playback import Recorder, playback
+from nld_train.training.metrics.jsonl import Content
 
 pytest.importorskip("plotly", reason="the extra `report` is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -235,6 +237,14 @@ def test_curves_are_shown_where_nothing_can_be_decoded(
     found = Page((tmp_path / "report.html").read_text())
     assert "No text was decoded" in found.shown
     assert json.loads(found.data)["played"] is None
+
+
+def test_a_run_without_ar_predictions_has_nothing_to_agree_with(tmp_path: Path) -> None:
+    """As with `diffusion.clean=block`, where diffusion is decoded alone."""
+    decoding = {"modes": {"diffusion": {"tokens_per_forward": 2.5}}}
+    record = {"step": 7, "tokens": 70, "stage": "joint", "decoding": decoding}
+    shown = Page(page_of(tmp_path, Content([record], []), [], {}, "")).shown
+    assert "diffusion2.50--" in shown
 
 
 def test_refusals(trained: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

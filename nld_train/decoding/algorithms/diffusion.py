@@ -36,6 +36,12 @@ class Blocks:
         for name in ("tokens", "masked", "sizes", "passes", "committed_by"):
             setattr(self, name, getattr(self, name)[slots])
 
+    def read(self, slot: int) -> tuple[list[int], list[bool], int]:
+        """The tokens of a block, which of them are masked, and how many there are before the first mask."""
+        size = int(self.sizes[slot])
+        masked = self.masked[slot, :size].tolist()
+        return self.tokens[slot, :size].tolist(), masked, masked.index(True) if any(masked) else size
+
 
 def decode_diffusion(batch: Batch, policy: CommitPolicy) -> None:
     """Decodes all sequences block by block (`docs/method.md`, "Decoding").
@@ -144,8 +150,8 @@ def _to_sample(blocks: Blocks, complete: Tensor, width: int) -> Tensor:
 
 def _given(batch: Batch) -> int:
     """The number of tokens that a block has before its first pass: the seed, or none."""
-    start = batch.options.block_start
-    return int(batch.session.engine.clean_stream.ar if start is None else start == "seed")
+    start = batch.options.block_start or batch.session.engine.clean_stream.block_start
+    return int(start == "seed")
 
 
 def _start_blocks(batch: Batch, blocks: Blocks, slots: list[int], seeds: Tensor) -> None:
@@ -206,28 +212,25 @@ def _view(batch: Batch, blocks: Blocks, result: Predictions, slots: Tensor) -> B
 
 def _commit(batch: Batch, blocks: Blocks, slots: list[int]) -> None:
     """Commits complete blocks, and ends sequences at a stop that no mask precedes."""
+    given = _given(batch)
     for slot in slots:
         output = batch.output(slot)
-        _limit_thinking(batch, blocks, slot)
-        size = int(blocks.sizes[slot])
-        masked, tokens = blocks.masked[slot, :size].tolist(), blocks.tokens[slot, :size].tolist()
-        certain = masked.index(True) if any(masked) else size
-        if certain == size or output.stop_after(tokens[:certain]) is not None:
+        if batch.options.max_thinking_tokens is not None:
+            _limit_thinking(batch, blocks, slot)
+        tokens, masked, certain = blocks.read(slot)
+        if certain == len(tokens) or output.stop_after(tokens[:certain]) is not None:
             passes = blocks.committed_by[slot, :certain].tolist()
-            given = _given(batch)
             output.commit(tokens[:certain], passes, [False] * given + [True] * (certain - given))
             batch.notify(slot)
         else:
-            _notify_of_block(batch, slot, tokens, masked, blocks.committed_by[slot, :size].tolist())
+            _notify_of_block(batch, slot, tokens, masked, blocks.committed_by[slot, : len(tokens)].tolist())
 
 
 def _limit_thinking(batch: Batch, blocks: Blocks, slot: int) -> None:
     """Ends a block with the end of thinking as soon as all tokens before it are known, and drops what was after it."""
-    size = int(blocks.sizes[slot])
-    masked, tokens = blocks.masked[slot, :size].tolist(), blocks.tokens[slot, :size].tolist()
-    certain = masked.index(True) if any(masked) else size
+    tokens, _, certain = blocks.read(slot)
     at = batch.thinking.due_in(batch.output(slot).tokens, tokens[:certain])
-    if at is None or at >= size:
+    if at is None or at >= len(tokens):
         return
     blocks.tokens[slot, at] = batch.thinking.end_token
     blocks.tokens[slot, at + 1 :] = batch.mask_token_id
@@ -238,9 +241,10 @@ def _limit_thinking(batch: Batch, blocks: Blocks, slot: int) -> None:
 
 def _notify_of_block(batch: Batch, slot: int, tokens: list[int], masked: list[bool], passes: list[int]) -> None:
     """Notifies the observer of a block with masks; at masked positions `passes` has values of an earlier block."""
+    given = _given(batch)
     batch.notify(
         slot,
         block=[None if hidden else token for token, hidden in zip(tokens, masked, strict=True)],
         committed_by=[0 if hidden else number for number, hidden in zip(passes, masked, strict=True)],
-        drafted=[index >= _given(batch) and not hidden for index, hidden in enumerate(masked)],
+        drafted=[index >= given and not hidden for index, hidden in enumerate(masked)],
     )

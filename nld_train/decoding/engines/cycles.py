@@ -9,7 +9,7 @@ Python does not run in it. So a cycle is a function of nothing but its input ten
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class FixedCycles:
         self.refused: str | None = None
         self._buffers: dict[Hashable, Tensor] = {}
         self._packings: dict[Hashable, _Packing] = {}
-        self._uses: dict[Hashable, int] = {}
+        self._uses: Counter[Hashable] = Counter()
         self._captured: OrderedDict[Hashable, tuple[Graph, tuple[Tensor, ...]]] = OrderedDict()
 
     @property
@@ -142,8 +142,8 @@ class FixedCycles:
     def _run(self, key: Hashable, function: Function, inputs: Inputs) -> Ran:
         if key in self._captured:
             self._captured.move_to_end(key)
-        elif self.refused is not None or self._uses.setdefault(key, 0) < EAGER_USES:
-            self._uses[key] = self._uses.get(key, 0) + 1
+        elif self.refused is not None or self._uses[key] < EAGER_USES:
+            self._uses[key] += 1
             return Ran(self._eager(function, inputs))
         elif not self._capture(key, function, inputs):
             return Ran(self._eager(function, inputs))

@@ -88,7 +88,7 @@ class NldModel(TemplateLM):
         _check(self.source, self.settings, self.chat)
         self._limits = TextLimits(self.settings.max_new_tokens, self.source.description.context_length)
         check_tasks(tasks, self._limits)
-        self.resolved = self.settings.resolved(self.source.block_length, self.source.description.clean_stream.ar)
+        self.resolved = self.settings.resolved(self.source.block_length, self.source.description.clean_stream)
         policy = self.settings.policy.build(self.source.directory, layout.processes)
         self._open = ExitStack()
         engine = self._open.enter_context(self.source.open())

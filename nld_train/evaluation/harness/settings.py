@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from nld_train.decoding.algorithms.options import BlockStart, DecodeOptions, Mode
+from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.mode_options import refuse_unread
 from nld_train.decoding.policies.registry import PolicySettings
 
@@ -96,12 +97,12 @@ class EvaluationSettings:
         """Maximum number of noise samples per block of the bound."""
         return _SAMPLES if self.samples is None else self.samples
 
-    def resolved(self, block_length: int, ar: bool = True) -> dict[str, Any]:
+    def resolved(self, block_length: int, clean_stream: CleanStream = PAPER) -> dict[str, Any]:
         """The settings that the mode reads by name, with the values of those that were not given.
 
         Args:
             block_length: of the checkpoint.
-            ar: whether it was trained with an AR loss.
+            clean_stream: how it was trained to see a text.
         """
         found = {name: value for name, value in self.record().items() if name not in self.policy.record()}
         if self.mode == "ar":
@@ -110,7 +111,7 @@ class EvaluationSettings:
             found["block_length"] = block_length
         if self.mode == "diffusion":
             found |= {"likelihood": self.likelihood or "bound", "policy": self.policy.name, **self.policy.arguments}
-            found["block_start"] = self.block_start or ("seed" if ar else "masks")
+            found["block_start"] = self.block_start or clean_stream.block_start
         else:
             del found["likelihood"], found["block_start"]
         if not self.bounds:

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -118,8 +119,7 @@ def _clean_blocks(
 
 def _document_of(index: int, documents: tuple[tuple[int, int], ...]) -> int:
     """Where the document of a clean token begins."""
-    starts = [start for start, _ in documents]
-    return starts[bisect_right(starts, index) - 1]
+    return documents[bisect_right(documents, index, key=itemgetter(0)) - 1][0]
 
 
 def _attend_group(query: Tensor, key: Tensor, value: Tensor, group: RowGroup, context: StreamContext) -> Tensor:
