@@ -32,6 +32,9 @@ DERIVED: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "stages.*.lora": lambda beside: None,
     "stages.*.ar_weight": lambda beside: 1.0,
     "diffusion.clean": lambda beside: "causal",
+    # Without a vision tower, whose weights might have been left as they were.
+    "model.vision": lambda beside: None,
+    "stages.*.trained_weights": lambda beside: "all",
 }
 
 

@@ -19,14 +19,22 @@ from nld_train.losses.objective import ar_row_shares, diffusion_row_shares
 from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import NoisyLayout, StreamLayout, document_borders
 from nld_train.masking.schedule import NoiseSchedule
+from nld_train.model.vision.pictures import Pictures
 
-# Samples of one micro-batch: tensors `[b, ...]` under the names of `data.samples`.
-Samples = dict[str, Tensor]
+# Samples of one micro-batch: tensors `[b, ...]` under the names of `data.samples`, and `pictures`, one `Pictures` of
+# all samples, where they have them.
+Samples = dict[str, Any]
 
 
 def stack(samples: list[dict[str, Any]]) -> Samples:
-    """Samples as of `data.samples`, each of their tensors stacked."""
-    stacked: Samples = torch.utils.data.default_collate(samples)
+    """Samples as of `data.samples`, each of their tensors stacked.
+
+    A sample may have `pictures`, a list of float32 `[3, height, width]`, which may be empty; then every sample has it.
+    """
+    tensors = [{name: value for name, value in sample.items() if name != "pictures"} for sample in samples]
+    stacked: Samples = torch.utils.data.default_collate(tensors)
+    if "pictures" in samples[0]:
+        stacked["pictures"] = Pictures.of([picture for sample in samples for picture in sample["pictures"]])
     return stacked
 
 

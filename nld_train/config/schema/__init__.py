@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nld_train.config.schema.execution import ExecutionConfig, ParallelConfig, ProfileConfig, Recomputed
-from nld_train.config.schema.model import SIZE_KEYS, ModelConfig, RopeParameters
+from nld_train.config.schema.model import SIZE_KEYS, ModelConfig, RopeParameters, VisionConfig
 from nld_train.config.schema.run import (
     CheckpointConfig,
     CudaGraphs,
@@ -69,6 +69,7 @@ __all__ = [
     "SourceConfig",
     "StageConfig",
     "ValidationConfig",
+    "VisionConfig",
     "WandbConfig",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from nld_train.config.schema.ranges import Count, NotNegative, Positive
+from nld_train.config.schema.ranges import Count, CountOrZero, NotNegative, Positive
 
 # Keys of `ModelConfig` that are sizes: integers of 1 or more.
 SIZE_KEYS = (
@@ -52,6 +52,34 @@ class RopeParameters:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Pixtral vision tower and Mistral3 projector, under the names of a Mistral3 wrapper's `config.json`."""
+
+    hidden_size: Annotated[Count, "Width of the tower. Divisible by 2 x num_attention_heads."]
+    intermediate_size: Annotated[Count, "Width of the tower's gated MLP."]
+    num_hidden_layers: Annotated[Count, "Number of the tower's layers."]
+    num_attention_heads: Annotated[
+        Count, "Heads of the tower. The width of one, hidden_size / num_attention_heads, is divisible by 4."
+    ]
+    patch_size: Annotated[Count, "Edge of a patch in pixels."]
+    image_size: Annotated[
+        Count, "Longest edge of a picture in pixels, to which larger ones are scaled down. At least a merged patch."
+    ]
+    spatial_merge_size: Annotated[
+        Count, "Edge of the square of patches that the projector merges into one [IMG] token."
+    ]
+    hidden_act: Annotated[str, "Activation of the tower's MLP, a name of transformers, such as silu or gelu."]
+    rope_theta: Annotated[Positive, "Base of the tower's rotary frequencies, the same for rows and columns."]
+    projector_hidden_act: Annotated[str, "Activation between the projector's two linear layers."]
+    multimodal_projector_bias: Annotated[bool, "Whether the projector's two linear layers have biases."]
+    image_token_id: Annotated[
+        CountOrZero, "The token [IMG], whose embedding is a feature of a picture. Below vocab_size, as the next two."
+    ]
+    image_break_token_id: Annotated[CountOrZero, "The token [IMG_BREAK], which ends a row of [IMG]."]
+    image_end_token_id: Annotated[CountOrZero, "The token [IMG_END], which ends a picture."]
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A Ministral3 text decoder, under the names of its `config.json` (docs/method.md, "Model shapes")."""
 
@@ -85,3 +113,7 @@ class ModelConfig:
     eos_token_id: Annotated[int, "The token at the end of a document. Below vocab_size."]
     pad_token_id: Annotated[int, "The token that pads batches of unequal length. Below vocab_size."]
     rope_parameters: RopeParameters
+    vision: Annotated[
+        VisionConfig | None,
+        "The vision tower and projector of a vision-language model, on the first pipeline stage; null: text alone.",
+    ] = None

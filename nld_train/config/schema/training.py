@@ -12,6 +12,7 @@ from nld_train.config.schema.ranges import BelowOne, Count, CountOrZero, Fractio
 Averaging = Literal["global", "contributing", "masked", "sequence"]
 Documents = Literal["isolate", "ignore"]
 CleanVisibility = Literal["causal", "block"]
+TrainedWeights = Literal["all", "text", "projector"]
 
 # Held-out samples draw their noise under this name, as those of a stage do under the stage's. No stage may have it.
 VALIDATION = "validation"
@@ -204,6 +205,11 @@ class StageConfig:
         "null: train all weights. Otherwise these are frozen, and a low-rank change of some is trained, which the next "
         "stage and an export add to them. null with kind=drafter.",
     ] = None
+    trained_weights: Annotated[
+        TrainedWeights,
+        "Which weights of a vision-language model are trained. all: every one; text: not the vision tower and the "
+        "projector; projector: the projector alone. all in a model without vision, with a LoRA and with kind=drafter.",
+    ] = "all"
 
 
 @dataclass(frozen=True)

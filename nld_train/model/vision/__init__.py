@@ -1,0 +1,1 @@
+"""The vision tower and projector of a vision-language model, and the pictures that they take."""
