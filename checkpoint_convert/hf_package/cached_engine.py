@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +18,25 @@ from nld_train.decoding.clean_stream import CleanStream
 from nld_train.decoding.engines.cuda_graphs import cycles_on
 from nld_train.decoding.engines.engine import Step
 from nld_train.decoding.engines.kv_cache import KeyValueCache, allocated_cache
+from nld_train.model.vision.picture_prompt import ImageTokens
+from nld_train.model.vision.pictures import Pictures
 
 # FlexAttention is compiled for each number of keys: cache lengths are rounded up to multiples of this, so that there
 # are few of them.
 FLEX_KEYS = 128
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What a vision-language model has beside its text decoder.
+
+    Attributes:
+        image_tokens: the tokens of pictures.
+        features: from pictures, on the model's device, to `[n, h]`, one row for each of their `[IMG]` tokens.
+    """
+
+    image_tokens: ImageTokens
+    features: Callable[[Pictures], Tensor]
 
 
 class CachedEngine:
@@ -30,6 +47,7 @@ class CachedEngine:
         head: hidden states to logits.
         drafter: the drafter adapter, or None.
         mask_token_id: the id of masked tokens; None for that of the config.
+        vision: the features of pictures; None for a model that reads text alone.
     """
 
     def __init__(
@@ -38,6 +56,7 @@ class CachedEngine:
         head: nn.Linear,
         drafter: Drafter | AttachedDrafter | None = None,
         mask_token_id: int | None = None,
+        vision: Vision | None = None,
     ) -> None:
         config = encoder.config
         self.encoder, self.head, self.drafter = encoder, head, drafter
@@ -46,6 +65,8 @@ class CachedEngine:
         self.context_length: int = config.max_position_embeddings
         self.has_adapter = drafter is not None
         block = config.block_size if config.dlm_clean == "block" else None
+        self.image_tokens = None if vision is None else vision.image_tokens
+        self._features = None if vision is None else vision.features
         self.clean_stream = CleanStream(block, config.ar_loss_weight != 0)
         masks = config._attn_implementation in ("sdpa", "eager")
         self.cycles = cycles_on(encoder.embed_tokens.weight.device, fixed=masks)
@@ -76,12 +97,24 @@ class CachedEngine:
         cache, encoder = self._allocated_cache(), self.encoder
         device, entries = encoder.embed_tokens.weight.device, self._entries(step)
         cache.begin_step(step, entries, device)
-        embeddings = encoder.embed_tokens(step.tokens.to(device))
+        embeddings = self._embeddings(step, device)
         mask = step_mask(self._implementation, step, entries, device, embeddings.dtype)
         with self.drafter.installed() if step.adapter and self.drafter else nullcontext():
             self._hidden = encoder(embeddings, step.positions.to(device), mask, cache)
         logits: Tensor = self.head(self._hidden) if step.outputs is None else self.logits_at(step.outputs)
         return logits
+
+    def _embeddings(self, step: Step, device: torch.device) -> Tensor:
+        """`[a, T, h]`: those of the tokens, and the features of the step's pictures at their `[IMG]` tokens."""
+        tokens = step.tokens.to(device)
+        embeddings: Tensor = self.encoder.embed_tokens(tokens)
+        if step.pictures is None:
+            return embeddings
+        assert self._features is not None
+        assert self.image_tokens is not None
+        features = self._features(step.pictures.to(device)).to(embeddings.dtype)
+        of_pictures = (tokens == self.image_tokens.token_id)[:, :, None]
+        return embeddings.masked_scatter(of_pictures, features)
 
     def logits_at(self, outputs: Tensor) -> Tensor:
         """See `engine.Engine.logits_at`."""

@@ -14,6 +14,7 @@ from nld_train.decoding.policies.commit import CommitPolicy
 from nld_train.decoding.policies.fixed_number import FixedNumber
 from nld_train.decoding.policies.threshold import Threshold
 from nld_train.decoding.policies.total_steps import TotalSteps
+from nld_train.model.vision.pictures import CHANNELS, Pictures
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class CallSettings:
         tokenizer: of the model.
         cuda_graphs: whether decode cycles run as CUDA graphs: `auto` where they can, `on` or an error, `off` never.
         token_type_ids: ignored; some tokenizers return them.
+        pixel_values: `[n, 3, H, W]`, the pictures of all prompts in the order of their `[IMG]` tokens, padded at the
+            right and below; as the processor of a vision-language model returns them.
+        image_sizes: int `[n, 2]`, height and width of each in pixels; None where all are H x W.
     """
 
     attention_mask: Tensor | None = None
@@ -47,6 +51,8 @@ class CallSettings:
     tokenizer: Any = None
     cuda_graphs: Graphs = "auto"
     token_type_ids: Tensor | None = None
+    pixel_values: Tensor | None = None
+    image_sizes: Tensor | Sequence[Sequence[int]] | None = None
 
     def options(self, max_new_tokens: int, block_length: int, stop_tokens: Sequence[int], **more: Any) -> DecodeOptions:
         """The decoder's options. `stop_tokens` apply if `eos_token_id` is None.
@@ -71,6 +77,32 @@ class CallSettings:
             cuda_graphs=self.cuda_graphs,
             **more,
         )
+
+
+def pictures_of_call(
+    pixel_values: Tensor | None, image_sizes: Tensor | Sequence[Sequence[int]] | None
+) -> Pictures | None:
+    """The pictures of a call, under the names of `transformers`; None without.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if pixel_values is None:
+        if image_sizes is not None:
+            raise ValueError("image_sizes: pictures need pixel_values too")
+        return None
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != CHANNELS:
+        raise ValueError(
+            f"pixel_values: shape {tuple(pixel_values.shape)} is not [pictures, {CHANNELS}, height, width]"
+        )
+    count, _, *largest = pixel_values.shape
+    sizes = torch.tensor([largest] * count) if image_sizes is None else torch.as_tensor(image_sizes).long().cpu()
+    if sizes.shape != (count, 2) or (count and bool((sizes.amax(0) > torch.tensor(largest)).any())):
+        raise ValueError(
+            f"image_sizes: {sizes.tolist()} are not height and width of {count} pictures of at most "
+            f"{largest[0]} x {largest[1]} pixels, as pixel_values has them"
+        )
+    return Pictures(pixel_values, sizes)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from checkpoint_convert.hf_package.cached_engine import CachedEngine
+from checkpoint_convert.hf_package.cached_engine import CachedEngine, Vision
 from checkpoint_convert.hf_package.calls import (
     CallSettings,
     Padding,
     as_tuple,
     diffusion_policy,
     joined,
+    pictures_of_call,
     prompts_of,
     the_prompts,
 )
@@ -58,7 +59,7 @@ class GenerationMethods(DraftingMethods):
             eos_token_id: id or ids that end a sequence; None for those of the generation config.
             input_ids: another name of `prompt_ids`.
             **settings: `calls.CallSettings` by name: `attention_mask`, `top_k`, `top_p`, `seed`, `stop_strings`,
-                `tokenizer`, `max_thinking_tokens`, `end_think_token_id`.
+                `tokenizer`, `max_thinking_tokens`, `end_think_token_id`, `pixel_values`, `image_sizes`.
 
         Returns:
             int64 `[b, P + N]`, the input followed by new tokens and padding; and `nfe`, the forward calls of the batch,
@@ -212,7 +213,8 @@ class GenerationMethods(DraftingMethods):
         call = CallSettings(**settings)
         if mask_token_id is not None and not 0 <= mask_token_id < self.config.vocab_size:
             raise ValueError(f"mask_token_id: {mask_token_id} is not in the vocabulary of {self.config.vocab_size}")
-        prompts = prompts_of(input_ids, call.attention_mask, self._padding())
+        vision = self._vision()
+        prompts = self._with_pictures(prompts_of(input_ids, call.attention_mask, self._padding()), call, vision)
         drafter = self.drafter() if mode == "linear" and adapter is not False else None
         options = call.options(
             max_new_tokens,
@@ -223,9 +225,23 @@ class GenerationMethods(DraftingMethods):
             draft_threshold=draft_threshold,
             stop_rule=stop_rule,
         )
-        engine = CachedEngine(self.encoder, self.diffusion_head, drafter, mask_token_id)
+        engine = CachedEngine(self.encoder, self.diffusion_head, drafter, mask_token_id, vision)
         with self._evaluating(), self._without_attached_drafter(mode):
             return decode(engine, prompts, mode, options, policy, observer)
+
+    def _vision(self) -> Vision | None:
+        """How this model reads pictures; None where it reads text alone."""
+        return None
+
+    def _with_pictures(
+        self, prompts: list[list[int]], call: CallSettings, vision: Vision | None
+    ) -> Sequence[Sequence[int]]:
+        pictures = pictures_of_call(call.pixel_values, call.image_sizes)
+        if pictures is None:
+            return prompts
+        if vision is None:
+            raise ValueError("pixel_values: this model reads text alone")
+        return vision.image_tokens.with_pictures(prompts, pictures)
 
     def stop_tokens(self) -> tuple[int, ...]:
         """Stop tokens of the generation config, or if that has none, of the config."""

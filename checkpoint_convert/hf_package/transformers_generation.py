@@ -126,6 +126,8 @@ class TransformersGeneration(GenerationMethods, GenerationMixin):
             attention_mask=model_inputs.get("attention_mask"),
             eos_token_id=as_tuple(generation_config.eos_token_id),
             stop_rule=criteria.rule if criteria.needed else None,
+            pixel_values=model_inputs.get("pixel_values"),
+            image_sizes=model_inputs.get("image_sizes"),
             **sampling,
         )
         if streamer is not None:

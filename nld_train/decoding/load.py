@@ -21,6 +21,7 @@ from nld_train.data.vocabulary import refuse_other_tokenizer, training_hashes
 from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.layout import ONE_PROCESS, Layout
 from nld_train.errors import UserError
+from nld_train.model.vision.picture_prompt import ImageTokens
 from nld_train.registry import resolve
 from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
 
@@ -41,6 +42,7 @@ class Description:
     context_length: int
     has_adapter: bool
     clean_stream: CleanStream = PAPER
+    image_tokens: ImageTokens | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, adapter: Path | None, clean_stream: CleanStream) -> Description:
@@ -51,6 +53,7 @@ class Description:
             context_length=model.max_position_embeddings,
             has_adapter=adapter is not None,
             clean_stream=clean_stream,
+            image_tokens=ImageTokens.of(model.vision),
         )
 
 

@@ -35,7 +35,7 @@ def decode(
 
     Args:
         engine: the model.
-        prompts: ids of each sequence, without padding.
+        prompts: ids of each sequence, without padding; with pictures, `model.vision.picture_prompt.PicturePrompt`.
         mode: `ar`, `diffusion`, `linear` or `quadratic`.
         options: settings of the call.
         policy: commit policy; required for diffusion, refused in other modes.

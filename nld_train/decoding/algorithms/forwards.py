@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nld_train.decoding.engines.engine import Engine, Step
+from nld_train.model.vision.pictures import Pictures
 
 # What a cycle computes: forwards, sampling, acceptance, without the host. From `Forwards` and named inputs `[a, ...]`
 # to results `[a, ...]`, the first of which the host reads. A frozen dataclass, whose fields are all that it depends on
@@ -90,6 +91,7 @@ class Forwards:
         outputs: Tensor | None = None,
         slots: Tensor | None = None,
         adapter: bool = False,
+        pictures: Pictures | None = None,
     ) -> Tensor:
         """Any step (see `engine.Step`); causal and at the next positions where nothing else is given."""
         device = tokens.device
@@ -105,6 +107,7 @@ class Forwards:
             slots=slots,
             adapter=adapter,
             entries=self.entries,
+            pictures=pictures,
         )
         return self._without_mask(self.engine.forward(step))
 

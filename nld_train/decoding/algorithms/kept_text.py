@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from nld_train.decoding.engines.engine import Engine
+from nld_train.model.vision.pictures import Pictures
 
 
 class KeptText:
     """Belongs to one engine, whose cache nothing else may use between two calls; each call decodes one prompt.
 
-    A prompt is compared token by token with what the cache holds, and only what differs is computed: a chat template
-    that rewrites earlier turns costs time, never a wrong token.
+    A prompt is compared with what the cache holds, token by token and picture by picture, and only what differs is
+    computed: a chat template that rewrites earlier turns costs time, never a wrong token.
 
     Args:
         room: entries that the cache has beyond those that a call needs, up to the context: for the calls to come.
@@ -19,6 +22,7 @@ class KeptText:
 
     def __init__(self, room: int = 0) -> None:
         self._token_ids: list[int] = []
+        self._pictures: list[Tensor] = []
         self._room, self._capacity = room, 0
 
     def begin(self, engine: Engine, prompt: Sequence[int], capacity: int) -> int:
@@ -29,7 +33,7 @@ class KeptText:
 
         Args:
             engine: the same in every call.
-            prompt: ids.
+            prompt: ids, with its pictures where it has some.
             capacity: entries that decoding needs.
         """
         if capacity > self._capacity:
@@ -39,6 +43,8 @@ class KeptText:
             self._capacity = larger
         # Where tokens see their whole block, they depend on tokens after them that may have changed.
         kept = 0 if engine.clean_stream.block is not None else min(self._common(prompt), len(prompt) - 1)
+        if engine.image_tokens is not None:
+            kept = engine.image_tokens.same(prompt, kept, self._pictures)
         self._token_ids = self._token_ids[:kept]
         return kept
 
@@ -46,9 +52,9 @@ class KeptText:
         pairs = zip(self._token_ids, prompt, strict=False)
         return next((index for index, (kept, token) in enumerate(pairs) if kept != token), len(self._token_ids))
 
-    def end(self, token_ids: Sequence[int]) -> None:
-        """A call has ended with these tokens, of prompt and answer, in the cache.
+    def end(self, token_ids: Sequence[int], pictures: Pictures) -> None:
+        """A call has ended with these tokens, of prompt and answer, and the prompt's pictures in the cache.
 
         Without it, after an interrupted call, there is what `begin` found.
         """
-        self._token_ids = list(token_ids)
+        self._token_ids, self._pictures = list(token_ids), pictures.each()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+from nld_train.model.vision.picture_prompt import refuse_pictures
+
 # Command lines are checked with these classes before torch is imported.
 if TYPE_CHECKING:
     from nld_train.decoding.engines.engine import Limits
@@ -119,7 +121,8 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
 
     Raises:
         ValueError: an unknown mode; no prompts, an empty one, one that fills the context, one with an id outside the
-            vocabulary or with the mask token; not one seed per prompt; no drafter adapter where one is required; AR
+            vocabulary or with the mask token; pictures of a model that reads text alone, or that do not fit the `[IMG]`
+            tokens of their prompt; not one seed per prompt; no drafter adapter where one is required; AR
             predictions of a model that has none; more new tokens than the context has room for after a prompt; what
             `check_block_length` refuses.
     """
@@ -129,6 +132,10 @@ def check_request(model: Limits, prompts: Sequence[Sequence[int]], mode: str, op
         raise ValueError("prompts: there are none")
     for number, prompt in enumerate(prompts):
         _check_prompt(model, number, prompt)
+        if model.image_tokens is None:
+            refuse_pictures(number, prompt)
+        else:
+            model.image_tokens.check(number, prompt)
     if not isinstance(options.seeds, int) and len(options.seeds) != len(prompts):
         raise ValueError(f"seeds: {len(options.seeds)} of them for {len(prompts)} prompts")
     if options.adapter and mode != "linear":

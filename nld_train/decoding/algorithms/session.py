@@ -15,6 +15,8 @@ from nld_train.decoding.algorithms.kept_text import KeptText
 from nld_train.decoding.algorithms.options import Graphs
 from nld_train.decoding.engines.cycles import rounded_entries, rounded_rows
 from nld_train.decoding.engines.engine import Engine
+from nld_train.model.vision.picture_prompt import pictures_of
+from nld_train.model.vision.pictures import Pictures
 
 
 class Session:
@@ -24,7 +26,7 @@ class Session:
 
     Args:
         engine: the model.
-        prompts: ids of each sequence.
+        prompts: ids of each sequence, with its pictures where it has some.
         slots: maximum number of active sequences; the first prompts are admitted to them.
         capacity: entries per slot: the longest text of a sequence plus the entries that a step needs beyond it.
         kept: what the cache holds already, of the text of a single sequence, and goes on to hold afterwards; None to
@@ -107,12 +109,22 @@ class Session:
             pattern=self._prompt_pattern(sizes, width, masks),
             outputs=(sizes - 1)[:, None] + torch.arange(1 + masks),
             slots=None if len(slots) == len(self.active) else index,
+            pictures=self._pictures(slots, cached.tolist()),
         )
         self.prefills += 1
         for slot, prompt in zip(slots, prompts, strict=True):
             self.prefill_tokens[self.active[slot]] = len(prompt)
         self.lengths = self.lengths.index_copy(0, index, cached + sizes)
         return logits
+
+    def _pictures(self, slots: Sequence[int], cached: Sequence[int]) -> Pictures | None:
+        """The pictures of the prompts in these slots that the cache does not hold, in their order."""
+        if (image_tokens := self.engine.image_tokens) is None:
+            return None
+        prompts = [self._prompts[self.active[slot]] for slot in slots]
+        pairs = zip(prompts, cached, strict=True)
+        pictures = [picture for prompt, size in pairs for picture in image_tokens.pictures_from(prompt, size)]
+        return Pictures.of(pictures) if pictures else None
 
     def _prompt_pattern(self, sizes: Tensor, width: int, masks: int) -> Tensor | None:
         if masks:
@@ -166,7 +178,8 @@ class Session:
         The cache need not hold the last ones, and may hold some that were drafted after the end.
         """
         if self._kept is not None:
-            self._kept.end([*self._prompts[self.active[slot]], *new_tokens][: int(self.lengths[slot])])
+            prompt = self._prompts[self.active[slot]]
+            self._kept.end([*prompt, *new_tokens][: int(self.lengths[slot])], pictures_of(prompt))
 
     def keep_slots(self, slots: list[int]) -> None:
         """Keeps only these slots; the others are freed, unless their text is kept for another call."""

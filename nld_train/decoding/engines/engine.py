@@ -20,6 +20,8 @@ from torch import Tensor
 
 from nld_train.decoding.clean_stream import CleanStream
 from nld_train.decoding.engines.cycles import Cycles
+from nld_train.model.vision.picture_prompt import ImageTokens
+from nld_train.model.vision.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Step:
         entries: of a fixed step, how many entries of each slot attention reads, also those that are not visible: at
             least `cached + T` of every sequence. It has no `slots`, and writes all T tokens, padding too. None in a
             trimmed step.
+        pictures: those of the `[IMG]` tokens, in the order of sequences and tokens; None where no token is of one, as
+            in every fixed step.
     """
 
     tokens: Tensor
@@ -57,6 +61,7 @@ class Step:
     slots: Tensor | None = None
     adapter: bool = False
     entries: int | None = None
+    pictures: Pictures | None = None
 
     def visible_inside(self) -> Tensor:
         """Which tokens of the step see each other: bool `[a, T, T]` (query, key).
@@ -88,6 +93,7 @@ class Limits(Protocol):
         context_length: maximum number of tokens of a sequence.
         has_adapter: whether steps with `adapter=True` can run.
         clean_stream: how the model was trained to see a text.
+        image_tokens: the tokens of pictures; None for a model that reads text alone.
     """
 
     vocabulary_size: int
@@ -95,6 +101,7 @@ class Limits(Protocol):
     context_length: int
     has_adapter: bool
     clean_stream: CleanStream
+    image_tokens: ImageTokens | None
 
 
 class Engine(Limits, Protocol):

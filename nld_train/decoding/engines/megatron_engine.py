@@ -32,6 +32,7 @@ from nld_train.model.accelerator import without_tensor_overlap
 from nld_train.model.adapters import DRAFTER, adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
+from nld_train.model.vision.picture_prompt import ImageTokens
 
 
 class MegatronEngine:
@@ -58,6 +59,7 @@ class MegatronEngine:
         self.context_length = model.max_position_embeddings
         self.has_adapter = adapter_shape(self.chunks, DRAFTER) is not None
         self.clean_stream = clean_stream
+        self.image_tokens = ImageTokens.of(model.vision)
         self._config: Any = self.chunks[0].config
         self.cycles = cycles_on(
             rotary.frequencies.device,
