@@ -17,7 +17,6 @@ from nld_train.decoding.policies.trained_sampler import SAMPLER
 from nld_train.results import add_result_options
 
 MODES: tuple[DecodingMode, ...] = get_args(DecodingMode)
-GRAPHS: tuple[CudaGraphs, ...] = get_args(CudaGraphs)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -126,6 +125,17 @@ def add_block_start(parser: argparse.ArgumentParser) -> None:
         choices=get_args(BlockStart),
         help="diffusion: a block starts with the AR prediction after the text (seed), or with masks alone (default: "
         "seed, and masks where the model was trained without an AR loss)",
+    )
+
+
+def add_cuda_graphs(parser: argparse.ArgumentParser) -> None:
+    """--cuda-graphs."""
+    parser.add_argument(
+        "--cuda-graphs",
+        choices=get_args(CudaGraphs),
+        default="auto",
+        help="run what is computed between two readings of the host as one CUDA graph: auto where that is possible, on "
+        "or not at all, off never (default: auto)",
     )
 
 

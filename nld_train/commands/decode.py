@@ -11,12 +11,12 @@ from nld_train.results import add_result_options
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     from nld_train.commands.arguments import (
-        GRAPHS,
         MODES,
         add_adapter,
         add_block_start,
         add_chat_format,
         add_checkpoint,
+        add_cuda_graphs,
         add_layout,
         add_lengths,
         add_policy,
@@ -37,12 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     _add_stop(parser)
     add_adapter(parser)
-    parser.add_argument(
-        "--cuda-graphs",
-        choices=GRAPHS,
-        help="run what is computed between two readings of the host as one CUDA graph: auto where that is possible, on "
-        "or not at all, off never (default: auto)",
-    )
+    add_cuda_graphs(parser)
     add_result_options(parser, "one object per prompt")
 
 

@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    from nld_train.commands.arguments import add_adapter, add_block_start, add_policy
+    from nld_train.commands.arguments import add_adapter, add_block_start, add_cuda_graphs, add_policy
 
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="sequences that run together (default: 16)"
@@ -57,6 +57,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, metavar="N", help="most new tokens of a text (default: each task's own number)"
     )
     add_adapter(parser)
+    add_cuda_graphs(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of noise and of sampled texts (default: 0)")
 
 

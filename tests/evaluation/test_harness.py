@@ -88,6 +88,27 @@ def test_diffusion_scores_choices_by_ar_likelihood_where_told(
     assert results["diffusion"]["evaluation"]["likelihood"] == "bound"
 
 
+def test_every_text_is_decoded_with_or_without_graphs_as_told(
+    trained: Path, folder: Path, results: dict[str, Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the tasks, and the greedy ones that are compared with continuations."""
+    from nld_train.evaluation.harness import generation
+
+    plain, asked = generation.decode, []
+
+    def decode(*arguments: Any) -> Any:
+        asked.append(arguments[3].cuda_graphs)
+        return plain(*arguments)
+
+    monkeypatch.setattr(generation, "decode", decode)
+    for task in ("local_text", "local_choice"):
+        asked.clear()
+        found = evaluated(trained, "diffusion", folder, "--tasks", task, "--cuda-graphs", "off")
+        assert set(asked) == {"off"}
+        assert found["evaluation"]["cuda_graphs"] == "off"
+    assert results["diffusion"]["evaluation"]["cuda_graphs"] == "auto"
+
+
 def test_scores_are_those_of_the_model(trained: Path, results: dict[str, Results]) -> None:
     """AR likelihoods of choices and of whole texts, by one full forward each."""
     from nld_train.decoding.algorithms.session import Session
@@ -261,6 +282,7 @@ BAD = [
     (["--mode", "diffusion", "--policy", "sampler"], "holds no trained sampler"),
     (["--mode", "diffusion", "--policy", "number", "--number", "0"], "0 positions per pass"),
     (["--mode", "diffusion", "--entropy", "0.5"], "--entropy: the policy 'threshold' does not read it"),
+    (["--cuda-graphs", "on"], "error: cuda_graphs: no cycle can run as one: they need a CUDA device"),
     (["--limit", "0"], "--limit: 0 is not 1 or more"),
     (["--num-fewshot", "-1"], "--num-fewshot: -1 is not 0 or more"),
     (["--adapter"], "only linear does"),

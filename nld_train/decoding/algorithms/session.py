@@ -13,7 +13,7 @@ from torch import Tensor
 from nld_train.decoding.algorithms.forwards import Body, Forwards
 from nld_train.decoding.algorithms.kept_text import KeptText
 from nld_train.decoding.algorithms.options import Graphs
-from nld_train.decoding.engines.cycles import rounded_entries, rounded_rows
+from nld_train.decoding.engines.cycles import check_graphs, rounded_entries, rounded_rows
 from nld_train.decoding.engines.engine import Engine
 from nld_train.model.vision.picture_prompt import pictures_of
 from nld_train.model.vision.pictures import Pictures
@@ -65,7 +65,7 @@ class Session:
         self.prefill_tokens = [0] * len(prompts)
         self._prompts, self._kept = prompts, kept
         self._slots, self._capacity, self._graphs = slots, capacity, graphs
-        self._require_graphs()
+        check_graphs(engine.cycles, graphs)
         if kept is None:
             engine.allocate(slots, capacity)
         else:
@@ -159,7 +159,7 @@ class Session:
 
         key = None if self._graphs == "off" else (body, entries)
         ran = cycles.run(key, run, {"lengths": self.lengths, **inputs}, rows)
-        self._require_graphs()
+        check_graphs(cycles, self._graphs)
         self._count(counted, ran.as_graph)
         read, *others = (tensor if rows == active else tensor[:active] for tensor in ran.outputs)
         return read.cpu(), *others
@@ -187,10 +187,6 @@ class Session:
             self.engine.keep_slots(torch.tensor(slots, dtype=torch.int64))
         self.active = [self.active[slot] for slot in slots]
         self.lengths = self.lengths[slots]
-
-    def _require_graphs(self) -> None:
-        if self._graphs == "on" and (reason := self.engine.cycles.graphless) is not None:
-            raise ValueError(f"cuda_graphs: no cycle can run as one: {reason}")
 
     def _count(self, counted: Sequence[Tensor | None], as_graph: bool) -> None:
         self.forwards += len(counted)

@@ -68,6 +68,20 @@ class Cycles(Protocol):
         """
 
 
+def check_graphs(cycles: Cycles, wanted: str) -> None:
+    """Refuses graphs that are wanted where there can be none.
+
+    Args:
+        cycles: of the engine.
+        wanted: `auto`, `on` or `off`.
+
+    Raises:
+        ValueError: `on`, and no cycle runs as a graph.
+    """
+    if wanted == "on" and (reason := cycles.graphless) is not None:
+        raise ValueError(f"cuda_graphs: no cycle can run as one: {reason}")
+
+
 class DirectCycles:
     """Every cycle is one call of its function on its inputs."""
 

@@ -45,6 +45,7 @@ def _settings(arguments: Namespace, tasks: TaskList) -> EvaluationSettings:
         "block_length",
         "likelihood",
         "block_start",
+        "cuda_graphs",
         "samples",
         "max_new_tokens",
         "seed",

@@ -23,6 +23,7 @@ from nld_train.data.text_ids import beginning_of_text, plain_ids, text_ids
 from nld_train.decoding.algorithms.options import check_block_length, check_predictions
 from nld_train.decoding.algorithms.outputs import per_forward
 from nld_train.decoding.command_line.request import layout_of, value_errors_as_user_errors
+from nld_train.decoding.engines.cycles import check_graphs
 from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.chat_settings import ChatSettings
@@ -90,10 +91,14 @@ class NldModel(TemplateLM):
         check_tasks(tasks, self._limits)
         self.resolved = self.settings.resolved(self.source.block_length, self.source.description.clean_stream)
         policy = self.settings.policy.build(self.source.directory, layout.processes)
-        self._open = ExitStack()
-        engine = self._open.enter_context(self.source.open())
-        group = self._open.enter_context(all_processes())
-        worker = Worker(engine, self.source, self.settings, policy(engine), shows_progress=rank() == 0)
+        with ExitStack() as stack:
+            engine = stack.enter_context(self.source.open())
+            group = stack.enter_context(all_processes())
+            with value_errors_as_user_errors():
+                check_graphs(engine.cycles, self.settings.cuda_graphs)
+            worker = Worker(engine, self.source, self.settings, policy(engine), shows_progress=rank() == 0)
+            # Open until `close`, and closed by now where something was refused.
+            self._open = stack.pop_all()
         self.workers = WorkerGroup(worker.answer, group)
         self.tokenizer = self.source.tokenizer
         self._beginning, self._chat = beginning_of_text(self.tokenizer), bool(self.chat.apply_chat_template)

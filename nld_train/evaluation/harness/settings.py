@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from nld_train.decoding.algorithms.options import BlockStart, DecodeOptions, Mode
+from nld_train.decoding.algorithms.options import BlockStart, DecodeOptions, Graphs, Mode
 from nld_train.decoding.clean_stream import PAPER, CleanStream
 from nld_train.decoding.mode_options import refuse_unread
 from nld_train.decoding.policies.registry import PolicySettings
@@ -31,6 +31,7 @@ class EvaluationSettings:
             or `masks` where there was no AR loss in training.
         samples: maximum number of noise samples per block of the bound; None for 32.
         max_new_tokens: maximum number of new tokens of a text, in place of each task's.
+        cuda_graphs: whether cycles that decode run as CUDA graphs (see `DecodeOptions`).
         adapter: draft with the drafter adapter (linear).
         adapter_directory: directory of an adapter to use instead of the checkpoint's.
         seed: of the bound's noise and of sampled texts.
@@ -49,6 +50,7 @@ class EvaluationSettings:
     samples: int | None = None
     max_new_tokens: int | None = None
     block_start: BlockStart | None = None
+    cuda_graphs: Graphs = "auto"
     adapter: bool = False
     adapter_directory: str | None = None
     seed: int = 0
@@ -66,7 +68,8 @@ class EvaluationSettings:
         # Checked by the decoder's own classes.
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         length = 1 if self.block_length is None else self.block_length
-        DecodeOptions(most, block_length=length, adapter=self.adapter, block_start=self.block_start)
+        named = {name: getattr(self, name) for name in ("adapter", "block_start", "cuda_graphs")}
+        DecodeOptions(most, block_length=length, **named)
 
     @classmethod
     def of(cls, **settings: Any) -> EvaluationSettings:

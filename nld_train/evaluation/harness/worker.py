@@ -8,6 +8,7 @@ from typing import Any
 
 from nld_train.decoding.algorithms.options import DecodeOptions
 from nld_train.decoding.algorithms.stop_strings import stopping
+from nld_train.decoding.command_line.request import value_errors_as_user_errors
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.load import Source
 from nld_train.decoding.policies.commit import CommitPolicy
@@ -69,22 +70,28 @@ class Worker:
         same = [False] * len(requests)
         if with_greedy:
             with self._bar("greedy continuations", requests) as completed:
-                options = {"block_length": self.block_length, "block_start": settings.block_start}
-                same = greedy_continuations(engine, requests, settings.batch_size, options, self.policy, completed)
+                options = {"block_length": self.block_length, **self._settings_of_decoding}
+                with value_errors_as_user_errors():
+                    same = greedy_continuations(engine, requests, settings.batch_size, options, self.policy, completed)
         return [Score(total, greedy, error) for (total, error), greedy in zip(found, same, strict=True)]
 
     def _generate(self, requests: Sequence[Generation], completed: Advance) -> list[Generated]:
         settings = self.settings
-        return generate(
-            self.engine,
-            requests,
-            settings.batch_size,
-            settings.mode,
-            self._options,
-            self.policy,
-            self._text,
-            completed,
-        )
+        with value_errors_as_user_errors():
+            return generate(
+                self.engine,
+                requests,
+                settings.batch_size,
+                settings.mode,
+                self._options,
+                self.policy,
+                self._text,
+                completed,
+            )
+
+    @property
+    def _settings_of_decoding(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in ("block_start", "cuda_graphs")}
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.source.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -99,6 +106,6 @@ class Worker:
             top_p=settings.top_p,
             seeds=seeds,
             adapter=self.settings.adapter,
-            block_start=self.settings.block_start,
+            **self._settings_of_decoding,
             **stopping(self.source.tokenizer, settings.stop_strings, self.source.stop_tokens),
         )
