@@ -33,14 +33,21 @@ from nld_train.training.checkpoint.paths import (
 _MAX_RUNS = 16
 
 
-def open_weights(path: Path, mask_token_id: int | None = None) -> HuggingFaceWeights | MegatronWeights:
+def open_weights(
+    path: Path, mask_token_id: int | None = None, vision: bool | None = None
+) -> HuggingFaceWeights | MegatronWeights:
     """Weights of a Hugging Face directory, a Megatron checkpoint, or a run's newest checkpoint.
+
+    Args:
+        path: of either.
+        mask_token_id: for a directory whose config has none.
+        vision: whether with the vision tower of a directory, see `HuggingFaceWeights`.
 
     Raises:
         UserError: the path is none of these, or is damaged.
     """
     if is_hugging_face(path):
-        return HuggingFaceWeights(path, mask_token_id)
+        return HuggingFaceWeights(path, mask_token_id, vision)
     return MegatronWeights(require_megatron(path))
 
 

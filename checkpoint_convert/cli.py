@@ -15,6 +15,12 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="directory with config.json and safetensors files")
     parser.add_argument("destination", type=Path, metavar="DST", help="must not exist")
     parser.add_argument("--mask-token-id", type=int, help="id of the mask token, for a model whose config has none")
+    parser.add_argument(
+        "--vision",
+        action="store_true",
+        default=None,
+        help="keep the vision tower and projector of a multimodal model (default: only of a vision-language export)",
+    )
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +81,7 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 def _import(options: argparse.Namespace) -> None:
     from checkpoint_convert.importing import import_checkpoint
 
-    import_checkpoint(options.source, options.destination, options.mask_token_id)
+    import_checkpoint(options.source, options.destination, options.mask_token_id, vision=options.vision)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_convert.checkpoints import Record, Run
-from checkpoint_convert.hf_package import AUTO_MAP
+from checkpoint_convert.hf_package import AUTO_MAP, VISION_AUTO_MAP
 from checkpoint_convert.source_rope import keeps_lengths, rope_parameters
 from nld_train.config.schema import ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
+from nld_train.config.vision_settings import projector_settings, vision_settings
 from nld_train.decoding.policies.threshold import THRESHOLD
 
 # Of the paper's joint stages (docs/method.md, "Objective").
@@ -53,7 +54,7 @@ def decoder_config(model: ModelConfig, origin_rope: dict[str, Any] | None = None
         origin_rope: `rope_parameters` of the original model in their original form; None if the model's differ.
     """
     values = asdict(model)
-    for key in ("name", "mask_token_id", "rope_parameters"):
+    for key in ("name", "mask_token_id", "rope_parameters", "vision"):
         del values[key]
     return {
         **values,
@@ -91,15 +92,27 @@ def export_config(record: Record, model: ModelConfig, export: Export) -> dict[st
     if export.output_format == "ministral3":
         named = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
         return {**named, **config, **_for_servers(config["rope_parameters"]), **shared}
+    vision = model.vision is not None
     return {
-        "architectures": ["NemotronLabsDiffusionModel"],
-        "model_type": "nemotron_labs_diffusion",
-        "auto_map": AUTO_MAP,
+        "architectures": ["NemotronLabsDiffusionVLMModel" if vision else "NemotronLabsDiffusionModel"],
+        "model_type": "nemotron_labs_diffusion_vlm" if vision else "nemotron_labs_diffusion",
+        "auto_map": VISION_AUTO_MAP if vision else AUTO_MAP,
         **config,
+        **vision_keys(model),
         **shared,
         "mask_token_id": model.mask_token_id,
         **_diffusion(record),
     }
+
+
+def vision_keys(model: ModelConfig) -> dict[str, Any]:
+    """The keys of `config.json` that describe a vision tower and its projector, as in a Mistral3 wrapper."""
+    vision = model.vision
+    if vision is None:
+        return {}
+    tower = {**vision_settings(vision), "rope_theta": vision.rope_theta}
+    others = {key: getattr(vision, key) for key in ("image_break_token_id", "image_end_token_id")}
+    return {"vision_config": tower, **projector_settings(vision), **others}
 
 
 def _for_servers(rope: dict[str, Any]) -> dict[str, Any]:

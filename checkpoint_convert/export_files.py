@@ -12,6 +12,7 @@ from checkpoint_convert.card_metadata import CARD, LICENSES, Origins, origins
 from checkpoint_convert.checkpoints import Record
 from checkpoint_convert.export_config import Export, export_config, generation_config
 from checkpoint_convert.model_card import model_card
+from checkpoint_convert.processor_files import write_processor
 from nld_train.config.schema import ModelConfig
 from nld_train.data.chat.end_of_turn import end_of_turn_tokens
 from nld_train.data.chat.run_template import own_template, with_template
@@ -37,6 +38,8 @@ def write_descriptions(directory: Path, record: Record, model: ModelConfig, expo
     ends = end_of_turn_tokens(load_tokenizer(str(directory))) if files and record.chat_run is not None else ()
     _write_json(directory / "config.json", export_config(record, model, export))
     _write_json(directory / "generation_config.json", generation_config(record, model, export.output_format, ends))
+    if model.vision is not None:
+        write_processor(directory, model.vision, None if record.origin is None else record.origin.directory)
     _copy_licenses(record, directory)
     known = origins(*record.origin_names)
     chat = record.chat_run is not None and own_template(files) is not None

@@ -14,7 +14,7 @@ from checkpoint_convert.export_config import Export
 from checkpoint_convert.export_files import write_descriptions
 from checkpoint_convert.hf_package import package_files
 from checkpoint_convert.lora import saved_lora
-from checkpoint_convert.mapping import HEAD, NAMING_OF_FORMAT, Named, part_shape, segments, tensors
+from checkpoint_convert.mapping import HEAD, Named, naming_of_format, part_shape, segments, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.safetensors_writer import SHARD_BYTES, Output, write_shards
 from checkpoint_convert.staging import staged
@@ -67,6 +67,10 @@ def export_checkpoint(
             f"--format ministral3: {directory} was trained with diffusion.clean=block, and stock tools decode "
             "autoregressively; only diffusion decodes it: use --format nld"
         )
+    if output_format == "ministral3" and weights.model.vision is not None:
+        raise UserError(
+            f"--format ministral3: {directory} has a vision tower, which this format does not have; use --format nld"
+        )
     lora = saved_lora(directory, weights.model)
     if keep_lora and lora is None:
         raise UserError(f"--keep-lora: {directory} has no LoRA; its stage trained all weights, or it was merged")
@@ -89,11 +93,11 @@ def export_checkpoint(
         export = Export(destination.name, output_format, name, tied, tokenizer, license_name, keep_lora, languages)
         notes = write_descriptions(temporary, record, weights.model, export)
         if output_format == "nld":
-            _copy_package(temporary)
+            _copy_package(temporary, vision=weights.model.vision is not None)
         if adapter is not None:
             copy_adapter(adapter, temporary)
         if keep_lora and lora is not None:
-            lora.write(temporary, NAMING_OF_FORMAT[output_format])
+            lora.write(temporary, naming_of_format(output_format, weights.model))
     for line in notes:
         report(line)
     if lora is not None:
@@ -107,7 +111,7 @@ def export_checkpoint(
 
 
 def _outputs(weights: MegatronWeights, output_format: str, dtype: torch.dtype | None, tied: bool) -> Iterator[Output]:
-    naming = NAMING_OF_FORMAT[output_format]
+    naming = naming_of_format(output_format, weights.model)
     for tensor in tensors(weights.model):
         if tensor.name == HEAD and tied:
             continue
@@ -155,6 +159,6 @@ def _check_tokenizer(given: Path, record: Record, model: ModelConfig) -> None:
     refuse_other_tokenizer(str(given), "--tokenizer", record.tokenizers, training_hashes(record.data), model)
 
 
-def _copy_package(temporary: Path) -> None:
-    for name, text in package_files().items():
+def _copy_package(temporary: Path, vision: bool) -> None:
+    for name, text in package_files(vision).items():
         (temporary / name).write_text(text)

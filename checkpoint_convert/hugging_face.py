@@ -10,7 +10,7 @@ from torch import Tensor
 from checkpoint_convert.lora import exported_lora
 from checkpoint_convert.mapping import EMBEDDING, HEAD, NAMINGS, Naming, part_shape, tensors
 from checkpoint_convert.safetensors_file import DTYPES, FP8, SafetensorsFile, Stored
-from checkpoint_convert.source_config import SourceConfig, model_config, read_source_config
+from checkpoint_convert.source_config import OWN, OWN_VISION, SourceConfig, model_config, read_source_config
 from checkpoint_convert.weights import row_blocks
 from nld_train.errors import UserError
 from nld_train.outside_json import brief, read_object
@@ -26,7 +26,7 @@ _DEQUANTISED_BYTES = 1 << 20
 
 
 class HuggingFaceWeights:
-    """Weights of the text decoder in a Hugging Face directory (see `Weights`).
+    """Weights of a Hugging Face directory, those of its vision tower where they are wanted (see `Weights`).
 
     FP8 weights are `e4m3 x weight_scale_inv`, multiplied in float32 and rounded to the model's type, as `transformers`
     does. A missing head is a copy of the embedding, whatever the value of `tie_word_embeddings`. A LoRA beside the
@@ -35,15 +35,16 @@ class HuggingFaceWeights:
     Args:
         directory: with `config.json` and safetensors files.
         mask_token_id: for a model whose config has none.
+        vision: whether with the vision tower; None: with that of an export, and without that of a Mistral3 wrapper.
 
     Raises:
         UserError: the directory has no config or weights, only pickled weights, a damaged shard, or missing, extra,
             misshapen or duplicated tensors; the message names them.
     """
 
-    def __init__(self, directory: Path, mask_token_id: int | None = None) -> None:
+    def __init__(self, directory: Path, mask_token_id: int | None = None, vision: bool | None = None) -> None:
         self.source: SourceConfig = read_source_config(directory)
-        self.model = model_config(self.source, mask_token_id)
+        self.model = model_config(self.source, mask_token_id, vision)
         self._files, self._shard_of = _open_shards(directory)
         self._refuse_more_layers_than_tensors()
         self.naming = self._find_naming()
@@ -54,8 +55,9 @@ class HuggingFaceWeights:
 
     @property
     def aside(self) -> list[str]:
-        """Names of the tensors that do not belong to the text decoder."""
-        return [name for name in self._shard_of if name.startswith(self.naming.aside)] if self.naming.aside else []
+        """Names of the tensors of a vision tower and its projector that are not read."""
+        left_out = self.naming.aside if self.model.vision is None else ()
+        return [name for name in self._shard_of if name.startswith(left_out)] if left_out else []
 
     @property
     def activation_scales(self) -> list[str]:
@@ -122,7 +124,7 @@ class HuggingFaceWeights:
 
     def _may_copy_head(self) -> bool:
         """This project's architecture is untied: there a missing head is an error, unless the config has it tied."""
-        own = self.source.architecture == "NemotronLabsDiffusionModel"
+        own = self.source.architecture in (OWN, OWN_VISION)
         return not own or bool(self.source.outer.get("tie_word_embeddings"))
 
     def _is_activation_scale(self, name: str) -> bool:

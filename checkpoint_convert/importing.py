@@ -11,6 +11,7 @@ from pathlib import Path
 from checkpoint_convert.card_metadata import CARD, LICENSES, hub_name
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.lazy_save import pieces, save
+from checkpoint_convert.processor_files import PROCESSOR_FILES
 from checkpoint_convert.source_config import stop_tokens
 from checkpoint_convert.source_values import named_tokens
 from checkpoint_convert.staging import staged
@@ -31,7 +32,11 @@ _CONFIGS = ("config.json", "generation_config.json")
 
 
 def import_checkpoint(
-    source: Path, destination: Path, mask_token_id: int | None = None, report: Callable[[str], None] = say
+    source: Path,
+    destination: Path,
+    mask_token_id: int | None = None,
+    report: Callable[[str], None] = say,
+    vision: bool | None = None,
 ) -> None:
     """Converts a Hugging Face directory.
 
@@ -44,13 +49,14 @@ def import_checkpoint(
         destination: must not exist; it is created complete or not at all.
         mask_token_id: for a model whose config has none; if the config has one, it must be the same.
         report: called with lines for the user.
+        vision: whether with the vision tower; None: with that of an export, and without that of a Mistral3 wrapper.
 
     Raises:
         UserError: the source cannot be converted or the destination cannot be written; nothing is left behind.
     """
     if not source.is_dir():
         raise UserError(f"{source}: is not a directory; name a Hugging Face model directory")
-    weights = HuggingFaceWeights(source, mask_token_id)
+    weights = HuggingFaceWeights(source, mask_token_id, vision)
     _refuse_other_mask_token(weights, mask_token_id)
     _refuse_other_vocabulary(weights)
     adapter = resolve_adapter(source, weights.model)
@@ -108,7 +114,7 @@ def _refuse_other_vocabulary(weights: HuggingFaceWeights) -> None:
 def _copy_descriptions(weights: HuggingFaceWeights, temporary: Path) -> None:
     directory = weights.source.directory
     (temporary / SOURCE).mkdir()
-    for name in (*_CONFIGS, CARD, *LICENSES):
+    for name in (*_CONFIGS, *PROCESSOR_FILES, CARD, *LICENSES):
         if (directory / name).is_file():
             shutil.copyfile(directory / name, temporary / SOURCE / name)
     record = {"architecture": weights.source.architecture, "head_is_copy": weights.head_is_copy}
@@ -123,7 +129,7 @@ def _notes(weights: HuggingFaceWeights, given: int | None) -> list[str]:
         lines.append(f"the LoRA beside the weights of {weights.source.directory} was added to them")
     if aside := weights.aside:
         prefixes = ", ".join(f"{prefix}*" for prefix in weights.naming.aside)
-        lines.append(f"skipped: {len(aside)} tensors of the vision model ({prefixes})")
+        lines.append(f"skipped: {len(aside)} tensors of the vision model ({prefixes}); --vision keeps them")
     if scales := weights.activation_scales:
         lines.append(f"skipped: {len(scales)} activation scales of FP8 weights, which are dequantised")
     if weights.source.text.get("mask_token_id") is None and given is None:

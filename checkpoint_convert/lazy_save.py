@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from checkpoint_convert.hashed_files import HashedFiles
-from checkpoint_convert.mapping import ENTRIES, Entry, entry_layers, entry_shape, global_shape, segments
+from checkpoint_convert.mapping import Entry, entries, entry_layers, entry_shape, global_shape, segments
 from checkpoint_convert.weights import Weights, entry_dtype, fill_rows, row_blocks
 from nld_train.training.checkpoint.manifest import Checksums
 
@@ -74,7 +74,7 @@ class Piece:
 def pieces(weights: Weights) -> Iterator[Piece]:
     """All pieces of a model, each inside one key-value group of attention or one half of the gated MLP."""
     model = weights.model
-    for entry in ENTRIES:
+    for entry in entries(model):
         dtype, whole = entry_dtype(weights, entry), global_shape(entry, model)
         row_bytes = math.prod(entry_shape(entry, model)[1:]) * dtype.itemsize
         for layer in entry_layers(entry, model):

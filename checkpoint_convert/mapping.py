@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nld_train.config.schema import ModelConfig
+from nld_train.config.vision_tensors import MODULE, PROJECTOR, TOWER, vision_tensors
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class Part:
 
     Attributes:
         name: without the prefix of its architecture; `{layer}` is replaced by the layer's number.
-        shape: names of its dimensions, see `sizes`.
+        shape: its dimensions, or their names, see `sizes`.
     """
 
     name: str
-    shape: tuple[str, ...]
+    shape: tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,27 @@ ENTRIES = (
     Entry("output_layer.weight", (Part(HEAD, ("vocabulary", "hidden")),)),
 )
 
-ENTRY_OF_KEY = {entry.key: entry for entry in ENTRIES}
+
+@lru_cache(maxsize=64)
+def entries(model: ModelConfig) -> tuple[Entry, ...]:
+    """All tensors of a model: those of the text decoder, and of its vision tower and projector, if it has them."""
+    vision = vision_tensors(model)
+    return (*ENTRIES, *(Entry(MODULE + name, (Part(name, shape),)) for name, shape in vision))
+
+
+def entry_of_key(key: str, model: ModelConfig) -> Entry:
+    """The entry of a Megatron tensor."""
+    return _by_key(model)[key]
+
+
+@lru_cache(maxsize=64)
+def _by_key(model: ModelConfig) -> dict[str, Entry]:
+    return {entry.key: entry for entry in entries(model)}
+
+
+def is_vision(name: str) -> bool:
+    """Whether a Hugging Face tensor, named without the prefix of its architecture, is not of the text decoder."""
+    return name.startswith((TOWER, PROJECTOR))
 
 
 @dataclass(frozen=True)
@@ -119,18 +140,26 @@ class Naming:
 
     Attributes:
         architecture: as in `config.json`.
-        prefix: of all names but the head's.
+        prefix: of all names of the text decoder but the head's.
         head: name of the head.
-        aside: prefixes of tensors that do not belong to the text decoder.
+        vision: prefix of the names of a vision tower and its projector; None without them.
     """
 
     architecture: str
     prefix: str
     head: str
-    aside: tuple[str, ...] = ()
+    vision: str | None = None
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """Prefixes of tensors that do not belong to the text decoder."""
+        return () if self.vision is None else (self.vision + TOWER, self.vision + PROJECTOR)
 
     def full(self, name: str) -> str:
         """The name in a file of this architecture."""
+        if is_vision(name):
+            assert self.vision is not None, "a text model has no tower"
+            return self.vision + name
         return self.head if name == HEAD else self.prefix + name
 
 
@@ -139,19 +168,28 @@ NAMINGS = (
         "Mistral3ForConditionalGeneration",
         "language_model.model.",
         "language_model.lm_head.weight",
-        ("vision_tower.", "multi_modal_projector."),
+        vision="",
     ),
     # The names that transformers 5 uses in memory; some tools save them.
     Naming(
         "Mistral3ForConditionalGeneration",
         "model.language_model.",
         "lm_head.weight",
-        ("model.vision_tower.", "model.multi_modal_projector."),
+        vision="model.",
     ),
     Naming("Ministral3ForCausalLM", "model.", "lm_head.weight"),
     Naming("NemotronLabsDiffusionModel", "encoder.", "diffusion_head.weight"),
+    Naming("NemotronLabsDiffusionVLMModel", "encoder.", "diffusion_head.weight", vision="encoder."),
 )
 NAMING_OF_FORMAT = {"ministral3": NAMINGS[2], "nld": NAMINGS[3]}
+
+
+def naming_of_format(output_format: str, model: ModelConfig) -> Naming:
+    """The names in an export of a model."""
+    if model.vision is None:
+        return NAMING_OF_FORMAT[output_format]
+    assert output_format == "nld"
+    return NAMINGS[4]
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:
@@ -167,7 +205,8 @@ def sizes(model: ModelConfig) -> dict[str, int]:
 
 def part_shape(part: Part, model: ModelConfig) -> tuple[int, ...]:
     """Shape of a part in a model."""
-    return tuple(sizes(model)[name] for name in part.shape)
+    named = sizes(model)
+    return tuple(each if isinstance(each, int) else named[each] for each in part.shape)
 
 
 def entry_shape(entry: Entry, model: ModelConfig) -> tuple[int, ...]:
@@ -217,14 +256,17 @@ class Named:
 
 
 def tensors(model: ModelConfig) -> Iterator[Named]:
-    """All Hugging Face tensors of a model, in the order of the forward pass: embedding, layers, norm, head."""
+    """All Hugging Face tensors of a model, in the order of the forward pass: embedding, layers, norm, head.
+
+    Those of a vision tower and its projector come last.
+    """
     for entry in [entry for entry in ENTRIES if not entry.per_layer][:1]:
         yield from _of_entry(entry, None)
     for layer in range(model.num_hidden_layers):
         for entry in ENTRIES:
             if entry.per_layer:
                 yield from _of_entry(entry, layer)
-    for entry in [entry for entry in ENTRIES if not entry.per_layer][1:]:
+    for entry in [entry for entry in entries(model) if not entry.per_layer][1:]:
         yield from _of_entry(entry, None)
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from checkpoint_convert.lora import saved_lora
 from checkpoint_convert.mapped_file import map_file
-from checkpoint_convert.mapping import ENTRIES, Entry, Named, entry_shape, global_shape, segments, tensors
+from checkpoint_convert.mapping import Entry, Named, entries, entry_shape, global_shape, segments, tensors
 from checkpoint_convert.stored_piece import StoredPiece
 from nld_train.config.load import model_from_dict
 from nld_train.config.schema import ModelConfig
@@ -139,9 +139,9 @@ class MegatronWeights:
         found = {
             key: value
             for key, value in metadata.state_dict_metadata.items()
-            if isinstance(value, TensorStorageMetadata) and key in {entry.key for entry in ENTRIES}
+            if isinstance(value, TensorStorageMetadata) and key in {entry.key for entry in entries(self.model)}
         }
-        if missing := [entry.key for entry in ENTRIES if entry.key not in found]:
+        if missing := [entry.key for entry in entries(self.model) if entry.key not in found]:
             raise UserError(f"{self.directory}: missing tensor {', '.join(missing)}")
         storage = {
             (index.fqn, tuple(index.offset)): info
@@ -156,7 +156,7 @@ class MegatronWeights:
         )
 
     def _check_shapes(self) -> None:
-        for entry in ENTRIES:
+        for entry in entries(self.model):
             expected, found = global_shape(entry, self.model), self._sizes[entry.key]
             # The vocabulary may be padded to a multiple of the tensor-parallel size of the run that wrote it.
             padded = entry.parts[0].shape[0] == "vocabulary" and found[:1] >= expected[:1] and found[1:] == expected[1:]

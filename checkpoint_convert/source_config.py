@@ -11,12 +11,16 @@ from typing import Any
 
 from checkpoint_convert.source_rope import rope_parameters
 from checkpoint_convert.source_values import is_token, named_tokens, number, positive_integer, shown
+from checkpoint_convert.source_vision import vision_config
 from nld_train.config.schema import SIZE_KEYS, ModelConfig
 from nld_train.decoding.clean_stream import CleanStream
 from nld_train.errors import UserError
 from nld_train.outside_json import brief, read_object
 
-ARCHITECTURES = ("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "NemotronLabsDiffusionModel")
+WRAPPER = "Mistral3ForConditionalGeneration"
+OWN = "NemotronLabsDiffusionModel"
+OWN_VISION = "NemotronLabsDiffusionVLMModel"
+ARCHITECTURES = (WRAPPER, "Ministral3ForCausalLM", OWN, OWN_VISION)
 # The mask token: a reserved id of the Ministral3 tokenizer (docs/method.md, "Objective").
 MINISTRAL3_MASK_TOKEN = 100
 
@@ -76,7 +80,7 @@ def read_source_config(directory: Path) -> SourceConfig:
     if len(named) != 1 or architecture not in ARCHITECTURES:
         others, supported = ", ".join(map(_name, named)), ", ".join(ARCHITECTURES)
         raise UserError(f"{path}: architecture {others} is not supported; supported: {supported}")
-    text = _text_config(path, outer) if architecture == "Mistral3ForConditionalGeneration" else outer
+    text = _text_config(path, outer) if architecture == WRAPPER else outer
     generation = directory / "generation_config.json"
     return SourceConfig(directory, architecture, outer, text, read_object(generation) if generation.is_file() else {})
 
@@ -96,11 +100,12 @@ def _text_config(path: Path, outer: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
-def model_config(source: SourceConfig, mask_token_id: int | None = None) -> ModelConfig:
+def model_config(source: SourceConfig, mask_token_id: int | None = None, vision: bool | None = None) -> ModelConfig:
     """The `ModelConfig` of a directory's model.
 
     Args:
         source: the directory's configuration.
+        vision: whether with its vision tower; None: with that of an export, and without that of a Mistral3 wrapper.
         mask_token_id: for a model whose config has none; None for that of the Ministral3 tokenizer, or the last id of a
             smaller vocabulary.
 
@@ -112,9 +117,10 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
         if text.get(key, valid[0]) not in valid:
             raise UserError(f"{path}: {key}={shown(text, key)} is not supported; it must be {brief(valid[0])}")
     _refuse_layer_types(path, text)
-    if source.architecture == "NemotronLabsDiffusionModel":
+    if source.architecture in (OWN, OWN_VISION):
         _check_diffusion(path, text)
     shapes = {key: positive_integer(path, text, key) for key in SIZE_KEYS}
+    vision = source.architecture == OWN_VISION if vision is None else vision
     if shapes["num_attention_heads"] % shapes["num_key_value_heads"]:
         raise UserError(
             f"{path}: num_attention_heads={shapes['num_attention_heads']} must be a multiple of "
@@ -128,6 +134,7 @@ def model_config(source: SourceConfig, mask_token_id: int | None = None) -> Mode
         mask_token_id=_mask_token(source, shapes["vocab_size"], mask_token_id),
         **_token_ids(source, shapes["vocab_size"]),
         rope_parameters=rope_parameters(path, text),
+        vision=vision_config(source.directory, source.outer, shapes["vocab_size"]) if vision else None,
     )
 
 

@@ -19,9 +19,11 @@ from checkpoint_convert.mapping import EMBEDDING, Named, part_shape, tensors
 from checkpoint_convert.megatron import MegatronWeights
 from checkpoint_convert.source_values import is_token
 from checkpoint_convert.weights import Weights, row_blocks, widest
-from nld_train.config.schema import ModelConfig
+from nld_train.config.image_tokens import image_tokens
+from nld_train.config.schema import ModelConfig, VisionConfig
 from nld_train.errors import UserError
 from nld_train.model.finite import is_finite
+from nld_train.model.vision.pictures import Pictures
 from nld_train.outside_json import parse_json, read_bytes
 from nld_train.progress import Advance, progress_bar
 
@@ -97,7 +99,10 @@ def verify(
         UserError: one of them cannot be read, their shapes differ, or a token is not in the vocabulary.
     """
     one = open_weights(first)
-    two = open_weights(second, one.model.mask_token_id)
+    # With the tower of a Mistral3 wrapper where the other side has one.
+    two = open_weights(second, one.model.mask_token_id, vision=True if one.model.vision else None)
+    if two.model.vision is not None and one.model.vision is None:
+        one = open_weights(first, two.model.mask_token_id, vision=True)
     _refuse_other_shapes(first, one.model, second, two.model)
     passes = [] if tokens is None else _tokens(tokens, one.model)
     compared = _compare_tensors(one, two)
@@ -109,6 +114,16 @@ def verify(
         if isinstance(weights, MegatronWeights):
             weights.finish()
     return Verification(_other_settings(one.model, two.model), compared, logits)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What logits are compared for: tokens `[1, L]` at positions `[1, L]`, and the pictures of their `[IMG]` tokens."""
+
+    name: str
+    tokens: Tensor
+    positions: Tensor
+    pictures: Pictures | None = None
 
 
 class _Counted:
@@ -136,16 +151,18 @@ def _compare_tensors(one: Weights, two: Weights) -> list[Difference]:
         return [_compare_tensor(*counted, tensor.name, part_shape(tensor.part, one.model)) for tensor in named]
 
 
-def _compare_passes(one: Weights, two: Weights, passes: Sequence[tuple[str, Tensor, Tensor]]) -> list[Difference]:
+def _compare_passes(one: Weights, two: Weights, passes: Sequence[_Pass]) -> list[Difference]:
     """Compares logits; a pass reads every tensor once, and of the embedding a few rows."""
     named = [tensor for tensor in tensors(one.model) if tensor.name != EMBEDDING]
     total = len(passes) * (_bytes(one, named) + _bytes(two, named))
     with progress_bar("compare logits", total, in_bytes=True, shown=bool(passes)) as advance:
         counted = _Counted(one, advance), _Counted(two, advance)
-        return [_compare_logits(*counted, name, ids, positions) for name, ids, positions in passes]
+        return [_compare_logits(*counted, each) for each in passes]
 
 
 def _refuse_other_shapes(first: Path, one: ModelConfig, second: Path, two: ModelConfig) -> None:
+    if (one.vision is None) != (two.vision is None):
+        raise UserError(f"{first if one.vision else second} has a vision tower, and the other is a text model")
     for key, value in asdict(one).items():
         integer = isinstance(value, int) and key not in (*_NOT_COMPARED, "max_position_embeddings")
         if integer and value != getattr(two, key):
@@ -183,30 +200,45 @@ def _maximum(so_far: float, values: Tensor) -> float:
     return float(torch.maximum(torch.tensor(so_far), values.abs().max()))
 
 
-def _compare_logits(one: Weights, two: Weights, name: str, tokens: Tensor, positions: Tensor) -> Difference:
+def _compare_logits(one: Weights, two: Weights, what: _Pass) -> Difference:
     largest = scale = 0.0
     unequal = count = 0
     # Both models' weights are rounded to the same type, so that only other differences are found.
     rounding = partial(_common, one, two)
-    blocks = (logit_blocks(weights, tokens, positions, rounding) for weights in (one, two))
+    blocks = (logit_blocks(weights, what.tokens, what.positions, rounding, what.pictures) for weights in (one, two))
     for a, b in zip(*blocks, strict=True):
         largest, scale = _maximum(largest, a - b), _maximum(scale, a)
         unequal += int((a != b).sum())
         count += a.numel()
-    return Difference(name, largest, scale, unequal, count, agrees=largest <= LOGIT_TOLERANCE * max(1.0, scale))
+    return Difference(what.name, largest, scale, unequal, count, agrees=largest <= LOGIT_TOLERANCE * max(1.0, scale))
 
 
-def _tokens(given: str, model: ModelConfig) -> list[tuple[str, Tensor, Tensor]]:
-    """Names, tokens `[1, L]` and positions `[1, L]` of the passes to compare."""
+def _tokens(given: str, model: ModelConfig) -> list[_Pass]:
+    """The passes to compare."""
     if given != RANDOM:
         tokens = _read_tokens(Path(given), model.vocab_size)
-        return [(f"logits of {given}", tokens, torch.arange(tokens.shape[1])[None])]
+        return [_Pass(f"logits of {given}", tokens, torch.arange(tokens.shape[1])[None])]
     generator = torch.Generator().manual_seed(_SEED)
     tokens = torch.randint(model.vocab_size, (1, _RANDOM_TOKENS), generator=generator)
     # Across the first step of the query scale, or the last position of the context length.
     beyond = model.rope_parameters.original_max_position_embeddings or model.max_position_embeddings
     starts = (0, max(_RANDOM_TOKENS, beyond - _RANDOM_TOKENS // 2))
-    return [(f"logits, positions from {s}", tokens, torch.arange(s, s + _RANDOM_TOKENS)[None]) for s in starts]
+    passes = [_Pass(f"logits, positions from {s}", tokens, torch.arange(s, s + _RANDOM_TOKENS)[None]) for s in starts]
+    if model.vision is not None:
+        passes.append(_drawn(model.vision, tokens))
+    return passes
+
+
+def _drawn(vision: VisionConfig, text: Tensor) -> _Pass:
+    """A picture of two squares by three `[IMG]` tokens before the text, with colours that change over both axes."""
+    step = vision.patch_size * vision.spatial_merge_size
+    size = (2 * step, 3 * step)
+    rows, columns = (torch.linspace(-1, 1, edge) for edge in size)
+    picture = torch.stack([rows[:, None] + 0 * columns, rows[:, None] * columns, 0 * rows[:, None] + columns.cos()])
+    text = text.masked_fill(text == vision.image_token_id, vision.image_end_token_id)
+    tokens = torch.cat([torch.tensor([image_tokens(vision, size)]), text], dim=1)
+    positions = torch.arange(tokens.shape[1])[None]
+    return _Pass("logits, a drawn picture", tokens, positions, Pictures.of([picture]))
 
 
 def _read_tokens(path: Path, vocabulary: int) -> Tensor:

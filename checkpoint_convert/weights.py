@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -71,7 +72,7 @@ def fill_rows(
         layer: layer of the tensor; None if it is not per layer.
         start: row of the Megatron tensor (of this layer) that is copied to `target[0]`.
         target: `[rows]` or `[rows, columns]`.
-        columns: columns of the parts; ignored for tensors of one dimension.
+        columns: of the last dimension of the parts; ignored for tensors of one dimension.
         source: where the weights come from; None: they are not checked.
 
     Raises:
@@ -82,10 +83,10 @@ def fill_rows(
         first, last = max(start, segment.start), min(stop, segment.start + segment.rows)
         shift = segment.part_start - segment.start
         name = part_name(segment.part, layer)
-        row_bytes = 4 * (part_shape(segment.part, weights.model)[1:] or (1,))[0]
+        row_bytes = 4 * prod(part_shape(segment.part, weights.model)[1:])
         for begin, end in row_blocks(first, last, row_bytes):
             rows = weights.rows(name, begin + shift, end + shift)
-            filled = target[begin - start : end - start].copy_(rows[:, columns] if rows.dim() > 1 else rows)
+            filled = target[begin - start : end - start].copy_(rows[..., columns] if rows.dim() > 1 else rows)
             if source is not None:
                 require_finite(filled, name, source)
 

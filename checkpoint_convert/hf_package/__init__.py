@@ -12,7 +12,10 @@ import re
 from pathlib import Path
 
 PACKAGE = "checkpoint_convert.hf_package"
-ENTRY_FILES = ("configuration_nemotron_labs_diffusion.py", "modeling_nemotron_labs_diffusion.py")
+_CONFIGURATION, _MODELING = "configuration_nemotron_labs_diffusion", "modeling_nemotron_labs_diffusion"
+ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py")
+# Of a vision-language model.
+VISION_ENTRY_FILES = (f"{_CONFIGURATION}_vlm.py", f"{_MODELING}_vlm.py")
 
 # `auto_map` in `config.json` of an export.
 AUTO_MAP = {
@@ -21,12 +24,23 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
 }
 
+VISION_AUTO_MAP = {
+    "AutoConfig": f"{_CONFIGURATION}_vlm.NemotronLabsDiffusionVLMConfig",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText"),
+        f"{_MODELING}_vlm.NemotronLabsDiffusionVLMModel",
+    ),
+}
+
 _ROOT = Path(__file__).resolve().parents[2]
 _OWN_IMPORT = re.compile(r"^(\s*)from (?:nld_train|checkpoint_convert)(?:\.\w+)*\.(\w+) import", re.MULTILINE)
 
 
-def package_files() -> dict[str, str]:
+def package_files(vision: bool = False) -> dict[str, str]:
     """Text of every Python file of an export, by name.
+
+    Args:
+        vision: of a vision-language model.
 
     Follows imports from the two files that `auto_map` names, as `transformers` does when it loads an export.
 
@@ -34,7 +48,7 @@ def package_files() -> dict[str, str]:
         AssertionError: two modules have the same file name, or an import has a form that cannot be rewritten.
     """
     modules: dict[str, str] = {}
-    open_modules = [f"{PACKAGE}.{name.removesuffix('.py')}" for name in ENTRY_FILES]
+    open_modules = [f"{PACKAGE}.{name.removesuffix('.py')}" for name in (VISION_ENTRY_FILES if vision else ENTRY_FILES)]
     while open_modules:
         module = open_modules.pop()
         name = module.rpartition(".")[2]

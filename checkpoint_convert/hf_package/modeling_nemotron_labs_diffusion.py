@@ -30,6 +30,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
 
     config_class = NemotronLabsDiffusionConfig
     base_model_prefix = "encoder"
+    encoder_class: type[Encoder] = Encoder
     # `Trainer` then passes `num_items_in_batch`, and does not divide the loss by the accumulation steps.
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
@@ -42,7 +43,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(config)
+        self.encoder = self.encoder_class(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

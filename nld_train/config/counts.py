@@ -6,6 +6,7 @@ from nld_train.config.low_rank import lora_layer_parameters
 from nld_train.config.plan import stage_plans
 from nld_train.config.schema import CleanVisibility, Config, LoraConfig, ModelConfig, StageConfig
 from nld_train.config.stage_kinds import kind_of
+from nld_train.config.vision_tensors import picture_flops, vision_parameters
 
 # A multiply and an add are two operations; the backward pass does the forward pass's products twice, once for the
 # gradient of the inputs and once for that of the weights.
@@ -27,10 +28,10 @@ def layer_matrix_parameters(model: ModelConfig) -> int:
 
 
 def parameter_count(model: ModelConfig) -> int:
-    """Parameters of the whole model, with an untied head and without vocabulary padding."""
+    """Parameters of the whole model, with an untied head, vision, and without vocabulary padding."""
     layer = layer_matrix_parameters(model) + 2 * model.hidden_size
     embedding_and_head = 2 * model.vocab_size * model.hidden_size
-    return embedding_and_head + model.num_hidden_layers * layer + model.hidden_size
+    return embedding_and_head + model.num_hidden_layers * layer + model.hidden_size + vision_parameters(model)
 
 
 def padded_vocabulary(config: Config) -> int:
@@ -42,15 +43,15 @@ def padded_vocabulary(config: Config) -> int:
 def rank_parameter_counts(config: Config) -> tuple[int, ...]:
     """Parameters of one process, by pipeline rank; the same on each of its tensor-parallel ranks.
 
-    The first pipeline rank has the embedding, the last the final norm and the head, each with the padded vocabulary.
-    Matrices are split over tensor-parallel ranks, norms are replicated.
+    The first pipeline rank has the embedding and the vision tower, the last the final norm and the head, with the
+    padded vocabulary. Matrices of the text model are split over tensor-parallel ranks; norms and vision are replicated.
     """
     model, parallel = config.model, config.parallel
     layers = model.num_hidden_layers // parallel.pipeline
     body = layers * (layer_matrix_parameters(model) // parallel.tensor + 2 * model.hidden_size)
     table = padded_vocabulary(config) // parallel.tensor * model.hidden_size
     counts = [body] * parallel.pipeline
-    counts[0] += table
+    counts[0] += table + vision_parameters(model)
     counts[-1] += table + model.hidden_size
     return tuple(counts)
 
@@ -134,8 +135,12 @@ def _products(model: ModelConfig, positions: int, visible_pairs: int, head_rows:
 
 
 def step_flops(config: Config, stage: StageConfig) -> float:
-    """Expected operations of one optimizer step of a stage over the global batch, without document borders."""
-    return config.batch.global_size * kind_of(stage).sample_flops(config, stage)
+    """Expected operations of one optimizer step of a stage over the global batch, without document borders.
+
+    Of a vision-language model with one picture in each sample, as large as it may be.
+    """
+    pictures = picture_flops(config.model, stage, config.batch.sequence_length)
+    return config.batch.global_size * (kind_of(stage).sample_flops(config, stage) + pictures)
 
 
 def remaining_flops(config: Config, step: int) -> float:

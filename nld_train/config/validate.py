@@ -38,6 +38,7 @@ def validate_relations(config: Config, world_size: int) -> None:
     """`validate` for settings whose numbers are known to be in their ranges."""
     _check_run(config)
     _check_model(config)
+    _check_vision(config)
     _check_rope(config)
     _check_data(config)
     _check_diffusion(config)
@@ -93,6 +94,39 @@ def _check_model(config: Config) -> None:
         valid = f"must differ from model.{name}: the mask token must have no other meaning"
         mask = model.mask_token_id
         refuse_unless(getattr(model, name) != mask, "model.mask_token_id", mask, valid)
+
+
+def _check_vision(config: Config) -> None:
+    """Refuses a tower that cannot be built, ids outside the vocabulary, and stages that train what there is not."""
+    vision, key = config.model.vision, "model.vision"
+    for name in config.run.stages:
+        stage, of_stage = config.stages[name], f"stages.{name}.trained_weights"
+        valid = "must be all: the model has no vision tower; set model.vision, or all"
+        refuse_unless(vision is not None or stage.trained_weights == "all", of_stage, stage.trained_weights, valid)
+        whole = stage.trained_weights == "all" or (stage.lora is None and stage.adapter is None)
+        refuse_unless(whole, of_stage, stage.trained_weights, "must be all in a stage that trains a LoRA or an adapter")
+    if vision is None:
+        refuse_unless(config.init.vision is None, "init.vision", config.init.vision, "needs model.vision; set null")
+        return
+    alone = config.init.vision is not None and config.init.checkpoint is None
+    refuse_unless(not alone, "init.vision", config.init.vision, "needs the text model in init.checkpoint; set both")
+    divides(f"{key}.num_attention_heads", vision.num_attention_heads, f"{key}.hidden_size", vision.hidden_size)
+    width = vision.hidden_size // vision.num_attention_heads
+    valid = f"gives heads of width {width}; axial rotary embedding needs a multiple of 4"
+    refuse_unless(width % 4 == 0, f"{key}.num_attention_heads", vision.num_attention_heads, valid)
+    edge = vision.patch_size * vision.spatial_merge_size
+    valid = f"must be at least {edge}, a merged patch: patch_size x spatial_merge_size"
+    refuse_unless(vision.image_size >= edge, f"{key}.image_size", vision.image_size, valid)
+    ids = {name: getattr(vision, name) for name in ("image_token_id", "image_break_token_id", "image_end_token_id")}
+    for name, token in ids.items():
+        valid = f"must lie in [0, {config.model.vocab_size}), below model.vocab_size"
+        refuse_unless(token < config.model.vocab_size, f"{key}.{name}", token, valid)
+        valid = "must differ from model.mask_token_id, and the three ids from each other"
+        unlike = token != config.model.mask_token_id and list(ids.values()).count(token) == 1
+        refuse_unless(unlike, f"{key}.{name}", token, valid)
+    context = config.parallel.context
+    valid = "must be 1: pictures are put into whole samples, which context parallelism divides; set 1, or vision=null"
+    refuse_unless(context == 1, "parallel.context", context, valid)
 
 
 def _check_rope(config: Config) -> None:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config.schema import Averaging
+from nld_train.config.image_tokens import image_token_count
+from nld_train.config.schema import Averaging, VisionConfig
 from nld_train.data.flat_buffer import FlatBuffer
+from nld_train.errors import UserError
 from nld_train.losses.objective import ar_row_shares, diffusion_row_shares
 from nld_train.masking.context_parallel import ContextShard
 from nld_train.masking.layout import NoisyLayout, StreamLayout, document_borders
 from nld_train.masking.schedule import NoiseSchedule
-from nld_train.model.vision.pictures import Pictures
+from nld_train.model.vision.pictures import Pictures, image_index
 
 # Samples of one micro-batch: tensors `[b, ...]` under the names of `data.samples`, and `pictures`, one `Pictures` of
 # all samples, where they have them.
@@ -60,20 +62,23 @@ class StreamBatch:
     Attributes:
         tensors: `tokens` int64 `[b, S]`, under context parallelism this rank's shard of the streams; `index`, `targets`
             int64 `[n]` and `shares` float32 `[n]` of this rank's rows (see `Rows`, `losses.objective`); the layout of
-            the streams, see `layout_tensors`.
+            the streams, see `layout_tensors`; with pictures `image_index`, see `model.vision.pictures.image_index`.
         ar_count: AR rows among them.
         counts: N_ar, N, M and the number of sequences of the whole micro-batch, see `GlobalCounts`.
         shard: of the streams on this rank; None without context parallelism.
+        pictures: of the samples; None where they have none.
     """
 
     tensors: FlatBuffer
     ar_count: int
     counts: tuple[int, int, int, int]
     shard: ContextShard | None
+    pictures: Pictures | None = None
 
     def pin_memory(self) -> StreamBatch:
         """The same in page-locked memory; torch's data loader calls it."""
-        return StreamBatch(self.tensors.pin_memory(), self.ar_count, self.counts, self.shard)
+        pictures = None if self.pictures is None else self.pictures.pin_memory()
+        return replace(self, tensors=self.tensors.pin_memory(), pictures=pictures)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class StreamCollator:
         sequences: samples of an optimizer step.
         context_rank: of this rank among the context-parallel ranks.
         context_size: their number.
+        vision: the tower of a vision-language model; None for text alone.
     """
 
     two_streams: bool
@@ -97,6 +103,7 @@ class StreamCollator:
     sequences: int
     context_rank: int = 0
     context_size: int = 1
+    vision: VisionConfig | None = None
 
     def __call__(self, samples: list[dict[str, Any]]) -> StreamBatch:
         """The micro-batch of some samples."""
@@ -108,7 +115,10 @@ class StreamCollator:
         Args:
             samples: as of `data.samples`: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two
                 streams `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`, and `clean_ends`
-                `[b, L]` where clean tokens see their whole block.
+                `[b, L]` where clean tokens see their whole block; `pictures` where they have any.
+
+        Raises:
+            UserError: the `[IMG]` tokens are not those of the pictures.
         """
         layout = StreamLayout.of_clean(samples["documents"][:, :-1])
         if self.two_streams:
@@ -122,8 +132,31 @@ class StreamCollator:
             tokens, shares = tokens[:, shard.indices], shares[on_rank]
             rows = Rows(index, rows.targets[on_rank], ar_count)
         tensors = {"tokens": tokens, "index": rows.index, "targets": rows.targets, "shares": shares}
+        pictures, index = self._pictures(samples, layout.noisy_length)
+        if index is not None:
+            tensors["image_index"] = index
         flat = FlatBuffer.of(tensors | layout_tensors(layout))
-        return StreamBatch(flat, rows.ar_count, count_rows(samples), shard)
+        return StreamBatch(flat, rows.ar_count, count_rows(samples), shard, pictures)
+
+    def _pictures(self, samples: Samples, noisy_length: int) -> tuple[Pictures | None, Tensor | None]:
+        """The pictures of the samples and where their `[IMG]` tokens are in both streams; None where there are none."""
+        pictures: Pictures = samples.get("pictures", Pictures.none())
+        if self.vision is None:
+            if len(pictures):
+                raise UserError("model.vision=null: the data has pictures, which need a tower; set model.vision")
+            return None, None
+        # The noisy stream consists of answers, where the id has no picture.
+        index = image_index(samples["tokens"][:, :-1], self.vision.image_token_id)
+        expected = sum(image_token_count(self.vision, size) for size in pictures.sizes.tolist())
+        if len(index) != expected:
+            numbers = ", ".join(map(str, samples["sample_index"].tolist())) if "sample_index" in samples else "?"
+            raise UserError(
+                f"the samples {numbers} have {len(index)} [IMG] tokens (id {self.vision.image_token_id}), but their "
+                f"{len(pictures)} pictures need {expected}; prepare the data with the processor of this model"
+            )
+        if not len(pictures):
+            return None, None
+        return pictures, index + noisy_length * len(samples["tokens"])
 
     def _shares(self, samples: Samples) -> Tensor:
         """float32 `[n]`, of all rows."""

@@ -22,6 +22,7 @@ from nld_train.model.accelerator import accelerator_settings, compile_layers, ma
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import resolve_rotary
 from nld_train.model.spec import block_spec, resolve_attention, resolve_layers
+from nld_train.model.vision.encoder import VisionEncoder
 
 
 def resolve_dtype(config: Config, device: torch.device) -> torch.dtype:
@@ -129,6 +130,7 @@ def _build_chunk(
     layers = resolve_layers(config.execution.layers, device)
     attention = resolve_attention(config.execution.attention, device)
     rotary = resolve_rotary(config.execution.rotary, device)
+    first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
     with torch.device(device.type if device.type == "meta" else "cpu"):
         chunk = Ministral3Model(
             config=megatron,
@@ -138,13 +140,20 @@ def _build_chunk(
             chunk_rows=config.execution.head_chunk_rows,
             head_kernel=resolve_head(config.execution.head, device, megatron.params_dtype),
             max_sequence_length=config.batch.sequence_length,
-            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            vision=_build_vision(config, megatron) if first else None,
+            pre_process=first,
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             vp_stage=vp_stage,
         )
     mark_shards(chunk)
     compile_layers(config, layers, chunk)
     return chunk
+
+
+def _build_vision(config: Config, megatron: TransformerConfig) -> VisionEncoder | None:
+    if config.model.vision is None:
+        return None
+    return VisionEncoder(config.model, megatron.params_dtype, recompute=config.execution.recompute == "full")
 
 
 def mark_shards(chunk: torch.nn.Module) -> None:

@@ -26,7 +26,8 @@ def initialize(chunks: list[Ministral3Model], model: ModelConfig, seed: int) -> 
     """Fills the weights of this rank's part of the model.
 
     Matrices are normal with standard deviation `model.initializer_range`, divided by `sqrt(2 * layers)` where they
-    write to the residual stream; norms are 1; embedding and head rows that only pad the vocabulary are 0.
+    write to the residual stream; norms are 1; biases, which a projector can have, are 0; embedding and head rows that
+    only pad the vocabulary are 0.
     """
     for chunk in chunks:
         for shard in shards(chunk.sharded_state_dict()):
@@ -52,7 +53,7 @@ def _fill(shard: ShardedTensor, model: ModelConfig, seed: int) -> None:
     data, axes = shard.data, shard.prepend_axis_num
     assert data is not None
     if data.dim() == 1:
-        data.fill_(1.0)
+        data.fill_(0.0 if shard.key.endswith(".bias") else 1.0)
         return
     layer, shape = shard.global_offset[:axes], list(shard.global_shape[axes:])
     name = f"{shard.key}/{'.'.join(map(str, layer))}"

@@ -12,11 +12,14 @@ from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
 )
 from torch import Tensor
 
 from nld_train.losses.cross_entropy import chunked_nll, vocabulary_parallel_nll
 from nld_train.model.head import Head, gradients_added
+from nld_train.model.vision.encoder import NoGradient, VisionEncoder
+from nld_train.model.vision.pictures import Pictures
 from nld_train.profiling import profiled
 
 # Computes one result per row, `[n, ...]`, from hidden rows `[n, h]` and the head, which returns this rank's logits.
@@ -34,6 +37,7 @@ class Ministral3Model(GPTModel):
         padded_vocab_size: a multiple of the tensor-parallel size.
         chunk_rows: rows of logits in memory at once, 0 for all.
         head_kernel: computes cross-entropy from logits, a name of `losses.cross_entropy.KERNELS`.
+        vision: tower and projector of a vision-language model, for its first stage; None elsewhere.
         **arguments: Megatron's, see `GPTModel`.
     """
 
@@ -44,17 +48,21 @@ class Ministral3Model(GPTModel):
         padded_vocab_size: int,
         chunk_rows: int,
         head_kernel: str = "chunked",
+        vision: VisionEncoder | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(
             vocab_size=padded_vocab_size,
             position_embedding_type="none",  # applied in the attention
             share_embeddings_and_output_weights=False,
+            # Features of pictures are put into whole embeddings, which are divided afterwards.
+            scatter_embedding_sequence_parallel=vision is None,
             **arguments,
         )
         self.real_vocab_size = vocab_size
         self.chunk_rows = chunk_rows
         self.head_kernel = head_kernel
+        self.vision = vision
         if self.post_process:
             self.output_layer = self._make_head()
 
@@ -84,6 +92,8 @@ class Ministral3Model(GPTModel):
         targets: Tensor | None = None,
         readout: Readout | None = None,
         measured: int = 0,
+        pictures: Pictures | None = None,
+        image_index: Tensor | None = None,
     ) -> Tensor:
         """One pass over the streams of a micro-batch.
 
@@ -94,12 +104,15 @@ class Ministral3Model(GPTModel):
             targets: int64 `[n]`, their target tokens, or None for logits.
             readout: computes another result from the rows.
             measured: the first rows with targets that have no gradient: their loss is measured and not trained.
+            pictures: of the clean stream; used by the first pipeline stage, like `image_index`. None for no pictures.
+            image_index: int64 `[n]`, where their `[IMG]` tokens are in the flattened `[S * b]` embeddings, see
+                `model.vision.pictures.image_index`.
 
         Returns:
             On the last pipeline stage float32 `[n]` negative log-likelihoods in nats, or logits `[n, vocab_size]`
             without targets, or the result of `readout`; on earlier ones the hidden states `[S, b, h]`.
         """
-        embedded = self._embed(tokens) if self.pre_process else None
+        embedded = self._embed(tokens, pictures, image_index) if self.pre_process else None
         hidden = self.decoder(hidden_states=embedded, attention_mask=streams)
         if not self.post_process:
             return hidden
@@ -132,11 +145,28 @@ class Ministral3Model(GPTModel):
         whole: Tensor = gather_from_tensor_model_parallel_region(logits)
         return whole[:, : self.real_vocab_size]
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, pictures: Pictures | None, image_index: Tensor | None) -> Tensor:
+        """Embeddings `[S, b, h]`, those of `[IMG]` tokens from pictures; under sequence parallelism a part of S."""
         embedded: Tensor = self.embedding(input_ids=tokens, position_ids=None)
+        if self.vision is not None:
+            embedded = self._with_pictures(self.vision, embedded, pictures, image_index)
+            if self.config.sequence_parallel:
+                embedded = scatter_to_sequence_parallel_region(embedded)
         if self.config.recompute_granularity == "full" and torch.is_grad_enabled() and not embedded.requires_grad:
             # Megatron's recomputation needs an input that requires a gradient; a frozen embedding's output does not.
             embedded.requires_grad_()
+        return embedded
+
+    @staticmethod
+    def _with_pictures(
+        vision: VisionEncoder, embedded: Tensor, pictures: Pictures | None, image_index: Tensor | None
+    ) -> Tensor:
+        if pictures is not None and len(pictures):
+            assert image_index is not None
+            features = vision(pictures).to(embedded.dtype)
+            return embedded.flatten(0, 1).index_copy(0, image_index, features).view_as(embedded)
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in vision.parameters()):
+            return NoGradient.apply(embedded, vision.blank())
         return embedded
 
     def _rows(self, hidden: Tensor, rows: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from nld_train.config.counts import bucket_elements, padded_vocabulary
 from nld_train.config.low_rank import layer_changes
 from nld_train.config.plan import replicas
 from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig
+from nld_train.config.vision_tensors import vision_tensors
 
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
@@ -113,6 +114,8 @@ def chunk_weights(
         weights[0].insert(0, table)
     if pipeline_rank == parallel.pipeline - 1:
         weights[-1] += [model.hidden_size, table]
+    if pipeline_rank == 0:
+        weights[0] += [prod(shape) for _, shape in vision_tensors(model)]
     return [tuple(chunk) for chunk in weights]
 
 

@@ -52,7 +52,12 @@ def tiny_config(**changes: object) -> Config:
 
 def hugging_face_config(model: ModelConfig) -> Ministral3Config:
     """The same model as `transformers` describes it; eager attention, which takes any mask."""
-    names = {field.name for field in dataclasses.fields(ModelConfig)} - {"name", "mask_token_id", "rope_parameters"}
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - {
+        "name",
+        "mask_token_id",
+        "rope_parameters",
+        "vision",
+    }
     rope = {key: value for key, value in dataclasses.asdict(model.rope_parameters).items() if value is not None}
     # Without a query scale its arguments still have to be numbers.
     rope = {"llama_4_scaling_beta": 0.0, "original_max_position_embeddings": 1, **rope}

@@ -36,6 +36,7 @@ from nld_train.config.schema.training import (
     ScheduleConfig,
     SourceConfig,
     StageConfig,
+    TrainedWeights,
 )
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "StageConfig",
+    "TrainedWeights",
     "ValidationConfig",
     "VisionConfig",
     "WandbConfig",

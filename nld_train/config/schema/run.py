@@ -61,6 +61,12 @@ class InitConfig:
         "directory, or hub:ORG/NAME (hub:ORG/NAME@REVISION), a model on the Hugging Face Hub, out of its local cache "
         "where it is there; null: random weights. Read only where run.dir has no checkpoint to continue from.",
     ]
+    vision: Annotated[
+        str | None,
+        "With model.vision: a Hugging Face directory with the vision tower and projector that the model starts with, "
+        "instead of those of checkpoint, which then may be a text model; such as the multimodal Ministral3 that the "
+        "text model was trained from. null: those of checkpoint.",
+    ] = None
     required: Annotated[bool, "Refuse to train from random weights, for experiments that continue a trained model."] = (
         False
     )

@@ -1,4 +1,4 @@
-"""Pictures of a micro-batch, as the vision tower takes them. Imports torch alone, for the data loader's processes."""
+"""Pictures of a micro-batch, as the vision tower takes them. Imports torch alone: the data loader takes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHANNELS = 3
+from nld_train.config.vision_tensors import CHANNELS
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class Pictures:
         """The pictures of several batches, one after another."""
         return cls.of([each for part in parts for each in part.each()])
 
+    def part(self, begin: int, end: int) -> Pictures:
+        """The pictures from `begin` to before `end`."""
+        return Pictures(self.pixel_values[begin:end], self.sizes[begin:end])
+
     def each(self) -> list[Tensor]:
         """Every picture by itself, `[3, height, width]` without padding."""
         sizes = self.sizes.tolist()
@@ -64,3 +68,18 @@ class Pictures:
     def to(self, device: torch.device) -> Pictures:
         """The same with pixel values on a device, by a copy that the host does not wait for if they are pinned."""
         return replace(self, pixel_values=self.pixel_values.to(device, non_blocking=True))
+
+
+def image_index(tokens: Tensor, image_token_id: int, begin: int = 0) -> Tensor:
+    """Where the `[IMG]` tokens of the clean stream are: int64 `[n]`, in the order of their pictures.
+
+    Args:
+        tokens: int64 `[b, S]`, `[noisy | clean]` or clean alone. On a device the host waits for it.
+        image_token_id: of the model.
+        begin: of the clean stream.
+
+    Returns:
+        Indices into the flattened `[S * b]` embeddings.
+    """
+    row, position = (tokens[:, begin:] == image_token_id).nonzero(as_tuple=True)
+    return (begin + position) * len(tokens) + row

@@ -68,7 +68,7 @@ def refuse_other_run(
     done = saved.run.stages[: saved.run.stages.index(progress.stage) + 1]
     _require_same(directory, "run.stages (those begun)", done, config.run.stages[: len(done)])
     for stage in done:
-        for key in ("tokens", "adapter", "lora"):
+        for key in ("tokens", "adapter", "lora", "trained_weights"):
             before, now = (getattr(settings.stages[stage], key) for settings in (saved, config))
             _require_same(directory, f"stages.{stage}.{key}", before, now)
         if progress.data.get(stage) != orders[stage].fingerprint:

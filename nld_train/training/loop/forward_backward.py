@@ -110,7 +110,8 @@ def _forward_step(batch: MicroBatch, model: torch.nn.Module, weights: TermWeight
     An AR loss of weight 0 is measured: the head has no backward pass of its rows.
     """
     measured = batch.rows.ar_count if weights.ar == 0 else 0
-    output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets, measured=measured)
+    seen = {"pictures": batch.pictures, "image_index": batch.image_index}
+    output = model(batch.tokens, batch.handle, batch.rows.index, batch.rows.targets, measured=measured, **seen)
     return output, partial(_loss_function, batch, weights)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 from nld_train.config.schema import Config
@@ -18,6 +19,7 @@ from nld_train.model import streams
 from nld_train.model.attention.core import make_masks
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.spec import resolve_attention
+from nld_train.model.vision.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class MicroBatch:
         rows: which rows enter the loss, and their targets.
         ar_weights: float32 `[rows.ar_count]`.
         diffusion_weights: float32, one per masked position, or None in an AR stage.
+        pictures: of the clean stream, on the first pipeline stage; None where there are none.
+        image_index: where their `[IMG]` tokens are, see `model.vision.pictures.image_index`.
     """
 
     tokens: Tensor
@@ -59,6 +63,8 @@ class MicroBatch:
     rows: Rows
     ar_weights: Tensor
     diffusion_weights: Tensor | None
+    pictures: Pictures | None = None
+    image_index: Tensor | None = None
 
 
 def prepare(batch: StreamBatch, divisors: Denominators, placement: Placement) -> MicroBatch:
@@ -73,12 +79,15 @@ def prepare(batch: StreamBatch, divisors: Denominators, placement: Placement) ->
     context = stream_context(batch.tensors, tensors, placement, batch.shard)
     ar_shares, diffusion_shares = tensors["shares"].tensor_split([batch.ar_count])
     two_streams = context.layout.two_streams
+    seen = batch.pictures is not None and parallel_state.is_pipeline_first_stage(ignore_virtual=True)
     return MicroBatch(
         tokens=tensors["tokens"],
         handle=streams.register(context),
         rows=Rows(tensors["index"], tensors["targets"], batch.ar_count),
         ar_weights=row_weights(ar_shares, divisors.ar),
         diffusion_weights=row_weights(diffusion_shares, divisors.diffusion) if two_streams else None,
+        pictures=batch.pictures.to(placement.device) if seen and batch.pictures is not None else None,
+        image_index=tensors["image_index"] if seen else None,
     )
 
 

@@ -21,7 +21,7 @@ from nld_train.model.rotary import RotaryEmbedding
 from nld_train.training.loop.forward_backward import global_counts, global_terms, run_schedule
 from nld_train.training.loop.micro_batch import Placement, placement_of
 from nld_train.training.loop.step import train_step
-from nld_train.training.loop.trained_weights import train_adapter, train_all_weights
+from nld_train.training.loop.trained_weights import train_adapter, train_weights
 from nld_train.training.metrics.jsonl import Record
 from nld_train.training.stages.kind import StageTrainer
 
@@ -44,6 +44,7 @@ def stream_collator(config: Config, stage: StageConfig) -> StreamCollator:
         sequences=config.batch.global_size,
         context_rank=parallel_state.get_context_parallel_rank(),
         context_size=parallel_state.get_context_parallel_world_size(),
+        vision=config.model.vision,
     )
 
 
@@ -79,10 +80,10 @@ class ObjectiveTrainer(StageTrainer):
         return self.collator
 
     def prepare_model(self, model: list[Any]) -> list[Any]:
-        """See `StageTrainer.prepare_model`: all weights, or a new LoRA, are trained."""
+        """See `StageTrainer.prepare_model`: all weights, those of `trained_weights`, or a new LoRA, are trained."""
         lora = self.stage.lora
         if lora is None:
-            return train_all_weights(model)
+            return train_weights(model, self.stage.trained_weights)
         shape = AdapterShape(lora.rank, lora.lora_alpha, lora.targets)
         return train_adapter(model, LORA, shape, self.seed)
 

@@ -1,0 +1,72 @@
+"""The vision-language variant: texts with pictures in, text out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
+from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from checkpoint_convert.hf_package.vision_encoder import VisionLanguageEncoder
+
+
+class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
+    """The text model, whose `encoder` has a vision tower and a projector too."""
+
+    config_class = NemotronLabsDiffusionVLMConfig
+    encoder_class = VisionLanguageEncoder
+    input_modalities = ("image", "text")
+    _no_split_modules = ["Layer", "PixtralAttentionLayer"]  # noqa: RUF012
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *arguments: Any,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        **named: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits of whole texts with pictures; see the text model's `forward` for the other arguments.
+
+        Args:
+            input_ids: int64 `[b, L]`, with `config.image_token_index` where a feature of a picture is.
+            *arguments: of the text model.
+            pixel_values: `[n, 3, H, W]`, the pictures of all texts, from the first text to the last, as the Pixtral
+                processor gives them; None for none.
+            image_sizes: int64 `[n, 2]`, their heights and widths without padding; None for `H` and `W`.
+            **named: of the text model.
+
+        Raises:
+            ValueError: the pictures have more or fewer features than the texts have `[IMG]` tokens, or are given
+                together with labels or in mode `block`, whose streams are made of ids.
+        """
+        if pixel_values is None or len(pixel_values) == 0:
+            return super().forward(input_ids, *arguments, **named)
+        if input_ids is None or arguments:
+            raise ValueError("pixel_values: needs input_ids, and all other arguments by name")
+        if named.get("labels") is not None or named.get("mode", "causal") != "causal":
+            raise ValueError("pixel_values: pictures go with mode 'causal' without labels alone; train with nld-train")
+        embeddings = self.embeddings_with_pictures(input_ids, pixel_values, image_sizes)
+        return super().forward(inputs_embeds=embeddings, **named)
+
+    def embeddings_with_pictures(
+        self, input_ids: Tensor, pixel_values: Tensor, image_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Embeddings `[b, L, h]` of texts, those of `[IMG]` tokens from pictures; arguments as of `forward`.
+
+        Raises:
+            ValueError: the pictures have more or fewer features than the texts have `[IMG]` tokens.
+        """
+        embeddings = self.encoder.embed_tokens(input_ids)
+        features = self.encoder.picture_features(pixel_values, image_sizes).to(embeddings)
+        seen = input_ids == self.config.image_token_index
+        if int(seen.sum()) != len(features):
+            raise ValueError(
+                f"input_ids: has {int(seen.sum())} [IMG] tokens, but {len(pixel_values)} pictures need {len(features)}"
+            )
+        return embeddings.masked_scatter(seen[..., None], features)
+
+
+__all__ = ["NemotronLabsDiffusionVLMModel"]
