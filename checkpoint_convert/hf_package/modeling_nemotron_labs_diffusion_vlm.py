@@ -7,9 +7,11 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from checkpoint_convert.hf_package.cached_engine import Vision
 from checkpoint_convert.hf_package.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from checkpoint_convert.hf_package.vision_encoder import VisionLanguageEncoder
+from nld_train.model.vision.picture_prompt import ImageTokens
 
 
 class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
@@ -50,6 +52,12 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
             raise ValueError("pixel_values: pictures go with mode 'causal' without labels alone; train with nld-train")
         embeddings = self.embeddings_with_pictures(input_ids, pixel_values, image_sizes)
         return super().forward(inputs_embeds=embeddings, **named)
+
+    def _vision(self) -> Vision:
+        """See the text model's: what `generate` computes features of pictures with."""
+        tower, encoder = self.config.vision_config, self.encoder
+        tokens = ImageTokens(self.config.image_token_index, tower.patch_size * self.config.spatial_merge_size)
+        return Vision(tokens, lambda pictures: encoder.picture_features(pictures.pixel_values, pictures.sizes))
 
     def embeddings_with_pictures(
         self, input_ids: Tensor, pixel_values: Tensor, image_sizes: Tensor | None = None

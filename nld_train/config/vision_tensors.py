@@ -12,6 +12,7 @@ from nld_train.config.schema import ModelConfig, StageConfig, VisionConfig
 TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
 # The module of both in Megatron's model, where names begin with it.
 MODULE = "vision."
+# As `model.vision.pictures` has it, which is part of exports and imports nothing of ours.
 CHANNELS = 3
 # A multiply and an add; forward, and backward for inputs and weights.
 _OPERATIONS, _TRAINED = 2, 3

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nld_train.data.collate import Samples, layout_tensors, stack
 from nld_train.data.flat_buffer import FlatBuffer
+from nld_train.errors import UserError
 from nld_train.masking.drafting import draft_stream, draw_drafts
 from nld_train.masking.layout import StreamLayout
 
@@ -86,8 +87,16 @@ class DraftCollator:
         Args:
             samples: `tokens`, `documents` `[b, L+1]` and `sample_index` `[b]`, see `data.samples`. Conversations have
                 `answers` `[b, L+1]`, and blocks inside of these alone (`masking.drafting`).
+
+        Raises:
+            UserError: the samples have pictures.
         """
         clean, documents = samples["tokens"][:, :-1], samples["documents"].numpy()
+        if len(samples.get("pictures", ())):
+            raise UserError(
+                f"stages.{self.stage}.kind=drafter: the data has pictures, with which no drafter adapter is trained; "
+                "name conversations without"
+            )
         answers = samples["answers"].numpy() if "answers" in samples else [None] * len(clean)
         length = clean.shape[1] if self.noisy_length is None else self.noisy_length
         draws = [

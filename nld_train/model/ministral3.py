@@ -145,7 +145,7 @@ class Ministral3Model(GPTModel):
         whole: Tensor = gather_from_tensor_model_parallel_region(logits)
         return whole[:, : self.real_vocab_size]
 
-    def _embed(self, tokens: Tensor, pictures: Pictures | None, image_index: Tensor | None) -> Tensor:
+    def _embed(self, tokens: Tensor, pictures: Pictures | None = None, image_index: Tensor | None = None) -> Tensor:
         """Embeddings `[S, b, h]`, those of `[IMG]` tokens from pictures; under sequence parallelism a part of S."""
         embedded: Tensor = self.embedding(input_ids=tokens, position_ids=None)
         if self.vision is not None:

@@ -97,8 +97,12 @@ def test_plain_transformers_loads_the_export_with_the_wrappers_logits(converted:
     with torch.no_grad():
         found, expected = loaded(tokens, **seen).logits, model(tokens, **seen).logits
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        alone = torch.tensor([list(range(30, 45))])
-        torch.testing.assert_close(loaded(alone).logits, model(alone).logits, atol=1e-5, rtol=1e-5)
+        text = torch.tensor([list(range(30, 45))])
+        torch.testing.assert_close(loaded(text).logits, model(text).logits, atol=1e-5, rtol=1e-5)
+        greedy = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": 0}
+        alone = tokens[:1], {name: value[:1] for name, value in seen.items()}
+        expected = model.generate(alone[0], **alone[1], **greedy)
+        assert torch.equal(loaded.generate(alone[0], **alone[1], **greedy), expected)
         with pytest.raises(ValueError, match=r"11 \[IMG\] tokens, but 1 pictures need 6"):
             loaded(tokens, pixel_values=pictures.pixel_values[:1], image_sizes=pictures.sizes[:1])
 

@@ -1,4 +1,4 @@
-"""Pictures of a micro-batch, as the vision tower takes them. Imports torch alone: the data loader takes it."""
+"""Pictures of a micro-batch, as the vision tower takes them. Imports torch alone: exports have this file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nld_train.config.vision_tensors import CHANNELS
+CHANNELS = 3
 
 
 @dataclass(frozen=True)
