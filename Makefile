@@ -16,7 +16,7 @@ ARGUMENTS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help environment quickstart instruct drafter check docs format test test-all test-py312 clean
+.PHONY: help environment quickstart instruct vision drafter check docs format test test-all test-py312 clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ quickstart: $(STAMP) ## prepare a corpus, train both stages on the CPU, and fine
 
 instruct: $(STAMP) ## fine-tune the result of quickstart, or BASE=RUN, on questions, and ask held-out ones in every mode
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/instruct.sh $(OVERRIDES)
+
+vision: $(STAMP) ## train a tiny vision-language model on drawn pictures, and ask held-out questions in every mode (docs/vision.md)
+	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/vision.sh $(OVERRIDES)
 
 drafter: $(STAMP) ## train the drafter adapter on the result of quickstart and show its gain, in about three minutes
 	@PATH="$(abspath $(VENV))/bin:$$PATH" launch/drafter.sh $(OVERRIDES)

@@ -9,14 +9,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from nld_train.commands.command import Command, utf8
+from nld_train.data.pictures.decode import PictureLimits
 from nld_train.errors import UserError
 from nld_train.printable import say
 from nld_train.results import check_result_files
 
 if TYPE_CHECKING:
+    from nld_train.data.pictures.settings import PictureSettings
     from nld_train.data.request import ChatRequest
 
 _STDLIB_VALIDATION = 0.05
+_TEXT_DOCUMENTS = 20_000
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +52,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="put no token before documents, also where the tokenizer's template puts one (BOS) before a text",
     )
     _add_chat(parser)
+    _add_pictures(parser)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one per core)")
     parser.add_argument("--shard-megabytes", type=float, default=8.0, help="input per unit of work (default: 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set of the same name, and OUT/tokenizer")
@@ -57,7 +61,7 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("conversations")
     group.add_argument("--chat", action="store_true", help="the rows of the sources are conversations")
-    formats = ["auto", "messages", "sharegpt", "alpaca", "prompt-completion"]
+    formats = ["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "finevision"]
     group.add_argument("--chat-format", choices=formats, help="of the rows (default: auto, by their keys)")
     group.add_argument(
         "--chat-template",
@@ -86,6 +90,37 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures in conversations")
+    group.add_argument(
+        "--pictures",
+        action="store_true",
+        help="messages may have pictures, or rows under `images` or `image`; the tokenizer is that of a "
+        "vision-language model, or is made with [IMG], [IMG_BREAK] and [IMG_END]",
+    )
+    group.add_argument(
+        "--picture-processor",
+        metavar="DIR",
+        type=utf8,
+        help="directory or file of a processor_config.json, or JSON with patch_size, spatial_merge_size and size "
+        "(default: the tokenizer's directory; with a tokenizer that is made here, Ministral3's: 14, 2 and "
+        "longest_edge 1540)",
+    )
+    limits = PictureLimits()
+    group.add_argument(
+        "--picture-megabytes", type=float, metavar="N", help=f"most MiB of a file (default: {limits.megabytes:g})"
+    )
+    group.add_argument(
+        "--picture-megapixels",
+        type=float,
+        metavar="N",
+        help=f"most million pixels of a decoded picture (default: {limits.megapixels:g})",
+    )
+    group.add_argument(
+        "--picture-seconds", type=float, metavar="S", help=f"most seconds of decoding (default: {limits.seconds:g})"
+    )
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -111,6 +146,7 @@ def _prepare(options: argparse.Namespace) -> None:
         shard_bytes=max(1, int(options.shard_megabytes * 2**20)),
         chat=None if chat is None else options.chat_format or "auto",
         leave_out_bad_rows=bool(options.leave_out_bad_rows),
+        pictures=_picture_settings(options),
     )
     first = os.path.basename(os.path.abspath(options.sources[0]))
     held_out = options.validation
@@ -159,6 +195,33 @@ def _chat_request(options: argparse.Namespace) -> ChatRequest | None:
     return ChatRequest(options.chat_template, parse_arguments(options.chat_template_args), options.answers or "all")
 
 
+def _picture_settings(options: argparse.Namespace) -> PictureSettings | None:
+    """How pictures are read; None where conversations have none.
+
+    Raises:
+        UserError: an option is given that goes only with --pictures, or --pictures without --chat; or there is no
+            processor.
+    """
+    from nld_train.data.pictures.processor import PictureProcessor, picture_processor
+    from nld_train.data.pictures.settings import PictureSettings
+
+    limits = {name: getattr(options, f"picture_{name}") for name in ("megabytes", "megapixels", "seconds")}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if not options.pictures:
+        named = [f"picture_{name}" for name in given] + ["picture_processor"] * (options.picture_processor is not None)
+        for name in named:
+            raise UserError(f"--{name.replace('_', '-')} is for pictures: give --pictures as well")
+        return None
+    if not options.chat:
+        raise UserError("--pictures is for conversations: give --chat as well")
+    made_here = options.tokenizer == "bytes" or options.tokenizer.startswith("train-bpe:")
+    if options.picture_processor is not None:
+        processor = picture_processor(options.picture_processor)
+    else:
+        processor = PictureProcessor(14) if made_here else picture_processor(options.tokenizer, "--pictures")
+    return PictureSettings(processor, PictureLimits(**given))
+
+
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prefix", metavar="PREFIX", help="path of the set without .bin and .idx")
     parser.add_argument("--sample", type=int, metavar="N", help="show sample N, in file order")
@@ -178,6 +241,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", type=float, metavar="T", help="noise level in [0, 1] (default: drawn)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the noise (default: 0)")
     parser.add_argument("--tokenizer", metavar="DIR", help="to show text (default: the one that the manifest names)")
+    parser.add_argument(
+        "--save-pictures", metavar="FOLDER", type=utf8, help="save the pictures of the conversation as they came"
+    )
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -194,6 +260,7 @@ def _inspect(options: argparse.Namespace) -> None:
             tokenizer=options.tokenizer,
             conversation=options.conversation,
             blocks=options.blocks,
+            pictures_folder=options.save_pictures,
         )
     )
 
@@ -225,7 +292,13 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--held-out", type=int, default=100, metavar="N", help="held out, of each kind (default: 100)")
     parser.add_argument(
-        "--documents", type=int, default=20_000, metavar="N", help="of text for the stages before (default: 20000)"
+        "--documents", type=int, metavar="N", help=f"of text for the stages before (default: {_TEXT_DOCUMENTS})"
+    )
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="questions about drawn pictures, for a vision-language model; held-out-blank.jsonl has the held-out ones "
+        "with blank pictures, and there is no text and no task of lm-evaluation-harness",
     )
     parser.add_argument("--kinds", nargs="+", type=utf8, metavar="KIND", help="kinds of questions (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the random questions (default: 0)")
@@ -235,14 +308,32 @@ def _tasks(options: argparse.Namespace) -> None:
     from nld_train.data.tasks.registry import KINDS
     from nld_train.data.tasks.write import TasksRequest, write_tasks
 
+    if options.pictures:
+        _picture_tasks(options)
+        return
     kinds = tuple(options.kinds or KINDS)
-    write_tasks(
-        TasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed, options.documents)
-    )
+    documents = _TEXT_DOCUMENTS if options.documents is None else options.documents
+    write_tasks(TasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed, documents))
     say(
         f"{options.folder}: {options.conversations} conversations for training, {options.held_out} held out of each of "
-        f"{len(kinds)} kinds ({', '.join(kinds)}), {options.documents} documents of text, and tasks of "
+        f"{len(kinds)} kinds ({', '.join(kinds)}), {documents} documents of text, and tasks of "
         "lm-evaluation-harness"
+    )
+
+
+def _picture_tasks(options: argparse.Namespace) -> None:
+    from nld_train.data.tasks.picture_kinds import PICTURE_KINDS
+    from nld_train.data.tasks.write_pictures import PictureTasksRequest, write_picture_tasks
+
+    if options.documents is not None:
+        raise UserError("--documents is of text: leave it out with --pictures")
+    kinds = tuple(options.kinds or PICTURE_KINDS)
+    write_picture_tasks(
+        PictureTasksRequest(options.folder, options.conversations, options.held_out, kinds, options.seed)
+    )
+    say(
+        f"{options.folder}: {options.conversations} conversations about pictures for training, {options.held_out} held "
+        f"out of each of {len(kinds)} kinds ({', '.join(kinds)}), and these again with blank pictures"
     )
 
 

@@ -7,15 +7,40 @@ A row of merged patches is that many `[IMG]` and an `[IMG_BREAK]`; the last row 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from nld_train.config.schema import VisionConfig
 
 
-def merged_grid(vision: VisionConfig, size: Sequence[int]) -> tuple[int, int]:
+class ImageTokenConfig(Protocol):
+    """What decides the tokens of a picture of a given size: keys of `VisionConfig`."""
+
+    @property
+    def patch_size(self) -> int:
+        """Edge of a patch in pixels."""
+
+    @property
+    def spatial_merge_size(self) -> int:
+        """Edge of the square of patches that become one `[IMG]` token."""
+
+    @property
+    def image_token_id(self) -> int:
+        """The token `[IMG]`."""
+
+    @property
+    def image_break_token_id(self) -> int:
+        """The token `[IMG_BREAK]`."""
+
+    @property
+    def image_end_token_id(self) -> int:
+        """The token `[IMG_END]`."""
+
+
+def merged_grid(vision: ImageTokenConfig, size: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of `[IMG]` tokens of a picture.
 
     Args:
-        vision: the tower's shape.
+        vision: the tower's shape, `model.vision`, or what a prepared set has of it.
         size: height and width in pixels, multiples of `patch_size x spatial_merge_size`, as the processor resizes to.
     """
     step = vision.patch_size * vision.spatial_merge_size
@@ -24,20 +49,20 @@ def merged_grid(vision: VisionConfig, size: Sequence[int]) -> tuple[int, int]:
     return height // step, width // step
 
 
-def image_token_count(vision: VisionConfig, size: Sequence[int]) -> int:
+def image_token_count(vision: ImageTokenConfig, size: Sequence[int]) -> int:
     """Number of `[IMG]` tokens of a picture, so of its features; arguments as of `merged_grid`."""
     rows, columns = merged_grid(vision, size)
     return rows * columns
 
 
-def image_tokens(vision: VisionConfig, size: Sequence[int]) -> list[int]:
+def image_tokens(vision: ImageTokenConfig, size: Sequence[int]) -> list[int]:
     """All tokens of a picture: rows x (columns + 1) ids; arguments as of `merged_grid`."""
     rows, columns = merged_grid(vision, size)
     row = [vision.image_token_id] * columns + [vision.image_break_token_id]
     return [*(row * rows)[:-1], vision.image_end_token_id]
 
 
-def patch_count(vision: VisionConfig, size: Sequence[int]) -> int:
+def patch_count(vision: ImageTokenConfig, size: Sequence[int]) -> int:
     """Patches of a picture, the positions that it takes in the tower; arguments as of `merged_grid`."""
     return image_token_count(vision, size) * vision.spatial_merge_size**2
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.data.answer_bits import ANSWERS, TURNS, write_answer_bits
-from nld_train.data.shards import shard_size
+from nld_train.data.pictures.store import PictureCounts, ShardPictures, join_pictures
+from nld_train.data.shards import pictures_of, shard_size
 from nld_train.data.token_index import IndexHeader, create_set, write_documents
 from nld_train.data.tokenizer import EncoderSpec
 from nld_train.data.workers import run_jobs
@@ -37,6 +38,7 @@ class SetContent:
     largest_id: int
     dtype: str
     chat: AnswerCounts | None = None
+    pictures: PictureCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Assembly:
         vocabulary_size: ids that are counted.
         parts: of each shard its file, and its first document and token in the set.
         chat: whether the documents are conversations.
+        pictures: whether these may have pictures.
     """
 
     prefix: str
@@ -91,9 +94,12 @@ class Assembly:
     vocabulary_size: int
     parts: tuple[tuple[Path, int, int], ...]
     chat: bool = False
+    pictures: bool = False
 
 
-def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderSpec, chat: bool = False) -> Assembly:
+def plan_assembly(
+    prefix: str, name: str, shards: Sequence[Path], spec: EncoderSpec, chat: bool = False, pictures: bool = False
+) -> Assembly:
     """Finds where each shard belongs in a set.
 
     Args:
@@ -102,6 +108,7 @@ def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderS
         shards: shard files in order.
         spec: the tokenizer.
         chat: whether the documents are conversations.
+        pictures: whether these may have pictures.
 
     Raises:
         UserError: no shard contains a token.
@@ -116,12 +123,12 @@ def plan_assembly(prefix: str, name: str, shards: Sequence[Path], spec: EncoderS
     first = (np.cumsum(sizes, axis=0) - sizes).tolist()
     parts = tuple((path, document, token) for path, (document, token) in zip(shards, first, strict=True))
     header = IndexHeader(spec.dtype, documents, documents)
-    return Assembly(prefix, name, header, tokens, spec.vocabulary_size, parts, chat)
+    return Assembly(prefix, name, header, tokens, spec.vocabulary_size, parts, chat, pictures)
 
 
 def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
     """Writes `prefix.bin`, `prefix.idx`, `prefix.counts.npy` (int64, how often each id occurs), and for conversations
-    `prefix.answers.bin` and `prefix.turns.bin` from shard files.
+    `prefix.answers.bin` and `prefix.turns.bin` from shard files; and the files of their pictures (`pictures.store`).
 
     Shards are written independently of each other, so memory does not grow with the number of documents.
 
@@ -155,7 +162,21 @@ def assemble(assembly: Assembly, workers: int, advance: Advance) -> SetContent:
         largest_id=largest,
         dtype=dtype,
         chat=answers if assembly.chat else None,
+        pictures=_join_pictures(assembly) if assembly.pictures else None,
     )
+
+
+def _join_pictures(assembly: Assembly) -> PictureCounts:
+    shards = [
+        ShardPictures(
+            path=pictures_of(path, assembly.name),
+            written=_array(path, f"{assembly.name}_written"),
+            places=_array(path, f"{assembly.name}_places"),
+            first_token=token,
+        )
+        for path, _, token in assembly.parts
+    ]
+    return join_pictures(assembly.prefix, shards)
 
 
 def _array(path: Path, name: str) -> NDArray[Any]:

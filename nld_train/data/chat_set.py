@@ -11,6 +11,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from nld_train.data.answer_bits import TURNS, AnswerBits
 from nld_train.data.document_index import DocumentIndex
+from nld_train.data.manifest import read_manifest
+from nld_train.data.pictures.processor import PictureProcessor, processor_of
+from nld_train.data.pictures.store import INDEX as PICTURE_INDEX
+from nld_train.data.pictures.store import PictureStore, StoredPicture
 from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
@@ -38,6 +42,7 @@ class ChatSet:
         self.answers = AnswerBits(prefix, self.tokens)
         self._tokens = map_file(f"{prefix}.bin", header.dtype)
         self._turns: AnswerBits | None = None
+        self._pictures = PictureStore(prefix) if os.path.exists(prefix + PICTURE_INDEX) else None
 
     def read_tokens(self, start: int, count: int) -> NDArray[np.int64]:
         """Tokens `start .. start + count - 1`, int64 `[count]`."""
@@ -46,6 +51,25 @@ class ChatSet:
     def span(self, conversation: int) -> tuple[int, int]:
         """First token of a conversation in file order, and its number of tokens."""
         return self._index.span(conversation)
+
+    def pictures(self, start: int, count: int) -> list[StoredPicture]:
+        """The pictures whose image tokens are among tokens `start .. start + count - 1`, in order."""
+        return [] if self._pictures is None else self._pictures.within(start, count)
+
+    def input_of(self, picture: StoredPicture) -> NDArray[np.float32]:
+        """A picture of this set as the vision tower takes it, float32 `[3, height, width]`.
+
+        Raises:
+            UserError: it is damaged, or the manifest does not say how it is processed.
+        """
+        return self._processor.input_of(picture, f"{self.prefix}: picture {picture.number}")
+
+    @cached_property
+    def _processor(self) -> PictureProcessor:
+        where, manifest = f"{self.prefix}.manifest.json", read_manifest(self.prefix)
+        if manifest is None or manifest.pictures is None:
+            raise UserError(f"{where} does not say how the set's pictures are processed: prepare the set again")
+        return processor_of(manifest.pictures.processor, where)
 
     @cached_property
     def _index(self) -> DocumentIndex:

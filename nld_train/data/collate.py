@@ -115,7 +115,8 @@ class StreamCollator:
         Args:
             samples: as of `data.samples`: `tokens` and `documents` `[b, L+1]`, `supervised` `[b, L]`, and for two
                 streams `noisy_tokens`, `blocks`, `begins`, `masked` and `probability` `[b, N]`, and `clean_ends`
-                `[b, L]` where clean tokens see their whole block; `pictures` where they have any.
+                `[b, L]` where clean tokens see their whole block; `pictures`, which may be none, but on
+                ranks without the tower.
 
         Raises:
             UserError: the `[IMG]` tokens are not those of the pictures.
@@ -140,7 +141,9 @@ class StreamCollator:
 
     def _pictures(self, samples: Samples, noisy_length: int) -> tuple[Pictures | None, Tensor | None]:
         """The pictures of the samples and where their `[IMG]` tokens are in both streams; None where there are none."""
-        pictures: Pictures = samples.get("pictures", Pictures.none())
+        if "pictures" not in samples:  # this rank has no tower
+            return None, None
+        pictures: Pictures = samples["pictures"]
         if self.vision is None:
             if len(pictures):
                 raise UserError("model.vision=null: the data has pictures, which need a tower; set model.vision")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nld_train.data.chat_set import ChatSet, map_file
 from nld_train.data.conversation_lengths import ConversationPacking
 from nld_train.data.packed import PackedTokens
 from nld_train.data.packing_files import CONVERSATION_DTYPE, CONVERSATIONS, SAMPLES, packing_directory, packing_key
+from nld_train.data.pictures.store import StoredPicture
 from nld_train.errors import UserError
 
 
@@ -60,6 +63,14 @@ class PackedConversations:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
+    def inputs_of(self, packed: PackedTokens) -> list[NDArray[np.float32]]:
+        """The tower's input of the pictures of a sample, float32 `[3, height, width]` each.
+
+        Raises:
+            UserError: a picture is damaged.
+        """
+        return [self._chat.input_of(picture) for picture in packed.pictures]
+
     def __len__(self) -> int:
         """Samples in one epoch."""
         return len(self._borders) - 1
@@ -79,7 +90,7 @@ class PackedConversations:
             raise IndexError(f"sample {index} of {len(self)} in {self.prefix}")
         total, position = self.sequence_length + 1, 0
         tokens, documents = np.zeros(total, np.int64), np.zeros(total, np.int64)
-        answers = np.zeros(total, np.bool_)
+        answers, pictures = np.zeros(total, np.bool_), list[StoredPicture]()
         conversations = self._conversations[self._borders[index] : self._borders[index + 1]].tolist()
         for ordinal, (start, length) in enumerate(conversations):
             begin = position
@@ -88,7 +99,8 @@ class PackedConversations:
             for piece in pieces:
                 end = position + piece[1]
                 tokens[position:end], answers[position:end] = self._chat.read(*piece)
+                pictures += [replace(each, begin=each.begin + position) for each in self._chat.pictures(*piece)]
                 position = end
             documents[begin:position] = ordinal
         tokens[position:], documents[position:] = tokens[position - 1], len(conversations)
-        return PackedTokens(tokens, documents, answers)
+        return PackedTokens(tokens, documents, answers, tuple(pictures))

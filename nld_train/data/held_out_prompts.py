@@ -22,6 +22,7 @@ from nld_train.data.token_index import check_files, document_spans
 from nld_train.data.tokenizer import load_tokenizer
 from nld_train.errors import UserError
 from nld_train.files import write_atomically
+from nld_train.model.vision.picture_prompt import PicturePrompt
 from nld_train.progress import Advance, progress_bar
 from nld_train.results import check_output
 
@@ -57,8 +58,8 @@ def write_prompts(request: PromptRequest) -> int:
     text need not give again, and the text of the answer under `answer`.
 
     Raises:
-        UserError: a number below 1, no tokenizer, or fewer documents of twice this length, or conversations with an
-            answer, than prompts.
+        UserError: a number below 1, no tokenizer, conversations with pictures, or fewer documents of twice this
+            length, or conversations with an answer, than prompts.
     """
     if request.count < 1 or (request.tokens is not None and request.tokens < 1):
         raise UserError("--count and --tokens must be at least 1")
@@ -80,6 +81,12 @@ def write_prompts(request: PromptRequest) -> int:
 def _questions(request: PromptRequest, tokenizer: Any) -> list[dict[str, Any]]:
     """Conversations up to their last answer, with the special tokens of the chat template in their texts."""
     longest = sys.maxsize if request.tokens is None else request.tokens
+    asked = questions(request.prefix, request.count, longest)
+    if any(isinstance(question.prompt, PicturePrompt) for question in asked):
+        raise UserError(
+            f"{request.prefix} has pictures, which prompts of ids do not hold: give nld-decode --chat the "
+            "conversations that it was prepared from"
+        )
     found = [
         {
             "prompt": tokenizer.decode(question.prompt, skip_special_tokens=False),
@@ -87,7 +94,7 @@ def _questions(request: PromptRequest, tokenizer: Any) -> list[dict[str, Any]]:
             "answer": tokenizer.decode(question.answer, skip_special_tokens=True),
             "continuation_token_ids": question.answer,
         }
-        for question in questions(request.prefix, request.count, longest)
+        for question in asked
     ]
     if len(found) < request.count:
         short = "" if request.tokens is None else f" of at most {request.tokens} tokens"

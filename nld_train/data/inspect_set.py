@@ -46,6 +46,7 @@ class InspectRequest:
         tokenizer: directory, or None for the one that the manifest names.
         conversation: conversation in file order, or None.
         blocks: where the blocks of conversations are counted from.
+        pictures_folder: where the pictures of the conversation are saved, or None.
     """
 
     prefix: str
@@ -57,6 +58,7 @@ class InspectRequest:
     tokenizer: str | None
     conversation: int | None = None
     blocks: BlockOrigin = "answer"
+    pictures_folder: str | None = None
 
     def size_of_blocks(self, chat: bool) -> int:
         """Tokens per block: by default those of fine-tuning, or of pretraining."""
@@ -87,12 +89,15 @@ def inspect_set(request: InspectRequest, console: Console | None = None) -> None
                 "give it or --sample" if chat is not None else f"{request.prefix} is a set of texts: give --sample N"
             )
             raise UserError(f"--conversation: {reason}")
-        show_conversation(request.prefix, request.conversation, _sample_settings(request, chat=True), shown, console)
+        settings = _sample_settings(request, chat=True)
+        show_conversation(request.prefix, request.conversation, settings, shown, console, request.pictures_folder)
 
 
 def _check(request: InspectRequest) -> None:
     if request.sequence_length < 1 or (request.block_size is not None and request.block_size < 1):
         raise UserError("--sequence-length and --block-size must be at least 1")
+    if request.pictures_folder is not None and request.conversation is None:
+        raise UserError("--save-pictures: say with --conversation N whose pictures are saved")
     if request.level is not None and not 0 <= request.level <= 1:
         raise UserError(f"--level {request.level} must lie in [0, 1]")
 
@@ -110,13 +115,16 @@ def _show_set(request: InspectRequest, manifest: Manifest | None, console: Conso
     table.add_row("document lengths", quantiles)
     if manifest is not None and manifest.chat is not None:
         _add_chat(table, request, manifest.tokens, manifest.chat)
+        if (pictures := manifest.pictures) is not None:
+            table.add_row("pictures", f"{pictures.pictures:,} in {pictures.places:,} places, {pictures.bytes:,} bytes")
+            table.add_row("picture processor", json.dumps(pictures.processor))
     elif lengths.tokens > request.sequence_length:
         size = request.size_of_blocks(chat=False)
         share = fill_share(prefix, request.sequence_length, size)
         setting = f"samples of {request.sequence_length:,} tokens, blocks of {size}"
         table.add_row("fill after documents", f"{share:.1%} of the noisy stream ({setting}, documents=isolate)")
     for name, value in (asdict(manifest) if manifest else {"manifest": "none (made by other tools)"}).items():
-        if name not in ("documents", "tokens", "dtype", "chat"):
+        if name not in ("documents", "tokens", "dtype", "chat", "pictures"):
             table.add_row(name, value if isinstance(value, str) else json.dumps(value))
     console.print(table)
 

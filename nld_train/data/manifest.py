@@ -51,6 +51,29 @@ class ChatManifest:
 
 
 @dataclass(frozen=True)
+class PictureManifest:
+    """What a set with pictures has beside a set of conversations.
+
+    Attributes:
+        pictures: different ones.
+        places: how often they stand in the conversations.
+        bytes: of the encoded pictures.
+        processor: the content of a `processor_config.json`, by which they become the tower's input.
+        image_token_id: the token `[IMG]`.
+        image_break_token_id: the token `[IMG_BREAK]`.
+        image_end_token_id: the token `[IMG_END]`.
+    """
+
+    pictures: int
+    places: int
+    bytes: int
+    processor: dict[str, Any]
+    image_token_id: int
+    image_break_token_id: int
+    image_end_token_id: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Origin and content of a prepared set.
 
@@ -72,6 +95,7 @@ class Manifest:
         versions: of the packages that made the set.
         beginning_of_document: ids before each document; sets of earlier versions have none.
         chat: of a set of conversations; null for texts.
+        pictures: of conversations that may have pictures; null for others.
     """
 
     format_version: int
@@ -91,6 +115,7 @@ class Manifest:
     versions: dict[str, str]
     beginning_of_document: list[int] = field(default_factory=list)
     chat: ChatManifest | None = None
+    pictures: PictureManifest | None = None
 
     def tokenizer_directory(self, prefix: str) -> str:
         """Directory of the tokenizer of the set with this prefix."""
@@ -108,11 +133,15 @@ class Manifest:
             f"vocabulary {self.vocabulary_size:,}"
             + (f"; {left_out:,} rows without an answer that is learned are left out" if left_out else "")
             + (f"; {self.chat.bad_rows:,} bad rows are left out" if self.chat.bad_rows else "")
+            + ("" if self.pictures is None else f"; {self.pictures.pictures:,} pictures, {self.pictures.bytes:,} bytes")
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the record as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        record = asdict(self)
+        if self.pictures is None:  # so that a set without them is the same as of earlier versions
+            del record["pictures"]
+        Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(prefix: str) -> Manifest | None:
@@ -176,7 +205,7 @@ def check_against_model(prefix: str, vocab_size: int, mask_token_id: int, tokeni
             f"the vocabulary of {prefix} has {manifest.vocabulary_size} ids and the model {vocab_size}: "
             f"model.vocab_size must be at least {manifest.vocabulary_size}"
         )
-    if occurrences := _occurrences(prefix, mask_token_id):
+    if occurrences := occurrences_of(prefix, mask_token_id):
         raise UserError(
             f"the mask token {mask_token_id} occurs {occurrences} times in {prefix}.bin: model.mask_token_id must be "
             "an id that text never becomes"
@@ -202,7 +231,12 @@ def require_tokenizer(prefix: str, manifest: Manifest, directory: str, key: str)
         )
 
 
-def _occurrences(prefix: str, token: int) -> int:
+def occurrences_of(prefix: str, token: int) -> int:
+    """How often a token occurs in a prepared set.
+
+    Raises:
+        UserError: the file of counts cannot be read.
+    """
     path = f"{prefix}.counts.npy"
     try:
         counts = np.load(path, mmap_mode="r", allow_pickle=False)

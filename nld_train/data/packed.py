@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nld_train.data.answer_bits import ANSWERS, TURNS
+from nld_train.data.pictures.store import PICTURE_FILES, StoredPicture
 from nld_train.data.token_index import check_files
 from nld_train.errors import UserError
 
@@ -31,11 +32,13 @@ class PackedTokens(NamedTuple):
         tokens: int64 `[L+1]`.
         documents: int64 `[L+1]`, ordinals of the documents, counted from 0 in the sample; equal ones are adjacent.
         answers: bool `[L+1]`, the tokens of answers in conversations; None for text.
+        pictures: whose image tokens are among them, in order.
     """
 
     tokens: NDArray[np.int64]
     documents: NDArray[np.int64]
     answers: NDArray[np.bool_] | None = None
+    pictures: tuple[StoredPicture, ...] = ()
 
 
 class SampleSet(Protocol):
@@ -44,6 +47,9 @@ class SampleSet(Protocol):
     prefix: str
     sequence_length: int
     fingerprint: str
+
+    def inputs_of(self, packed: PackedTokens) -> list[NDArray[np.float32]]:
+        """The vision tower's input of the pictures of a sample, float32 `[3, height, width]` each."""
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -80,6 +86,10 @@ class PackedSamples:
                 f"{self.prefix}.bin holds {self.tokens} tokens, fewer than one sample of batch.sequence_length + 1 = "
                 f"{self.sequence_length + 1}: prepare more text or shorten batch.sequence_length"
             )
+
+    def inputs_of(self, packed: PackedTokens) -> list[NDArray[np.float32]]:
+        """Text has no pictures."""
+        return []
 
     def __getstate__(self) -> tuple[str, int]:
         return self.prefix, self.sequence_length
@@ -141,7 +151,8 @@ def indexed_dataset_module() -> ModuleType:
 
 def set_files(prefix: str) -> list[str]:
     """Suffixes of the files that are the content of a set: a chat set has more than two."""
-    return [".bin", ".idx", *(suffix for suffix in (ANSWERS, TURNS) if os.path.exists(prefix + suffix))]
+    more = (ANSWERS, TURNS, *PICTURE_FILES)
+    return [".bin", ".idx", *(suffix for suffix in more if os.path.exists(prefix + suffix))]
 
 
 def quick_fingerprint(prefix: str) -> str:

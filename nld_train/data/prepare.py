@@ -22,15 +22,24 @@ from nld_train.data.assemble import AnswerCounts, SetContent, assemble, plan_ass
 from nld_train.data.chat.chosen_template import chosen_template
 from nld_train.data.chat.encoder import ChatSpec
 from nld_train.data.chat.template import ChatTemplate
-from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, full_fingerprint
+from nld_train.data.manifest import FORMAT_VERSION, ChatManifest, Manifest, PictureManifest, full_fingerprint
 from nld_train.data.packed import quick_fingerprint, set_files
+from nld_train.data.pictures.expand import IMAGE_TOKENS, image_tokens_of
 from nld_train.data.readers import Document, documents
-from nld_train.data.request import SUFFIXES, PrepareRequest, finished_before, request_hash, work_folder
+from nld_train.data.request import (
+    SUFFIXES,
+    PrepareRequest,
+    finished_before,
+    request_hash,
+    settings_record,
+    work_folder,
+)
 from nld_train.data.shards import ShardJob, encode_shards
 from nld_train.data.sources import Piece, SourceSettings, plan_shards
 from nld_train.data.split import check_split, is_held_out
 from nld_train.data.tokenizer import (
     EncoderSpec,
+    add_special_tokens,
     bytes_tokenizer,
     directory_spec,
     is_saved,
@@ -72,7 +81,8 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     tokenizer, spec = (None, given) if given else _own_tokenizer(request, shards, work, console)
     chat = None
     if template is not None and request.chat is not None:
-        chat = ChatSpec(spec, template, request.chat.answers, request.settings.leave_out_bad_rows)
+        images = image_tokens_of(spec, request.settings.pictures, request.tokenizer)
+        chat = ChatSpec(spec, template, request.chat.answers, request.settings.leave_out_bad_rows, images)
     job = ShardJob(request.settings, spec, request.validation, work, chat)
     _encode(job, shards, request.workers, console)
     contents = _assemble(request, job, len(shards))
@@ -80,6 +90,8 @@ def prepare(request: PrepareRequest, console: Console) -> dict[str, Manifest]:
     if tokenizer is not None:
         source = None if template is None else template.source
         save_tokenizer(tokenizer, request.tokenizer_directory, request.overwrite, source)
+        if request.settings.pictures is not None:
+            request.settings.pictures.processor.save(request.tokenizer_directory)
     manifests = _manifests(request, identity, job, contents)
     for name, prefix in request.prefixes.items():
         if template is not None:
@@ -101,8 +113,8 @@ def _template(request: PrepareRequest) -> ChatTemplate | None:
     """The chat template of a request for conversations."""
     if request.chat is None:
         return None
-    tokenizer = None if request.makes_tokenizer else request.tokenizer
-    return chosen_template(request.chat.template, request.chat.arguments, tokenizer)
+    tokenizer, pictures = None if request.makes_tokenizer else request.tokenizer, request.settings.pictures is not None
+    return chosen_template(request.chat.template, request.chat.arguments, tokenizer, pictures)
 
 
 def _own_tokenizer(
@@ -114,6 +126,8 @@ def _own_tokenizer(
         UserError: the tokenizer cannot be trained, or another one exists where it would be saved.
     """
     tokenizer = bytes_tokenizer() if request.tokenizer == "bytes" else _trained(request, shards, work, console)
+    if request.settings.pictures is not None:
+        add_special_tokens(tokenizer, IMAGE_TOKENS)
     is_saved(tokenizer, request.tokenizer_directory, request.overwrite)  # refused now, not after all the encoding
     return tokenizer, own_spec(tokenizer, request.append_end)
 
@@ -163,7 +177,9 @@ def _assemble(request: PrepareRequest, job: ShardJob, shards: int) -> dict[str, 
     finished = [job.path(number) for number in range(shards)]
     try:
         plans = {
-            name: plan_assembly(str(job.folder / name), name, finished, job.spec, job.chat is not None)
+            name: plan_assembly(
+                str(job.folder / name), name, finished, job.spec, job.chat is not None, job.has_pictures
+            )
             for name in request.prefixes
         }
     except UserError:  # a set without tokens: continuing from these shards would fail again
@@ -193,7 +209,7 @@ def _manifest(request: PrepareRequest, identity: str, job: ShardJob, content: Se
             "tokenizer": request.tokenizer,
             "validation": request.validation,
             "append_end": request.append_end,
-            **asdict(request.settings),
+            **settings_record(request.settings),
             **({} if request.chat is None else {"chat_request": asdict(request.chat)}),
         },
         request=identity,
@@ -210,6 +226,20 @@ def _manifest(request: PrepareRequest, identity: str, job: ShardJob, content: Se
         quick_fingerprint=quick_fingerprint(content.prefix),
         versions={"python": platform.python_version()} | {package: _version(package) for package in packages},
         chat=None if job.chat is None or content.chat is None else _chat_manifest(job.chat, content, content.chat),
+        pictures=_picture_manifest(job, content),
+    )
+
+
+def _picture_manifest(job: ShardJob, content: SetContent) -> PictureManifest | None:
+    settings, chat, counts = job.settings.pictures, job.chat, content.pictures
+    if settings is None or chat is None or chat.images is None or counts is None:
+        return None
+    return PictureManifest(
+        **asdict(counts),
+        processor=settings.processor.as_json(),
+        image_token_id=chat.images.image_token_id,
+        image_break_token_id=chat.images.image_break_token_id,
+        image_end_token_id=chat.images.image_end_token_id,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,11 @@ from nld_train.data.manifest import is_chat_set, read_manifest
 from nld_train.data.sample_sets import validation_sources
 from nld_train.errors import UserError
 from nld_train.masking.answer_blocks import answer_bounds
+from nld_train.model.vision.picture_prompt import PicturePrompt
+
+if TYPE_CHECKING:
+    from nld_train.data.pictures.store import StoredPicture
+    from nld_train.model.vision.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,12 @@ class Question:
     """A conversation up to its last answer.
 
     Attributes:
-        prompt: ids of at least one token, the generation prompt included.
+        prompt: ids of at least one token, the generation prompt included; with the pictures whose tokens are among
+            them, where there are some.
         answer: ids of the answer, those that end the turn included.
     """
 
-    prompt: list[int]
+    prompt: Sequence[int]
     answer: list[int]
 
 
@@ -73,7 +80,19 @@ def _last(chat: ChatSet, document: int, longest: int) -> Question | None:
     starts, ends = answer_bounds(answers, np.zeros(1, dtype=np.int64))
     if not len(starts) or not 0 < starts[-1] <= longest:
         return None
-    return Question(tokens[: starts[-1]].tolist(), tokens[starts[-1] : ends[-1]].tolist())
+    prompt: Sequence[int] = tokens[: starts[-1]].tolist()
+    if stored := chat.pictures(chat.span(document)[0], len(prompt)):
+        prompt = PicturePrompt(prompt, _inputs(chat, stored))
+    return Question(prompt, tokens[starts[-1] : ends[-1]].tolist())
+
+
+def _inputs(chat: ChatSet, stored: Sequence[StoredPicture]) -> Pictures:
+    """Pictures of a set as the tower takes them."""
+    import torch
+
+    from nld_train.model.vision.pictures import Pictures
+
+    return Pictures.of([torch.from_numpy(chat.input_of(each)) for each in stored])
 
 
 def questions_of(sources: Sequence[SourceConfig], count: int, longest: int) -> list[Question]:

@@ -16,6 +16,8 @@ from nld_train.errors import UserError
 
 _CURE = "give --text-key"
 _PARQUET_ROWS = 1024
+# Rows with pictures in memory at once.
+_PICTURE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,12 @@ def _json_lines(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
             continue
         where = _LineNumber(piece.path, line.offset)
         record = parse_record(_decode(line.raw, piece, line.offset, settings), where)
-        yield _of_record(record, where, line.read, settings)
+        yield _of_record(record, where, line.read, settings, piece.path)
 
 
 def _json_array(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     for number, (record, read) in enumerate(array_elements(piece.path), 1):
-        yield _of_record(record, f"{piece.path}, row {number}", min(read, piece.size), settings)
+        yield _of_record(record, f"{piece.path}, row {number}", min(read, piece.size), settings, piece.path)
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,27 @@ def _parquet(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
             rows = file.read_row_group(piece.begin, columns=columns)
     except pyarrow.ArrowException as error:
         raise UserError(f"{where}: {error}") from error
-    for batch in rows.to_batches(_PARQUET_ROWS):
+    for batch in rows.to_batches(_PARQUET_ROWS if settings.pictures is None else _PICTURE_ROWS):
         for record in batch.to_pylist():
             read = piece.size * (row + 1) // rows.num_rows
-            yield _of_record(_of_table(record, settings), f"{where}, row {row}", read, settings)
+            yield _of_record(_of_table(record, settings), f"{where}, row {row}", read, settings, piece.path)
             row += 1
 
 
 def _dataset(piece: Piece, settings: SourceSettings) -> Iterator[Document]:
     data = piece.data.select_columns(settings.columns(piece.data.column_names, piece.path))
-    for number, row in enumerate(data.select(range(piece.begin, piece.end or 0))):
+    for number, row in enumerate(_rows(data.select(range(piece.begin, piece.end or 0)), settings)):
         where = f"{piece.path}, row {piece.begin + number}"
-        yield _of_record(_of_table(row, settings), where, number + 1, settings)
+        yield _of_record(_of_table(row, settings), where, number + 1, settings, piece.path)
+
+
+def _rows(data: Any, settings: SourceSettings) -> Iterator[Any]:
+    """The rows of a dataset; pictures are not decoded by it, which has no limits, but are bytes as they are stored."""
+    if settings.pictures is None:
+        yield from data
+        return
+    for table in data.with_format("arrow").iter(_PICTURE_ROWS):
+        yield from table.to_pylist()
 
 
 def _of_table(record: Any, settings: SourceSettings) -> Any:
@@ -144,14 +155,16 @@ def _of_table(record: Any, settings: SourceSettings) -> Any:
     return record if settings.chat is None else without_nulls(record)
 
 
-def _of_record(record: Any, where: object, read: int, settings: SourceSettings) -> Document:
-    """A record as a text or as a conversation."""
+def _of_record(record: Any, where: object, read: int, settings: SourceSettings, source: str) -> Document:
+    """A record as a text or as a conversation with its pictures."""
     if settings.chat is None:
         return _document(text_under(record, settings.text_key, where, _CURE), where, read, settings)
     # The number of a line is not looked up for each of many bad rows.
     named = "a row" if settings.leave_out_bad_rows else where
     try:
-        conversation = conversation_of(record, settings.chat, named)
+        conversation = conversation_of(record, settings.chat, named, settings.pictures is not None)
+        if settings.pictures is not None:
+            conversation = settings.pictures.read(conversation, source)
     except UserError:
         if not settings.leave_out_bad_rows:
             raise

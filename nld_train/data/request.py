@@ -15,6 +15,7 @@ from nld_train.data.chat.template import ChatTemplate
 from nld_train.data.chat.turns import Answers
 from nld_train.data.manifest import FORMAT_VERSION, Manifest, read_manifest
 from nld_train.data.packed import quick_fingerprint
+from nld_train.data.pictures.store import PICTURE_FILES
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.token_index import check_files
 from nld_train.data.tokenizer import tokenizer_hash
@@ -22,7 +23,7 @@ from nld_train.data.tokenizer_files import CHAT_TEMPLATE
 from nld_train.errors import UserError
 
 # In the order in which files get their final names.
-SUFFIXES = (".bin", ".idx", ANSWERS, TURNS, ".counts.npy", f".{CHAT_TEMPLATE}", ".manifest.json")
+SUFFIXES = (".bin", ".idx", ANSWERS, TURNS, *PICTURE_FILES, ".counts.npy", f".{CHAT_TEMPLATE}", ".manifest.json")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def request_hash(
         beginning: ids before each document.
         template: that renders conversations.
     """
-    settings = asdict(request.settings)
+    settings = settings_record(request.settings)
     if request.settings.chat is None:  # a set of texts keeps its hash of earlier versions
         del settings["chat"], settings["leave_out_bad_rows"]
     parts = [
@@ -118,6 +119,14 @@ def request_hash(
         *([template.source, template.variables, request.chat.answers] if template and request.chat else []),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def settings_record(settings: SourceSettings) -> dict[str, Any]:
+    """Settings as JSON; without `pictures` where there are none, as earlier versions wrote them."""
+    record = asdict(settings)
+    if settings.pictures is None:
+        del record["pictures"]
+    return record
 
 
 def work_folder(request: PrepareRequest, identity: str) -> Path:

@@ -63,11 +63,13 @@ class TrainingSamples(Dataset[Sample]):
     Args:
         order: of the stage.
         settings: of its samples.
+        pictures: whether samples have the pictures of their text, as the vision tower takes them.
     """
 
-    def __init__(self, order: StageOrder, settings: SampleSettings) -> None:
+    def __init__(self, order: StageOrder, settings: SampleSettings, pictures: bool = False) -> None:
         self.order = order
         self.settings = settings
+        self.pictures = pictures
 
     def __getitem__(self, sample_index: int) -> Sample:
         """The sample at an index of the stage, from 0.
@@ -78,10 +80,11 @@ class TrainingSamples(Dataset[Sample]):
             conversation); `sample_index` int; for conversations `answers` bool `[L+1]`; and where there is a noisy
             stream, `noisy_tokens`, `blocks` and `begins` int64 `[N]` (`masking.noisy_stream`), `masked` bool `[N]`,
             `probability` float32 `[N]`, `maskable` bool `[N]`, and with `diffusion.clean=block` `clean_ends` int64
-            `[L]` (`masking.layout.clean_block_ends`).
+            `[L]` (`masking.layout.clean_block_ends`). With `pictures` a list of float32 `[3, height, width]`, in the
+            order of their image tokens; it may be empty.
 
         Raises:
-            UserError: the sample holds the mask token, or an id that the model does not have.
+            UserError: the sample holds the mask token, or an id that the model does not have; or a picture is damaged.
         """
         chosen, index = self.order.locate(sample_index)
         packed = self.order.sets[chosen].read(index)
@@ -97,7 +100,10 @@ class TrainingSamples(Dataset[Sample]):
             sample |= {"answers": packed.answers, "supervised": sample["supervised"] & packed.answers[1:]}
         if self.settings.noisy_length:
             sample |= noisy_part(self.settings, sample_index, packed)
-        return {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
+        found = {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
+        if self.pictures:  # a function of the set alone, as the tokens are
+            found["pictures"] = [torch.from_numpy(each) for each in self.order.sets[chosen].inputs_of(packed)]
+        return found
 
     def _check(self, tokens: NDArray[np.int64], where: str) -> None:
         largest, smallest = int(tokens.max()), int(tokens.min())
@@ -168,25 +174,35 @@ def _clean_ends(diffusion: DiffusionConfig, packed: PackedTokens) -> dict[str, N
     return {"clean_ends": clean_block_ends(packed.documents[:-1], diffusion.block_size, answers)}
 
 
-def training_samples(config: Config, stage: str, order: StageOrder) -> TrainingSamples:
-    """The samples of a training stage of `config`."""
+def training_samples(config: Config, stage: str, order: StageOrder, pictures: bool = True) -> TrainingSamples:
+    """The samples of a training stage of `config`.
+
+    Args:
+        config: the run.
+        stage: name of the stage.
+        order: of the stage.
+        pictures: False for a process without the vision tower, which needs none.
+    """
     noisy_length = kind_of(config.stages[stage]).noisy_length(config.batch.sequence_length)
-    return TrainingSamples(order, _settings(config, stage, noisy_length, level=None))
+    settings = _settings(config, stage, noisy_length, level=None)
+    return TrainingSamples(order, settings, pictures and config.model.vision is not None)
 
 
-def validation_samples(config: Config, stage: str, level: float | None) -> TrainingSamples:
+def validation_samples(config: Config, stage: str, level: float | None, pictures: bool = True) -> TrainingSamples:
     """Held-out samples at indices 0..n-1, the same at every validation.
 
     Args:
         config: the run.
         stage: name of the stage whose held-out data they are.
         level: the fixed noise level, or None for the AR loss alone (no noisy stream).
+        pictures: False for a process without the vision tower, which needs none.
 
     Raises:
         UserError: a set cannot be read.
     """
+    pictures = pictures and config.model.vision is not None
     noisy_length = 0 if level is None else kind_of(config.stages[stage]).noisy_length(config.batch.sequence_length)
-    return TrainingSamples(held_out_order(config, stage), _settings(config, VALIDATION, noisy_length, level))
+    return TrainingSamples(held_out_order(config, stage), _settings(config, VALIDATION, noisy_length, level), pictures)
 
 
 def refuse_repeated_samples(config: Config, chat: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from nld_train.data.chat.encoder import ChatEncoder, ChatSpec
+from nld_train.data.chat.encoder import ChatEncoder, ChatSpec, EncodedConversation
+from nld_train.data.pictures.store import PictureWriter
 from nld_train.data.readers import Document, documents
 from nld_train.data.sources import Piece, SourceSettings
 from nld_train.data.split import is_held_out
@@ -24,6 +26,8 @@ from nld_train.progress import Advance
 
 # Progress is reported after each group: a second's work at most, for the slowest tokenizers.
 _GROUP_CHARACTERS = 1 << 20
+# Pictures are in memory until their group is encoded. As many of their bytes count as a character.
+_PICTURE_BYTES_PER_CHARACTER = 64
 # Whether the documents of a set are held out.
 _SIDES = {"train": False, "validation": True}
 
@@ -50,6 +54,16 @@ class ShardJob:
         """The finished shard's file."""
         return self.folder / f"shard-{number:08d}.npz"
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether conversations may have pictures."""
+        return self.chat is not None and self.chat.images is not None
+
+
+def pictures_of(shard: Path, name: str) -> Path:
+    """The file of the pictures of `train` or `validation` in a shard."""
+    return shard.with_suffix(f".{name}.pictures")
+
 
 def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int, advance: Advance) -> None:
     """Encodes the shards that are not finished yet.
@@ -75,7 +89,8 @@ class _ShardWriter:
 
     For each side they are `tokens` of all documents and `lengths`; of conversations also `answers` and
     `turns`, bool `[tokens]`, and the numbers of rows in each group that are `left_out`
-    for having no answer, and that are `bad`.
+    for having no answer, and that are `bad`; where these may have pictures, `written` and `places` of the pictures in a
+    file beside it, see `pictures.store.ShardPictures`.
     """
 
     def __init__(self, job: ShardJob) -> None:
@@ -84,14 +99,27 @@ class _ShardWriter:
 
     def __call__(self, shard: tuple[int, list[Piece]], advance: Advance) -> None:
         number, pieces = shard
+        if not self._job.has_pictures:
+            self._save(number, self._encoded(pieces, advance, {}))
+            return
+        with ExitStack() as stack:
+            sides = {name: stack.enter_context(_SidePictures(self._job.path(number), name)) for name in _SIDES}
+            arrays = self._encoded(pieces, advance, sides)
+            for name, side in sides.items():
+                arrays |= {f"{name}_{kind}": array for kind, array in side.finished().items()}
+            self._save(number, arrays)
+
+    def _encoded(
+        self, pieces: Sequence[Piece], advance: Advance, sides: Mapping[str, _SidePictures]
+    ) -> dict[str, NDArray[Any]]:
         parts: dict[str, list[NDArray[Any]]] = {}
         for group, read in _groups(pieces, self._job.settings):
             for name, held_out in _SIDES.items():
                 side = [each for each in group if is_held_out(each, self._job.validation) == held_out]
-                for kind, array in self._arrays(side).items():
+                for kind, array in self._arrays(side, sides.get(name)).items():
                     parts.setdefault(f"{name}_{kind}", []).append(array)
             advance(read)
-        self._save(number, {name: np.concatenate(arrays) for name, arrays in parts.items()})
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def _save(self, number: int, arrays: dict[str, NDArray[Any]]) -> None:
         path = self._job.path(number)
@@ -104,13 +132,46 @@ class _ShardWriter:
             temporary.unlink(missing_ok=True)
 
 
+class _SidePictures:
+    """The pictures of one side of a shard: their bytes in a file, and where they stand."""
+
+    def __init__(self, shard: Path, name: str) -> None:
+        self._path = pictures_of(shard, name)
+        self._temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+        self._stream = open(self._temporary, "wb")  # noqa: SIM115
+        self._writer = PictureWriter(self._stream)
+        self._places: list[tuple[int, int]] = []
+        self._tokens = 0
+
+    def __enter__(self) -> _SidePictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def add(self, documents: Iterable[EncodedConversation]) -> None:
+        """Writes the pictures of the next conversations."""
+        for document in documents:
+            for picture, place in zip(document.pictures, document.places.tolist(), strict=True):
+                self._places.append((self._tokens + place, self._writer.add(picture)))
+            self._tokens += len(document.tokens)
+
+    def finished(self) -> dict[str, NDArray[Any]]:
+        """Gives the file its name; returns the arrays that describe it."""
+        self._stream.close()
+        os.replace(self._temporary, self._path)
+        places = np.array(self._places, np.int64).reshape(-1, 2).T
+        return {"written": self._writer.written(), "places": places}
+
+
 class _TextArrays:
     """Encodes texts."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         self._encoder = Encoder(spec)
 
-    def __call__(self, texts: Sequence[Document]) -> dict[str, NDArray[Any]]:
+    def __call__(self, texts: Sequence[Document], pictures: _SidePictures | None = None) -> dict[str, NDArray[Any]]:
         return _joined(self._encoder.encode([text.text for text in texts]), self._encoder.spec)
 
 
@@ -120,10 +181,12 @@ class _ChatArrays:
     def __init__(self, spec: ChatSpec) -> None:
         self._spec, self._encoder = spec, ChatEncoder(spec)
 
-    def __call__(self, rows: Sequence[Document]) -> dict[str, NDArray[Any]]:
+    def __call__(self, rows: Sequence[Document], pictures: _SidePictures | None = None) -> dict[str, NDArray[Any]]:
         conversations = [row.conversation for row in rows if row.conversation is not None]
         found = self._encoder.encode(conversations)
         documents = [document for row in found for document in row or ()]
+        if pictures is not None:
+            pictures.add(documents)
         bad = len(rows) - len(conversations) + sum(row is None for row in found)
         return _joined([document.tokens for document in documents], self._spec.encoder) | {
             "answers": np.concatenate([np.empty(0, dtype=bool), *(document.answers for document in documents)]),
@@ -148,12 +211,16 @@ def _groups(pieces: Sequence[Piece], settings: SourceSettings) -> Iterator[tuple
         counted = 0
         for document in documents(piece, settings):
             group.append(document)
-            characters += len(document.text)
+            characters += len(document.text) + _picture_bytes(document) // _PICTURE_BYTES_PER_CHARACTER
             if characters >= _GROUP_CHARACTERS:
                 yield group, amount + document.read - counted
                 group, characters, amount, counted = [], 0, 0, document.read
         amount += piece.size - counted
     yield group, amount
+
+
+def _picture_bytes(document: Document) -> int:
+    return 0 if document.conversation is None else sum(len(each.data) for each in document.conversation.pictures)
 
 
 def shard_size(path: Path, name: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from nld_train.data.chat.rows import ChatFormat, columns_of
 from nld_train.data.folders import files_of
+from nld_train.data.pictures.settings import PictureSettings
 from nld_train.data.text_files import file_format, is_compressed, is_json_array
 from nld_train.errors import UserError
 
@@ -40,6 +41,7 @@ class SourceSettings:
         shard_bytes: input of a unit of work, approximately.
         chat: format of the rows, which are conversations; None for texts.
         leave_out_bad_rows: whether a row that is no conversation is counted and left out, and not refused.
+        pictures: how the pictures of conversations are read; None where they may not have any.
     """
 
     format: Format = "auto"
@@ -52,6 +54,7 @@ class SourceSettings:
     shard_bytes: int = 8 << 20
     chat: ChatFormat | None = None
     leave_out_bad_rows: bool = False
+    pictures: PictureSettings | None = None
 
     def columns(self, names: Sequence[str], where: str) -> list[str]:
         """Those of a table's columns that are read.
@@ -59,7 +62,9 @@ class SourceSettings:
         Raises:
             UserError: there is none with a text, or with a conversation.
         """
-        found = [name for name in names if name == self.text_key] if self.chat is None else columns_of(names)
+        found = [name for name in names if name == self.text_key]
+        if self.chat is not None:
+            found = columns_of(names, self.pictures is not None)
         if not found:
             what = f"column {self.text_key!r}: --text-key must be one of" if self.chat is None else "conversations in"
             raise UserError(f"{where} has no {what} {', '.join(names)}")

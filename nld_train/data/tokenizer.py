@@ -162,6 +162,11 @@ def bytes_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def add_special_tokens(tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """Adds special tokens to a tokenizer of this module, with the ids after its own."""
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+
+
 def train_bpe(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """Trains a byte-level BPE with the same four special tokens, ids 0 to 3.
 
@@ -236,7 +241,9 @@ def own_spec(tokenizer: Tokenizer, append_end: bool) -> EncoderSpec:
     return EncoderSpec(
         definition=tokenizer.to_str(),
         end_of_document=SPECIAL_TOKENS.index("</s>") if append_end else None,
-        forbidden=tuple(range(len(SPECIAL_TOKENS))),
+        forbidden=tuple(
+            sorted(index for index, added in tokenizer.get_added_tokens_decoder().items() if added.special)
+        ),
         vocabulary_size=max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1,
     )
 

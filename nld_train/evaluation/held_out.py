@@ -19,13 +19,13 @@ class HeldOut:
     """Prompts, and for questions the answers to them.
 
     Attributes:
-        prompts: ids of each.
+        prompts: ids of each, with pictures where there are some.
         answers: ids of each; None for texts, which can go on in many ways.
         stop_tokens: ids that end a text.
         tokenizer: of the data, where the run names one.
     """
 
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     answers: list[list[int]] | None
     stop_tokens: tuple[int, ...]
     tokenizer: Any = None
@@ -54,7 +54,7 @@ def held_out_of(config: Config, stage: str) -> HeldOut:
 
 
 def _texts(config: Config, stage: str, tokenizer: Any) -> HeldOut:
-    samples = validation_samples(config, stage, level=None)
+    samples = validation_samples(config, stage, level=None, pictures=False)
     settings = config.evaluation
     prompts = [prompt_of(samples[index], settings.prompt_tokens) for index in range(settings.prompts)]
     return HeldOut(prompts, None, (config.model.eos_token_id,), tokenizer)

@@ -40,6 +40,8 @@ def test_the_promised_experiments_are_there() -> None:
         "sft_8b",
         "sft_14b",
         "sft_8b_lora",
+        "vlm_quickstart",
+        "vlm_8b",
     }
 
 

@@ -94,7 +94,7 @@ def test_reasoning_and_tools_reach_the_template() -> None:
         ({"messages": [{"role": "user"}]}, "row 7: message 1 (user) has no 'content'"),
         ({"messages": [{"role": "user", "content": 5}]}, "row 7: message 1 (user): 'content' is a number, not text"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-         'row 7: message 1 (user): a part of its content is of type "image_url"; the model reads text only'),
+         'row 7: message 1 (user): a part of type image_url has no url'),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "row 7: message 1 (user): 'text' is null"),
         ({"messages": [ANSWERED | {"loss": 0.5}]}, "row 7: message 1 (assistant): 'loss' is 0.5; a message is lea"),
         ({"messages": [ASKED | {"weight": 1}]}, "row 7: message 1 (user): 'weight' is 1, but only assistant turns"),

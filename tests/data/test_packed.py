@@ -25,7 +25,7 @@ def test_samples_equal_slices_of_the_naive_stream(tmp_path: Path, write_set, len
     assert samples.documents == 50
     assert len(samples) == (len(stream) - 1) // length
     for index in range(len(samples)):
-        tokens, ordinals, _ = samples.read(index)
+        tokens, ordinals, *_ = samples.read(index)
         window = slice(index * length, index * length + length + 1)
         assert tokens.tolist() == stream[window].tolist()
         assert ordinals.tolist() == (owners[window] - owners[window][0]).tolist()
@@ -41,7 +41,7 @@ def test_empty_documents_and_documents_of_several_sequences(tmp_path: Path) -> N
     builder.add_document(np.arange(20, 25), [5])
     builder.add_document(np.array([], dtype=np.int32), [])
     builder.finalize(f"{tmp_path}/set.idx")
-    tokens, ordinals, _ = PackedSamples(f"{tmp_path}/set", 10).read(0)
+    tokens, ordinals, *_ = PackedSamples(f"{tmp_path}/set", 10).read(0)
     assert tokens.tolist() == [10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24]
     assert ordinals.tolist() == [0] * 6 + [1] * 5
 

@@ -81,7 +81,7 @@ def test_sample_indices_follow_the_formula() -> None:
 
 def test_a_sample_is_what_it_says(samples: TrainingSamples, two_sets: tuple[PackedSamples, PackedSamples]) -> None:
     chosen, index = samples.order.locate(5)
-    tokens, documents, _ = two_sets[chosen].read(index)
+    tokens, documents, *_ = two_sets[chosen].read(index)
     sample = samples[5]
     assert sample["tokens"].tolist() == tokens.tolist()
     assert sample["documents"].tolist() == documents.tolist()

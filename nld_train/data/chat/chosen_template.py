@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nld_train.data.chat.default import default_template
+from nld_train.data.chat.default import default_template, picture_template
 from nld_train.data.chat.prompt import read_template
 from nld_train.data.chat.template import ChatTemplate, check_template
+from nld_train.data.pictures.expand import IMAGE_TOKENS
 from nld_train.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from nld_train.errors import UserError
 
@@ -15,13 +16,16 @@ DEFAULT = "default"
 _GIVE = f"give --chat-template FILE, or --chat-template {DEFAULT}"
 
 
-def chosen_template(given: str | None, arguments: dict[str, Any], tokenizer: str | None) -> ChatTemplate:
+def chosen_template(
+    given: str | None, arguments: dict[str, Any], tokenizer: str | None, pictures: bool = False
+) -> ChatTemplate:
     """The template with which conversations are rendered.
 
     Args:
         given: a file, `default`, or None for the tokenizer's own.
         arguments: of the template, for every conversation.
         tokenizer: directory of the tokenizer; None for one that is made here, whose own template is the default one.
+        pictures: whether conversations may have pictures.
 
     Raises:
         UserError: there is no template or no tokenizer, or the template cannot be compiled.
@@ -29,14 +33,14 @@ def chosen_template(given: str | None, arguments: dict[str, Any], tokenizer: str
     if tokenizer is None:
         pad, begin, end, mask = SPECIAL_TOKENS
         variables = {"pad_token": pad, "bos_token": begin, "eos_token": end, "mask_token": mask}
-        special: tuple[str, ...] = SPECIAL_TOKENS
-        source = _given(given or DEFAULT)
+        special: tuple[str, ...] = (*SPECIAL_TOKENS, *(IMAGE_TOKENS if pictures else ()))
+        source = _given(given or DEFAULT, pictures)
     else:
         loaded = load_tokenizer(tokenizer)
         variables = {name: value for name, value in loaded.special_tokens_map.items() if isinstance(value, str)}
         added = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
         special = tuple(sorted((added | set(loaded.all_special_tokens)) - {loaded.unk_token}))
-        source = _own(loaded, tokenizer) if given is None else _given(given)
+        source = _own(loaded, tokenizer) if given is None else _given(given, pictures)
         if given == DEFAULT and not variables.keys() >= {"bos_token", "eos_token"}:
             raise UserError(
                 f"--chat-template {DEFAULT} is made of bos_token and eos_token, of which the tokenizer in {tokenizer} "
@@ -46,10 +50,10 @@ def chosen_template(given: str | None, arguments: dict[str, Any], tokenizer: str
     return ChatTemplate(source, variables | arguments, special)
 
 
-def _given(name: str) -> str:
+def _given(name: str, pictures: bool) -> str:
     """The text of the default template or of a file."""
     if name == DEFAULT:
-        return default_template()
+        return picture_template() if pictures else default_template()
     return read_template(Path(name))
 
 

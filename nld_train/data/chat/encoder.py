@@ -9,7 +9,7 @@ learned where it is the padding token as well.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from nld_train.data.chat.rows import Conversation
 from nld_train.data.chat.template import ChatTemplate
 from nld_train.data.chat.turns import Answers, AnswerText, RenderedAnswers, rendered_answers
+from nld_train.data.pictures.expand import ImageTokens, expand
+from nld_train.data.pictures.references import Picture
 from nld_train.data.records import Within
 from nld_train.data.tokenizer import EncoderSpec
 from nld_train.errors import UserError
@@ -37,12 +39,14 @@ class ChatSpec:
         template: the chat template.
         answers: which assistant turns are learned.
         leave_out_bad_rows: whether rows that cannot be encoded are left out, and not refused.
+        images: what becomes of pictures; None where conversations have none.
     """
 
     encoder: EncoderSpec
     template: ChatTemplate
     answers: Answers
     leave_out_bad_rows: bool = False
+    images: ImageTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,15 @@ class EncodedConversation:
         tokens: ids.
         answers: bool, whether each belongs to an answer.
         turns: bool, whether each is the first one of a turn of the user; nowhere in conversations with one such turn.
+        pictures: in order.
+        places: int64 `[pictures]`, the first token of each.
     """
 
     tokens: NDArray[np.integer[Any]]
     answers: NDArray[np.bool_]
     turns: NDArray[np.bool_]
+    pictures: tuple[Picture, ...] = ()
+    places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class ChatEncoder:
@@ -132,7 +140,10 @@ class ChatEncoder:
         known = [begin for begin in begins if begin is not None]
         if len(known) == len(begins):  # a conversation is cut at any of its turns, or at none
             turns[known] = True
-        return EncodedConversation(tokens.ids.astype(self._spec.encoder.dtype), answers, turns)
+        ids = tokens.ids.astype(self._spec.encoder.dtype)
+        if self._spec.images is None:
+            return EncodedConversation(ids, answers, turns)
+        return _with_pictures(EncodedConversation(ids, answers, turns, rendered.pictures), self._spec.images, rendered)
 
     def _end(self, answer: AnswerText, first: int, rendered: RenderedAnswers, tokens: _Tokens) -> int:
         """Number of the token behind an answer: behind its end-of-turn token, where it has one."""
@@ -179,6 +190,16 @@ class ChatEncoder:
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _with_pictures(encoded: EncodedConversation, images: ImageTokens, rendered: RenderedAnswers) -> EncodedConversation:
+    """A conversation with as many tokens for each picture as its size makes of it, none of them an answer's."""
+    expansion = expand(encoded.tokens, encoded.pictures, images, rendered.where)
+    answers, turns = encoded.answers[expansion.source], encoded.turns[expansion.source]
+    turns[1:] &= np.diff(expansion.source) > 0
+    assert not answers[expansion.places].any(), "a message of the assistant has no picture"
+    tokens = expansion.ids.astype(encoded.tokens.dtype)
+    return EncodedConversation(tokens, answers, turns, encoded.pictures, expansion.places)
 
 
 class _Special(NamedTuple):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from nld_train.data.chat_set import ChatSet
 from nld_train.data.packed import PackedTokens
+from nld_train.data.pictures.inspect_pictures import image_tokens_of_set, save_pictures
 from nld_train.data.shown_tokens import TokenText
 from nld_train.errors import UserError
 from nld_train.masking.answer_blocks import answer_bounds
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
 _ANSWER, _BORDER = "green", "bold cyan"
 
 
-def show_conversation(prefix: str, number: int, settings: SampleSettings, shown: TokenText, console: Console) -> None:
+def show_conversation(
+    prefix: str,
+    number: int,
+    settings: SampleSettings,
+    shown: TokenText,
+    console: Console,
+    pictures_folder: str | None = None,
+) -> None:
     """Prints a conversation, as it is alone in a sample of its own length.
 
     Args:
@@ -34,11 +42,13 @@ def show_conversation(prefix: str, number: int, settings: SampleSettings, shown:
         settings: of a sample, for its blocks and its noise.
         shown: makes text of tokens.
         console: prints.
+        pictures_folder: where its pictures are saved; None for nowhere.
 
     Raises:
-        UserError: there is no such conversation, or the set cannot be read.
+        UserError: there is no such conversation, the set cannot be read, or the folder cannot be written.
     """
     packed = _read(prefix, number)
+    shown = shown.with_pictures(image_tokens_of_set(prefix), packed.pictures)
     stream, noise = _noisy(settings, number, packed)
     tokens, answers = packed.tokens[:-1], packed.answers
     assert answers is not None
@@ -49,9 +59,12 @@ def show_conversation(prefix: str, number: int, settings: SampleSettings, shown:
         f"masked (masking probability {noise.probability[0]:.3f})",
         soft_wrap=True,
     )
+    if pictures_folder is not None:
+        save_pictures(packed.pictures, pictures_folder, number, console)
     position = 0
     for index, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True), 1):
-        _print(f"prompt: {start - position} tokens", shown.of(tokens[position:start], _none(start - position)), console)
+        prompt = shown.of(tokens[position:start], _none(start - position), begin=position)
+        _print(f"prompt: {start - position} tokens", prompt, console)
         _show_answer(index, start, end, stream, noise, tokens, shown, console)
         position = end
     if position < len(tokens):
@@ -64,11 +77,13 @@ def _read(prefix: str, number: int) -> PackedTokens:
     chat = ChatSet(prefix)
     if not 0 <= number < chat.documents:
         raise UserError(f"--conversation {number}: {prefix} holds conversations 0 to {chat.documents - 1}")
-    tokens, answers = chat.read(*chat.span(number))
+    span = chat.span(number)
+    tokens, answers = chat.read(*span)
     return PackedTokens(
         tokens=np.append(tokens, 0),
         documents=np.append(np.zeros(len(tokens), dtype=np.int64), 1),
         answers=np.append(answers, False),
+        pictures=tuple(chat.pictures(*span)),
     )
 
 

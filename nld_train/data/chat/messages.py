@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nld_train.data.chat.parts import Reference, content_of, require_text
+from nld_train.data.pictures.references import Picture
 from nld_train.data.records import Within, keys_of, kind_of
 from nld_train.errors import UserError
 from nld_train.outside_json import brief, parse_json
@@ -41,11 +43,15 @@ class Message:
         content: what a chat template gets: `role`, `content`, `tool_calls`, `reasoning_content`, ..
         is_answer: whether it is learned.
         excluded: whether the data say that it is not learned.
+        references: where its pictures are, in the order of their parts.
+        pictures: the same, read.
     """
 
     content: dict[str, Any]
     is_answer: bool = False
     excluded: bool = False
+    references: tuple[Reference, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def role(self) -> str:
@@ -54,9 +60,10 @@ class Message:
 
     @property
     def texts(self) -> Iterator[str]:
-        """Its reasoning, its text and its tool calls, which may be empty."""
+        """Its reasoning, its text without pictures, and its tool calls, which may be empty."""
         yield next((self.content[key] for key in _REASONING if self.content.get(key)), "")
-        yield self.content.get("content") or ""
+        content = self.content.get("content") or ""
+        yield content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
         if calls := self.content.get("tool_calls"):
             yield json.dumps(calls, ensure_ascii=False, sort_keys=True)
 
@@ -82,19 +89,23 @@ def message_of(turn: Any, where: object) -> Message:
         raise UserError(f"{where} has the unknown role {brief(named)}: system, user, assistant and tool are known")
     where = Within(where, f" ({named})")
     excluded = _is_excluded(turn, role, where)
-    content = _content(turn, role_key, content_key, where)
+    content, references = _content(turn, role_key, content_key, where)
     if not content.keys() & {"content", "tool_calls", *_REASONING}:
         raise UserError(f"{where} has no {content_key!r}")
-    return Message({"role": role, **content}, role == "assistant" and not excluded, excluded)
+    return Message({"role": role, **content}, role == "assistant" and not excluded, excluded, references)
 
 
-def _content(turn: dict[str, Any], role_key: str, content_key: str, where: object) -> dict[str, Any]:
-    """A message without its role, and without what is null, which templates would write as a word."""
+def _content(
+    turn: dict[str, Any], role_key: str, content_key: str, where: object
+) -> tuple[dict[str, Any], tuple[Reference, ...]]:
+    """A message without its role, and without what is null, which templates would write as a word; and its pictures."""
     left_out = (role_key, content_key, "tool_calls", *_LOSS)
     content = {key: value for key, value in turn.items() if key not in left_out and value is not None}
-    text, calls = _text(turn.get(content_key), where), turn.get("tool_calls")
+    given, calls = turn.get(content_key), turn.get("tool_calls")
+    text, references = (None, ()) if given is None else content_of(given, where)
     if turn[role_key] == "function_call":
-        text, calls = None, parse_json(text or "", Within(where, f": {content_key!r}"))
+        said = require_text(text or "", content_key, where)
+        text, calls = None, parse_json(said, Within(where, f": {content_key!r}"))
     if text is not None:
         content["content"] = text
     if calls:
@@ -102,7 +113,7 @@ def _content(turn: dict[str, Any], role_key: str, content_key: str, where: objec
     for key in _REASONING:
         if key in content:
             require_text(content[key], key, where)
-    return content
+    return content, references
 
 
 def _is_excluded(turn: dict[str, Any], role: str, where: object) -> bool:
@@ -118,34 +129,6 @@ def _is_excluded(turn: dict[str, Any], role: str, where: object) -> bool:
         if not value:
             return True
     return False
-
-
-def _text(content: Any, where: object) -> str | None:
-    """The text of a message; that of all parts, where there are parts."""
-    if isinstance(content, list):
-        return "".join(_part(part, where) for part in content)
-    return None if content is None else require_text(content, "content", where)
-
-
-def _part(part: Any, where: object) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict):
-        raise UserError(f"{where}: a part of its content is {kind_of(part)}, not an object with 'type' and 'text'")
-    if part.get("type", "text") != "text":
-        raise UserError(f"{where}: a part of its content is of type {brief(part['type'])}; the model reads text only")
-    return require_text(part.get("text"), "text", where)
-
-
-def require_text(value: Any, key: str, where: object) -> str:
-    """A value that must be text.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {key!r} is {kind_of(value)}, not text")
-    return value
 
 
 def _tool_calls(calls: Any, where: object) -> list[dict[str, Any]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from nld_train.data.chat.messages import Message, message_of, require_text
+from nld_train.data.chat.messages import Message, message_of
+from nld_train.data.chat.parts import require_text
+from nld_train.data.chat.row_pictures import ROW_PICTURES, before_question, place_row_pictures
+from nld_train.data.pictures.references import Picture
 from nld_train.data.records import Within, keys_of, kind_of
 from nld_train.errors import UserError
 from nld_train.outside_json import parse_json
 
-ChatFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion"]
+ChatFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "finevision"]
 CHAT_FORMATS = get_args(ChatFormat)
 
 
@@ -37,26 +40,39 @@ class Conversation:
         """What is said in it, without roles."""
         return "\n".join(text for message in self.messages for text in message.texts if text)
 
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures of all messages, in order."""
+        return tuple(picture for message in self.messages for picture in message.pictures)
+
     @cached_property
     def key(self) -> str:
-        """Equal for conversations in which the same is said by the same roles."""
+        """Equal for conversations in which the same is said by the same roles, or the first picture is the same.
+
+        It decides what is held out: with many questions about a picture, no held-out one is about a picture seen.
+        """
+        if self.pictures:
+            return self.pictures[0].digest.hex()
         return "\0".join(part for message in self.messages for part in (message.role, *message.texts))
 
 
-def conversation_of(row: Any, chat_format: ChatFormat, where: object) -> Conversation:
+def conversation_of(row: Any, chat_format: ChatFormat, where: object, pictures: bool = False) -> Conversation:
     """Reads a row.
 
     Args:
         row: any JSON value.
         chat_format: `auto` finds it by the row's keys.
         where: file and row; its text is in the messages of errors.
+        pictures: whether it may have pictures, which are those of its messages or of the row.
 
     Raises:
-        UserError: the row is no conversation of the format, or has no assistant turn.
+        UserError: the row is no conversation of the format, or has no assistant turn; it has pictures and may not, more
+            or fewer than places for them, or one in an answer.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds {kind_of(row)}, not an object with a conversation")
     turns = _READERS[_format_of(row, chat_format, where)](row, where)
+    turns = place_row_pictures(turns, row, where) if pictures else _without_pictures(turns, where)
     if (system := row.get("system")) not in (None, "") and not (turns and turns[0].role == "system"):
         turns = [Message({"role": "system", "content": require_text(system, "system", where)}), *turns]
     if not turns:
@@ -64,6 +80,16 @@ def conversation_of(row: Any, chat_format: ChatFormat, where: object) -> Convers
     if not any(message.role == "assistant" for message in turns):
         raise UserError(f"{where}: the conversation has no assistant turn")
     return Conversation(tuple(turns), _tools(row, where), _template_arguments(row, where), where)
+
+
+def _without_pictures(turns: list[Message], where: object) -> list[Message]:
+    for number, message in enumerate(turns, 1):
+        if message.references:
+            raise UserError(
+                f"{where}: message {number} ({message.role}): holds a picture: give --pictures, with the tokenizer of "
+                "a vision-language model"
+            )
+    return turns
 
 
 def _format_of(row: dict[str, Any], chat_format: ChatFormat, where: object) -> str:
@@ -112,8 +138,20 @@ def _prompt_completion(row: dict[str, Any], where: object) -> list[Message]:
         [Message({"role": role, "content": row[key]})] if isinstance(row[key], str) else _turns(row[key], key, where)
         for key, role in (("prompt", "user"), ("completion", "assistant"))
     )
-    answers = [Message(message.content, message.role == "assistant" and not message.excluded) for message in completion]
-    return [*(Message(message.content) for message in prompt), *answers]
+    answers = [
+        replace(each, is_answer=each.role == "assistant" and not each.excluded, excluded=False) for each in completion
+    ]
+    return [*(replace(each, is_answer=False, excluded=False) for each in prompt), *answers]
+
+
+def _finevision(row: dict[str, Any], where: object) -> list[Message]:
+    """Questions and answers about the pictures of the row, which come before the first question."""
+    pairs = row["texts"]
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+        raise UserError(f"{where}: 'texts' must be a list of objects with 'user' and 'assistant'")
+    said = [(role, require_text(pair.get(role), role, where)) for pair in pairs for role in ("user", "assistant")]
+    messages = [Message({"role": role, "content": text}, role == "assistant") for role, text in said]
+    return before_question(messages, len(row["images"] or []), where)
 
 
 def _turns(value: Any, key: str, where: object) -> list[Message]:
@@ -153,6 +191,7 @@ _READERS: dict[str, Callable[[dict[str, Any], object], list[Message]]] = {
     "sharegpt": _sharegpt,
     "alpaca": _alpaca,
     "prompt-completion": _prompt_completion,
+    "finevision": _finevision,
 }
 # By which keys a row is recognised, in this order.
 _KEYS: dict[str, tuple[set[str], ...]] = {
@@ -160,6 +199,7 @@ _KEYS: dict[str, tuple[set[str], ...]] = {
     "sharegpt": ({"conversations"}, {"conversation"}),
     "prompt-completion": ({"prompt", "completion"},),
     "alpaca": ({"instruction", "output"},),
+    "finevision": ({"texts", "images"},),
 }
 _COLUMN_ORDER = (
     "messages",
@@ -174,6 +214,8 @@ _COLUMN_ORDER = (
     "system",
     "tools",
     "chat_template_kwargs",
+    "texts",
+    *ROW_PICTURES,
 )
 
 
@@ -184,6 +226,6 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def columns_of(names: Iterable[str]) -> list[str]:
-    """Those of a table's columns that a conversation may be read from."""
-    return [name for name in names if name in _COLUMN_ORDER]
+def columns_of(names: Iterable[str], pictures: bool = False) -> list[str]:
+    """Those of a table's columns that a conversation may be read from, and its pictures where it may have some."""
+    return [name for name in names if name in _COLUMN_ORDER and (pictures or name not in ROW_PICTURES)]

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 from nld_train.data.chat.rows import Conversation
 from nld_train.data.chat.template import ChatTemplate, Rendering
+from nld_train.data.pictures.expand import IMAGE
+from nld_train.data.pictures.references import Picture
 from nld_train.data.records import Within
 from nld_train.errors import UserError
 
@@ -50,12 +52,14 @@ class RenderedAnswers:
         where: file and row, for messages.
         user_turns: where the turns of the user begin in the text; empty where there are not two of them, or where the
             text does not begin with the rendering of what is before one of them.
+        pictures: of its messages, in order.
     """
 
     rendering: Rendering
     answers: tuple[AnswerText, ...]
     where: object
     user_turns: tuple[int, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 def rendered_answers(conversation: Conversation, template: ChatTemplate, answers: Answers) -> Iterator[RenderedAnswers]:
@@ -82,12 +86,20 @@ def rendered_answers(conversation: Conversation, template: ChatTemplate, answers
         yield _Turns(conversation, template, group[-1]).rendered(group)
 
 
+def _as_text(content: Any) -> str:
+    """The content of a message as templates write it: a text, parts of texts and pictures, or nothing."""
+    if not isinstance(content, list):
+        return content or ""
+    return "".join(part.get("text", IMAGE) for part in content)
+
+
 class _Turns:
     """Renderings of a conversation's first messages, up to message `last`."""
 
     def __init__(self, conversation: Conversation, template: ChatTemplate, last: int) -> None:
         self._conversation, self._template = conversation, template
         self._messages = [message.content for message in conversation.messages[: last + 1]]
+        self._pictures = tuple(each for message in conversation.messages[: last + 1] for each in message.pictures)
         self._renderings: dict[tuple[int, bool], Rendering] = {}
         self._whole = self._render(last + 1, prompt=False)
 
@@ -99,7 +111,7 @@ class _Turns:
             for number in learned
             for answer in (self._turn(number) if marked is None else self._marked_answers(number, marked[number]))
         ]
-        return RenderedAnswers(self._whole, tuple(found), self._conversation.where, self._user_turns())
+        return RenderedAnswers(self._whole, tuple(found), self._conversation.where, self._user_turns(), self._pictures)
 
     def _user_turns(self) -> tuple[int, ...]:
         turns = [number for number, message in enumerate(self._messages) if message["role"] == "user"]
@@ -127,7 +139,7 @@ class _Turns:
         whole = self._whole.text
         contents = [self._messages[number].get("content") for number in (first, second)]
         for written in (str, str.strip):  # templates may strip white space
-            own, other = (written(content) if isinstance(content, str) else "" for content in contents)
+            own, other = (written(_as_text(content)) for content in contents)
             for match in re.finditer(f"(?={re.escape(other)})", whole[begin : begin + len(other) + _HEADER]):
                 header = whole[begin : begin + match.start()]
                 if header.strip() and (found := whole.find(header + own, 0, begin)) >= 0:

@@ -53,18 +53,28 @@ def write_tasks(request: TasksRequest) -> None:
         UserError: no kind or an unknown one, a number below 1, or a folder that cannot be made.
     """
     _check(request)
-    folder = Path(request.folder)
     kinds = [KINDS[name] for name in request.kinds]
     held_out = [row for kind in kinds for row in _held_out_rows(kind, request.held_out, request.seed)]
+    folder = made_folder(request.folder)
+    write_rows(folder / HELD_OUT, held_out)
+    write_rows(folder / TRAIN, islice(_train_rows(kinds, request.seed), request.conversations))
+    random = Random(f"{request.seed} text")
+    write_rows(folder / TEXT, ({"text": random_document(random)} for _ in range(request.documents)))
+    write_harness_tasks(folder, request.kinds)
+
+
+def made_folder(path: str) -> Path:
+    """The folder of a path.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
-    _write_rows(folder / HELD_OUT, held_out)
-    _write_rows(folder / TRAIN, islice(_train_rows(kinds, request.seed), request.conversations))
-    random = Random(f"{request.seed} text")
-    _write_rows(folder / TEXT, ({"text": random_document(random)} for _ in range(request.documents)))
-    write_harness_tasks(folder, request.kinds)
+    return folder
 
 
 def _check(request: TasksRequest) -> None:
@@ -75,7 +85,7 @@ def _check(request: TasksRequest) -> None:
         raise UserError(f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; kinds: {', '.join(KINDS)}")
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a file. One that is so already keeps its time of change, by which `nld-data prepare` knows its input."""
     content = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.is_file() or path.read_text(encoding="utf-8") != content:

@@ -62,7 +62,9 @@ class ValidationHook(Hook):
         """The micro-batches of this rank for a stage at a noise level, read once."""
         if (stage, level) not in self._samples:
             loaded = batches(
-                validation_samples(self.config, stage, level),
+                validation_samples(
+                    self.config, stage, level, parallel_state.is_pipeline_first_stage(ignore_virtual=True)
+                ),
                 first_step=0,
                 last_step=1,
                 global_size=self.config.validation.samples,

@@ -13,6 +13,7 @@ from nld_train.config.schema import Config
 from nld_train.config.stage_kinds import running_kinds
 from nld_train.data.chat.run_template import require_one_template
 from nld_train.data.manifest import check_against_model
+from nld_train.data.pictures.check import check_against_vision
 from nld_train.data.sample_sets import require_kinds_of_data, train_sources, validation_sources
 from nld_train.data.token_index import check_files as check_token_set
 from nld_train.data.vocabulary import check_special_ids, check_tokenizer
@@ -71,6 +72,7 @@ def check_files(config: Config) -> None:
     """
     for prefix in _prefixes(config):
         check_against_model(prefix, config.model.vocab_size, config.model.mask_token_id, config.data.tokenizer)
+        check_against_vision(prefix, config.model.vision)
         check_special_ids(prefix, config.model, config.data.tokenizer)
     require_kinds_of_data(config)
     for name in config.run.stages:

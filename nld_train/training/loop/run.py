@@ -302,7 +302,12 @@ class Run:
     def _batches(self, plan: StagePlan, state: _StageState) -> Iterator[list[Any]]:
         """This rank's micro-batches of the stage's steps that are left, step after step."""
         return batches(
-            training_samples(self.config, plan.name, self.orders[plan.name]),
+            training_samples(
+                self.config,
+                plan.name,
+                self.orders[plan.name],
+                parallel_state.is_pipeline_first_stage(ignore_virtual=True),
+            ),
             first_step=state.first,
             last_step=state.last,
             global_size=self.config.batch.global_size,
