@@ -133,9 +133,9 @@ class StreamCollator:
             tokens, shares = tokens[:, shard.indices], shares[on_rank]
             rows = Rows(index, rows.targets[on_rank], ar_count)
         tensors = {"tokens": tokens, "index": rows.index, "targets": rows.targets, "shares": shares}
-        pictures, index = self._pictures(samples, layout.noisy_length)
-        if index is not None:
-            tensors["image_index"] = index
+        pictures, image = self._pictures(samples, layout.noisy_length)
+        if image is not None:
+            tensors["image_index"] = image
         flat = FlatBuffer.of(tensors | layout_tensors(layout))
         return StreamBatch(flat, rows.ar_count, count_rows(samples), shard, pictures)
 

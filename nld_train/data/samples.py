@@ -100,7 +100,9 @@ class TrainingSamples(Dataset[Sample]):
             sample |= {"answers": packed.answers, "supervised": sample["supervised"] & packed.answers[1:]}
         if self.settings.noisy_length:
             sample |= noisy_part(self.settings, sample_index, packed)
-        found = {name: torch.from_numpy(array) for name, array in sample.items()} | {"sample_index": sample_index}
+        found: Sample = {name: torch.from_numpy(array) for name, array in sample.items()} | {
+            "sample_index": sample_index
+        }
         if self.pictures:  # a function of the set alone, as the tokens are
             found["pictures"] = [torch.from_numpy(each) for each in self.order.sets[chosen].inputs_of(packed)]
         return found

@@ -152,7 +152,7 @@ class DecodingHook(Hook):
             return []
         samples = []
         for index, prompt in enumerate(held_out.prompts[:_SAMPLES]):
-            ids: dict[str, list[int]] = {"prompt": prompt}
+            ids: dict[str, list[int]] = {"prompt": list(prompt)}
             if held_out.answers is not None:
                 ids["answer"] = held_out.answers[index]
             ids |= {name: result.token_ids[index] for name, result in results.items()}

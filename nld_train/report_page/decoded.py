@@ -37,7 +37,7 @@ class _Job:
     source: Source
     progress: Progress
     texts: list[str]
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     variants: tuple[EvaluatedVariant, ...]
     most: int
     threshold: float
@@ -98,7 +98,9 @@ def _read_job(arguments: Namespace) -> _Job:
     )
 
 
-def _prompts(arguments: Namespace, source: Source, config: Config, stage: str) -> tuple[list[str], list[list[int]]]:
+def _prompts(
+    arguments: Namespace, source: Source, config: Config, stage: str
+) -> tuple[list[str], Sequence[Sequence[int]]]:
     """Texts and ids: those of the command line, else some of those that the decoding hook decodes in the stage."""
     given = _given_prompts(arguments)
     if given:
@@ -106,7 +108,7 @@ def _prompts(arguments: Namespace, source: Source, config: Config, stage: str) -
         encoded = [encoder.encode(prompt) for prompt in given]
         return [text for text, _ in encoded], [ids for _, ids in encoded]
     prompts = _spread(held_out_of(config, stage).prompts, _SHOWN)
-    return [str(source.tokenizer.decode(ids)) for ids in prompts], prompts
+    return [str(source.tokenizer.decode(list(ids))) for ids in prompts], prompts
 
 
 def _given_prompts(arguments: Namespace) -> list[Prompt]:
@@ -115,7 +117,7 @@ def _given_prompts(arguments: Namespace) -> list[Prompt]:
     return [] if arguments.prompt is None else [Prompt("--prompt", arguments.prompt)]
 
 
-def _spread(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+def _spread(prompts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
     """At most so many, evenly over all: the first ones can be of one kind."""
     count = min(count, len(prompts))
     return [prompts[number * len(prompts) // count] for number in range(count)]

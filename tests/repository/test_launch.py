@@ -80,7 +80,7 @@ def test_targets_do_what_they_say() -> None:
     check = _make("-n", "check")
     for tool in ("ruff format --check", "ruff check", "mypy", "shellcheck -x launch/"):
         assert tool in check
-    for target in ("quickstart", "instruct", "drafter"):
+    for target in ("quickstart", "instruct", "vision", "drafter"):
         assert f"launch/{target}.sh run.seed=1" in _make("-n", target, "OVERRIDES=run.seed=1")
 
 
@@ -95,7 +95,7 @@ STUB = (
 )
 
 
-@pytest.mark.parametrize(("script", "commands"), [("quickstart", 14), ("instruct", 7), ("drafter", 3)])
+@pytest.mark.parametrize(("script", "commands"), [("quickstart", 14), ("instruct", 7), ("vision", 6), ("drafter", 3)])
 def test_scripts_print_what_they_run(script: str, commands: int, tmp_path: Path) -> None:
     stubs, calls = tmp_path / "stubs", tmp_path / "calls"
     stubs.mkdir()

@@ -70,7 +70,7 @@ def image_tokens_of(encoder: EncoderSpec, settings: PictureSettings | None, toke
     if settings is None:
         return None
     definition = Tokenizer.from_str(encoder.definition)
-    ids = [definition.token_to_id(name) for name in IMAGE_TOKENS]
+    ids = [-1 if (index := definition.token_to_id(name)) is None else index for name in IMAGE_TOKENS]
     if missing := [name for name, index in zip(IMAGE_TOKENS, ids, strict=True) if index not in encoder.forbidden]:
         raise UserError(
             f"--pictures: the tokenizer in {tokenizer} has no special token {', '.join(missing)}: give that of a "
