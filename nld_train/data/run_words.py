@@ -29,8 +29,25 @@ def run_words(request: PrepareRequest, manifests: Mapping[str, Manifest]) -> lis
         words += ["data.validation=[]", "validation.every=0", "evaluation.every=0"]
     words.append(f"data.tokenizer={_value(request.tokenizer_directory)}")
     if request.makes_tokenizer:  # another one belongs to a model, which has its own vocabulary
+        words += _vision_words(request, manifests["train"])
         words.append(f"model.vocab_size={manifests['train'].vocabulary_size}")
     return words
+
+
+def _vision_words(request: PrepareRequest, manifest: Manifest) -> list[str]:
+    """The model of a set with pictures, and what of its tower the pictures decide."""
+    if (pictures := manifest.pictures) is None or request.settings.pictures is None:
+        return []
+    processor = request.settings.pictures.processor
+    keys = {
+        "patch_size": processor.patch_size,
+        "spatial_merge_size": processor.spatial_merge_size,
+        "image_size": processor.longest_edge,
+        "image_token_id": pictures.image_token_id,
+        "image_break_token_id": pictures.image_break_token_id,
+        "image_end_token_id": pictures.image_end_token_id,
+    }
+    return ["model=tiny_vision", *(f"model.vision.{key}={value}" for key, value in keys.items())]
 
 
 def _blend(prefix: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from pyarrow import Table, parquet
 
 from nld_train.commands.data import main
+from nld_train.config.compose import compose_config
 from nld_train.config.schema import VisionConfig
 from nld_train.data.chat.default import default_template
 from nld_train.data.chat_set import ChatSet
@@ -267,7 +269,7 @@ def test_pictures_have_to_be_asked_for(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["prepare", "--chat", str(source), "--picture-seconds", "1", "--out", str(tmp_path / "out")]) == 2
 
 
-def test_a_set_and_a_model_have_the_same_patches(tmp_path: Path) -> None:
+def test_a_set_and_a_model_have_the_same_patches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vision = VisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=7, image_size=56,
         spatial_merge_size=2, hidden_act="silu", rope_theta=10000.0, projector_hidden_act="gelu",
@@ -275,9 +277,11 @@ def test_a_set_and_a_model_have_the_same_patches(tmp_path: Path) -> None:
     )  # fmt: skip
     (tmp_path / "a.png").write_bytes(FIRST)
     source = write_rows(tmp_path / "in.jsonl", [{"messages": asked(("a.png",))}])
-    assert run(source, "--out", tmp_path / "out", "--name", "set") == 0
+    assert run(source, "--out", tmp_path / "out", "--name", "set", "--validation", "0") == 0
     prefix = str(tmp_path / "out/set")
     check_against_vision(prefix, vision)
+    words = shlex.split(capsys.readouterr().out.rpartition("use in a run: nld-train ")[2])
+    check_against_vision(prefix, compose_config(words).model.vision)
     for changed, message in [
         (None, "has 1 pictures, and the model has no vision tower"),
         (replace(vision, patch_size=14), "model.vision.patch_size=14: .* was prepared with 7"),

@@ -29,7 +29,7 @@ class PictureLimits:
     Attributes:
         megabytes: of its encoded bytes, in MiB.
         megapixels: of the decoded picture, in millions.
-        seconds: of decoding, processor time aside: by the clock.
+        seconds: of decoding, by the clock.
     """
 
     megabytes: float = 32.0
@@ -127,9 +127,10 @@ def _at_most(limits: PictureLimits) -> Iterator[None]:
         raise _TooSlowError(f"{seconds:g}")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        # The timer of a caller goes on.
+        signal.setitimer(signal.ITIMER_REAL, left and max(1e-3, left - (time.monotonic() - begin)), interval)
         signal.signal(signal.SIGALRM, before)
