@@ -49,6 +49,10 @@ _TOOLS = (
     "For tools that know `generate` alone, `decoding_mode` in `generation_config.json` chooses the mode: `ar`, "
     "`diffusion`, `linear` or `quadratic`. It can also be named in a call:"
 )
+_SERVE = (
+    "`python serve.py --decoding-mode linear` in its directory serves it, with an API like OpenAI's (it needs "
+    "`transformers[serving]`)."
+)
 _WHAT = {
     "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
     "ministral3": "It is a plain Ministral3 decoder.",
@@ -131,7 +135,8 @@ def _with_tools(record: Record, model: ModelConfig, export: Export, chat: bool) 
         tokens=_tokens(model),
         arguments=f", tokenizer_encode_kwargs={{{named}}}" if named else "",
     )
-    return [_TOOLS, "", "```python", code, "```", ""]
+    served = [_SERVE, ""] if chat and model.vision is None and record.clean_stream.block is None else []
+    return [_TOOLS, "", "```python", code, "```", "", *served]
 
 
 def _tokens(model: ModelConfig) -> int:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 PACKAGE = "checkpoint_convert.hf_package"
 _CONFIGURATION, _MODELING = "configuration_nemotron_labs_diffusion", "modeling_nemotron_labs_diffusion"
-ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py")
+# `auto_map` names the first two; the last is a command.
+ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py", "serve.py")
 # Of a vision-language model.
 VISION_ENTRY_FILES = (f"{_CONFIGURATION}_vlm.py", f"{_MODELING}_vlm.py")
 
@@ -39,10 +40,11 @@ _OWN_IMPORT = re.compile(r"^(\s*)from (?:nld_train|checkpoint_convert)(?:\.\w+)*
 def package_files(vision: bool = False) -> dict[str, str]:
     """Text of every Python file of an export, by name.
 
+    Follows imports from the entry files, as `transformers` does from those that `auto_map` names when it loads an
+    export.
+
     Args:
         vision: of a vision-language model.
-
-    Follows imports from the two files that `auto_map` names, as `transformers` does when it loads an export.
 
     Raises:
         AssertionError: two modules have the same file name, or an import has a form that cannot be rewritten.

@@ -23,6 +23,9 @@ from checkpoint_convert.hf_package.transformers_generation import TransformersGe
 
 # Arguments of `from_pretrained` that say where the files of a model are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# Attention functions with which vLLM and SGLang run models of `transformers`: they need keyword arguments of `forward`
+# that the layers here do not pass on. vLLM does not ask for `_supports_attention_backend` alone.
+_OF_SERVERS = ("vllm", "sglang")
 
 
 class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, GenerationMixin):
@@ -38,10 +41,19 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
-    # Not `_supports_attention_backend`: servers would then run this class with attention functions of their own, whose
-    # keyword arguments its layers do not pass on.
+    # Not `_supports_attention_backend`: see `_OF_SERVERS`.
 
     def __init__(self, config: NemotronLabsDiffusionConfig) -> None:
+        """The model with random weights.
+
+        Raises:
+            ValueError: a server would run its layers, with attention functions of its own.
+        """
+        if config._attn_implementation in _OF_SERVERS:
+            raise ValueError(
+                f"attn_implementation: {config._attn_implementation!r} cannot run this class; `python serve.py` in its "
+                "directory serves it, and vLLM and SGLang serve its plain Ministral3 export"
+            )
         super().__init__(config)
         self.encoder = self.encoder_class(config)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_exports import STOP, random_weights, write_adapter, write_export
 from tiny_shape import MASK
@@ -31,6 +32,7 @@ def refuse(*_):
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -142,3 +144,16 @@ def test_the_adapter_is_saved_with_the_model(load: Any, export: Path, prompts: A
 def test_a_model_without_adapter_is_saved_without(load: Any, tmp_path: Path) -> None:
     load(write_export(tmp_path / "plain")).save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "linear_spec_lora").exists()
+
+
+@pytest.mark.parametrize("server", ["vllm", "sglang"])
+def test_attention_functions_of_servers_are_refused(export: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They register a name of their own, and build the model from its config."""
+    from transformers import AttentionInterface, AutoConfig, AutoModel
+
+    interface = AttentionInterface._global_mapping
+    monkeypatch.setitem(interface, server, interface["sdpa"])
+    config = AutoConfig.from_pretrained(export, trust_remote_code=True)
+    config._attn_implementation = server
+    with pytest.raises(ValueError, match=f"attn_implementation: '{server}' cannot run this class; `python serve.py`"):
+        AutoModel.from_config(config, trust_remote_code=True)
