@@ -196,8 +196,8 @@ def _with_pictures(encoded: EncodedConversation, images: ImageTokens, rendered: 
     """A conversation with as many tokens for each picture as its size makes of it, none of them an answer's."""
     expansion = expand(encoded.tokens, encoded.pictures, images, rendered.where)
     answers, turns = encoded.answers[expansion.source], encoded.turns[expansion.source]
-    turns[1:] &= np.diff(expansion.source) > 0
     assert not answers[expansion.places].any(), "a message of the assistant has no picture"
+    assert not turns[expansion.places].any(), "a turn begins with what the template writes before its content"
     tokens = expansion.ids.astype(encoded.tokens.dtype)
     return EncodedConversation(tokens, answers, turns, encoded.pictures, expansion.places)
 
