@@ -111,8 +111,8 @@ def test_a_text_model_and_a_tower_make_a_vision_language_model(settings: tuple[s
     for name, tensor in before.items():
         if "optimizer" not in name and "exp_avg" not in name and name in found and "param" not in name:
             assert torch.equal(found[name], tensor), name
-    other = vision_override(hidden_size=36)
-    with pytest.raises(UserError, match=r"init.vision: .* has model.vision.hidden_size=32, and the run 36"):
+    other = vision_override(hidden_size=40)
+    with pytest.raises(UserError, match=r"init.vision: .* has model.vision.hidden_size=32, and the run 40"):
         train_here(tmp_path / "none", *start, f"model.vision={other}", f"init.vision={tmp_path / 'tower'}")
 
 
