@@ -9,7 +9,8 @@ raises.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -19,6 +20,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from nld_train.errors import UserError
 
+# Older versions of torch, 2.11 among them, take no limit for a function.
+_TAKES_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters
 _made: WeakSet[CompiledFunction] = WeakSet()
 
 
@@ -49,7 +52,8 @@ class CompiledFunction:
         if self._compiled is None:
             self._compiled = self._compile()
         try:
-            return self._compiled(*arguments, **named)
+            with nullcontext() if _TAKES_LIMIT else _limited(self._variants):
+                return self._compiled(*arguments, **named)
         except FailOnRecompileLimitHit as error:
             shapes = ", ".join(str(list(each.shape)) for each in arguments if isinstance(each, torch.Tensor))
             raise UserError(
@@ -66,12 +70,20 @@ class CompiledFunction:
         # Torch counts by code object, so a copy has its own count. With `fullgraph` the limit is an error.
         function = FunctionType(self._function.__code__.replace(), self._function.__globals__, self._function.__name__)
         options = {"fullgraph": True, "dynamic": False, **self._options}
-        if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        if _TAKES_LIMIT:
             options["recompile_limit"] = self._variants
-        else:  # older versions have one limit for all functions
-            config = torch._dynamo.config
-            config.recompile_limit = max(config.recompile_limit, self._variants)
         return torch.compile(function, **options)
+
+
+@contextmanager
+def _limited(variants: int) -> Iterator[None]:
+    """A limit while a function is called, for versions that have one for all functions."""
+    config = torch._dynamo.config
+    others, config.recompile_limit = config.recompile_limit, variants
+    try:
+        yield
+    finally:
+        config.recompile_limit = others
 
 
 def forget_compiled() -> None:

@@ -76,11 +76,18 @@ def gradient_square(optimizer: Any, device: torch.device) -> Tensor:
     each tensor.
     """
     parts = optimizer_parts(optimizer)
-    gradients = [gradient for part in parts for gradient in part.get_main_grads_for_grad_norm()]
+    gradients = [gradient for part in parts for gradient in _counted_gradients(part)]
     norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
     square = norm.float().square().reshape(1)
     all_reduce(square, group=parts[0].get_grad_stats_parallel_group())
     return square
+
+
+def _counted_gradients(part: Any) -> list[Tensor]:
+    """The gradients of an optimizer of Megatron's, each on one rank only; Megatron-Core 0.19 has renamed the method."""
+    name = "get_grads_for_grad_norm"
+    found: list[Tensor] = getattr(part, name if hasattr(part, name) else "get_main_grads_for_grad_norm")()
+    return found
 
 
 def _clip(optimizer: Any, gradient_norm: float, limit: float) -> None:
