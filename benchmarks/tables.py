@@ -45,7 +45,16 @@ def with_tables(page: str, results: Path) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]](results)}{found[3]}", page)
 
 
-_OF_STEPS = (steps.step, steps.answers, steps.memory, steps.baseline, steps.attention, steps.head, steps.mfu)
+_OF_STEPS = (
+    steps.step,
+    steps.answers,
+    steps.memory,
+    steps.baseline,
+    steps.attention,
+    steps.kernels,
+    steps.head,
+    steps.mfu,
+)
 _OF_COMMANDS = (
     commands.scaling,
     commands.data,

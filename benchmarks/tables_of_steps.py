@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,34 @@ def attention(results: Path) -> str:
             yield on, samples, "making the block mask", f"{1e3 * found['mask_seconds']:.1f}", "", "", "", ""
 
     return gpu_and_cpu(results, "attention", rows_of, head)
+
+
+KERNEL_COLUMNS = ("mask", "pass", "tiles", "warps", "stages", "registers", "spilled, bytes", "shared memory, KiB")
+
+
+def kernels(results: Path) -> str:
+    """What FlexAttention's kernels use of an H100."""
+    columns = (*KERNEL_COLUMNS, "compiled with")
+    result = load(results, "kernels")
+    if result is None:
+        return markdown(columns, [blank("all", len(columns))])
+    versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "triton"))
+    return markdown(columns, [(*row, versions) for row in kernel_rows(result["figures"])])
+
+
+def kernel_rows(figures: dict[str, Any]) -> Iterator[Cells]:
+    """A row for each kernel, with `KERNEL_COLUMNS`."""
+    for mask, compiled in figures["masks"].items():
+        for kernel in compiled:
+            numbers = (kernel[name] for name in ("warps", "stages", "registers", "spilled_bytes"))
+            shared = f"{kernel['shared_bytes'] / 1024:.0f} of {figures['shared_limit'] >> 10}"
+            yield mask, *_pass_and_tiles(kernel["tiles"]), *map(str, numbers), shared
+
+
+def _pass_and_tiles(tiles: dict[str, int]) -> tuple[str, str]:
+    """Of one kernel: that of the backward pass has two pairs of tiles, one per gradient that it accumulates."""
+    pairs = [(tiles[f"BLOCK_M{n}"], tiles[f"BLOCK_N{n}"]) for n in ("", "1", "2") if f"BLOCK_M{n}" in tiles]
+    return "forward" if len(pairs) == 1 else "backward", " and ".join(f"{m} x {n}" for m, n in pairs)
 
 
 def head(results: Path) -> str:

@@ -107,14 +107,19 @@ def earlier_blocks(query: Tensor, key: Tensor, value: Tensor, context: StreamCon
 
 def in_one_kernel(query: Tensor, key: Tensor, value: Tensor, context: StreamContext) -> Partial:
     """`earlier_blocks` through FlexAttention, whose log-sum-exp has gradients."""
+    make_earlier_mask(context, query.device)
+    named: dict[str, Any] = {"block_mask": context.masks["decomposed"], "enable_gqa": True}
+    output, auxiliary = flex.kernel(query.device)(query, key, value, return_aux=AuxRequest(lse=True), **named)
+    return output, auxiliary.lse
+
+
+def make_earlier_mask(context: StreamContext, device: torch.device) -> None:
+    """Makes the block mask of `in_one_kernel`, if that has not been done."""
     if "decomposed" not in context.masks:
         noisy, clean = torch.arange(context.layout.total_length).split(
             [context.layout.noisy_length, context.layout.length]
         )
-        context.masks["decomposed"] = flex.block_mask(context.layout, query.device, noisy, clean)
-    named: dict[str, Any] = {"block_mask": context.masks["decomposed"], "enable_gqa": True}
-    output, auxiliary = flex.kernel(query.device)(query, key, value, return_aux=AuxRequest(lse=True), **named)
-    return output, auxiliary.lse
+        context.masks["decomposed"] = flex.block_mask(context.layout, device, noisy, clean)
 
 
 def _block_by_block(query: Tensor, key: Tensor, value: Tensor, layout: StreamLayout) -> Partial:
