@@ -25,7 +25,7 @@ from nld_train.model.adapter_files import read_tensors, resolve_adapter
 from nld_train.outside_json import brief, read_object
 from nld_train.training.checkpoint.manifest import find_damage
 
-EXPORT_TYPE = "nemotron_labs_diffusion"
+EXPORT_TYPES = ("nemotron_labs_diffusion", "nemotron_labs_diffusion_vlm")
 
 
 def find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, layout: Layout) -> Source:
@@ -57,7 +57,7 @@ def find_export(directory: Path, tokenizer: str | None, adapter: Path | None) ->
     """An export, or a Hugging Face directory like one; see `find_source`."""
     quiet_transformers()
     config = read_object(directory / "config.json")
-    if config.get("model_type") != EXPORT_TYPE:
+    if config.get("model_type") not in EXPORT_TYPES:
         raise UserError(
             f"{directory}: a Hugging Face model of type {brief(config.get('model_type'))} is not decoded here; "
             "nld-convert import converts it to a checkpoint"
@@ -81,7 +81,6 @@ def find_export(directory: Path, tokenizer: str | None, adapter: Path | None) ->
 @contextmanager
 def _open_export(weights: HuggingFaceWeights, adapter: Path | None) -> Iterator[Engine]:
     """The exported package's model and engine, from this checkout: no code of the directory is run."""
-    from checkpoint_convert.hf_package.cached_engine import CachedEngine
     from checkpoint_convert.open_export import load_export
     from nld_train.training.loop.parallel import resolve_device
 
@@ -98,4 +97,4 @@ def _open_export(weights: HuggingFaceWeights, adapter: Path | None) -> Iterator[
         except ImportError as error:
             raise UserError(str(error)) from error
     with torch.no_grad():
-        yield CachedEngine(model.encoder, model.diffusion_head, model.drafter())
+        yield model.engine()

@@ -213,8 +213,7 @@ class GenerationMethods(DraftingMethods):
         call = CallSettings(**settings)
         if mask_token_id is not None and not 0 <= mask_token_id < self.config.vocab_size:
             raise ValueError(f"mask_token_id: {mask_token_id} is not in the vocabulary of {self.config.vocab_size}")
-        vision = self._vision()
-        prompts = self._with_pictures(prompts_of(input_ids, call.attention_mask, self._padding()), call, vision)
+        prompts = self._with_pictures(prompts_of(input_ids, call.attention_mask, self._padding()), call)
         drafter = self.drafter() if mode == "linear" and adapter is not False else None
         options = call.options(
             max_new_tokens,
@@ -225,7 +224,7 @@ class GenerationMethods(DraftingMethods):
             draft_threshold=draft_threshold,
             stop_rule=stop_rule,
         )
-        engine = CachedEngine(self.encoder, self.diffusion_head, drafter, mask_token_id, vision)
+        engine = CachedEngine(self.encoder, self.diffusion_head, drafter, mask_token_id, self._vision())
         with self._evaluating(), self._without_attached_drafter(mode):
             return decode(engine, prompts, mode, options, policy, observer)
 
@@ -233,13 +232,15 @@ class GenerationMethods(DraftingMethods):
         """How this model reads pictures; None where it reads text alone."""
         return None
 
-    def _with_pictures(
-        self, prompts: list[list[int]], call: CallSettings, vision: Vision | None
-    ) -> Sequence[Sequence[int]]:
+    def engine(self) -> CachedEngine:
+        """The engine of the decoder, with the drafter adapter where there is one."""
+        return CachedEngine(self.encoder, self.diffusion_head, self.drafter(), vision=self._vision())
+
+    def _with_pictures(self, prompts: list[list[int]], call: CallSettings) -> Sequence[Sequence[int]]:
         pictures = pictures_of_call(call.pixel_values, call.image_sizes)
         if pictures is None:
             return prompts
-        if vision is None:
+        if (vision := self._vision()) is None:
             raise ValueError("pixel_values: this model reads text alone")
         return vision.image_tokens.with_pictures(prompts, pictures)
 

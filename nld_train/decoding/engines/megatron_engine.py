@@ -33,6 +33,7 @@ from nld_train.model.adapters import DRAFTER, adapter_shape
 from nld_train.model.ministral3 import Ministral3Model
 from nld_train.model.rotary import RotaryEmbedding
 from nld_train.model.vision.picture_prompt import ImageTokens
+from nld_train.model.vision.pictures import image_index
 
 
 class MegatronEngine:
@@ -110,7 +111,8 @@ class MegatronEngine:
         device, self._rows = self.rotary.frequencies.device, rows
         handle = streams.register(CachedContext.of(step, self._cache, self.rotary, self._config.params_dtype))
         try:
-            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(outputs))
+            pictures = self._pictures(step, device)
+            logits = self._through_pipeline(step.tokens.to(device), handle, self._index(outputs), pictures)
         finally:
             streams.unregister(handle)
         return logits.view(rows, outputs.shape[1], self.vocabulary_size)
@@ -129,7 +131,15 @@ class MegatronEngine:
         row = torch.arange(rows, device=outputs.device)
         return (outputs * rows + row[:, None]).flatten().to(self.rotary.frequencies.device)
 
-    def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor) -> Tensor:
+    def _pictures(self, step: Step, device: torch.device) -> dict[str, Any]:
+        """The arguments of the model for the pictures of a step; none without."""
+        if step.pictures is None:
+            return {}
+        assert self.image_tokens is not None, "a model without a tower is given no pictures"
+        index = image_index(step.tokens, self.image_tokens.token_id).to(device)
+        return {"pictures": step.pictures.to(device), "image_index": index}
+
+    def _through_pipeline(self, tokens: Tensor, handle: Tensor, index: Tensor, pictures: dict[str, Any]) -> Tensor:
         """Runs the chunks in the order of their layers; chunk c of the model is on pipeline stage c % stages."""
         stages, stage = _pipeline_size(), parallel_state.get_pipeline_model_parallel_rank()
         last = stages * len(self.chunks) - 1
@@ -141,7 +151,7 @@ class MegatronEngine:
             if number > 0 and stages > 1:
                 output = self._receive(tokens, (number - 1) % stages)
             chunk.set_input_tensor(output if number > 0 else None)
-            output = chunk(tokens, handle, readout=partial(self._read, chunk, index))
+            output = chunk(tokens, handle, readout=partial(self._read, chunk, index), **pictures)
             if number < last and stages > 1:
                 send(output.contiguous(), _rank_of_stage((number + 1) % stages), _pipeline_group())
         return self._broadcast(output, index, stages)
