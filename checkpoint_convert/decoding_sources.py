@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
-from checkpoint_convert.checkpoints import read_record
+from checkpoint_convert.checkpoints import Record, read_record
 from checkpoint_convert.hugging_face import HuggingFaceWeights
 from checkpoint_convert.megatron import read_model
 from checkpoint_convert.source_config import block_size, clean_stream, stop_tokens
 from nld_train.config.compose import default_config
+from nld_train.data.pictures.prompt import PromptPictures
 from nld_train.decoding.engines.engine import Engine
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Description, Source, find_tokenizer
@@ -50,7 +51,14 @@ def find_megatron(directory: Path, tokenizer: str | None, adapter: Path | None, 
         stop_tokens=stops or (model.eos_token_id,),
         block_length=record.block_size,
         open=partial(open_megatron, directory, config, adapter, record.clean_stream),
+        pictures=PromptPictures.of(model.vision, _with_processors(directory, record)),
     )
+
+
+def _with_processors(directory: Path, record: Record) -> tuple[Path, ...]:
+    """Directories that may have the processor of a checkpoint's pictures: of the original model, or of the data."""
+    origin = () if record.origin is None else (record.origin.directory,)
+    return (directory, *origin, *record.tokenizers)
 
 
 def find_export(directory: Path, tokenizer: str | None, adapter: Path | None) -> Source:
@@ -75,6 +83,7 @@ def find_export(directory: Path, tokenizer: str | None, adapter: Path | None) ->
         stop_tokens=stop_tokens(weights.source, model.vocab_size) or (model.eos_token_id,),
         block_length=block_size(directory / "config.json", config),
         open=partial(_open_export, weights, adapter),
+        pictures=PromptPictures.of(model.vision, (directory,)),
     )
 
 

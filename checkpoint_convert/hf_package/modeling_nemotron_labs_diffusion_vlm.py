@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +16,14 @@ from checkpoint_convert.hf_package.vision_encoder import VisionLanguageEncoder
 from nld_train.model.vision.picture_prompt import ImageTokens
 
 
+def _with_arguments_of_text_model(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A `forward` that names all its arguments: `generate` and `Trainer` of transformers look for theirs there."""
+    text = signature(NemotronLabsDiffusionModel.forward).parameters.values()
+    own = [each for each in signature(forward).parameters.values() if each.kind is Parameter.KEYWORD_ONLY]
+    forward.__signature__ = Signature([*text, *own])  # type: ignore[attr-defined]
+    return forward
+
+
 class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
     """The text model, whose `encoder` has a vision tower and a projector too."""
 
@@ -22,6 +32,7 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
     input_modalities = ("image", "text")
     _no_split_modules = ["Layer", "PixtralAttentionLayer"]  # noqa: RUF012
 
+    @_with_arguments_of_text_model
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -29,6 +29,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--mode", choices=MODES, help="decode mode (default, with --chat alone: linear)")
     modes.add_argument("--compare", action="store_true", help="decode in every mode and print one table")
     add_prompts(parser, required=False)
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture of the prompt, where its text has [IMG], or before it; in a chat, of the first message; may be "
+        "given several times, for a vision-language model",
+    )
     _add_chat(parser)
     add_chat_format(parser)
     add_lengths(parser, chat=True)

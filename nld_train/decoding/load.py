@@ -26,6 +26,7 @@ from nld_train.registry import resolve
 from nld_train.training.checkpoint.paths import find_checkpoint, is_hugging_face
 
 if TYPE_CHECKING:
+    from nld_train.data.pictures.prompt import PromptPictures
     from nld_train.decoding.engines.engine import Engine
 
 # Who reads both kinds, imported where there is one: conversion imports decoding, not the reverse.
@@ -68,6 +69,7 @@ class Source:
         stop_tokens: ids that end a text; those that end a turn of the chat template are the last of them.
         block_length: tokens per block in its training.
         open: reads the weights; a context that yields the engine.
+        pictures: how pictures of prompts are read; None for a model that reads text alone.
     """
 
     directory: Path
@@ -76,6 +78,7 @@ class Source:
     stop_tokens: tuple[int, ...]
     block_length: int
     open: Callable[[], AbstractContextManager[Engine]]
+    pictures: PromptPictures | None = None
 
 
 def find_source(

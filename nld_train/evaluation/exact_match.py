@@ -42,12 +42,12 @@ class ExactQuestion:
     """A conversation up to its last answer, and that answer.
 
     Attributes:
-        prompt: ids, the generation prompt included.
+        prompt: ids, the generation prompt included, with its pictures where it has some.
         answer: the only right text.
         kind: of question.
     """
 
-    prompt: list[int]
+    prompt: Sequence[int]
     answer: str
     kind: str
 
@@ -72,7 +72,7 @@ def run(arguments: Namespace) -> None:
     lines = _conversations(Path(arguments.prompts))
     source = source_of(arguments)
     encoder = PromptEncoder(chat_format_of(arguments, source))
-    questions = [_question(line, encoder) for line in lines]
+    questions = [_question(line, encoder, str(Path(arguments.prompts).parent)) for line in lines]
     prompts = [question.prompt for question in questions]
     with value_errors_as_user_errors():
         variants = _variants(arguments, source)
@@ -114,7 +114,7 @@ def _conversations(path: Path) -> list[Line]:
     return lines
 
 
-def _question(line: Line, encoder: PromptEncoder) -> ExactQuestion:
+def _question(line: Line, encoder: PromptEncoder, folder: str) -> ExactQuestion:
     record = parse_record(line.text, line.where)
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
@@ -126,7 +126,8 @@ def _question(line: Line, encoder: PromptEncoder) -> ExactQuestion:
     if not isinstance(kind, str):
         raise UserError(f"{line.where}: 'kind' must be a text")
     before = checked_messages(messages[:-1], line.where)
-    return ExactQuestion(encoder.encode(Prompt(line.where, messages=before))[1], answer, kind)
+    asked = Prompt(line.where, messages=before, folder=folder)
+    return ExactQuestion(encoder.encode(asked)[1], answer, kind)
 
 
 def measure_exact(

@@ -104,7 +104,7 @@ def _prompts(
     """Texts and ids: those of the command line, else some of those that the decoding hook decodes in the stage."""
     given = _given_prompts(arguments)
     if given:
-        encoder = PromptEncoder(ChatFormat(source.tokenizer, {}), arguments.chat)
+        encoder = PromptEncoder(ChatFormat(source.tokenizer, pictures=source.pictures), arguments.chat)
         encoded = [encoder.encode(prompt) for prompt in given]
         return [text for text, _ in encoded], [ids for _, ids in encoded]
     prompts = _spread(held_out_of(config, stage).prompts, _SHOWN)

@@ -125,7 +125,7 @@ def test_a_message_that_starts_with_a_slash(chat: Chat) -> None:
     ("content", "message"),
     [
         (b"x" * 90, "the message is too long: after 95 tokens of prompt the context of 96 has no room for"),
-        (b"/mood ar", "/mood is no command; there are /help, /mode, /system, /again, /reset, /quit"),
+        (b"/mood ar", "/mood is no command; there are /help, /mode, /image, /system, /again, /reset, /quit"),
         (b"/mode turbo", "/mode: 'turbo' is none of ar, diffusion, linear, quadratic"),
         (b"/again", "/again: there is no message yet"),
         (b"is <mask> this", "contains the mask token"),

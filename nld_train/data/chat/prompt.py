@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nld_train.data.pictures.prompt import PromptPictures, references_of
 from nld_train.data.text_ids import plain_ids
 from nld_train.errors import UserError
 from nld_train.outside_json import parse_object, read_bytes
@@ -22,11 +23,13 @@ class ChatFormat:
         tokenizer: of `transformers`, with a chat template.
         arguments: of the template, such as `enable_thinking`.
         name: of one of the tokenizer's templates, where it has several; None for its default one.
+        pictures: how pictures are read; None for a model that reads text alone.
     """
 
     tokenizer: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
+    pictures: PromptPictures | None = None
 
     def text(
         self,
@@ -62,9 +65,35 @@ class ChatFormat:
             raise UserError(f"{where}: the chat template fails: {reason}") from error
         return text
 
-    def ids(self, messages: Sequence[Message], where: str, tools: Sequence[Any] | None = None) -> list[int]:
-        """The ids of `text`: a template spells all special tokens, so that none is added."""
-        return plain_ids(self.tokenizer, self.text(messages, where, tools))
+    def prompt(
+        self, messages: Sequence[Message], where: str, tools: Sequence[Any] | None = None, folder: str = ""
+    ) -> tuple[str, Sequence[int]]:
+        """The `text` of messages with their pictures, and its ids: a template spells all special tokens.
+
+        Args:
+            messages: as of `text`; parts of their content may be pictures.
+            where: what they are, for messages.
+            tools: as of `text`.
+            folder: from which relative paths of pictures start.
+
+        Raises:
+            UserError: the template fails on them; a picture cannot be read, or the model reads text alone.
+        """
+        plain, references = references_of(messages, where)
+        text = self.text(plain, where, tools)
+        return text, self.with_pictures(plain_ids(self.tokenizer, text), references, folder, where)
+
+    def with_pictures(self, ids: Sequence[int], references: Sequence[Any], folder: str, where: str) -> Sequence[int]:
+        """Ids with an `[IMG]` for each picture as a prompt; see `PromptPictures.prompt`.
+
+        Raises:
+            UserError: as there; or the model reads text alone.
+        """
+        if not references:
+            return ids
+        if self.pictures is None:
+            raise UserError(f"{where}: holds a picture, and this model has no vision tower: it reads text alone")
+        return self.pictures.prompt(ids, references, folder, where)
 
 
 def require_template(tokenizer: Any, name: str | None, option: str) -> None:

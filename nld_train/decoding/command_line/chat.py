@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 
 from nld_train.console import plain_console
 from nld_train.data.chat.prompt import require_template
+from nld_train.data.pictures.prompt import with_pictures
 from nld_train.decoding.algorithms.options import Mode, check_block_length, check_request
 from nld_train.decoding.command_line.chat_answers import Answers
-from nld_train.decoding.command_line.chat_history import ChatHistory
+from nld_train.decoding.command_line.chat_history import ChatHistory, Content, shown_text
 from nld_train.decoding.command_line.chat_lines import ChatLines
 from nld_train.decoding.command_line.records import Records, record_of
 from nld_train.decoding.command_line.request import chat_format_of, policy_of, source_of, value_errors_as_user_errors
@@ -25,6 +26,7 @@ _DEFAULT_MODE: Mode = "linear"
 _MORE_ANSWERS = 3
 _HELP = """\
 /mode [MODE]    decode in another mode from now on: ar, diffusion, linear, quadratic
+/image FILE     show the model a picture with the next message, where its text has [IMG] or before it
 /system [TEXT]  set the system prompt; without TEXT, remove it
 /again          answer the last message once more, for instance in another mode
 /reset          forget all turns; the system prompt stays
@@ -52,7 +54,10 @@ def talk(arguments: Namespace) -> None:
         check_request(source.description, [probe], mode, variants[mode].options)
     records = Records(arguments.json, arguments.output)
     with source.open() as engine:
-        Chat(engine, source, variants, mode, history, records, ChatLines(quiet=arguments.json)).run()
+        chat = Chat(engine, source, variants, mode, history, records, ChatLines(quiet=arguments.json))
+        for image in arguments.image:
+            chat.attach(image, "--image")
+        chat.run()
     records.write()
 
 
@@ -86,10 +91,12 @@ class Chat:
         self._notes = plain_console(soft_wrap=True, stderr=records.printed or not console.is_terminal)
         shown, room = None if records.printed else console, _MORE_ANSWERS * self._variant.options.max_new_tokens
         self._answers = Answers(engine, source.tokenizer, shown, lines.interactive, room)
+        self._pictures: list[bytes] = []
         self._ended = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: self._note(_HELP),
             "/mode": self._switch_mode,
+            "/image": self._attach,
             "/system": self._set_system,
             "/again": self._answer_again,
             "/reset": self._reset,
@@ -130,7 +137,9 @@ class Chat:
     def _take(self, line: str) -> None:
         """A command, or the user's next message."""
         if not line.startswith("/") or line.startswith("//"):
-            self._answer(line.removeprefix("/"))
+            message = with_pictures(line.removeprefix("/"), self._pictures, "pictures of the message")
+            if self._answer(message):
+                self._pictures.clear()
             return
         name, _, rest = line.partition(" ")
         if name not in self._commands:
@@ -145,6 +154,27 @@ class Chat:
             check_block_length(self._source.description, mode, self._variants[mode].options.block_length)
         self._mode = mode
         self._note(f"mode {self._variant.name}")
+
+    def attach(self, path: str, where: str) -> None:
+        """The next message has the picture of this file.
+
+        Args:
+            path: of the file.
+            where: who names it, for messages.
+
+        Raises:
+            UserError: it cannot be read, is no picture, or the model reads text alone.
+        """
+        if self._source.pictures is None:
+            raise UserError(f"{where}: this model has no vision tower: it reads text alone")
+        self._pictures.append(self._source.pictures.read(path, "", where).data)
+
+    def _attach(self, path: str) -> None:
+        if not path:
+            raise UserError("/image: names no file")
+        self.attach(path, "/image")
+        count = len(self._pictures)
+        self._note(f"{count} picture{'s' if count > 1 else ''} for the next message")
 
     def _set_system(self, text: str) -> None:
         before, self._history.system = self._history.system, text or None
@@ -167,12 +197,13 @@ class Chat:
 
     def _reset(self, _: str) -> None:
         self._history.turns.clear()
+        self._pictures.clear()
         self._note("all turns forgotten")
 
     def _quit(self, _: str) -> None:
         self._ended = True
 
-    def _answer(self, message: str) -> bool:
+    def _answer(self, message: Content) -> bool:
         """Answers a message, shows the answer and adds both to the history; False if it was stopped at once."""
         variant = self._variant
         ids, dropped = self._history.prompt(message, variant.options.max_new_tokens)
@@ -183,7 +214,7 @@ class Chat:
         if answer.ended.finish is None and not answer.ended.tokens:
             self._note("stopped before the first token: message and answer are not part of the conversation")
             return False
-        record = record_of(variant.name, message, self._source.tokenizer, answer.ended)
+        record = record_of(variant.name, shown_text(message), self._source.tokenizer, answer.ended)
         counts = {**answer.counts(), "dropped_turns": dropped}
         self._records.add({**record, **counts, "finish": record["finish"] or "stopped"})
         self._history.turns.append((message, record["text"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,7 +90,7 @@ class Answers:
         self._kept = KeptText(room)
         self._count = 0
 
-    def decode(self, variant: DecodeVariant, ids: list[int]) -> Answer:
+    def decode(self, variant: DecodeVariant, ids: Sequence[int]) -> Answer:
         """The answer to a conversation, given as ids with the generation prompt.
 
         Raises:
@@ -111,7 +112,7 @@ class Answers:
             print_sequence(self._console, self._tokenizer, variant.mode, "", ended)
         return Answer(variant, len(ids), ended, result)
 
-    def _decode(self, variant: DecodeVariant, ids: list[int], observer: Observers) -> DecodeResult:
+    def _decode(self, variant: DecodeVariant, ids: Sequence[int], observer: Observers) -> DecodeResult:
         options = replace(variant.options, seeds=variant.options.seed_of(self._count))
         policy = self._policy(variant)
         return decode(self._engine, [ids], variant.mode, options, policy, observer, kept=self._kept)

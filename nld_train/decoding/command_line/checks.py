@@ -49,6 +49,10 @@ def check_decode(arguments: Namespace) -> None:
         raise UserError("--chat: talks in one mode at a time; --compare needs --prompt or --prompts")
     if talks(arguments) and (world_size() > 1 or layout_of(arguments).processes > 1):
         raise UserError("--chat: one process talks; with several, or --tensor and --pipeline, give --prompts as well")
+    if arguments.image and arguments.prompts is not None:
+        raise UserError(
+            "--image: belongs to one --prompt or to a chat; in --prompts the pictures are in the conversations"
+        )
     check_command_line(arguments)
 
 
@@ -105,6 +109,8 @@ def check_files(arguments: Namespace) -> None:
     check_result_files(arguments)
     if (prompts := getattr(arguments, "prompts", None)) is not None:
         _require_readable("--prompts", prompts)
+    for image in getattr(arguments, "image", ()):
+        _require_readable("--image", image)
     locate(Path(arguments.checkpoint))
     if (template := getattr(arguments, "chat_template", None)) is not None:
         read_template(Path(template))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Prompt:
         tools: of the conversation, as JSON schemas.
         token_ids: the ids of the text, where they are given.
         continuation: the ids of the true text after the prompt, where they are given.
+        folder: from which relative paths of pictures in the conversation start.
+        pictures: paths of pictures beside the text.
     """
 
     where: str
@@ -38,6 +40,8 @@ class Prompt:
     tools: Sequence[Any] | None = None
     token_ids: tuple[int, ...] | None = None
     continuation: tuple[int, ...] | None = None
+    folder: str = ""
+    pictures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         UserError: as `lines_of`; or a prompt is missing, empty, neither text nor conversation, or ends with an answer.
     """
     kind, lines = lines_of(path)
-    return [_prompt(line, kind) for line in lines]
+    return [replace(_prompt(line, kind), folder=str(path.parent)) for line in lines]
 
 
 def lines_of(path: Path) -> tuple[FileFormat, list[Line]]:

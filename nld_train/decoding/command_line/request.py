@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nld_train.data.chat.prompt import ChatFormat, parse_arguments, require_template
-from nld_train.data.text_ids import plain_ids, text_ids
+from nld_train.data.pictures.prompt import marked, with_pictures
+from nld_train.data.text_ids import text_ids
 from nld_train.decoding.command_line.prompts import Prompt, read_prompts
 from nld_train.decoding.layout import Layout
 from nld_train.decoding.load import Source, find_source
@@ -35,14 +36,14 @@ class Request:
     Attributes:
         source: the checkpoint.
         texts: the prompts, conversations as the chat template renders them.
-        prompts: ids of each.
+        prompts: ids of each, with its pictures where it has some.
         batch_size: maximum number of active sequences.
         continuations: ids of the true text after each prompt, None where it is not known; empty where none is.
     """
 
     source: Source
     texts: list[str]
-    prompts: list[list[int]]
+    prompts: Sequence[Sequence[int]]
     batch_size: int
     continuations: Sequence[tuple[int, ...] | None] = ()
 
@@ -82,25 +83,28 @@ class PromptEncoder:
     chat: bool = False
     system: str | None = None
 
-    def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
-        """The text that the model reads, and its ids.
+    def encode(self, prompt: Prompt) -> tuple[str, Sequence[int]]:
+        """The text that the model reads, and its ids, with the pictures of a prompt that has some.
 
         Raises:
-            UserError: a conversation without a chat template, or one that the template fails on.
+            UserError: a conversation without a chat template, or one that the template fails on; pictures that cannot
+                be read, or that the model or the text has no place for.
         """
         tokenizer, messages = self.chat_format.tokenizer, list(prompt.messages)
         if prompt.token_ids is not None:
             return prompt.text or "", list(prompt.token_ids)
         if self.chat and not messages:
-            messages = [{"role": "user", "content": prompt.text}]
+            assert prompt.text is not None
+            messages = [{"role": "user", "content": with_pictures(prompt.text, prompt.pictures, prompt.where)}]
         if not messages:
             assert prompt.text is not None
-            return prompt.text, text_ids(tokenizer, prompt.text)
+            text = marked(prompt.text, len(prompt.pictures), prompt.where) if prompt.pictures else prompt.text
+            ids = text_ids(tokenizer, text)
+            return text, self.chat_format.with_pictures(ids, prompt.pictures, prompt.folder, prompt.where)
         require_template(tokenizer, None, prompt.where)
         if self.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
-        text = self.chat_format.text(messages, prompt.where, prompt.tools)
-        return text, plain_ids(tokenizer, text)
+        return self.chat_format.prompt(messages, prompt.where, prompt.tools, prompt.folder)
 
 
 def chat_format_of(arguments: Namespace, source: Source) -> ChatFormat:
@@ -109,7 +113,8 @@ def chat_format_of(arguments: Namespace, source: Source) -> ChatFormat:
     Raises:
         UserError: --chat-template-args is no JSON object.
     """
-    return ChatFormat(source.tokenizer, parse_arguments(getattr(arguments, "chat_template_args", None)))
+    template_arguments = parse_arguments(getattr(arguments, "chat_template_args", None))
+    return ChatFormat(source.tokenizer, template_arguments, pictures=source.pictures)
 
 
 def source_of(arguments: Namespace) -> Source:
@@ -152,7 +157,8 @@ def _read_prompts(arguments: Namespace) -> list[Prompt]:
     if arguments.prompts is None:
         if not arguments.prompt:
             raise UserError("--prompt: is empty")
-        return [Prompt("--prompt", arguments.prompt)]
+        pictures = tuple(getattr(arguments, "image", ()))
+        return [Prompt("--image" if pictures else "--prompt", arguments.prompt, pictures=pictures)]
     return read_prompts(Path(arguments.prompts))
 
 

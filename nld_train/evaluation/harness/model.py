@@ -28,6 +28,12 @@ from nld_train.decoding.load import Source, find_source
 from nld_train.errors import UserError
 from nld_train.evaluation.harness.chat_settings import ChatSettings
 from nld_train.evaluation.harness.generation_arguments import TextLimits, check_tasks, generation_settings
+from nld_train.evaluation.harness.pictures import (
+    check_picture_tasks,
+    content_at_marks,
+    picture_prompt,
+    visuals_of,
+)
 from nld_train.evaluation.harness.requests import Generated, Generation, Score, Scoring
 from nld_train.evaluation.harness.settings import EvaluationSettings
 from nld_train.evaluation.harness.worker import Worker
@@ -63,6 +69,9 @@ class NldModel(TemplateLM):
         ValueError: a setting out of its range.
     """
 
+    # Whether lm_eval gives it tasks with pictures; those of a text model are refused here.
+    MULTIMODAL = True
+
     def __init__(
         self,
         checkpoint: str,
@@ -89,6 +98,7 @@ class NldModel(TemplateLM):
         _check(self.source, self.settings, self.chat)
         self._limits = TextLimits(self.settings.max_new_tokens, self.source.description.context_length)
         check_tasks(tasks, self._limits)
+        check_picture_tasks(tasks, self.source)
         self.resolved = self.settings.resolved(self.source.block_length, self.source.description.clean_stream)
         policy = self.settings.policy.build(self.source.directory, layout.processes)
         with ExitStack() as stack:
@@ -102,7 +112,7 @@ class NldModel(TemplateLM):
         self.workers = WorkerGroup(worker.answer, group)
         self.tokenizer = self.source.tokenizer
         self._beginning, self._chat = beginning_of_text(self.tokenizer), bool(self.chat.apply_chat_template)
-        self._chat_format = ChatFormat(self.tokenizer, self.chat.arguments, self.chat.name)
+        self._chat_format = ChatFormat(self.tokenizer, self.chat.arguments, self.chat.name, self.source.pictures)
         self._warned = False
         self.max_length = self.source.description.context_length
         self.errors: list[float] = []
@@ -154,11 +164,14 @@ class NldModel(TemplateLM):
         """
         self._chat = True
         where = "--tasks: a prompt"
-        others = [message for message in chat_history if message["role"] != "system"]
+        messages: list[dict[str, Any]] = list(chat_history)
+        if self.source.pictures is not None:
+            messages = [message | {"content": content_at_marks(message["content"])} for message in messages]
+        others = [message for message in messages if message["role"] != "system"]
         try:
-            return self._chat_format.text(chat_history, where, None, add_generation_prompt)
+            return self._chat_format.text(messages, where, None, add_generation_prompt)
         except UserError as error:
-            if len(others) == len(chat_history):
+            if len(others) == len(messages):
                 raise
             text = self._chat_format.text(others, where, None, add_generation_prompt)
             if not self._warned:
@@ -225,12 +238,13 @@ class NldModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations in this mode, each up to the first of its stop strings."""
-        generations = [self._generation(*request.args) for request in requests]
+        generations = [self._generation(request.args[0], request.args[1], visuals_of(request)) for request in requests]
         answers: list[Generated] = self.workers.broadcast_request("generate", generations)
         for request, answer in zip(requests, answers, strict=True):
             count = {"texts": 1, "new_tokens": answer.new_tokens, "forwards": answer.forwards}
             self.counts[request.task_name or ""].update(count)
-            self.cache_hook.add_partial("generate_until", request.args, answer.text)
+            if not visuals_of(request):  # the key would be the same for any picture
+                self.cache_hook.add_partial("generate_until", request.args, answer.text)
         return [answer.text for answer in answers]
 
     def _scores(self, kind: str, requests: list[Scoring]) -> list[Score]:
@@ -245,15 +259,26 @@ class NldModel(TemplateLM):
         context = tuple(context or [self.prefix_token_id])[-(self._most_ids - len(continuation)) :]
         return Scoring(context, continuation)
 
-    def _generation(self, context: str, arguments: dict[str, Any]) -> Generation:
-        prompt = self.tok_encode(context) or [self.prefix_token_id]
+    def _generation(self, context: str, arguments: dict[str, Any], visuals: Sequence[Any]) -> Generation:
+        prompt = self._prompt(context, visuals)
         self._refuse_masks(prompt, ())
         settings = generation_settings(arguments, self._limits)
         # At least half of the context is for the prompt, whatever the limit of new tokens.
-        prompt = prompt[-max(self.max_length - settings.max_new_tokens, self.max_length // 2) :]
+        longest = max(self.max_length - settings.max_new_tokens, self.max_length // 2)
+        if visuals and len(prompt) > longest:
+            raise UserError(
+                f"--tasks: a prompt with pictures has {len(prompt)} tokens, and {longest} fit before "
+                f"{settings.max_new_tokens} new ones into the context of {self.max_length}; it cannot be cut"
+            )
+        prompt = prompt if visuals else tuple(prompt[-longest:])
         room = min(settings.max_new_tokens, self.max_length - len(prompt))
         self._texts += 1
-        return Generation(tuple(prompt), replace(settings, max_new_tokens=room), self.settings.seed + self._texts - 1)
+        return Generation(prompt, replace(settings, max_new_tokens=room), self.settings.seed + self._texts - 1)
+
+    def _prompt(self, context: str, visuals: Sequence[Any]) -> Sequence[int]:
+        if not visuals:
+            return self.tok_encode(context) or [self.prefix_token_id]
+        return picture_prompt(self.source, self.tok_encode, context, visuals)
 
     def _refuse_masks(self, *texts: Sequence[int]) -> None:
         if any(self.source.description.mask_token_id in text for text in texts):

@@ -70,12 +70,12 @@ class Generation:
     """A request for the continuation of a prompt.
 
     Attributes:
-        prompt: at least one id.
+        prompt: at least one id, with its pictures where it has some.
         settings: of the text.
         seed: of this text's random stream.
     """
 
-    prompt: tuple[int, ...]
+    prompt: Sequence[int]
     settings: GenerationSettings
     seed: int
 
