@@ -36,6 +36,7 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *arguments: Any,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
@@ -45,6 +46,7 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
 
         Args:
             input_ids: int64 `[b, L]`, with `config.image_token_index` where a feature of a picture is.
+            attention_mask: of the text model; `generate` of transformers 5.17 looks for its name here.
             *arguments: of the text model.
             pixel_values: `[n, 3, H, W]`, the pictures of all texts, from the first text to the last, as the Pixtral
                 processor gives them; None for none.
@@ -56,13 +58,13 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
                 together with labels or in mode `block`, whose streams are made of ids.
         """
         if pixel_values is None or len(pixel_values) == 0:
-            return super().forward(input_ids, *arguments, **named)
+            return super().forward(input_ids, attention_mask, *arguments, **named)
         if input_ids is None or arguments:
             raise ValueError("pixel_values: needs input_ids, and all other arguments by name")
         if named.get("labels") is not None or named.get("mode", "causal") != "causal":
             raise ValueError("pixel_values: pictures go with mode 'causal' without labels alone; train with nld-train")
         embeddings = self.embeddings_with_pictures(input_ids, pixel_values, image_sizes)
-        return super().forward(inputs_embeds=embeddings, **named)
+        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **named)
 
     def _vision(self) -> Vision:
         """See the text model's: what `generate` computes features of pictures with."""
