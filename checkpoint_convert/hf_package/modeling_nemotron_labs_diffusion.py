@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from checkpoint_convert.hf_package.transformers_generation import TransformersGe
 
 # Arguments of `from_pretrained` that say where the files of a model are.
 _OF_FILES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# The name of the KV cache in outputs: `cache` in transformers 5.24 and newer.
+_CACHE = next(each.name for each in fields(CausalLMOutputWithPast) if each.name in ("cache", "past_key_values"))
 # Attention functions with which vLLM and SGLang run models of `transformers`: they need keyword arguments of `forward`
 # that the layers here do not pass on. vLLM does not ask for `_supports_attention_backend` alone.
 _OF_SERVERS = ("vllm", "sglang")
@@ -113,6 +116,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of whole texts, and the joint loss with labels.
 
@@ -147,6 +151,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
             output_hidden_states: also return the embeddings and the output of each layer, the last one normalised.
             output_attentions: refused; the attention functions here return no weights.
             return_dict: False returns a tuple.
+            cache: the name of `past_key_values` in transformers 5.24 and newer.
 
         Returns:
             `logits` `[b, L, V]`, with labels `loss`, and with a cache `past_key_values`.
@@ -155,6 +160,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
             ValueError: arguments that contradict each other, mode `causal` without labels of a model with
                 `config.dlm_clean` "block", or a mask that the attention implementation cannot take.
         """
+        past_key_values = past_key_values if cache is None else cache
         check_forward(
             mode, input_ids, inputs_embeds, labels, past_key_values, clean_input_ids, block_length, output_attentions
         )
@@ -182,7 +188,7 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
+            **{_CACHE: past_key_values},
             hidden_states=None if states is None else tuple(states),
         )
         return output.to_tuple() if return_dict is False else output
