@@ -9,6 +9,7 @@ import pytest
 import torch
 from naive_decoding import Reader
 from peft import LoraConfig, get_peft_model
+from sampler_cases import SMALL, Models, collected, prompts_of
 from tiny_models import MASK, CountingEngine, as_ministral3, random_model, trained_model
 from tiny_runs import TINY_MODEL
 from torch import nn
@@ -17,6 +18,10 @@ from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import Nemot
 from nld_train.config.compose import compose_config
 from nld_train.decoding import Engine
 from nld_train.decoding.engines.megatron_engine import MegatronEngine
+from nld_train.decoding.policies.sampler_files import embedding_of
+from nld_train.decoding.policies.sampler_network import TrainedSampler
+from nld_train.evaluation.sampler_data import Examples
+from nld_train.evaluation.sampler_training import SamplerTraining, component_table, train_sampler
 from nld_train.model.build import build_model, transformer_config
 from nld_train.model.initialize import initialize
 from nld_train.model.rotary import RotaryEmbedding
@@ -72,3 +77,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.init.normal_(parameter, std=0.5)
     peft_model.save_pretrained(str(directory))
     return directory
+
+
+@pytest.fixture(scope="session")
+def examples(models: Models) -> tuple[Examples, Examples]:
+    """Of the same model, from prompts that differ: to learn from, and held out."""
+    engine = CountingEngine(models["trained"])
+    return collected(engine, prompts_of(0, 160), 40), collected(engine, prompts_of(1, 40), 40)
+
+
+@pytest.fixture(scope="session")
+def sampler(models: Models, examples: tuple[Examples, Examples]) -> TrainedSampler:
+    table = component_table(embedding_of(CountingEngine(models["trained"])), examples[0], SMALL.components)
+    return train_sampler(SMALL, table, examples[0], SamplerTraining(steps=200, batch_size=64, learning_rate=3e-3))
