@@ -165,7 +165,7 @@ MASKS: dict[str, Callable[[int, int], Case]] = {
     "documents, two context ranks": lambda length, _: _sharded(StreamLayout.of_clean(_documents(length))),
     "sft": lambda *sizes: _case(flex.attend, _answers(*sizes)),
     "sft, split": lambda *sizes: _case(split.attend, _answers(*sizes), split.make_masks),
-    "sft, odd length": lambda *sizes: _case(flex.attend, _answers(*sizes, more=_BESIDE_TILES)),
+    "sft, odd length": lambda length, block_size: _case(flex.attend, _answers(length, block_size, _BESIDE_TILES)),
     "drafter, verification": lambda *sizes: _case(flex.attend, replace(_answers(*sizes), causal_blocks=True)),
 }
 

@@ -29,6 +29,7 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
 
     config_class = NemotronLabsDiffusionVLMConfig
     encoder_class = VisionLanguageEncoder
+    encoder: VisionLanguageEncoder
     input_modalities = ("image", "text")
     _no_split_modules = ["Layer", "PixtralAttentionLayer"]  # noqa: RUF012
 

@@ -114,7 +114,7 @@ class NoGradient(torch.autograd.Function):
         return embedded.view_as(embedded)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of the embeddings, and zeros."""
         shape, dtype, device = ctx.of
         return gradient, torch.zeros(shape, dtype=dtype, device=device)
