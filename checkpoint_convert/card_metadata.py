@@ -95,7 +95,11 @@ def check_language(code: str) -> None:
 
 
 def metadata_lines(
-    known: Origins, license_name: str | None, languages: tuple[str, ...], tags: tuple[str, ...]
+    known: Origins,
+    license_name: str | None,
+    languages: tuple[str, ...],
+    tags: tuple[str, ...],
+    task: str = "text-generation",
 ) -> list[str]:
     """The metadata of an export's card.
 
@@ -104,6 +108,7 @@ def metadata_lines(
         license_name: identifier of the license that the user names; None for that of the original model.
         languages: codes that the user names; empty for those of the original model.
         tags: of the model.
+        task: that of the Hub which the model is for.
     """
     values = {"license": license_name} if license_name else known.license
     if known.base_model:
@@ -113,4 +118,4 @@ def metadata_lines(
     spoken = languages or known.languages
     listed = ["language:", *(f"- {printable_json(code)}" for code in spoken)] if spoken else []
     listed += ["tags:", *(f"- {tag}" for tag in tags)] if tags else []
-    return ["---", "library_name: transformers", "pipeline_tag: text-generation", *lines, *listed, "---"]
+    return ["---", "library_name: transformers", f"pipeline_tag: {task}", *lines, *listed, "---"]

@@ -87,13 +87,14 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         chat: whether the model was trained on conversations, and the export has their chat template.
     """
     tags = (*(("conversational",) if chat else ()), *(("text-diffusion",) if export.output_format == "nld" else ()))
+    task = "text-generation" if model.vision is None else "image-text-to-text"
     lines = [
-        *metadata_lines(known, export.license, export.languages, tags),
+        *metadata_lines(known, export.license, export.languages, tags, task),
         "",
         f"# {markdown(export.name)}",
         "",
         f"{'An instruct' if chat else 'A language'} model of {parameter_count(model):,} parameters "
-        f"({model.num_hidden_layers} layers, width {model.hidden_size}, {export.dtype}). "
+        f"({model.num_hidden_layers} layers, width {model.hidden_size}, {export.dtype}). {_seen(model)}"
         f"{_WHAT[export.output_format] if record.clean_stream.block is None else _WHOLE_BLOCKS}",
         "",
         *([_CONTROL, ""] if _is_control(record) else []),
@@ -107,6 +108,16 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         *(_training(record, record.config, known) if record.config else _untrained(record)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _seen(model: ModelConfig) -> str:
+    """What a vision-language model reads."""
+    if model.vision is None:
+        return ""
+    return (
+        "It reads pictures too: `forward` and the methods of generation take `pixel_values` and `image_sizes`, as the "
+        "Pixtral processor of transformers returns them. "
+    )
 
 
 def _is_control(record: Record) -> bool:

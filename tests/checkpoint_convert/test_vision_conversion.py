@@ -86,6 +86,7 @@ def test_plain_transformers_loads_the_export_with_the_wrappers_logits(converted:
     assert config["model_type"] == "nemotron_labs_diffusion_vlm"
     assert config["architectures"] == ["NemotronLabsDiffusionVLMModel"]
     assert (folder / "exported" / "processor_config.json").is_file()
+    assert "pipeline_tag: image-text-to-text" in (folder / "exported" / "README.md").read_text().splitlines()
     loaded = AutoModel.from_pretrained(folder / "exported", trust_remote_code=True).eval()
     pictures = Pictures.of([drawn((16, 24), 1), drawn((8, 40), 2)])
     texts = [

@@ -97,7 +97,7 @@ def write_tower(directory: Path, config: Config) -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("_with_pictures")
 def test_a_text_model_and_a_tower_make_a_vision_language_model(settings: tuple[str, ...], tmp_path: Path) -> None:
-    """A learning rate of 0 leaves the weights that a run starts with."""
+    """A learning rate of nearly 0 leaves the weights that a run starts with."""
     text = train_here(tmp_path / "text", *settings, "run.stages=[joint]", "run.max_steps=1")
     frozen = [f"stages.joint.schedule.{name}=1e-30" for name in ("learning_rate", "final_learning_rate")]
     start = (*settings, *frozen, "run.stages=[joint]", "run.max_steps=1", f"init.checkpoint={text}")
@@ -108,9 +108,10 @@ def test_a_text_model_and_a_tower_make_a_vision_language_model(settings: tuple[s
     found, before = (saved_tensors(newest_checkpoint(directory)) for directory in (both, text))
     for name, tensor in tower.items():
         assert torch.equal(found[MODULE + name], tensor), name
-    for name, tensor in before.items():
-        if "optimizer" not in name and "exp_avg" not in name and name in found and "param" not in name:
-            assert torch.equal(found[name], tensor), name
+    weights = [name for name in before if name.startswith(("embedding.", "decoder.", "output_layer."))]
+    assert len(weights) >= 9
+    for name in weights:
+        assert torch.equal(found[name], before[name]), name
     other = vision_override(hidden_size=40)
     with pytest.raises(UserError, match=r"init.vision: .* has model.vision.hidden_size=32, and the run 40"):
         train_here(tmp_path / "none", *start, f"model.vision={other}", f"init.vision={tmp_path / 'tower'}")
