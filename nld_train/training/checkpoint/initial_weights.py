@@ -42,7 +42,9 @@ def find_initial_weights(config: Config) -> Path | None:
         _check_tower(Path(config.init.vision), config)
     given = find_initial_checkpoint(initial_path(config.init.checkpoint))
     if is_hugging_face(given):
-        shapes = resolve(_SHAPES_OF_HUGGING_FACE)(given, config.model.mask_token_id)
+        # A run on text, or with another directory's tower, starts from a model with any tower.
+        vision = None if config.model.vision is not None and config.init.vision is None else False
+        shapes = resolve(_SHAPES_OF_HUGGING_FACE)(given, config.model.mask_token_id, vision)
         _refuse_other_model(given, shapes, config)
         _refuse_other_tokenizer(given, config)
         return given
