@@ -27,7 +27,7 @@ class Design:
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     tokens: Mapping[str, int] = field(
-        default_factory=lambda: {"base": 600_000, "ar": 300_000, "joint": 600_000, "adapter": 300_000}
+        default_factory=lambda: {"base": 600_000, "ar": 500_000, "joint": 1_500_000, "adapter": 300_000}
     )
     conversations: int = 60_000
     documents: int = 20_000
