@@ -171,7 +171,7 @@ def _join_pictures(assembly: Assembly) -> PictureCounts:
         ShardPictures(
             path=pictures_of(path, assembly.name),
             written=_array(path, f"{assembly.name}_written"),
-            places=_array(path, f"{assembly.name}_places"),
+            occurrences=_array(path, f"{assembly.name}_occurrences"),
             first_token=token,
         )
         for path, _, token in assembly.parts

@@ -116,7 +116,9 @@ def _show_set(request: InspectRequest, manifest: Manifest | None, console: Conso
     if manifest is not None and manifest.chat is not None:
         _add_chat(table, request, manifest.tokens, manifest.chat)
         if (pictures := manifest.pictures) is not None:
-            table.add_row("pictures", f"{pictures.pictures:,} in {pictures.places:,} places, {pictures.bytes:,} bytes")
+            table.add_row(
+                "pictures", f"{pictures.pictures:,} with {pictures.occurrences:,} occurrences, {pictures.bytes:,} bytes"
+            )
             table.add_row("picture processor", json.dumps(pictures.processor))
     elif lengths.tokens > request.sequence_length:
         size = request.size_of_blocks(chat=False)

@@ -56,7 +56,7 @@ class PictureManifest:
 
     Attributes:
         pictures: different ones.
-        places: how often they stand in the conversations.
+        occurrences: how often they stand in the conversations.
         bytes: of the encoded pictures.
         processor: the content of a `processor_config.json`, by which they become the tower's input.
         image_token_id: the token `[IMG]`.
@@ -65,7 +65,7 @@ class PictureManifest:
     """
 
     pictures: int
-    places: int
+    occurrences: int
     bytes: int
     processor: dict[str, Any]
     image_token_id: int

@@ -87,10 +87,10 @@ def encode_shards(job: ShardJob, shards: Sequence[list[Piece]], workers: int, ad
 class _ShardWriter:
     """Encodes a shard into one file of arrays, written under another name first.
 
-    For each side they are `tokens` of all documents and `lengths`; of conversations also `answers` and
-    `turns`, bool `[tokens]`, and the numbers of rows in each group that are `left_out`
-    for having no answer, and that are `bad`; where these may have pictures, `written` and `places` of the pictures in a
-    file beside it, see `pictures.store.ShardPictures`.
+    For each side they are `tokens` of all documents and `lengths`; of conversations also `answers` and `turns`, bool
+    `[tokens]`, and the numbers of rows in each group that are `left_out` for having no answer, and that are `bad`;
+    where these may have pictures, `written` and `occurrences` of the pictures in a file beside it, see
+    `pictures.store.ShardPictures`.
     """
 
     def __init__(self, job: ShardJob) -> None:
@@ -140,7 +140,7 @@ class _SidePictures:
         self._temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
         self._stream = open(self._temporary, "wb")  # noqa: SIM115
         self._writer = PictureWriter(self._stream)
-        self._places: list[tuple[int, int]] = []
+        self._occurrences: list[tuple[int, int]] = []
         self._tokens = 0
 
     def __enter__(self) -> _SidePictures:
@@ -153,16 +153,16 @@ class _SidePictures:
     def add(self, documents: Iterable[EncodedConversation]) -> None:
         """Writes the pictures of the next conversations."""
         for document in documents:
-            for picture, place in zip(document.pictures, document.places.tolist(), strict=True):
-                self._places.append((self._tokens + place, self._writer.add(picture)))
+            for picture, start in zip(document.pictures, document.picture_starts.tolist(), strict=True):
+                self._occurrences.append((self._tokens + start, self._writer.add(picture)))
             self._tokens += len(document.tokens)
 
     def finished(self) -> dict[str, NDArray[Any]]:
         """Gives the file its name; returns the arrays that describe it."""
         self._stream.close()
         os.replace(self._temporary, self._path)
-        places = np.array(self._places, np.int64).reshape(-1, 2).T
-        return {"written": self._writer.written(), "places": places}
+        occurrences = np.array(self._occurrences, np.int64).reshape(-1, 2).T
+        return {"written": self._writer.written(), "occurrences": occurrences}
 
 
 class _TextArrays:

@@ -66,13 +66,13 @@ class TokenText:
         """
         text = Text()
         if begin is not None:
-            for place, (count, described) in self._pictures.items():
-                if begin <= place < begin + len(tokens):
-                    before = slice(0, place - begin)
+            for start, (count, described) in self._pictures.items():
+                if begin <= start < begin + len(tokens):
+                    before = slice(0, start - begin)
                     text.append_text(self.of(tokens[before], masked[before], style))
                     text.append(described, style=_PICTURE)
-                    tokens, masked = tokens[place - begin + count :], masked[place - begin + count :]
-                    begin = place + count
+                    tokens, masked = tokens[start - begin + count :], masked[start - begin + count :]
+                    begin = start + count
         borders = [0, *(np.flatnonzero(np.diff(masked)) + 1), len(tokens)]
         for begin, end in pairwise(borders if len(tokens) else []):
             run = self._decode(tokens[begin:end].tolist())

@@ -112,7 +112,7 @@ def test_a_micro_batch_has_the_pictures_of_all_samples(prefix: str, tmp_path: Pa
 
 def test_inspect_shows_and_saves_pictures(prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", prefix]) == 0
-    assert "6 in 30 places" in " ".join(capsys.readouterr().out.split())
+    assert "6 with 30 occurrences" in " ".join(capsys.readouterr().out.split())
     assert main(["inspect", prefix, "--conversation", "5", "--save-pictures", str(tmp_path / "saved")]) == 0
     shown = capsys.readouterr().out
     expected = [np.frombuffer(PICTURES[number], np.uint8) for number in (5, 0)]

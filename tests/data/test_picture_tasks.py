@@ -46,7 +46,7 @@ def known_marks() -> dict[bytes, str]:
 
 
 def seen(row: dict[str, Any]) -> dict[str, str]:
-    """What is in each place of the picture of a row, read from its pixels."""
+    """What is at each position of the picture of a row, read from its pixels."""
     url = row["messages"][0]["content"][0]["image_url"]["url"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
     height, width = pixels.shape[0] // CELL, pixels.shape[1] // CELL
@@ -80,7 +80,7 @@ def test_answers_are_right_and_scenes_apart(tmp_path: Path) -> None:
         elif row["kind"] == "how_many":
             assert answer == str(things.count(asked.removeprefix("how many ")))
         else:
-            assert [place for place, thing in cells.items() if thing == asked.removeprefix("where ")] == [answer]
+            assert [position for position, thing in cells.items() if thing == asked.removeprefix("where ")] == [answer]
     scenes = [{tuple(seen(row).items()) for row in files[name]} for name in ("train", "held-out")]
     assert not scenes[0] & scenes[1]
     assert [question(row) for row in files["held-out-blank"]] == [question(row) for row in files["held-out"]]

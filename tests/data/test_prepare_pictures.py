@@ -84,7 +84,7 @@ def test_image_tokens_stand_where_the_pictures_do(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.pictures is not None
     # Stored once, however often and by whatever name they come.
-    assert (manifest.pictures.pictures, manifest.pictures.places) == (2, 4)
+    assert (manifest.pictures.pictures, manifest.pictures.occurrences) == (2, 4)
     assert (tmp_path / "out/set.pictures.bin").read_bytes() == FIRST + SECOND
     assert picture_processor(str(tmp_path / "out/tokenizer")) == picture_processor(
         json.dumps(manifest.pictures.processor)
@@ -210,7 +210,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "pipe": (asked(("pipe",)), "message 1 (user): {folder}/pipe: is no regular file"),
     "narrow": (asked((data_url(encoded(2000, 1)),)), "message 1 (user): of the picture's 2000 x 1 pixels"),
     "base64": (asked(("data:image/png;base64,a*b",)), "message 1 (user): the base64 of a picture is broken"),
-    "places": ([*asked("x"), {"role": "user", "content": [{"type": "image"}]}], "the row has 0 pictures under 'images"),
+    "row": ([*asked("x"), {"role": "user", "content": [{"type": "image"}]}], "the row has 0 pictures under 'images"),
     "answer": (
         [*asked("x"), {"role": "assistant", "content": [{"type": "image", "path": "a.png"}]}],
         "message 3 (assistant): holds a picture; the model writes text only",

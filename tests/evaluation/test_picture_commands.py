@@ -183,7 +183,7 @@ def test_a_task_of_the_harness_that_shows_pictures(
 MISTAKES = {
     "missing": ("--image", "nowhere.png", "--image nowhere.png: cannot be read (No such file or directory)"),
     "no picture": ("--image", "text.png", "is no picture of a known format"),
-    "more": ("--image", "wide.png", "--image: 1 given, and the text has 2 places for pictures ([IMG])"),
+    "more": ("--image", "wide.png", "--image: 1 given, and the text has 2 placeholders ([IMG])"),
     "fewer": (None, None, "prompt 0 has 2 [IMG] tokens (id 260), and no picture"),
 }
 

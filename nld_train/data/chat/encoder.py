@@ -58,14 +58,14 @@ class EncodedConversation:
         answers: bool, whether each belongs to an answer.
         turns: bool, whether each is the first one of a turn of the user; nowhere in conversations with one such turn.
         pictures: in order.
-        places: int64 `[pictures]`, the first token of each.
+        picture_starts: int64 `[pictures]`, the first token of each.
     """
 
     tokens: NDArray[np.integer[Any]]
     answers: NDArray[np.bool_]
     turns: NDArray[np.bool_]
     pictures: tuple[Picture, ...] = ()
-    places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    picture_starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class ChatEncoder:
@@ -196,10 +196,10 @@ def _with_pictures(encoded: EncodedConversation, images: ImageTokens, rendered: 
     """A conversation with as many tokens for each picture as its size makes of it, none of them an answer's."""
     expansion = expand(encoded.tokens, encoded.pictures, images, rendered.where)
     answers, turns = encoded.answers[expansion.source], encoded.turns[expansion.source]
-    assert not answers[expansion.places].any(), "a message of the assistant has no picture"
-    assert not turns[expansion.places].any(), "a turn begins with what the template writes before its content"
+    assert not answers[expansion.starts].any(), "a message of the assistant has no picture"
+    assert not turns[expansion.starts].any(), "a turn begins with what the template writes before its content"
     tokens = expansion.ids.astype(encoded.tokens.dtype)
-    return EncodedConversation(tokens, answers, turns, encoded.pictures, expansion.places)
+    return EncodedConversation(tokens, answers, turns, encoded.pictures, expansion.starts)
 
 
 class _Special(NamedTuple):

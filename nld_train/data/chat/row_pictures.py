@@ -27,17 +27,17 @@ def place_row_pictures(turns: list[Message], row: dict[str, Any], where: object)
         where: file and row, for messages of errors.
 
     Raises:
-        UserError: the row has more or fewer pictures than places, or one is in an answer.
+        UserError: the row has more or fewer pictures than placeholders, or one is in an answer.
     """
     own = _own_pictures(row, where)
-    if own and not _places(turns):
+    if own and not _placeholders(turns):
         turns = [_at_markers(turn) for turn in turns]
-    if own and not _places(turns):
+    if own and not _placeholders(turns):
         turns = before_question(turns, len(own), where)
-    if (places := _places(turns)) != len(own):
+    if (placeholders := _placeholders(turns)) != len(own):
         raise UserError(
             f"{where}: the row has {len(own)} pictures under {' or '.join(map(repr, ROW_PICTURES))}, and its messages "
-            f"have places for {places}"
+            f"have placeholders for {placeholders}"
         )
     left = iter(own)
     placed = [_filled(turn, left) for turn in turns]
@@ -56,7 +56,7 @@ def _own_pictures(row: dict[str, Any], where: object) -> list[Reference]:
     return list(found[0]) if isinstance(found[0], list | tuple) else [found[0]]
 
 
-def _places(turns: list[Message]) -> int:
+def _placeholders(turns: list[Message]) -> int:
     """Pictures of messages that do not say which."""
     return sum(reference is None for turn in turns for reference in turn.references)
 
@@ -73,7 +73,7 @@ def _at_markers(turn: Message) -> Message:
 
 
 def before_question(turns: list[Message], count: int, where: object) -> list[Message]:
-    """Messages with places for so many pictures of the row before the first text of the user.
+    """Messages with placeholders for so many pictures of the row before the first text of the user.
 
     Raises:
         UserError: there is no such text.

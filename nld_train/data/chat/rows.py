@@ -67,7 +67,7 @@ def conversation_of(row: Any, chat_format: ChatFormat, where: object, pictures: 
 
     Raises:
         UserError: the row is no conversation of the format, or has no assistant turn; it has pictures and may not, more
-            or fewer than places for them, or one in an answer.
+            or fewer than placeholders for them, or one in an answer.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where}: holds {kind_of(row)}, not an object with a conversation")

@@ -24,7 +24,7 @@ def check_against_vision(prefix: str, vision: VisionConfig | None) -> None:
     if manifest is None:
         return
     pictures = manifest.pictures
-    if pictures is None or not pictures.places:
+    if pictures is None or not pictures.occurrences:
         if vision is not None and (count := occurrences_of(prefix, vision.image_token_id)):
             raise UserError(
                 f"model.vision.image_token_id={vision.image_token_id} occurs {count:,} times in {prefix}.bin, which "

@@ -48,12 +48,12 @@ class Expansion:
     Attributes:
         source: int64 `[tokens after]`, the token before that each is made of.
         ids: int64 `[tokens after]`.
-        places: int64 `[pictures]`, the first token of each picture, after.
+        starts: int64 `[pictures]`, the first token of each picture, after.
     """
 
     source: NDArray[np.int64]
     ids: NDArray[np.int64]
-    places: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
 
 def image_tokens_of(encoder: EncoderSpec, settings: PictureSettings | None, tokenizer: str) -> ImageTokens | None:
@@ -101,8 +101,8 @@ def expand(ids: NDArray[Any], pictures: Sequence[Picture], tokens: ImageTokens, 
     lengths = np.ones(len(ids), np.int64)
     lengths[found] = [len(layout) for layout in layouts]
     source = np.repeat(np.arange(len(ids)), lengths)
-    places = (np.cumsum(lengths) - lengths)[found]
+    starts = (np.cumsum(lengths) - lengths)[found]
     expanded = ids[source].astype(np.int64)
-    for place, layout in zip(places.tolist(), layouts, strict=True):
-        expanded[place : place + len(layout)] = layout
-    return Expansion(source, expanded, places)
+    for start, layout in zip(starts.tolist(), layouts, strict=True):
+        expanded[start : start + len(layout)] = layout
+    return Expansion(source, expanded, starts)

@@ -162,5 +162,5 @@ def marked(text: str, count: int, where: object) -> str:
     """
     found = text.count(IMAGE)
     if found not in (0, count):
-        raise UserError(f"{where}: {count} given, and the text has {found} places for pictures ({IMAGE})")
+        raise UserError(f"{where}: {count} given, and the text has {found} placeholders ({IMAGE})")
     return text if found else IMAGE * count + text

@@ -2,9 +2,9 @@
 
 - `PREFIX.pictures.bin`: the bytes of each different picture, as they came, one after another.
 - `PREFIX.pictures.npy`: `PICTURE` `[pictures]`, where each is in that file, and its size after resizing.
-- `PREFIX.places.npy`: int64 `[2, places]`: at which tokens of the set the first image tokens of pictures are,
-  ascending, and the numbers of these pictures. A picture that several conversations hold is stored once, and has
-  several places.
+- `PREFIX.occurrences.npy`: int64 `[2, occurrences]`: at which tokens of the set the first image tokens of pictures are,
+  ascending, and the numbers of these pictures. A picture that several conversations hold is stored once, and occurs
+  several times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nld_train.data.pictures.references import Picture
 from nld_train.errors import UserError
 
-BYTES, INDEX, PLACES = PICTURE_FILES = (".pictures.bin", ".pictures.npy", ".places.npy")
+BYTES, INDEX, OCCURRENCES = PICTURE_FILES = (".pictures.bin", ".pictures.npy", ".occurrences.npy")
 PICTURE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("height", "<i4"), ("width", "<i4")])
 # Of pictures that one process has written: as PICTURE, with the identity of the bytes.
 WRITTEN = np.dtype([*PICTURE.descr, ("digest", "V16")])
@@ -61,13 +61,13 @@ class ShardPictures:
     Attributes:
         path: of their bytes.
         written: `WRITTEN` `[pictures]`.
-        places: int64 `[2, places]`, tokens and pictures of the shard.
+        occurrences: int64 `[2, occurrences]`, tokens and pictures of the shard.
         first_token: of the shard, in the set.
     """
 
     path: Path
     written: NDArray[np.void]
-    places: NDArray[np.int64]
+    occurrences: NDArray[np.int64]
     first_token: int
 
 
@@ -77,7 +77,7 @@ class PictureCounts:
 
     pictures: int
     bytes: int
-    places: int
+    occurrences: int
 
 
 def join_pictures(prefix: str, shards: Sequence[ShardPictures]) -> PictureCounts:
@@ -98,12 +98,12 @@ def join_pictures(prefix: str, shards: Sequence[ShardPictures]) -> PictureCounts
     np.save(prefix + INDEX, index)
     _copy(prefix, shards, kept)
     begins = np.cumsum([0, *(len(shard.written) for shard in shards)])
-    places = [
-        np.stack([shard.places[0] + shard.first_token, numbers[begin + shard.places[1]]])
+    occurrences = [
+        np.stack([shard.occurrences[0] + shard.first_token, numbers[begin + shard.occurrences[1]]])
         for shard, begin in zip(shards, begins, strict=False)
     ]
-    joined = np.concatenate([np.empty((2, 0), np.int64), *places], axis=1)
-    np.save(prefix + PLACES, joined)
+    joined = np.concatenate([np.empty((2, 0), np.int64), *occurrences], axis=1)
+    np.save(prefix + OCCURRENCES, joined)
     return PictureCounts(len(kept), int(index["length"].sum()), joined.shape[1])
 
 
@@ -159,15 +159,15 @@ class PictureStore:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         check_pictures(prefix)
-        self._index, places = _array(prefix + INDEX, PICTURE), _array(prefix + PLACES, np.dtype(np.int64), 2)
-        self._tokens, self._pictures = places
+        self._index, occurrences = _array(prefix + INDEX, PICTURE), _array(prefix + OCCURRENCES, np.dtype(np.int64), 2)
+        self._tokens, self._pictures = occurrences
         size = os.path.getsize(prefix + BYTES)
         self._bytes = np.memmap(prefix + BYTES, np.uint8, mode="r") if size else np.empty(0, np.uint8)
 
     def within(self, start: int, count: int) -> list[StoredPicture]:
         """The pictures whose image tokens are among tokens `start .. start + count - 1` of the set, in order."""
-        places = slice(*np.searchsorted(self._tokens, [start, start + count]))
-        found = zip(self._tokens[places].tolist(), self._pictures[places].tolist(), strict=True)
+        occurrences = slice(*np.searchsorted(self._tokens, [start, start + count]))
+        found = zip(self._tokens[occurrences].tolist(), self._pictures[occurrences].tolist(), strict=True)
         return [self._read(number, token - start) for token, number in found]
 
     def _read(self, number: int, begin: int) -> StoredPicture:
@@ -183,7 +183,7 @@ def check_pictures(prefix: str) -> None:
     Raises:
         UserError: names the file.
     """
-    index, places = _array(prefix + INDEX, PICTURE), _array(prefix + PLACES, np.dtype(np.int64), 2)
+    index, occurrences = _array(prefix + INDEX, PICTURE), _array(prefix + OCCURRENCES, np.dtype(np.int64), 2)
     try:
         size = os.path.getsize(prefix + BYTES)
     except OSError as error:
@@ -193,8 +193,8 @@ def check_pictures(prefix: str) -> None:
         raise UserError(
             f"{prefix}{BYTES} is damaged: it has {size} bytes, and {prefix}{INDEX} says {end}; prepare the set again"
         )
-    if len(places) != 2 or (places.shape[1] and not 0 <= places[1, -1] < len(index)):
-        raise UserError(f"{prefix}{PLACES} is damaged: it names pictures that {prefix}{INDEX} has not")
+    if len(occurrences) != 2 or (occurrences.shape[1] and not 0 <= occurrences[1, -1] < len(index)):
+        raise UserError(f"{prefix}{OCCURRENCES} is damaged: it names pictures that {prefix}{INDEX} has not")
 
 
 def _array(path: str, dtype: np.dtype[Any], dimensions: int = 1) -> NDArray[Any]:

@@ -30,7 +30,7 @@ class Which(PictureKind):
         # As often about an empty cell as about any one thing, of which there are fewer.
         asked = [index for index, thing in enumerate(scene.cells) if thing or random.random() < 0.25]
         number = random.choice(asked)
-        return Turn(f"which {scene.places[number]}", scene.cells[number] or "nothing")
+        return Turn(f"which {scene.positions[number]}", scene.cells[number] or "nothing")
 
 
 class HowMany(PictureKind):
@@ -56,7 +56,7 @@ class Where(PictureKind):
         if not once:
             return None
         thing = random.choice(once)
-        return Turn(f"where {thing}", scene.places[scene.cells.index(thing)])
+        return Turn(f"where {thing}", scene.positions[scene.cells.index(thing)])
 
 
 PICTURE_KINDS: dict[str, PictureKind] = {kind.name: kind for kind in (Which(), HowMany(), Where())}

@@ -64,7 +64,7 @@ class Scene:
         return f"{self.rows} {self.columns} {','.join(self.cells)}"
 
     @property
-    def places(self) -> tuple[str, ...]:
+    def positions(self) -> tuple[str, ...]:
         """The name of each cell, such as `top left`."""
         return tuple(f"{row} {column}" for row in _ROWS[self.rows] for column in _COLUMNS[self.columns])
 

@@ -88,7 +88,7 @@ class PromptEncoder:
 
         Raises:
             UserError: a conversation without a chat template, or one that the template fails on; pictures that cannot
-                be read, or that the model or the text has no place for.
+                be read, or that the model or the text has no placeholder for.
         """
         tokenizer, messages = self.chat_format.tokenizer, list(prompt.messages)
         if prompt.token_ids is not None:

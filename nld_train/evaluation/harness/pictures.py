@@ -64,11 +64,11 @@ def picture_prompt(
     Args:
         source: a vision-language model.
         encode: from a text to ids.
-        context: the text, with a place for each picture.
+        context: the text, with a placeholder for each picture.
         visuals: images of PIL.
 
     Raises:
-        UserError: the model reads text alone; more or fewer places than pictures; a picture is no image.
+        UserError: the model reads text alone; more or fewer placeholders than pictures; a picture is no image.
     """
     if source.pictures is None:
         raise UserError(f"--tasks: a request shows pictures, and {source.directory} reads text alone")
@@ -77,7 +77,7 @@ def picture_prompt(
     text = context.replace(_PLACE, IMAGE)
     if text.count(IMAGE) != len(visuals):
         raise UserError(
-            f"--tasks: a prompt has {text.count(IMAGE)} places for pictures, and there are {len(visuals)} pictures"
+            f"--tasks: a prompt has {text.count(IMAGE)} placeholders, and there are {len(visuals)} pictures"
         )
     images = [each.convert("RGB") for each in visuals]
     return source.pictures.prompt_of_images(encode(text), images, "--tasks: a prompt")
