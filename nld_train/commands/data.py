@@ -219,7 +219,7 @@ def _picture_settings(options: argparse.Namespace) -> PictureSettings | None:
         processor = picture_processor(options.picture_processor)
     else:
         processor = PictureProcessor(14) if made_here else picture_processor(options.tokenizer, "--pictures")
-    return PictureSettings(processor, PictureLimits(**given))
+    return PictureSettings(processor, PictureLimits(**given, option="--picture-"))
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from command_helpers import refusal
+from PIL import Image
 from vision_models import encoded, vision_folder
 
 from nld_train.commands.decode import main as decode
@@ -38,6 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.png").write_bytes(encoded(*size, seed=1))
     (folder / "other.png").write_bytes(encoded(30, 11, seed=2))
     (folder / "text.png").write_text("no picture")
+    Image.new("1", (9000, 8000)).save(folder / "huge.png")
     return folder
 
 
@@ -183,6 +185,8 @@ def test_a_task_of_the_harness_that_shows_pictures(
 MISTAKES = {
     "missing": ("--image", "nowhere.png", "--image nowhere.png: cannot be read (No such file or directory)"),
     "no picture": ("--image", "text.png", "is no picture of a known format"),
+    # Named as it is where no option changes the limit.
+    "huge": ("--image", "huge.png", "the picture has 9000 x 8000 pixels, more than 64 million\n"),
     "more": ("--image", "wide.png", "--image: 1 given, and the text has 2 placeholders ([IMG])"),
     "fewer": (None, None, "prompt 0 has 2 [IMG] tokens (id 260), and no picture"),
 }

@@ -30,15 +30,21 @@ class PictureLimits:
         megabytes: of its encoded bytes, in MiB.
         megapixels: of the decoded picture, in millions.
         seconds: of decoding, by the clock.
+        option: the beginning of the command line options that set them, for messages; None where there are none.
     """
 
     megabytes: float = 32.0
     megapixels: float = 64.0
     seconds: float = 20.0
+    option: str | None = None
 
     def __post_init__(self) -> None:
         if min(self.megabytes, self.megapixels, self.seconds) <= 0:
             raise UserError("the limits of a picture, its megabytes, megapixels and seconds, must be positive")
+
+    def named(self, limit: str) -> str:
+        """The option that sets a limit, in parentheses; empty where there is none."""
+        return "" if self.option is None else f" ({self.option}{limit})"
 
     @property
     def file_bytes(self) -> int:
@@ -75,7 +81,8 @@ def decode_picture(data: bytes, limits: PictureLimits | None, where: object) -> 
                     _refuse_many_pixels(image.size, limits, where)
                 return ImageOps.exif_transpose(image).convert("RGB")
     except _TooSlowError as error:
-        raise UserError(f"{where}: decoding takes more than {error} s (--picture-seconds)") from None
+        assert limits is not None
+        raise UserError(f"{where}: decoding takes more than {error} s{limits.named('seconds')}") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: is no picture of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:  # by far more pixels than its own limit: PIL refuses to open it
@@ -92,7 +99,8 @@ def refuse_large_file(size: int, limits: PictureLimits, where: object) -> None:
         raise UserError(f"{where}: the picture is empty")
     if size > limits.file_bytes:
         raise UserError(
-            f"{where}: the picture has {size / 2**20:,.1f} MiB, more than {limits.megabytes:g} (--picture-megabytes)"
+            f"{where}: the picture has {size / 2**20:,.1f} MiB, more than {limits.megabytes:g}"
+            f"{limits.named('megabytes')}"
         )
 
 
@@ -100,8 +108,8 @@ def _refuse_many_pixels(size: tuple[int, int], limits: PictureLimits, where: obj
     width, height = size
     if width * height > limits.pixels:
         raise UserError(
-            f"{where}: the picture has {width} x {height} pixels, more than {limits.megapixels:g} million "
-            "(--picture-megapixels)"
+            f"{where}: the picture has {width} x {height} pixels, more than {limits.megapixels:g} million"
+            f"{limits.named('megapixels')}"
         )
 
 
