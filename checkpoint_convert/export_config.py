@@ -90,8 +90,11 @@ def export_config(record: Record, model: ModelConfig, export: Export) -> dict[st
     shared = {"dtype": export.dtype, "tie_word_embeddings": export.tied}
     shared |= {"transformers_version": _transformers_version()}
     if export.output_format == "ministral3":
-        named = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3"}
-        return {**named, **config, **_for_servers(config["rope_parameters"]), **shared}
+        text = {"model_type": "ministral3", **config, **_for_servers(config["rope_parameters"]), **shared}
+        if model.vision is None:
+            return {"architectures": ["Ministral3ForCausalLM"], **text}
+        named = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+        return {**named, "text_config": text, **vision_keys(model), **shared}
     vision = model.vision is not None
     return {
         "architectures": ["NemotronLabsDiffusionVLMModel" if vision else "NemotronLabsDiffusionModel"],

@@ -67,10 +67,6 @@ def export_checkpoint(
             f"--format ministral3: {directory} was trained with diffusion.clean=block, and stock tools decode "
             "autoregressively; only diffusion decodes it: use --format nld"
         )
-    if output_format == "ministral3" and weights.model.vision is not None:
-        raise UserError(
-            f"--format ministral3: {directory} has a vision tower, which this format does not have; use --format nld"
-        )
     lora = saved_lora(directory, weights.model)
     if keep_lora and lora is None:
         raise UserError(f"--keep-lora: {directory} has no LoRA; its stage trained all weights, or it was merged")

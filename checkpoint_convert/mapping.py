@@ -181,15 +181,13 @@ NAMINGS = (
     Naming("NemotronLabsDiffusionModel", "encoder.", "diffusion_head.weight"),
     Naming("NemotronLabsDiffusionVLMModel", "encoder.", "diffusion_head.weight", vision="encoder."),
 )
-NAMING_OF_FORMAT = {"ministral3": NAMINGS[2], "nld": NAMINGS[3]}
+_OF_TEXT = {"ministral3": NAMINGS[2], "nld": NAMINGS[3]}
+_OF_VISION = {"ministral3": NAMINGS[0], "nld": NAMINGS[4]}
 
 
 def naming_of_format(output_format: str, model: ModelConfig) -> Naming:
     """The names in an export of a model."""
-    if model.vision is None:
-        return NAMING_OF_FORMAT[output_format]
-    assert output_format == "nld"
-    return NAMINGS[4]
+    return (_OF_TEXT if model.vision is None else _OF_VISION)[output_format]
 
 
 def sizes(model: ModelConfig) -> dict[str, int]:

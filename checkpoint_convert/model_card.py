@@ -57,6 +57,8 @@ _WHAT = {
     "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
     "ministral3": "It is a plain Ministral3 decoder.",
 }
+# The class of transformers for the plain format with a vision tower.
+_WRAPPER = "AutoModelForImageTextToText"
 _CONTROL = (
     "Its last stage trained the AR loss alone (alpha 0): block diffusion was **not trained** there, and drafts of "
     "self-speculation are those of earlier stages, if any."
@@ -95,7 +97,7 @@ def model_card(record: Record, model: ModelConfig, export: Export, known: Origin
         "",
         f"{'An instruct' if chat else 'A language'} model of {parameter_count(model):,} parameters "
         f"({model.num_hidden_layers} layers, width {model.hidden_size}, {export.dtype}). {_seen(model)}"
-        f"{_WHAT[export.output_format] if record.clean_stream.block is None else _WHOLE_BLOCKS}",
+        f"{_what(model, export) if record.clean_stream.block is None else _WHOLE_BLOCKS}",
         "",
         *([_CONTROL, ""] if _is_control(record) else []),
         *([_NO_AR, ""] if not record.clean_stream.ar and record.clean_stream.block is None else []),
@@ -120,6 +122,12 @@ def _seen(model: ModelConfig) -> str:
     )
 
 
+def _what(model: ModelConfig, export: Export) -> str:
+    if model.vision is not None and export.output_format == "ministral3":
+        return "It is a plain Mistral3 model (`Mistral3ForConditionalGeneration`)."
+    return _WHAT[export.output_format]
+
+
 def _is_control(record: Record) -> bool:
     """Whether the last stage on conversations had no diffusion loss, as a control has."""
     run = record.chat_run
@@ -132,6 +140,8 @@ def _is_control(record: Record) -> bool:
 def _usage(record: Record, model: ModelConfig, export: Export, chat: bool) -> list[str]:
     generate = _GENERATE[export.output_format].format(block=record.block_size, tokens=_tokens(model))
     load = _LOAD[export.output_format].format(name=printable_json(export.name))
+    if model.vision is not None and export.output_format == "ministral3":
+        load = load.replace("AutoModelForCausalLM", _WRAPPER)
     named = "".join(f", {name}={value}" for name, value in _template_arguments(record).items()) if chat else ""
     ask = _CHAT.format(arguments=named) if chat else _TEXT
     return [load, ask, generate, _SHOW]
