@@ -33,7 +33,7 @@ from benchmarks.record import RESULTS, write_result
 from checkpoint_convert.export_config import decoder_config
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.importing import import_checkpoint
-from checkpoint_convert.mapping import NAMING_OF_FORMAT, part_shape, tensors
+from checkpoint_convert.mapping import naming_of_format, part_shape, tensors
 from checkpoint_convert.safetensors_writer import Output, write_shards
 from nld_train.config.compose import compose_config
 from nld_train.config.counts import parameter_count
@@ -67,7 +67,7 @@ def _filled(block: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 def write_source(directory: Path, model: ModelConfig) -> int:
     """Writes the model with random bf16 weights; returns the bytes of its tensors."""
-    naming, block = NAMING_OF_FORMAT["ministral3"], torch.randn(1 << 22).to(torch.bfloat16)
+    naming, block = naming_of_format("ministral3", model), torch.randn(1 << 22).to(torch.bfloat16)
     outputs = [
         Output(naming.full(tensor.name), shape, torch.bfloat16, partial(_filled, block, math.prod(shape)))
         for tensor in tensors(model)

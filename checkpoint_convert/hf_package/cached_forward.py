@@ -76,10 +76,12 @@ def check_forward(
     """
     if mode not in ("causal", "block"):
         raise ValueError(f"mode: {mode!r} is neither 'causal' nor 'block'")
-    if (input_ids is None) == (inputs_embeds is None):
+    if labels is None and (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids: give either these or inputs_embeds")
-    if inputs_embeds is not None and (labels is not None or mode == "block"):
-        raise ValueError("inputs_embeds: labels and mode 'block' need input_ids")
+    if input_ids is None and labels is not None:
+        raise ValueError("labels: need input_ids, of which the noisy stream is made")
+    if inputs_embeds is not None and mode == "block":
+        raise ValueError("inputs_embeds: mode 'block' needs input_ids")
     if mode == "block" and labels is not None:
         raise ValueError("labels: the joint loss belongs to mode 'causal', which draws its own noise")
     if mode == "causal" and clean_input_ids is not None:

@@ -128,7 +128,8 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
                 not see the previous one. None counts real tokens.
             past_key_values: cache of `transformers`, to which the keys and values of this text are appended; mode
                 `causal` only, one document per row.
-            inputs_embeds: `[b, L, h]` in place of `input_ids`; mode `causal` without labels.
+            inputs_embeds: `[b, L, h]` in place of `input_ids`, in mode `causal`. With labels beside them, as the
+                embeddings of the clean stream.
             labels: int64 `[b, L]`, the tokens themselves, -100 where they are neither predicted nor masked (prompts,
                 padding). The loss is `ar_loss_weight * L_AR + dlm_loss_weight * L_diff`: next-token prediction on
                 `input_ids`, and a second, noisy stream with fresh noise in the same forward. Without prompts it repeats
@@ -172,7 +173,10 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
         if labels is not None:
             assert input_ids is not None
             text = PaddedText.of(attention_mask, position_ids, input_ids)
-            loss, logits = self._with_loss(input_ids, labels, text, block_length, generator, num_items_in_batch)
+            embeddings = self._embeddings(input_ids, inputs_embeds)
+            loss, logits = self._with_loss(
+                input_ids, embeddings, labels, text, block_length, generator, num_items_in_batch
+            )
         else:
             if use_cache and past_key_values is None and mode == "causal":
                 past_key_values = DynamicCache(config=self.config)
@@ -215,7 +219,8 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
             text = text.with_whole_blocks(self.config.block_size if clean_input_ids is None else block_length)
         if mode == "block" and clean_input_ids is not None:
             streams = NoisyText.of(text, block_length).text
-            return self._encode_two_streams(tokens, clean_input_ids, streams, states)[:, : tokens.shape[1]]
+            clean = self.encoder.embed_tokens(clean_input_ids)
+            return self._encode_two_streams(tokens, clean, streams, states)[:, : tokens.shape[1]]
         block = mode == "block"
         mask = self._mask(text, text.last_block_rule(block_length)) if block else self._causal_mask(text)
         return self.encoder(self._embeddings(input_ids, inputs_embeds), text.layout.positions, mask, states=states)
@@ -223,13 +228,14 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
     def _with_loss(
         self,
         input_ids: Tensor,
+        embeddings: Tensor,
         labels: Tensor,
         text: PaddedText,
         block_length: int,
         generator: torch.Generator | None,
         num_items_in_batch: Tensor | int | None,
     ) -> tuple[Tensor, Tensor]:
-        """The joint loss, and the logits `[b, L, V]` of the clean stream."""
+        """The joint loss, and the logits `[b, L, V]` of the clean stream, which has these embeddings."""
         config, noisy = self.config, None
         weights = term_weights(config.ar_loss_weight, config.dlm_loss_weight)
         if weights.diffusion:
@@ -238,9 +244,9 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
             ends = as_tuple(config.eos_token_id), self.stop_tokens()
             noisy = NoisyRows.of(input_ids, labels, text, settings, *ends, generator)
             tokens = torch.where(noisy.noise.masked, config.mask_token_id, noisy.tokens)
-            hidden = self._encode_two_streams(tokens, input_ids, noisy.text)
+            hidden = self._encode_two_streams(tokens, embeddings, noisy.text)
         else:
-            hidden = self._encode(input_ids, text.layout.positions, self._causal_mask(text))
+            hidden = self.encoder(embeddings, text.layout.positions, self._causal_mask(text))
         logits = self.diffusion_head(hidden[:, -input_ids.shape[1] :])
         loss = joint_loss(self.diffusion_head, hidden, logits, labels, text, noisy, weights, num_items_in_batch)
         return loss, logits
@@ -248,13 +254,10 @@ class NemotronLabsDiffusionModel(TransformersGeneration, PreTrainedModel, Genera
     def _encode_two_streams(
         self, noisy: Tensor, clean: Tensor, streams: PaddedText, states: list[Tensor] | None = None
     ) -> Tensor:
-        """Hidden states `[b, N + L, h]` of `[noisy | clean]`."""
+        """Hidden states `[b, N + L, h]` of `[noisy | clean]`, from ids `[b, N]` and embeddings `[b, L, h]`."""
         mask = self._mask(streams, streams.rule())
-        embeddings = self.encoder.embed_tokens(torch.cat([noisy, clean], 1))
+        embeddings = torch.cat([self.encoder.embed_tokens(noisy), clean], 1)
         return self.encoder(embeddings, streams.layout.stacked_positions(), mask, states=states)
-
-    def _encode(self, tokens: Tensor, positions: Tensor, mask: AttentionMask) -> Tensor:
-        return self.encoder(self.encoder.embed_tokens(tokens), positions, mask)
 
     def _causal_mask(self, text: PaddedText) -> AttentionMask:
         implementation = self.config._attn_implementation

@@ -15,6 +15,9 @@ from checkpoint_convert.hf_package.modeling_nemotron_labs_diffusion import Nemot
 from checkpoint_convert.hf_package.vision_encoder import VisionLanguageEncoder
 from nld_train.model.vision.picture_prompt import ImageTokens
 
+# Of tokens that no loss is computed for, as everywhere in transformers.
+_NO_LABEL = -100
+
 
 def _with_arguments_of_text_model(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A `forward` that names all its arguments: `generate` and `Trainer` of transformers look for theirs there."""
@@ -55,17 +58,21 @@ class NemotronLabsDiffusionVLMModel(NemotronLabsDiffusionModel):
             **named: of the text model.
 
         Raises:
-            ValueError: the pictures have more or fewer features than the texts have `[IMG]` tokens, or are given
-                together with labels or in mode `block`, whose streams are made of ids.
+            ValueError: the pictures have more or fewer features than the texts have `[IMG]` tokens, which have no
+                labels, or are given in mode `block`.
         """
         if pixel_values is None or len(pixel_values) == 0:
             return super().forward(input_ids, attention_mask, *arguments, **named)
         if input_ids is None or arguments:
             raise ValueError("pixel_values: needs input_ids, and all other arguments by name")
-        if named.get("labels") is not None or named.get("mode", "causal") != "causal":
-            raise ValueError("pixel_values: pictures go with mode 'causal' without labels alone; train with nld-train")
+        if named.get("mode", "causal") != "causal":
+            raise ValueError("pixel_values: pictures go with mode 'causal'")
+        labels = named.get("labels")
+        if labels is not None and bool((labels[input_ids == self.config.image_token_index] != _NO_LABEL).any()):
+            raise ValueError(f"labels: [IMG] tokens are neither predicted nor masked; give them {_NO_LABEL}")
         embeddings = self.embeddings_with_pictures(input_ids, pixel_values, image_sizes)
-        return super().forward(attention_mask=attention_mask, inputs_embeds=embeddings, **named)
+        ids = None if labels is None else input_ids
+        return super().forward(ids, attention_mask, inputs_embeds=embeddings, **named)
 
     def _vision(self) -> Vision:
         """See the text model's: what `generate` computes features of pictures with."""

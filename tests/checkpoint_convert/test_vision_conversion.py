@@ -108,6 +108,38 @@ def test_plain_transformers_loads_the_export_with_the_wrappers_logits(converted:
             loaded(tokens, pixel_values=pictures.pixel_values[:1], image_sizes=pictures.sizes[:1])
 
 
+def test_the_joint_loss_of_an_export_sees_pictures(
+    converted: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the clean stream alone: with the embedding of `[IMG]` as features it is the loss of the text."""
+    _, folder = converted
+    model = AutoModel.from_pretrained(folder / "exported", trust_remote_code=True).eval()
+    vision = HuggingFaceWeights(folder / "exported").model.vision
+    assert vision is not None
+    picture = image_tokens(vision, (16, 24))
+    tokens = torch.tensor([[20, *picture, *range(30, 41)]])
+    labels = torch.where(torch.arange(tokens.shape[1]) >= len(picture) + 4, tokens, -100)
+
+    def outputs(pictures: Pictures | None) -> Any:
+        seen = {} if pictures is None else {"pixel_values": pictures.pixel_values, "image_sizes": pictures.sizes}
+        generator = torch.Generator().manual_seed(5)
+        return model(tokens, labels=labels, block_length=4, generator=generator, **seen)
+
+    one, other = (Pictures.of([drawn((16, 24), seed)]) for seed in (1, 2))
+    found = outputs(one)
+    causal = model(tokens, pixel_values=one.pixel_values, image_sizes=one.sizes).logits
+    torch.testing.assert_close(found.logits, causal, atol=1e-5, rtol=1e-5)
+    assert found.loss != outputs(other).loss
+    found.loss.backward()
+    tower = [weight.grad for name, weight in model.named_parameters() if "vision_tower" in name]
+    assert all(gradient is not None and bool(gradient.any()) for gradient in tower)
+    image = torch.full((int((tokens == vision.image_token_id).sum()),), vision.image_token_id)
+    monkeypatch.setattr(model.encoder, "picture_features", lambda *_: model.encoder.embed_tokens(image))
+    assert torch.equal(outputs(one).loss, outputs(None).loss)
+    with pytest.raises(ValueError, match=r"labels: \[IMG\] tokens are neither predicted nor masked"):
+        model(tokens, labels=tokens, pixel_values=one.pixel_values, image_sizes=one.sizes)
+
+
 def test_the_plain_export_is_the_wrapper_again(converted: tuple[Any, Path], tmp_path: Path) -> None:
     """Loaded without code of ours: every tensor and the logits of a picture; its head is left out where it was tied."""
     model, folder = converted
