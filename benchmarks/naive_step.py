@@ -70,10 +70,14 @@ def forward(
     targets: Tensor,
     readout: Any = None,
     measured: int = 0,
+    pictures: Any = None,
+    image_index: Tensor | None = None,
 ) -> Tensor:
     """The model's pass on one process, with the logits of all positions."""
     assert readout is None
     assert measured == 0
+    assert pictures is None
+    assert image_index is None
     hidden = self.decoder(hidden_states=self._embed(tokens), attention_mask=streams)
     return nll_of_all(hidden.flatten(0, 1), rows, targets, self._head)
 

@@ -108,7 +108,7 @@ def test_it_answers_as_in_training(instructed: Path, instruct: dict[str, Path]) 
     calls = {"ar": model.ar_generate, "diffusion": diffusion, "linear": model.linear_spec_generate}
     calls |= {"quadratic": model.quadratic_spec_generate}
     source = find_source(instructed / "run")
-    prompts = [ChatFormat(source.tokenizer).ids(messages, "the question") for messages in conversations]
+    prompts = [ChatFormat(source.tokenizer).prompt(messages, "the question")[1] for messages in conversations]
     options = DecodeOptions(max_new_tokens=24, block_length=BLOCK_SIZE, stop_tokens=source.stop_tokens)
     ended = 0
     with source.open() as engine:

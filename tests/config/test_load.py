@@ -148,7 +148,7 @@ def test_interpolation_that_leads_nowhere_is_refused(tiny: Config, value: str) -
         ("batch.micro_sise=1", ["batch.micro_sise", "micro_size"]),
         ("stages.jont.alpha=1", ["stages.jont", "'joint'"]),
         ("+batch.new=1", ["batch.new", "micro_size"]),
-        ("model=9b", ["model=9b", "14b, 3b, 8b, tiny"]),
+        ("model=9b", ["model=9b", "14b, 3b, 8b, 8b_vision, tiny, tiny_vision"]),
         ("experiment=paper", ["experiment=paper", "paper_8b"]),
         ("modle=8b", ["modle", "'model'"]),
         ("run.stages=[ar", ["run.stages=[ar"]),

@@ -40,7 +40,7 @@ def test_one_of_several_templates_and_its_arguments() -> None:
     assert ChatFormat(made).text(messages, "here") == "<|im_start|>user\nso<|im_end|>\n"
     assert ChatFormat(made, {"sign": "!"}, "loud").text(messages, "here") == "SO!"
     with pytest.raises(UserError, match="here: the chat template fails: no system prompt"):
-        ChatFormat(tokenizer(STRICT)).ids(messages, "here")
+        ChatFormat(tokenizer(STRICT)).prompt(messages, "here")
 
 
 @pytest.mark.parametrize("template", ["{{ bos_token }}" + CHATML, CHATML], ids=["with BOS", "without"])
@@ -50,7 +50,8 @@ def test_a_rendered_conversation_gets_no_token_before_it(template: str) -> None:
     messages = [{"role": "user", "content": "so"}]
     text, ids = PromptEncoder(ChatFormat(made)).encode(Prompt("here", messages=messages))
     expected = made.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert ids == ChatFormat(made).ids(messages, "here") == expected
+    assert (text, ids) == ChatFormat(made).prompt(messages, "here")
+    assert ids == expected
     assert ids.count(1) == text.count("<s>")
     plain, chat = (PromptEncoder(ChatFormat(made), chat).encode(Prompt("here", "so"))[1] for chat in (False, True))
     assert plain == [1, ord("s") + 4, ord("o") + 4]

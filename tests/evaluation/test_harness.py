@@ -407,7 +407,7 @@ def test_a_prompt_that_fills_the_context_leaves_half_of_it_for_the_text(trained:
     assert model.resolved["block_length"] == 8
     try:
         for most, size, room in ((20, 76, 20), (60, 48, 48)):
-            generation = model._generation("x" * 200, {"max_gen_toks": most})
+            generation = model._generation("x" * 200, {"max_gen_toks": most}, ())
             assert (len(generation.prompt), generation.settings.max_new_tokens) == (size, room)
     finally:
         model.close()

@@ -85,7 +85,7 @@ def stock_name(name: str) -> str:
 def export_arguments(packed: list[PackedTokens]) -> dict[str, Tensor]:
     """The arguments of the exported model's `forward` for the same samples."""
     rows = []
-    for tokens, documents, answers in packed:
+    for tokens, documents, answers, _ in packed:
         assert answers is not None
         positions = [naive.position_in_document(documents.tolist(), index) for index in range(LENGTH)]
         labels = np.where(answers, tokens, -100)
