@@ -60,7 +60,7 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
     triples = embedding[top[supervised]].flatten(1)
     u, s, _ = torch.linalg.svd(triples - triples.mean(0), full_matrices=False)
     expected = (u * s)[:, :4] / (s[0] / len(triples) ** 0.5)
-    found = sum(table[place, top[supervised][:, place]] for place in range(3))
+    found = sum(table[column, top[supervised][:, column]] for column in range(3))
     # Of the sums over all triples and 12 columns, before the division by a singular value; singular values that are
     # close to each other turn their vectors by more than rounding does.
     assert_close_to_rounding(found.abs(), expected.abs(), len(triples) * 12, multiple=16)
@@ -69,7 +69,7 @@ def test_components_are_those_of_a_singular_value_decomposition() -> None:
 
 
 def test_what_the_network_reads_of_a_triple() -> None:
-    """The components of its three tokens at their places are added up; the four figures stand beside them."""
+    """The components of its three tokens at their positions are added up; the four figures stand beside them."""
     sampler = TrainedSampler(SMALL, 60)
     sampler.table.copy_(torch.randn(sampler.table.shape, generator=torch.Generator().manual_seed(1)))
     read: list[Tensor] = []

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from case_groups import CaseGroups, selected_cases
 from chat_sets import random_conversations, write_chat_manifest, write_chat_set
-from forked import run_ranks
 from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
 from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
 
@@ -68,59 +67,26 @@ def name_of(case: Case) -> str:
     return "-".join([layout.name, *(override.rpartition(".")[2] for override in extra)])
 
 
-class Groups:
-    """Outcomes by world size; a group of processes runs all selected cases of its size at the first question."""
+def config_of(case: Case, prefix: str, folder: Path) -> dict[str, Any]:
+    overrides = [*TINY_MODEL, *data_overrides(prefix), *STAGE, *case[0].overrides]
+    overrides += chat(folder) if CHAT in case[1] else case[1]
+    return config_to_dict(composed(*overrides))
 
-    def __init__(self, selected: Sequence[Case], folder: Path, prefix: str) -> None:
-        self.selected, self.folder, self.prefix = selected, folder, prefix
-        self.found: dict[int, dict[str, Any]] = {}
 
-    def outcome(self, case: Case) -> dict[str, Any]:
-        world = case[0].world
-        if world not in self.found:
-            self.found[world] = self._run(world, [one for one in self.selected if one[0].world == world])
-        outcome: dict[str, Any] = self.found[world][name_of(case)]
-        return outcome
-
-    def by_hand(self, case: Case) -> dict[str, Any]:
-        self.outcome(case)
-        outcome: dict[str, Any] = self.found[1][f"naive {name_of(case)}"]
-        return outcome
-
-    def _run(self, world: int, cases: list[Case]) -> dict[str, Any]:
-        described = [{"name": name_of(case), "config": self._config(case)} for case in cases]
-        if world == 1:
-            described += [
-                {"name": f"naive {name_of(case)}", "config": self._config(case), "naive": True}
-                for case in cases
-                if case == alone(case)
-            ]
-        paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
-        paths[0].write_text(json.dumps(described))
-        done = run_ranks(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
-        assert done.status == 0, done.output[-6000:]
-        results: dict[str, Any] = json.loads(paths[1].read_text())
-        return results
-
-    def _config(self, case: Case) -> dict[str, Any]:
-        overrides = [*TINY_MODEL, *data_overrides(self.prefix), *STAGE, *case[0].overrides]
-        overrides += self._chat() if CHAT in case[1] else case[1]
-        return config_to_dict(composed(*overrides))
-
-    def _chat(self) -> list[str]:
-        prefix = self.folder / "chat"
-        if not Path(f"{prefix}.bin").exists():
-            conversations = random_conversations(5, 60, longest=7, largest_id=66)
-            write_chat_manifest(write_chat_set(prefix, conversations), conversations, vocabulary_size=67)
-        sources = f"stages.drafter.train=[{{prefix: {prefix}, weight: 1}}]"
-        return [sources, f"stages.drafter.{CHAT}", f"run.dir={self.folder / 'chat-run'}"]
+def chat(folder: Path) -> list[str]:
+    prefix = folder / "chat"
+    if not Path(f"{prefix}.bin").exists():
+        conversations = random_conversations(5, 60, longest=7, largest_id=66)
+        write_chat_manifest(write_chat_set(prefix, conversations), conversations, vocabulary_size=67)
+    sources = f"stages.drafter.train=[{{prefix: {prefix}, weight: 1}}]"
+    return [sources, f"stages.drafter.{CHAT}", f"run.dir={folder / 'chat-run'}"]
 
 
 @pytest.fixture(scope="module")
-def drafters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
-    items = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
-    chosen = [ALONE[0], (SINGLE, (CHAT,)), *(item.callspec.params["case"] for item in items)]
-    return Groups(list(dict.fromkeys(chosen)), tmp_path_factory.mktemp("drafters"), token_set)
+def drafters(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> CaseGroups:
+    folder, references = tmp_path_factory.mktemp("drafters"), [ALONE[0], (SINGLE, (CHAT,))]
+    config = partial(config_of, prefix=token_set, folder=folder)
+    return CaseGroups(WORKER, selected_cases(request, references), folder, name_of, config, by_hand=references)
 
 
 CASES = [
@@ -135,14 +101,14 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("case", [ALONE[0], (SINGLE, (CHAT,))], ids=["text", "answers"])
-def test_the_first_step_equals_the_step_by_hand(drafters: Groups, case: Case) -> None:
-    found, expected = measures(drafters.outcome(case)["records"][0]), drafters.by_hand(case)
+def test_the_first_step_equals_the_step_by_hand(drafters: CaseGroups, case: Case) -> None:
+    found, expected = measures(drafters.outcome(case)["records"][0]), drafters.outcome(case, by_hand=True)
     assert expected["blocks"] > 10
     assert found == pytest.approx(expected, rel=2e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_step_equals_that_of_one_process(drafters: Groups, case: Case) -> None:
+def test_every_step_equals_that_of_one_process(drafters: CaseGroups, case: Case) -> None:
     found, expected = drafters.outcome(case), drafters.outcome(alone(case))
     assert len(expected["records"]) == STEPS
     for one, other in zip(found["records"], expected["records"], strict=True):
@@ -153,12 +119,12 @@ def test_every_step_equals_that_of_one_process(drafters: Groups, case: Case) -> 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frozen_weights_keep_every_bit(drafters: Groups, case: Case) -> None:
+def test_frozen_weights_keep_every_bit(drafters: CaseGroups, case: Case) -> None:
     assert drafters.outcome(case)["frozen"]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_adapter_drafts_the_same_under_every_layout(drafters: Groups, case: Case) -> None:
+def test_the_adapter_drafts_the_same_under_every_layout(drafters: CaseGroups, case: Case) -> None:
     found, expected = drafters.outcome(case)["drafted"], drafters.outcome(ALONE[0])["drafted"]
     assert found == expected
     assert found["adapter"]["token_ids"] == found["plain"]["token_ids"] == found["ar"]["token_ids"]
@@ -166,7 +132,7 @@ def test_the_adapter_drafts_the_same_under_every_layout(drafters: Groups, case: 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_mode_reads_the_same_under_every_layout(drafters: Groups, case: Case) -> None:
+def test_every_mode_reads_the_same_under_every_layout(drafters: CaseGroups, case: Case) -> None:
     """Greedily and with a temperature, rows of unequal length and progress; nobody miscounts a forward."""
     found, expected = drafters.outcome(case)["readings"], drafters.outcome(ALONE[0])["readings"]
     assert found == expected

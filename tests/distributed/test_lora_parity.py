@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import run_ranks
+from case_groups import CaseGroups, selected_cases
 from parity_cases import CP2, DP2, PP2_VIRTUAL, SINGLE, TP2, TP2_DP2, TP2_PP2, TP2_SEQUENCE, Layout
 from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
 
@@ -45,54 +44,26 @@ def name_of(case: Case) -> str:
     return "-".join([layout.name, stage, str(len(targets)), *(override.rpartition(".")[2] for override in extra)])
 
 
-class Groups:
-    """Outcomes by world size; a group of processes runs all selected cases of its size at the first question."""
-
-    def __init__(self, selected: Sequence[Case], folder: Path, prefix: str) -> None:
-        self.selected, self.folder, self.prefix = selected, folder, prefix
-        self.found: dict[int, dict[str, Any]] = {}
-
-    def outcome(self, case: Case, by_hand: bool = False) -> dict[str, Any]:
-        world = case[0].world
-        if world not in self.found:
-            self.found[world] = self._run(world, [one for one in self.selected if one[0].world == world])
-        outcome: dict[str, Any] = self.found[world][f"naive {name_of(case)}" if by_hand else name_of(case)]
-        return outcome
-
-    def _run(self, world: int, cases: list[Case]) -> dict[str, Any]:
-        described: list[dict[str, Any]] = [{"name": name_of(case), "config": self._config(case)} for case in cases]
-        if world == 1:
-            described += [
-                {"name": f"naive {name_of(case)}", "config": self._config(case), "naive": True} for case in REFERENCES
-            ]
-        paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
-        paths[0].write_text(json.dumps(described))
-        done = run_ranks(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
-        assert done.status == 0, done.output[-6000:]
-        results: dict[str, Any] = json.loads(paths[1].read_text())
-        return results
-
-    def _config(self, case: Case) -> dict[str, Any]:
-        layout, extra, stage, targets = case
-        config = composed(
-            *TINY_MODEL,
-            *data_overrides(self.prefix),
-            f"run.stages=[{stage}]",
-            f"stages.{stage}.tokens={STEPS * STEP_TOKENS}",
-            f"stages.{stage}.schedule.warmup_fraction=0",
-            *layout.overrides,
-            *extra,
-        )
-        lora = LoraConfig(3, 6, targets)  # type: ignore[arg-type]
-        stages = {**config.stages, stage: replace(config.stages[stage], lora=lora)}
-        return config_to_dict(replace(config, stages=stages))
+def config_of(case: Case, prefix: str) -> dict[str, Any]:
+    layout, extra, stage, targets = case
+    config = composed(
+        *TINY_MODEL,
+        *data_overrides(prefix),
+        f"run.stages=[{stage}]",
+        f"stages.{stage}.tokens={STEPS * STEP_TOKENS}",
+        f"stages.{stage}.schedule.warmup_fraction=0",
+        *layout.overrides,
+        *extra,
+    )
+    lora = LoraConfig(3, 6, targets)  # type: ignore[arg-type]
+    stages = {**config.stages, stage: replace(config.stages[stage], lora=lora)}
+    return config_to_dict(replace(config, stages=stages))
 
 
 @pytest.fixture(scope="module")
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
-    items = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
-    chosen = [*REFERENCES, *(item.callspec.params["case"] for item in items)]
-    return Groups(list(dict.fromkeys(chosen)), tmp_path_factory.mktemp("lora"), token_set)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> CaseGroups:
+    folder, config = tmp_path_factory.mktemp("lora"), partial(config_of, prefix=token_set)
+    return CaseGroups(WORKER, selected_cases(request, REFERENCES), folder, name_of, config, by_hand=REFERENCES)
 
 
 CASES = [
@@ -108,7 +79,7 @@ def measures(record: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("case", REFERENCES, ids=name_of)
-def test_the_first_step_is_that_of_explicitly_changed_weights(trained: Groups, case: Case) -> None:
+def test_the_first_step_is_that_of_explicitly_changed_weights(trained: CaseGroups, case: Case) -> None:
     expected = trained.outcome(case, by_hand=True)
     assert measures(trained.outcome(case)["records"][0]) == pytest.approx(measures(expected), rel=2e-4)
     gradients, found = expected["gradients"], expected["found"]
@@ -125,7 +96,7 @@ def test_the_first_step_is_that_of_explicitly_changed_weights(trained: Groups, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_step_equals_that_of_one_process(trained: Groups, case: Case) -> None:
+def test_every_step_equals_that_of_one_process(trained: CaseGroups, case: Case) -> None:
     found, expected = trained.outcome(case), trained.outcome(BASE if case[2] == "joint" else PARTLY)
     assert len(expected["records"]) == STEPS
     for one, other in zip(found["records"], expected["records"], strict=True):
@@ -137,14 +108,14 @@ def test_every_step_equals_that_of_one_process(trained: Groups, case: Case) -> N
 
 
 @pytest.mark.parametrize("case", [*REFERENCES, *CASES], ids=lambda case: name_of(case) if case in REFERENCES else None)
-def test_decoding_uses_the_lora_and_merged_weights_say_the_same(trained: Groups, case: Case) -> None:
+def test_decoding_uses_the_lora_and_merged_weights_say_the_same(trained: CaseGroups, case: Case) -> None:
     if case[0] is CP2:
         pytest.skip("decoding has no context parallelism")
     found, expected = trained.outcome(case), trained.outcome(BASE if case[2] == "joint" else PARTLY)
     assert found["decoded"] == found["merged"] == expected["decoded"]
 
 
-def test_only_the_lora_has_gradient_buffers(trained: Groups) -> None:
+def test_only_the_lora_has_gradient_buffers(trained: CaseGroups) -> None:
     lora = trained.outcome(BASE)["lora"]
     numbers = sum(torch.tensor(values).numel() for values in lora.values())
     (buffered,) = trained.outcome(BASE)["buffered"]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import run_ranks
+from case_groups import CaseGroups, selected_cases
 from parity_cases import DP2, PP2, PP2_VIRTUAL, SINGLE, TP2, TP2_SEQUENCE, Layout
 from pictures import vision_override
 from tiny_runs import TINY_MODEL, composed, data_overrides
@@ -56,42 +54,19 @@ def config_of(case: Case, prefix: str) -> Any:
     )
 
 
-class Groups:
-    """Outcomes by world size; a group of processes runs all cases of its size at the first question."""
-
-    def __init__(self, selected: Sequence[Case], folder: Path, prefix: str) -> None:
-        self.selected, self.folder, self.prefix = selected, folder, prefix
-        self.found: dict[int, dict[str, Any]] = {}
-
-    def outcome(self, case: Case) -> dict[str, Any]:
-        world = case[0].world
-        if world not in self.found:
-            self.found[world] = self._run(world, [one for one in self.selected if one[0].world == world])
-        outcome: dict[str, Any] = self.found[world][name_of(case)]
-        return outcome
-
-    def _run(self, world: int, cases: list[Case]) -> dict[str, Any]:
-        described = [{"name": name_of(c), "config": config_to_dict(config_of(c, self.prefix))} for c in cases]
-        paths = [self.folder / f"{kind}{world}.json" for kind in ("cases", "results")]
-        paths[0].write_text(json.dumps(described))
-        done = run_ranks(world, [str(WORKER), *map(str, paths)], timeout=120 + 40 * len(cases))
-        assert done.status == 0, done.output[-6000:]
-        results: dict[str, Any] = json.loads(paths[1].read_text())
-        return results
-
-
 @pytest.fixture(scope="module")
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> Groups:
-    items = [item for item in request.session.items if item.module is request.module and hasattr(item, "callspec")]
-    chosen = [*REFERENCES, *(item.callspec.params["case"] for item in items)]
-    return Groups(list(dict.fromkeys(chosen)), tmp_path_factory.mktemp("vision"), token_set)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, token_set: str) -> CaseGroups:
+    def config(case: Case) -> dict[str, Any]:
+        return config_to_dict(config_of(case, token_set))
+
+    return CaseGroups(WORKER, selected_cases(request, REFERENCES), tmp_path_factory.mktemp("vision"), name_of, config)
 
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_every_step_and_gradient_equals_those_of_one_process(trained: Groups, case: Case) -> None:
+def test_every_step_and_gradient_equals_those_of_one_process(trained: CaseGroups, case: Case) -> None:
     found, expected = trained.outcome(case), trained.outcome((SINGLE, case[1], ()))
     for one, other in zip(found["records"], expected["records"], strict=True):
         for name in ("loss", "ar_loss", "diffusion_loss", "grad_norm"):
@@ -107,7 +82,7 @@ def test_every_step_and_gradient_equals_those_of_one_process(trained: Groups, ca
 
 
 @pytest.mark.parametrize("case", REFERENCES, ids=name_of)
-def test_which_weights_are_trained(trained: Groups, case: Case) -> None:
+def test_which_weights_are_trained(trained: CaseGroups, case: Case) -> None:
     found, start = trained.outcome(case), config_of(case, "none").model
     whole, tower = trained.outcome(WHOLE)["trained"], vision_parameters(start)
     of_projector = sum(

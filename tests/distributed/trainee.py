@@ -74,10 +74,14 @@ class Trainee:
     def step(self, optimizer: Any, samples: Any) -> Record:
         return self.trainer.step(self.model, optimizer, samples)
 
+    def samples(self) -> Any:
+        """The samples of the stage."""
+        return training_samples(self.config, self.plan.name, stage_orders(self.config, [self.plan])[self.plan.name])
+
     def batches(self) -> Any:
         """This process's samples of every step, in micro-batches."""
         return batches(
-            training_samples(self.config, self.plan.name, stage_orders(self.config, [self.plan])[self.plan.name]),
+            self.samples(),
             first_step=0,
             last_step=self.plan.steps,
             global_size=self.config.batch.global_size,

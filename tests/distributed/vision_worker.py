@@ -11,30 +11,19 @@ import sys
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from parity_worker import ParityTrainee
 from picture_samples import PictureSamples
 from trainee import Record, run_cases
 
 from nld_train.config.schema import Config
-from nld_train.data.batches import batches
 from nld_train.training.loop.optimizer import gather_parameters
 
 
 class VisionTrainee(ParityTrainee):
     """Its samples have pictures."""
 
-    def batches(self) -> Any:
-        return batches(
-            PictureSamples(self.config),
-            first_step=0,
-            last_step=self.plan.steps,
-            global_size=self.config.batch.global_size,
-            micro_size=self.config.batch.micro_size,
-            rank=parallel_state.get_data_parallel_rank(),
-            size=parallel_state.get_data_parallel_world_size(),
-            collate=self.trainer.collate,
-        )
+    def samples(self) -> Any:
+        return PictureSamples(self.config)
 
     def train(self) -> Record:
         """Records of all steps, whether frozen weights are the same, and the weights at the end, on rank 0."""

@@ -122,14 +122,18 @@ def build(config: Config) -> Ministral3Model:
 def pair(config: Config, seed: int = 0) -> tuple[Ministral3Model, Ministral3ForCausalLM]:
     """The model under test and the oracle, with the same weights; every parameter is copied."""
     ours, theirs = build(config), hugging_face_model(config.model, seed)
-    weights = in_megatron_layout(config.model, dict(theirs.named_parameters()))
-    parameters = dict(ours.named_parameters())
-    assert parameters.keys() == weights.keys()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            assert parameter.shape == weights[name].shape, name
-            parameter.copy_(weights[name])
+    copy_weights(ours, in_megatron_layout(config.model, dict(theirs.named_parameters())))
     return ours, theirs
+
+
+@torch.no_grad()
+def copy_weights(model: Ministral3Model, weights: dict[str, Tensor]) -> None:
+    """Fills every parameter of a model; none is left over on either side."""
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == weights.keys()
+    for name, parameter in parameters.items():
+        assert parameter.shape == weights[name].shape, name
+        parameter.copy_(weights[name])
 
 
 def logits(config: Config, model: Ministral3Model, tokens: Tensor, documents: Tensor, two_streams: bool) -> Tensor:

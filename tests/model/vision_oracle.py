@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from oracle import build, hugging_face_config, in_megatron_layout, tiny_config
+from oracle import build, copy_weights, hugging_face_config, in_megatron_layout, tiny_config
 from pictures import vision_override
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
@@ -58,11 +58,5 @@ def in_our_layout(config: Config, tensors: dict[str, torch.Tensor]) -> dict[str,
 def vision_pair(config: Config, seed: int = 0) -> tuple[Ministral3Model, Mistral3ForConditionalGeneration]:
     """The model under test and the oracle, with the same weights; every parameter is copied."""
     ours, theirs = build(config), wrapper(config, seed)
-    weights = in_our_layout(config, dict(theirs.named_parameters()))
-    parameters = dict(ours.named_parameters())
-    assert parameters.keys() == weights.keys()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            assert parameter.shape == weights[name].shape, name
-            parameter.copy_(weights[name])
+    copy_weights(ours, in_our_layout(config, dict(theirs.named_parameters())))
     return ours, theirs

@@ -80,9 +80,26 @@ def made_folder(path: str) -> Path:
 def _check(request: TasksRequest) -> None:
     if min(request.conversations, request.held_out, request.documents) < 1:
         raise UserError("--conversations, --held-out and --documents must be at least 1")
-    unknown = [name for name in request.kinds if name not in KINDS]
-    if unknown or not request.kinds:
-        raise UserError(f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; kinds: {', '.join(KINDS)}")
+    refuse_unknown_kinds(request.kinds, KINDS, "kinds")
+
+
+def refuse_unknown_kinds(names: Sequence[str], kinds: Iterable[str], what: str) -> None:
+    """Refuses names of no kind, and no names.
+
+    Args:
+        names: from the command line.
+        kinds: all that there are.
+        what: they are, for the message.
+
+    Raises:
+        UserError: naming them and the kinds.
+    """
+    known = list(kinds)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise UserError(
+            f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; {what}: {', '.join(known)}"
+        )
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -122,8 +139,12 @@ def _new(kind: Kind, random: Random, difficulty: int, seen: set[tuple[Turn, ...]
 
 def is_held_out(turns: Sequence[Turn]) -> bool:
     """Whether a conversation is held out: a function of its first question, not of seed, kind or difficulty."""
-    digest = sha256(turns[0].question.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % _HELD_OUT_ONE_IN == 0
+    return is_one_in(_HELD_OUT_ONE_IN, turns[0].question)
+
+
+def is_one_in(count: int, text: str) -> bool:
+    """Whether a text is among one in so many, by its hash."""
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") % count == 0
 
 
 def _row(kind: Kind, difficulty: int, turns: Sequence[Turn]) -> dict[str, Any]:

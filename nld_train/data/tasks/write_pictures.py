@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import islice
 from random import Random
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from nld_train.data.tasks.kind import DIFFICULTIES, Turn
 from nld_train.data.tasks.picture_kinds import PICTURE_KINDS, PictureKind
 from nld_train.data.tasks.scenes import Scene, data_url, draw, random_scene
-from nld_train.data.tasks.write import HELD_OUT, TRAIN, made_folder, write_rows
+from nld_train.data.tasks.write import HELD_OUT, TRAIN, is_one_in, made_folder, refuse_unknown_kinds, write_rows
 from nld_train.errors import UserError
 
 BLANK = "held-out-blank.jsonl"
@@ -49,10 +48,7 @@ def write_picture_tasks(request: PictureTasksRequest) -> None:
     """
     if min(request.conversations, request.held_out) < 1:
         raise UserError("--conversations and --held-out must be at least 1")
-    unknown = [name for name in request.kinds if name not in PICTURE_KINDS]
-    if unknown or not request.kinds:
-        known = ", ".join(PICTURE_KINDS)
-        raise UserError(f"--kinds: {', '.join(unknown) or 'nothing'} is no kind of question; with --pictures: {known}")
+    refuse_unknown_kinds(request.kinds, PICTURE_KINDS, "with --pictures")
     folder = made_folder(request.folder)
     kinds = [PICTURE_KINDS[name] for name in request.kinds]
     held_out, blank = [], []
@@ -71,7 +67,7 @@ def write_picture_tasks(request: PictureTasksRequest) -> None:
 
 def is_held_out_scene(scene: Scene) -> bool:
     """Whether conversations about a scene are held out: a function of the scene alone."""
-    return int.from_bytes(sha256(scene.key.encode()).digest()[:8], "big") % _HELD_OUT_ONE_IN == 0
+    return is_one_in(_HELD_OUT_ONE_IN, scene.key)
 
 
 def _asked(kinds: list[PictureKind], random: Random, held_out: bool) -> Iterator[tuple[str, int, Scene, Turn]]:
