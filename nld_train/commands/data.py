@@ -23,7 +23,12 @@ _TEXT_DOCUMENTS = 20_000
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, datasets name, or `stdlib`")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="file, folder, address such as s3://bucket/*.jsonl, datasets name, or `stdlib`",
+    )
     parser.add_argument("--output", "--out", dest="out", required=True, metavar="DIR", help="folder of the result")
     parser.add_argument("--name", help="name of the set (default: that of the first source)")
     parser.add_argument(
@@ -148,14 +153,13 @@ def _prepare(options: argparse.Namespace) -> None:
         leave_out_bad_rows=bool(options.leave_out_bad_rows),
         pictures=_picture_settings(options),
     )
-    first = os.path.basename(os.path.abspath(options.sources[0]))
     held_out = options.validation
     if held_out is None:
         held_out = _STDLIB_VALIDATION if options.sources == [STDLIB] else 0.0
     request = PrepareRequest(
         sources=tuple(options.sources),
         out=options.out,
-        name=options.name or first.split(".")[0],
+        name=options.name or _default_name(options.sources[0]),
         tokenizer=options.tokenizer,
         settings=settings,
         validation=held_out,
@@ -220,6 +224,13 @@ def _picture_settings(options: argparse.Namespace) -> PictureSettings | None:
     else:
         processor = PictureProcessor(14) if made_here else picture_processor(options.tokenizer, "--pictures")
     return PictureSettings(processor, PictureLimits(**given, option="--picture-"))
+
+
+def _default_name(source: str) -> str:
+    name = os.path.basename(os.path.abspath(source)).split(".")[0]
+    if not name or set(name) & set("*?["):
+        raise UserError(f"--name: the set needs one, since {source} names several files")
+    return name
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from nld_train.data.chat.rows import ChatFormat, columns_of
 from nld_train.data.folders import files_of
 from nld_train.data.pictures.settings import PictureSettings
+from nld_train.data.remote import is_remote, local_copies
 from nld_train.data.text_files import file_format, is_compressed, is_json_array
 from nld_train.errors import UserError
 
@@ -102,9 +103,9 @@ def plan_shards(
     """Cuts sources into shards of about `shard_bytes`, in a fixed order.
 
     Args:
-        sources: files, folders, `datasets` names, or `stdlib`.
+        sources: files, folders, addresses, `datasets` names, or `stdlib`.
         settings: how they are read.
-        note: is called with one line about what is left out.
+        note: is called with one line about what is left out, and what is downloaded.
 
     Raises:
         UserError: a source does not exist, cannot be read or is empty.
@@ -126,6 +127,13 @@ def plan_shards(
 
 
 def _pieces(source: str, settings: SourceSettings, note: Callable[[str], None]) -> list[Piece]:
+    if is_remote(source) and settings.format != "dataset":
+        copies = local_copies(source, note)
+        return [piece for path, name in copies for piece in _named_pieces(path, name, settings, note)]
+    return _named_pieces(source, os.path.basename(source), settings, note)
+
+
+def _named_pieces(source: str, name: str, settings: SourceSettings, note: Callable[[str], None]) -> list[Piece]:
     chosen = settings.format if settings.format != "auto" else _guess_format(source)
     if settings.chat is not None and chosen in ("stdlib", "text"):
         raise _no_conversations(source)
@@ -136,7 +144,7 @@ def _pieces(source: str, settings: SourceSettings, note: Callable[[str], None]) 
     if chosen == "folder":
         return _folder_pieces(source, settings, note)
     _require_file(source)
-    return _file_pieces(source, os.path.basename(source), chosen, settings)
+    return _file_pieces(source, name, chosen, settings)
 
 
 def _guess_format(source: str) -> Format:
