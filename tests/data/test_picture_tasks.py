@@ -18,8 +18,7 @@ from nld_train.commands.data import main
 from nld_train.data.tasks.scenes import CELL, DIGITS, SHAPES, Scene, draw
 
 Rows = list[dict[str, Any]]
-ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
-COLUMNS = {2: ("left", "right"), 3: ("left", "centre", "right")}
+ROWS, COLUMNS = "tmb", "lcr"
 
 
 def written(folder: Path, *words: str) -> dict[str, Rows]:
@@ -42,21 +41,19 @@ def marks(cell: np.ndarray[Any, Any]) -> bytes:
 def known_marks() -> dict[bytes, str]:
     names = (*DIGITS, *SHAPES)
     pictures = {name: draw(Scene(1, 1, (name,)), Random(0)) for name in names}
-    return {marks(np.asarray(Image.open(io.BytesIO(data)))): name for name, data in pictures.items()} | {b"": "nothing"}
+    return {marks(np.asarray(Image.open(io.BytesIO(data)))): name for name, data in pictures.items()} | {b"": "."}
 
 
 def seen(row: dict[str, Any]) -> dict[str, str]:
-    """What is at each position of the picture of a row, read from its pixels."""
+    """What is at each position of the picture of a row, read from its pixels, row by row."""
     url = row["messages"][0]["content"][0]["image_url"]["url"]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))))
-    height, width = pixels.shape[0] // CELL, pixels.shape[1] // CELL
+    assert pixels.shape == (len(ROWS) * CELL, len(COLUMNS) * CELL, 3)
     known = known_marks()
     return {
-        f"{ROWS[height][y]} {COLUMNS[width][x]}": known[
-            marks(pixels[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL])
-        ]
-        for y in range(height)
-        for x in range(width)
+        f"{ROWS[y]}{COLUMNS[x]}": known[marks(pixels[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL])]
+        for y in range(len(ROWS))
+        for x in range(len(COLUMNS))
     }
 
 
@@ -71,20 +68,28 @@ def test_no_two_things_look_alike() -> None:
 
 def test_answers_are_right_and_scenes_apart(tmp_path: Path) -> None:
     files = written(tmp_path / "a")
-    assert {name: len(rows) for name, rows in files.items()} == {"train": 150, "held-out": 45, "held-out-blank": 45}
+    assert {name: len(rows) for name, rows in files.items()} == {"train": 150, "held-out": 60, "held-out-blank": 60}
     for row in files["train"] + files["held-out"]:
         cells, (asked, answer) = seen(row), question(row)
         things = list(cells.values())
-        if row["kind"] == "which":
-            assert answer == cells[asked.removeprefix("which ")]
-        elif row["kind"] == "how_many":
-            assert answer == str(things.count(asked.removeprefix("how many ")))
+        grid = [things[start : start + 3] for start in (0, 3, 6)]
+        if row["kind"] == "read":
+            assert (asked, answer) == ("read", " ".join(map("".join, grid)))
+        elif row["kind"] == "which":
+            position = asked.removeprefix("which ")
+            assert answer == "".join(grid[ROWS.index(position[0])]) + f" {cells[position]}"
         else:
-            assert [position for position, thing in cells.items() if thing == asked.removeprefix("where ")] == [answer]
+            thing = asked.removeprefix("how many ").removeprefix("where ")
+            *marked, found = answer.split(" ")
+            assert "".join(marked) == "".join(each if each == thing else "." for each in things)
+            if row["kind"] == "how_many":
+                assert found == str(things.count(thing))
+            else:
+                assert [position for position, each in cells.items() if each == thing] == [found]
     scenes = [{tuple(seen(row).items()) for row in files[name]} for name in ("train", "held-out")]
     assert not scenes[0] & scenes[1]
     assert [question(row) for row in files["held-out-blank"]] == [question(row) for row in files["held-out"]]
-    assert {thing for row in files["held-out-blank"] for thing in seen(row).values()} == {"nothing"}
+    assert {thing for row in files["held-out-blank"] for thing in seen(row).values()} == {"."}
     assert written(tmp_path / "b") == files
     assert written(tmp_path / "c", "--seed", "1") != files
 
@@ -92,7 +97,7 @@ def test_answers_are_right_and_scenes_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kinds", "copy"], "--kinds: copy is no kind of question; with --pictures: which, how_many, where"),
+        (["--kinds", "copy"], "--kinds: copy is no kind of question; with --pictures: read, which, how_many, where"),
         (["--documents", "5"], "--documents is of text: leave it out with --pictures"),
         (["--held-out", "0"], "--conversations and --held-out must be at least 1"),
     ],

@@ -14,6 +14,7 @@ from nld_train.errors import UserError
 STEPS = 4
 SETTINGS = (
     "experiment=vlm_quickstart",
+    "run.stages=[vision]",
     "model.hidden_size=32",
     "model.intermediate_size=64",
     "model.num_hidden_layers=2",

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
 
 DIGITS = tuple("0123456789")
-SHAPES = ("square", "cross", "disc", "corner")
+# Square, cross, disc and corner, as texts name them. All names have one letter, so that where something stands in a
+# question does not depend on what is asked.
+SHAPES = ("#", "x", "o", "L")
+NOTHING = "."
 # Pixels of a cell: one image token with patches of 7 x 7 and a merge of 2 x 2.
 CELL = 14
-# Rows and columns, by difficulty; and how many cells are not empty.
-GRIDS = {1: (2, 2), 2: (2, 3), 3: (3, 3)}
-THINGS = {1: range(1, 4), 2: range(2, 6), 3: range(3, 8)}
-_ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
-_COLUMNS = {2: ("left", "right"), 3: ("left", "centre", "right")}
+# How many cells are not empty, by difficulty.
+THINGS = {1: range(3, 6), 2: range(4, 8), 3: range(5, 10)}
+# Top, middle, bottom; left, centre, right.
+_ROWS, _COLUMNS = "tmb", "lcr"
 # Segments of the digits: top, upper left, upper right, middle, lower left, lower right, bottom.
 _SEGMENTS = (
     "1110111",
@@ -51,7 +53,7 @@ class Scene:
     Attributes:
         rows: of the grid.
         columns: of the grid.
-        cells: a digit, the name of a shape, or nothing as an empty text, row by row.
+        cells: a digit, a shape, or `NOTHING`, row by row.
     """
 
     rows: int
@@ -61,24 +63,24 @@ class Scene:
     @property
     def key(self) -> str:
         """Equal for equal scenes."""
-        return f"{self.rows} {self.columns} {','.join(self.cells)}"
+        return f"{self.rows} {self.columns} {''.join(self.cells)}"
 
     @property
     def positions(self) -> tuple[str, ...]:
-        """The name of each cell, such as `top left`."""
-        return tuple(f"{row} {column}" for row in _ROWS[self.rows] for column in _COLUMNS[self.columns])
+        """The name of each cell, such as `tl` at the top left."""
+        return tuple(f"{row}{column}" for row in _ROWS[: self.rows] for column in _COLUMNS[: self.columns])
 
     def blank(self) -> Scene:
         """A scene of the same size that shows nothing."""
-        return Scene(self.rows, self.columns, ("",) * len(self.cells))
+        return Scene(self.rows, self.columns, (NOTHING,) * len(self.cells))
 
 
 def random_scene(random: Random, difficulty: int) -> Scene:
-    """A scene; things may occur more than once in it."""
-    rows, columns = GRIDS[difficulty]
+    """A scene of three rows and columns; things may occur more than once in it."""
+    rows, columns = len(_ROWS), len(_COLUMNS)
     kinds = random.sample((*DIGITS, *SHAPES), k=4)
     things = random.choices(kinds, k=random.choice(THINGS[difficulty]))
-    cells = things + [""] * (rows * columns - len(things))
+    cells = things + [NOTHING] * (rows * columns - len(things))
     random.shuffle(cells)
     return Scene(rows, columns, tuple(cells))
 
@@ -96,7 +98,7 @@ def draw(scene: Scene, random: Random) -> bytes:
         left, top = column * CELL + random.randrange(3, 6), row * CELL + random.randrange(2, 5)
         if thing in DIGITS:
             _draw_digit(canvas, int(thing), left, top, colour)
-        elif thing:
+        elif thing in SHAPES:
             _draw_shape(canvas, thing, left - 1, top, colour)
     stream = BytesIO()
     image.save(stream, "PNG", optimize=False)
@@ -111,11 +113,11 @@ def _draw_digit(canvas: ImageDraw, digit: int, left: int, top: int, colour: tupl
 
 def _draw_shape(canvas: ImageDraw, shape: str, left: int, top: int, colour: tuple[int, int, int]) -> None:
     right, bottom = left + 7, top + 7
-    if shape == "square":
+    if shape == "#":
         canvas.rectangle((left, top, right, bottom), fill=colour)
-    elif shape == "disc":
+    elif shape == "o":
         canvas.ellipse((left, top, right, bottom), fill=colour)
-    elif shape == "corner":
+    elif shape == "L":
         canvas.polygon(((left, top), (left, bottom), (right, bottom)), fill=colour)
     else:
         canvas.line((left, top, right, bottom), fill=colour)
