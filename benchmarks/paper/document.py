@@ -57,9 +57,11 @@ def _summary(result: Result | None) -> str:
         return ""
     measured = [claim for claim in result["claims"] if claim["ours"] is not None]
     count = {name: sum(claim["verdict"] == name for claim in measured) for name in ("same", "opposite", "undecided")}
+    begun = sum(claim["seeds"] < claim["seeds_of_design"] for claim in measured)
+    waiting = f", {begun} of them because seeds are missing" if begun else ""
     return (
         f"Of {len(result['claims'])} claims {len(measured)} are measured: {count['same']} point in the paper's "
-        f"direction, {count['opposite']} in the opposite one, and {count['undecided']} are not decided.\n"
+        f"direction, {count['opposite']} in the opposite one, and {count['undecided']} are not decided{waiting}.\n"
     )
 
 
@@ -100,7 +102,8 @@ Written before the runs, and made of the same declarations as they are (`benchma
 - **Held-out losses.** In nats per token of the answers, under fixed noise; of diffusion the mean over four noise
   levels.
 - **Test.** Differences are paired by seed. *same*: their mean is on the paper's side by more than {DECIDED:g} standard
-  errors; *opposite*: on the other side; else *undecided*. Claims are not corrected for their number.
+  errors; *opposite*: on the other side; else *undecided*, and so as long as seeds are missing. Claims are not corrected
+  for their number.
 
 {rows}"""
 
@@ -133,7 +136,9 @@ def _claim(claim: Claim, found: Result | None) -> tuple[str, ...]:
     digits = 3 if claim.unit == "nats" else 2
     error = "-" if found["standard_error"] is None else f"{found['standard_error']:.{digits}f}"
     ours = f"{found['ours']:+.{digits}f} {_UNITS[claim.unit]}"
-    return (claim.text, paper, ours, error, str(found["seeds"]), f"**{found['verdict']}**")
+    measured, wanted = found["seeds"], found["seeds_of_design"]
+    seeds = str(measured) if measured == wanted else f"{measured} of {wanted}"
+    return (claim.text, paper, ours, error, seeds, f"**{found['verdict']}**")
 
 
 def _cells(table: PaperTable, result: Result) -> dict[str, dict[str, Any]]:

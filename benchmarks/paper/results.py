@@ -15,7 +15,7 @@ from benchmarks.paper.statistics import Estimate, verdict
 
 
 def claim_result(claim: Claim, seeds: tuple[int, ...], design: Design, folder: Path) -> dict[str, Any]:
-    """A claim with what was found."""
+    """A claim with what was found; it is not decided before all seeds are measured."""
     differences = claim.differences(seeds, design, folder)
     estimate = Estimate(differences)
     return {
@@ -26,8 +26,9 @@ def claim_result(claim: Claim, seeds: tuple[int, ...], design: Design, folder: P
         "ours": estimate.mean,
         "standard_error": estimate.standard_error,
         "seeds": len(differences),
+        "seeds_of_design": len(seeds),
         "differences": list(differences),
-        "verdict": verdict(differences),
+        "verdict": verdict(differences) if len(differences) == len(seeds) else "undecided",
     }
 
 

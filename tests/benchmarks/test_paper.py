@@ -196,6 +196,9 @@ def test_claims_compare_rows_seed_by_seed(tmp_path: Path) -> None:
     assert accuracy["standard_error"] == pytest.approx(0.01 / 3**0.5)
     assert (accuracy["seeds"], accuracy["verdict"]) == (3, "same")
     assert found["figure_4/diffusion_loss"]["ours"] == pytest.approx(1.0)
+    more = {claim["name"]: claim for claim in all_claims(Design(seeds=(0, 1, 2, 3)), tmp_path)}["figure_4/accuracy"]
+    assert (more["ours"], more["seeds"], more["seeds_of_design"]) == (accuracy["ours"], 3, 4)
+    assert more["verdict"] == "undecided", "a seed is missing"
     unmeasured = found["table_2/ar_over_alpha_0.1"]
     assert (unmeasured["ours"], unmeasured["seeds"], unmeasured["verdict"]) == (None, 0, "undecided")
     figures = all_figures(design, tmp_path)
