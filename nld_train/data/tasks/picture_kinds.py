@@ -15,6 +15,8 @@ class PictureKind(ABC):
     """A kind of question about a scene. A new kind is a subclass, and an entry in `PICTURE_KINDS`."""
 
     name: ClassVar[str]
+    # How often it is drawn for training, relative to the other kinds.
+    weight: ClassVar[float] = 1.0
 
     @abstractmethod
     def ask(self, scene: Scene, random: Random) -> Turn | None:
@@ -25,6 +27,7 @@ class Read(PictureKind):
     """`read`: all cells, row by row, such as `7o. .x. ..#`."""
 
     name = "read"
+    weight = 0.4
 
     def ask(self, scene: Scene, random: Random) -> Turn | None:
         """See `PictureKind.ask`."""

@@ -72,8 +72,9 @@ def is_held_out_scene(scene: Scene) -> bool:
 
 def _asked(kinds: list[PictureKind], random: Random, held_out: bool) -> Iterator[tuple[str, int, Scene, Turn]]:
     """Kind, difficulty, scene and question; each of the last two at random."""
+    weights = [kind.weight for kind in kinds]
     while True:
-        kind, difficulty = random.choice(kinds), random.choice(DIFFICULTIES)
+        (kind,), difficulty = random.choices(kinds, weights), random.choice(DIFFICULTIES)
         scene = random_scene(random, difficulty)
         if is_held_out_scene(scene) == held_out and (turn := kind.ask(scene, random)) is not None:
             yield kind.name, difficulty, scene, turn
