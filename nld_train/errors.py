@@ -55,6 +55,11 @@ def system_error(error: OSError) -> str:
     return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of a library says, in one line: the first of its message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def exit_status(run: Callable[[], int | None], interrupted: str = "interrupted", *, every_rank: bool = True) -> int:
     """Runs a command; returns its exit status.
 

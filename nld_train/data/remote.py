@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 
 _FOLDER = "nld_sources"
 
@@ -37,33 +37,36 @@ def local_copies(address: str, note: Callable[[str], None] = lambda line: None) 
     """
     import fsspec
     from fsspec.core import has_magic
-    from huggingface_hub.constants import HF_HOME
 
-    copies = []
     try:
         store, path = fsspec.url_to_fs(address)
-        for name in sorted(store.glob(path)) if has_magic(path) else [path]:
-            full, file = store.unstrip_protocol(name), name.rpartition("/")[2]
-            known = sorted((key, str(value)) for key, value in store.info(name).items() if key != "url")
-            path = os.path.join(HF_HOME, _FOLDER, _hashed(full, known), file)
-            if not os.path.exists(path):
-                note(f"downloading {full} to {path}")
-                _download(store, name, path)
-            copies.append((path, file))
+        names = sorted(store.glob(path)) if has_magic(path) else [path]
+        copies = [_copy(store, name, note) for name in names]
     except Exception as error:  # every store raises its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{address}: cannot be read: {reason}") from error
+        raise UserError(f"{address}: cannot be read: {first_line(error)}") from error
     if not copies:
         raise UserError(f"{address}: no file has such a name")
     return copies
 
 
-def _hashed(*content: object) -> str:
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+def _copy(store: Any, name: str, note: Callable[[str], None]) -> tuple[str, str]:
+    """The path of a file's copy, made if there is none, and the file's name."""
+    from huggingface_hub.constants import HF_HOME
+
+    address, file = store.unstrip_protocol(name), name.rpartition("/")[2]
+    # The address of a redirection may be signed anew each time.
+    known = sorted((key, str(value)) for key, value in store.info(name).items() if key != "url")
+    version = hashlib.sha256(repr((address, known)).encode()).hexdigest()[:16]
+    path = os.path.join(HF_HOME, _FOLDER, version, file)
+    if not os.path.exists(path):
+        note(f"downloading {address} to {path}")
+        _download(store, name, path)
+    return path, file
 
 
 def _download(store: Any, name: str, path: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    # A name of its own: several commands may download the same file at once.
     partial = f"{path}.{os.getpid()}.partial"
     try:
         store.get_file(name, partial)

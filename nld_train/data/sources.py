@@ -17,7 +17,7 @@ from nld_train.data.folders import files_of
 from nld_train.data.pictures.settings import PictureSettings
 from nld_train.data.remote import is_remote, local_copies
 from nld_train.data.text_files import file_format, is_compressed, is_json_array
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 
 Format = Literal["auto", "text", "jsonl", "parquet", "folder", "dataset", "stdlib"]
 PieceKind = Literal["python", "file", "lines", "paragraphs", "jsonl", "json_array", "parquet", "dataset"]
@@ -254,8 +254,7 @@ def load_dataset_source(source: str, settings: SourceSettings) -> Any:
             data = datasets.load_dataset(source, settings.dataset_config, split=settings.split)
         return data[settings.split] if isinstance(data, datasets.DatasetDict) else data
     except Exception as error:  # the library raises many kinds of exceptions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"datasets cannot open {source} (split {settings.split!r}): {reason}") from error
+        raise UserError(f"datasets cannot open {source} (split {settings.split!r}): {first_line(error)}") from error
 
 
 def stdlib_pieces() -> list[Piece]:

@@ -26,7 +26,7 @@ from nld_train.data.text_ids import beginning_of_text
 from nld_train.data.tokenizer_files import CHAT_TEMPLATE, VOCABULARY_FILES
 from nld_train.data.tokenizer_growth import refuse_growth
 from nld_train.data.word_encoder import byte_characters, word_encoder
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 from nld_train.files import write_atomically
 from nld_train.outside_json import parse_object, read_bytes
 
@@ -284,8 +284,7 @@ def load_tokenizer(directory: str) -> Any:
         # Without this argument it asks on standard input whether to run the code of an exported model.
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds of exceptions
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{directory} is no tokenizer that transformers can load: {reason}") from error
+        raise UserError(f"{directory} is no tokenizer that transformers can load: {first_line(error)}") from error
 
 
 def require_directory(directory: str) -> None:

@@ -9,27 +9,26 @@ import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 from pyarrow import parquet
+from source_texts import source_texts
 
-from nld_train.data.readers import documents
-from nld_train.data.sources import SourceSettings, plan_shards
+from nld_train.data.sources import SourceSettings
 from nld_train.errors import UserError
 
 MARK = b"\xef\xbb\xbf"
 LINES = b'{"text": "alpha one"}\n{"text": "beta two"}\n'
 
 
-def read(path: Path, **settings: object) -> list[str]:
+def read(path: Path, **settings: Any) -> list[str]:
     """The texts of a source."""
-    chosen = SourceSettings(**settings)  # type: ignore[arg-type]
-    shards = plan_shards([str(path)], chosen)
-    return [document.text for pieces in shards for piece in pieces for document in documents(piece, chosen)]
+    return source_texts(path, SourceSettings(**settings))
 
 
-def refusal(path: Path, **settings: object) -> str:
+def refusal(path: Path, **settings: Any) -> str:
     with pytest.raises(UserError) as caught:
         read(path, **settings)
     return str(caught.value)

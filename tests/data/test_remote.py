@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from source_texts import source_texts
 
 from nld_train.commands.data import main
-from nld_train.data.readers import documents
-from nld_train.data.sources import SourceSettings, plan_shards
+from nld_train.data.sources import SourceSettings
 from nld_train.errors import UserError
 
 
@@ -46,11 +46,8 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
     server.server_close()
 
 
-def texts(source: str, **settings: object) -> list[str]:
-    chosen = SourceSettings(**settings)  # type: ignore[arg-type]
-    return [
-        each.text for shard in plan_shards([source], chosen) for piece in shard for each in documents(piece, chosen)
-    ]
+def texts(source: str) -> list[str]:
+    return source_texts(source, SourceSettings())
 
 
 def write_lines(path: Path, *words: str) -> None:

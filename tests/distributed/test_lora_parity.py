@@ -15,12 +15,13 @@ from tiny_runs import STEP_TOKENS, TINY_MODEL, composed, data_overrides
 
 from nld_train.config.load import config_to_dict
 from nld_train.config.schema import LORA_TARGETS, LoraConfig
+from nld_train.config.schema.training import LoraTarget
 
 WORKER = Path(__file__).with_name("lora_worker.py")
 STEPS = 2
-SOME = ("k_proj", "o_proj", "up_proj")
+SOME: tuple[LoraTarget, ...] = ("k_proj", "o_proj", "up_proj")
 # A layout, overrides that change no result, the stage, and the targets.
-Case = tuple[Layout, tuple[str, ...], str, tuple[str, ...]]
+Case = tuple[Layout, tuple[str, ...], str, tuple[LoraTarget, ...]]
 BASE: Case = (SINGLE, (), "joint", LORA_TARGETS)
 PARTLY: Case = (SINGLE, (), "ar", SOME)
 REFERENCES = [BASE, PARTLY]
@@ -55,7 +56,7 @@ def config_of(case: Case, prefix: str) -> dict[str, Any]:
         *layout.overrides,
         *extra,
     )
-    lora = LoraConfig(3, 6, targets)  # type: ignore[arg-type]
+    lora = LoraConfig(3, 6, targets)
     stages = {**config.stages, stage: replace(config.stages[stage], lora=lora)}
     return config_to_dict(replace(config, stages=stages))
 

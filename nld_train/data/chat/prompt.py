@@ -9,7 +9,7 @@ from typing import Any
 
 from nld_train.data.pictures.prompt import PromptPictures, references_of
 from nld_train.data.text_ids import plain_ids
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 from nld_train.outside_json import parse_object, read_bytes
 
 Message = dict[str, Any]
@@ -61,8 +61,7 @@ class ChatFormat:
                 **self.arguments,
             )
         except Exception as error:  # a template is a program, which can fail in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{where}: the chat template fails: {reason}") from error
+            raise UserError(f"{where}: the chat template fails: {first_line(error)}") from error
         return text
 
     def prompt(

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 
 # Private-use characters around the string of a special token in a message.
 _BEGIN, _END = "\U000f0000", "\U000f0001"
@@ -93,8 +93,7 @@ class ChatTemplate:
                 **given,
             )
         except Exception as error:  # a template is a program, which can fail in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{where}: the chat template refuses the conversation: {reason}") from error
+            raise UserError(f"{where}: the chat template refuses the conversation: {first_line(error)}") from error
         return _without_marks(Rendering(texts[0], tuple(spans[0]) if spans else ()))
 
     def is_text(self, text: str) -> bool:

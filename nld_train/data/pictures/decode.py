@@ -13,7 +13,7 @@ from io import BytesIO
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from nld_train.errors import UserError
+from nld_train.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,11 +86,11 @@ def decode_picture(data: bytes, limits: PictureLimits | None, where: object) -> 
     except Image.UnidentifiedImageError:
         raise UserError(f"{where}: is no picture of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:  # by far more pixels than its own limit: PIL refuses to open it
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
     except UserError:
         raise
     except Exception as error:  # decoders raise many kinds of exceptions: of broken data, also SyntaxError
-        raise UserError(f"{where}: the picture is broken: {_first_line(error)}") from error
+        raise UserError(f"{where}: the picture is broken: {first_line(error)}") from error
 
 
 def refuse_large_file(size: int, limits: PictureLimits, where: object) -> None:
@@ -111,10 +111,6 @@ def _refuse_many_pixels(size: tuple[int, int], limits: PictureLimits, where: obj
             f"{where}: the picture has {width} x {height} pixels, more than {limits.megapixels:g} million"
             f"{limits.named('megapixels')}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class _TooSlowError(Exception):

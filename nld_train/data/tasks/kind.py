@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 # From the easiest to the hardest: more letters, more rows, larger numbers.
 DIFFICULTIES = (1, 2, 3)
@@ -33,3 +34,20 @@ class Kind(ABC):
             random: the only source of randomness.
             difficulty: one of `DIFFICULTIES`.
         """
+
+
+class Weighted(Protocol):
+    """What is drawn for training as often as its weight says."""
+
+    weight: ClassVar[float]
+
+
+Drawn = TypeVar("Drawn", bound=Weighted)
+
+
+def drawn_kinds(kinds: Sequence[Drawn], random: Random) -> Iterator[tuple[Drawn, int]]:
+    """Kinds and difficulties without end, each kind as often as its weight says."""
+    weights = [kind.weight for kind in kinds]
+    while True:
+        (kind,) = random.choices(kinds, weights)
+        yield kind, random.choice(DIFFICULTIES)

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from nld_train.data.tasks.harness import write_harness_tasks
-from nld_train.data.tasks.kind import DIFFICULTIES, Kind, Turn
+from nld_train.data.tasks.kind import DIFFICULTIES, Kind, Turn, drawn_kinds
 from nld_train.data.tasks.registry import KINDS
 from nld_train.data.tasks.text import random_document
 from nld_train.errors import UserError
@@ -110,9 +110,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _train_rows(kinds: Sequence[Kind], seed: int) -> Iterator[dict[str, Any]]:
-    random, weights = Random(f"{seed} train"), [kind.weight for kind in kinds]
-    while True:
-        (kind,), difficulty = random.choices(kinds, weights), random.choice(DIFFICULTIES)
+    random = Random(f"{seed} train")
+    for kind, difficulty in drawn_kinds(kinds, random):
         turns = kind.draw(random, difficulty)
         if not is_held_out(turns):
             yield _row(kind, difficulty, turns)

@@ -8,7 +8,7 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from nld_train.data.tasks.kind import DIFFICULTIES, Turn
+from nld_train.data.tasks.kind import Turn, drawn_kinds
 from nld_train.data.tasks.picture_kinds import PICTURE_KINDS, PictureKind
 from nld_train.data.tasks.scenes import Scene, data_url, draw, random_scene
 from nld_train.data.tasks.write import HELD_OUT, TRAIN, is_one_in, made_folder, refuse_unknown_kinds, write_rows
@@ -72,9 +72,7 @@ def is_held_out_scene(scene: Scene) -> bool:
 
 def _asked(kinds: list[PictureKind], random: Random, held_out: bool) -> Iterator[tuple[str, int, Scene, Turn]]:
     """Kind, difficulty, scene and question; each of the last two at random."""
-    weights = [kind.weight for kind in kinds]
-    while True:
-        (kind,), difficulty = random.choices(kinds, weights), random.choice(DIFFICULTIES)
+    for kind, difficulty in drawn_kinds(kinds, random):
         scene = random_scene(random, difficulty)
         if is_held_out_scene(scene) == held_out and (turn := kind.ask(scene, random)) is not None:
             yield kind.name, difficulty, scene, turn
