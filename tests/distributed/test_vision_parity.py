@@ -1,4 +1,4 @@
-"""A vision-language model under every layout trains as on one process: losses, gradients and the tower's weights."""
+"""A vision-language model under every layout trains and decodes as on one process."""
 
 from __future__ import annotations
 
@@ -79,6 +79,14 @@ def test_every_step_and_gradient_equals_those_of_one_process(trained: CaseGroups
     assert found["frozen"]
     for name, values in expected["vision"].items():
         torch.testing.assert_close(torch.tensor(found["vision"][name]), torch.tensor(values), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_prompts_with_pictures_are_decoded_as_by_one_process(trained: CaseGroups, case: Case) -> None:
+    expected = trained.outcome(WHOLE)["decoded"]
+    assert trained.outcome(case)["decoded"] == expected
+    assert expected["linear"] == expected["ar"] != expected["diffusion"]
+    assert len(set(map(tuple, expected["ar"]))) == 3
 
 
 @pytest.mark.parametrize("case", REFERENCES, ids=name_of)
