@@ -16,14 +16,10 @@ find_directory "$@"
 
 tasks=data/pictures
 run nld-data tasks "$tasks" --pictures --conversations 40000
-# What pictures show, for the first stage: scenes that are held out there are those that are held out here.
-run nld-data tasks "$tasks/read" --pictures --kinds read --conversations 20000 --held-out 400 --seed 1
 # The first set makes the tokenizer: bytes, and the three tokens of pictures.
 run nld-data prepare "$tasks/train.jsonl" --chat --pictures --out "$tasks" --tokenizer bytes \
     --picture-processor '{"patch_size": 7, "spatial_merge_size": 2, "size": {"longest_edge": 56}}'
 run nld-data prepare "$tasks/held-out.jsonl" --chat --pictures --out "$tasks" --tokenizer "$tasks/tokenizer"
-run nld-data prepare "$tasks/read/train.jsonl" --chat --pictures --out "$tasks/read" --tokenizer "$tasks/tokenizer"
-run nld-data prepare "$tasks/read/held-out.jsonl" --chat --pictures --out "$tasks/read" --tokenizer "$tasks/tokenizer"
 run torchrun --standalone --nproc-per-node "$PROCESSES" -m nld_train.train experiment=vlm_quickstart \
     run.name=vision execution.device=cpu "$@"
 

@@ -73,11 +73,11 @@ def test_answers_are_right_and_scenes_apart(tmp_path: Path) -> None:
         cells, (asked, answer) = seen(row), question(row)
         things = list(cells.values())
         grid = [things[start : start + 3] for start in (0, 3, 6)]
+        read = " ".join(map("".join, grid))
         if row["kind"] == "read":
-            assert (asked, answer) == ("read", " ".join(map("".join, grid)))
+            assert (asked, answer) == ("read", read)
         elif row["kind"] == "which":
-            position = asked.removeprefix("which ")
-            assert answer == "".join(grid[ROWS.index(position[0])]) + f" {cells[position]}"
+            assert answer == f"{read} {cells[asked.removeprefix('which ')]}"
         else:
             thing = asked.removeprefix("how many ").removeprefix("where ")
             *marked, found = answer.split(" ")
