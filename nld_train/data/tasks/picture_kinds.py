@@ -35,7 +35,7 @@ class Read(PictureKind):
 
 
 class Which(PictureKind):
-    """`which tc`: `7o. .x. ..# o`, all cells and the thing in this one; `.` is nothing."""
+    """`which tc`: `o`, the thing in this cell; `.` is nothing."""
 
     name = "which"
 
@@ -44,7 +44,7 @@ class Which(PictureKind):
         # As often about an empty cell as about any one thing, of which there are fewer.
         asked = [index for index, thing in enumerate(scene.cells) if thing != NOTHING or random.random() < 0.25]
         number = random.choice(asked)
-        return Turn(f"which {scene.positions[number]}", f"{_rows(scene, scene.cells)} {scene.cells[number]}")
+        return Turn(f"which {scene.positions[number]}", scene.cells[number])
 
 
 class HowMany(PictureKind):
