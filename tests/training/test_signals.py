@@ -166,6 +166,7 @@ def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
     """Even if the training process waits for a batch that the worker has not begun."""
     config = composed(*data, *SETTINGS)
     order = stage_orders(config, stage_plans(config))["ar"]
+    of_other_tests = set(multiprocessing.active_children())
     steps = batches(
         training_samples(config, "ar", order),
         first_step=0,
@@ -175,7 +176,7 @@ def test_a_data_worker_outlives_one_request(data: tuple[str, ...]) -> None:
         workers=1,
     )
     next(steps)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - of_other_tests
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGTERM)
     assert len(list(steps)) == 49
