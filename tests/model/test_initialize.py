@@ -59,7 +59,7 @@ def test_matrices_are_normal_with_the_given_deviation_and_less_into_the_residual
             assert torch.equal(weight, torch.ones_like(weight)), name
             continue
         residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-        expected = config.initializer_range / math.sqrt(2 * 3 if residual else 1)
+        expected = config.model.initializer_range / math.sqrt(2 * 3 if residual else 1)
         count = weight.numel()
         assert float(weight.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * count)), name
         assert abs(float(weight.mean())) < 4 * expected / math.sqrt(count), name
