@@ -57,12 +57,6 @@ _ROWS = (
     ),
     Row("global_averaging", "+ global averaging", (*_BLOCK, _SHARED), "base"),
     Row("varying_mask_ratio", "+ independent levels", _BLOCK, "base"),
-    Row(
-        "levels_with_means_per_sequence",
-        "independent levels, but a mean per sequence (Table 1, looked into)",
-        (*_BLOCK, _SEQUENCE),
-        "base",
-    ),
     Row("two_stages", "+ from the AR stage", _BLOCK),
     *(Row(f"alpha_{alpha}", f"alpha {alpha}", (f"stages.joint.alpha={alpha}",)) for alpha in ALPHAS if alpha != "0.3"),
     Row("ar_only", "AR loss alone, as many tokens", ("stages.joint.alpha=0",)),
@@ -78,6 +72,12 @@ _ROWS = (
         ("diffusion.blocks=document",),
         noisy_length=192,
         experiment="sft_8b",
+    ),
+    Row(
+        "levels_with_means_per_sequence",
+        "independent levels, but a mean per sequence (Table 1, looked into)",
+        (*_BLOCK, _SEQUENCE),
+        "base",
     ),
 )
 ROWS = {row.name: row for row in _ROWS}

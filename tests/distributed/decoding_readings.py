@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,14 +34,14 @@ class Counting(MegatronEngine):
         return super().forward(step)
 
 
-def readings(engine: Counting) -> dict[str, dict[str, Any]]:
+def readings(engine: Counting, prompts: Sequence[Sequence[int]] = PROMPTS) -> dict[str, dict[str, Any]]:
     """The whole result of each way to decode, and how many forwards the engine saw."""
     found = {}
     for name, options in SETTINGS.items():
         for mode in MODES:
             before = engine.forwards
             policy = Threshold(0.2) if mode == "diffusion" else None
-            result = asdict(decode(engine, PROMPTS, mode, options, policy, batch_size=SLOTS[name]))
+            result = asdict(decode(engine, prompts, mode, options, policy, batch_size=SLOTS[name]))
             del result["seconds"]
             found[f"{name} {mode}"] = {**result, "counted": engine.forwards - before}
     return found

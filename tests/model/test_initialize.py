@@ -17,9 +17,13 @@ from nld_train.model.spec import block_spec
 pytestmark = pytest.mark.usefixtures("groups")
 
 
-def wide_config() -> Config:
+def wide_config(layers: int = 3) -> Config:
     return tiny_config(
-        model__hidden_size=96, model__intermediate_size=160, model__num_hidden_layers=3, model__vocab_size=301
+        model__hidden_size=96,
+        model__intermediate_size=160,
+        model__num_hidden_layers=layers,
+        model__vocab_size=301,
+        model__initializer_range=0.02,
     )
 
 
@@ -59,7 +63,7 @@ def test_matrices_are_normal_with_the_given_deviation_and_less_into_the_residual
             assert torch.equal(weight, torch.ones_like(weight)), name
             continue
         residual = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
-        expected = config.model.initializer_range / math.sqrt(2 * 3 if residual else 1)
+        expected = 0.02 / math.sqrt(2 * 3) if residual else 0.02
         count = weight.numel()
         assert float(weight.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * count)), name
         assert abs(float(weight.mean())) < 4 * expected / math.sqrt(count), name
@@ -110,15 +114,7 @@ def test_padding_rows_are_zero_and_change_no_other_row() -> None:
 
 def test_starting_weights_are_the_same_under_another_number_of_layers_but_for_the_residual() -> None:
     """A tensor is drawn from its own name, so nothing before it in the model stirs it."""
-    deep, flat = (
-        initialized(wide_config(), 1),
-        initialized(
-            tiny_config(
-                model__hidden_size=96, model__intermediate_size=160, model__num_hidden_layers=1, model__vocab_size=301
-            ),
-            1,
-        ),
-    )
+    deep, flat = initialized(wide_config(), 1), initialized(wide_config(layers=1), 1)
     for name, weight in flat.items():
         scale = math.sqrt(3) if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else 1.0
         torch.testing.assert_close(weight, deep[name] * scale)
