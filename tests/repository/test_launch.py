@@ -95,7 +95,7 @@ STUB = (
 )
 
 
-@pytest.mark.parametrize(("script", "commands"), [("quickstart", 14), ("instruct", 7), ("vision", 9), ("drafter", 3)])
+@pytest.mark.parametrize(("script", "commands"), [("quickstart", 14), ("instruct", 7), ("vision", 6), ("drafter", 3)])
 def test_scripts_print_what_they_run(script: str, commands: int, tmp_path: Path) -> None:
     stubs, calls = tmp_path / "stubs", tmp_path / "calls"
     stubs.mkdir()
