@@ -6,7 +6,8 @@
     python -m benchmarks.paper --small --folder F    two rows and two seeds in a minute, written into F
 
 A step that is finished is not repeated; a training that was killed goes on from its newest checkpoint. Runs are kept in
---folder, which is no part of the repository; the figures are in benchmarks/results/paper.json.
+--folder, which is no part of the repository; the figures are in benchmarks/results/paper.json. A table of which that
+file has more measurements than the folder keeps them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from benchmarks.paper.claims import TABLES
 from benchmarks.paper.design import SMALL, Design
 from benchmarks.paper.document import page
+from benchmarks.paper.earlier import with_earlier
 from benchmarks.paper.plots import draw_all
 from benchmarks.paper.results import all_claims, all_figures
 from benchmarks.paper.runner import Runner, own_folder
@@ -58,8 +60,10 @@ def main(arguments: list[str] | None = None, launch: Sequence[str] | None = None
 
 
 def write_report(design: Design, folder: Path, results: Path, document: Path) -> None:
-    """Writes `paper.json`, the plots and the page, from what is finished."""
-    _say(str(write_result(NAME, all_figures(design, folder), results, claims=all_claims(design, folder))))
+    """Writes `paper.json`, the plots and the page, from what is finished here or in the report that was there."""
+    found = all_figures(design, folder), all_claims(design, folder)
+    figures, claims = with_earlier(*found, load(results, NAME))
+    _say(str(write_result(NAME, figures, results, claims=claims)))
     result = load(results, NAME)
     assert result is not None
     for path in draw_all(result, document.parent / NAME):

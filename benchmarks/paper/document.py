@@ -47,9 +47,14 @@ def page(design: Design, result: Result | None) -> str:
 def _made_by(result: Result | None) -> str:
     if result is None:
         return "Nothing has been measured yet.\n"
+    return f"Made by `{result['command']}` {_origin(result)}.\n"
+
+
+def _origin(result: Result) -> str:
+    """Revision and machine of a result, or of one of its tables."""
     machine = result["machine"]
     where = machine.get("gpu", f"{machine['cores']} cores of {machine['processor']}")
-    return f"Made by `{result['command']}` at revision `{result['git_revision']}` on {where}.\n"
+    return f"at revision `{result['git_revision']}` on {where}"
 
 
 def _summary(result: Result | None) -> str:
@@ -120,6 +125,8 @@ def _table(table: PaperTable, result: Result | None) -> str:
     parts = [f"## {table.title}\n", f"{table.text}\n", _claims(table, result)]
     if result is not None and any(cell["values"] for row in _cells(table, result).values() for cell in row.values()):
         parts += [_rows(table, result), f"![{table.title}](paper/{table.name}.svg)\n"]
+        if (made := _origin(result["figures"]["origins"][table.name])) != _origin(result):
+            parts.append(f"Measured {made}.\n")
     return "\n".join(parts)
 
 

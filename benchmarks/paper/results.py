@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +13,8 @@ from benchmarks.paper.claims import TABLES
 from benchmarks.paper.design import Design
 from benchmarks.paper.measures import LOSSES, read_records
 from benchmarks.paper.statistics import Estimate, verdict
+from benchmarks.record import machine
+from nld_train.revision import git_revision
 
 
 def claim_result(claim: Claim, seeds: tuple[int, ...], design: Design, folder: Path) -> dict[str, Any]:
@@ -38,11 +41,13 @@ def all_claims(design: Design, folder: Path) -> list[dict[str, Any]]:
 
 
 def all_figures(design: Design, folder: Path) -> dict[str, Any]:
-    """The design, the rows of every table, and the curves."""
+    """The design, the rows of every table, the curves, and where each table was measured, as JSON values."""
+    origin = {"git_revision": git_revision(), "machine": machine()}
     return {
-        "design": asdict(design),
+        "design": json.loads(json.dumps(asdict(design))),
         "tables": {table.name: _rows(table, design, folder) for table in TABLES},
         "curves": {table.name: _curves(table, design, folder) for table in TABLES if table.curves},
+        "origins": {table.name: origin for table in TABLES},
     }
 
 

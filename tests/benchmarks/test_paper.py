@@ -21,6 +21,7 @@ from benchmarks.paper import __main__ as paper
 from benchmarks.paper.claims import CLAIMS, TABLES
 from benchmarks.paper.design import Design
 from benchmarks.paper.document import page
+from benchmarks.paper.earlier import with_earlier
 from benchmarks.paper.results import all_claims, all_figures
 from benchmarks.paper.rows import ROWS, training_step
 from benchmarks.paper.runner import Runner
@@ -204,6 +205,42 @@ def test_claims_compare_rows_seed_by_seed(tmp_path: Path) -> None:
     figures = all_figures(design, tmp_path)
     assert figures["tables"]["figure_4"]["joint"]["diffusion loss"]["values"] == pytest.approx([2.0, 3.0, 4.0])
     assert [point["diffusion"] for point in figures["curves"]["figure_4"]["joint"]] == pytest.approx([3.0])
+
+
+# That of the command line.
+ON_CPU = Design(settings=("execution.device=cpu",))
+
+
+def test_a_table_keeps_what_an_earlier_report_measured_more_of(tmp_path: Path) -> None:
+    """Another folder that has measured one table does not empty the others."""
+    earlier = load(RESULTS, paper.NAME)
+    assert earlier is not None
+    figures, claims = all_figures(ON_CPU, folders(tmp_path)), all_claims(ON_CPU, tmp_path)
+    merged, merged_claims = with_earlier(figures, claims, earlier)
+    assert (merged, merged_claims) == (earlier["figures"] | {"origins": merged["origins"]}, earlier["claims"])
+    assert merged["origins"]["table_1"] == earlier["figures"]["origins"]["table_1"] != figures["origins"]["table_1"]
+    # This one has more of a table.
+    cell = figures["tables"]["table_1"]["joint"]["diffusion"]
+    cell["values"] = [0.5] * 100
+    merged, merged_claims = with_earlier(figures, claims, earlier)
+    assert merged["tables"]["table_1"] == figures["tables"]["table_1"]
+    assert merged["origins"]["table_1"] == figures["origins"]["table_1"]
+    by_table = [[c for c in found if c["name"].startswith("table_1/")] for found in (claims, merged_claims)]
+    assert by_table[0] == by_table[1]
+    assert merged["tables"]["table_2"] == earlier["figures"]["tables"]["table_2"]
+
+
+def test_figures_of_another_design_or_other_lines_are_not_kept(tmp_path: Path) -> None:
+    earlier = load(RESULTS, paper.NAME)
+    assert earlier is not None
+    more_tokens = replace(ON_CPU, held_out=61)
+    figures, claims = all_figures(more_tokens, folders(tmp_path)), all_claims(more_tokens, tmp_path)
+    assert with_earlier(figures, claims, earlier) == (figures, claims)
+    figures, claims = all_figures(ON_CPU, tmp_path), all_claims(ON_CPU, tmp_path)
+    figures["tables"]["table_1"]["another"] = {}
+    assert with_earlier(figures, claims, earlier)[0]["tables"]["table_1"] == figures["tables"]["table_1"]
+    claims.append({**claims[0], "name": "table_2/new"})
+    assert with_earlier(figures, claims, earlier)[0]["tables"]["table_2"] == figures["tables"]["table_2"]
 
 
 def test_the_page_is_that_of_the_results() -> None:
