@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -31,18 +30,17 @@ from nld_train.processes import world_size
 from nld_train.profiling import profiled
 from nld_train.training.checkpoint import load as checkpoint
 from nld_train.training.checkpoint.collective_errors import on_every_rank
-from nld_train.training.checkpoint.contents import Progress, read_progress, saved_config
-from nld_train.training.checkpoint.fallback import newest_sound_checkpoint
+from nld_train.training.checkpoint.contents import Progress
 from nld_train.training.checkpoint.hub import commit_of
 from nld_train.training.checkpoint.initial_weights import find_initial_weights, load_initial_weights
 from nld_train.training.checkpoint.noisy_lengths import noisy_lengths_of_run
-from nld_train.training.checkpoint.paths import checkpoints_directory
-from nld_train.training.checkpoint.resume import changed_settings, refuse_other_run
+from nld_train.training.checkpoint.resumed import Resumed, find_resumed
 from nld_train.training.checkpoint.save import CheckpointWriter
 from nld_train.training.hooks.base import RunningStage, make_hooks
 from nld_train.training.loop.finite import refuse_non_finite_state
 from nld_train.training.loop.hardware import peak_flops
 from nld_train.training.loop.heartbeats import Beat, heartbeats
+from nld_train.training.loop.lines import first_line, last_line
 from nld_train.training.loop.optimizer import (
     build_optimizer,
     build_scheduler,
@@ -90,14 +88,6 @@ def train(config: Config) -> int:
 
 
 @dataclass(frozen=True)
-class _Resumed:
-    """The checkpoint from which a run is resumed."""
-
-    directory: Path
-    progress: Progress
-
-
-@dataclass(frozen=True)
 class _StageState:
     """The stage that is trained: trainer, optimizer and scheduler, and the range of its steps."""
 
@@ -129,7 +119,7 @@ class Run:
         self.data_facts = pack_conversations(config)
         self.orders: dict[str, StageOrder] = stage_orders(config, self.plans)
         # Both are checked before the model is built. A resumed run does not need initial weights.
-        self.resumed, self.changed = self._find_checkpoint()
+        self.resumed = find_resumed(config, self.orders)
         self.initial_weights = None if self.resumed else find_initial_weights(config)
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_size = parallel_state.get_data_parallel_world_size()
@@ -153,18 +143,6 @@ class Run:
         if self.resumed is None and self.initial_weights is None:
             initialize(chunks, self.config.model, self.config.run.seed)
         return list(chunks)
-
-    def _find_checkpoint(self) -> tuple[_Resumed | None, list[str]]:
-        """The newest sound checkpoint, if any, checked against the settings; and the settings that have changed.
-
-        Damaged checkpoints are reported.
-        """
-        directory = newest_sound_checkpoint(checkpoints_directory(Path(self.config.run.dir)))
-        if directory is None:
-            return None, []
-        progress, saved = read_progress(directory), saved_config(directory, self.config)
-        refuse_other_run(directory, saved, progress, self.config, self.orders)
-        return _Resumed(directory, progress), changed_settings(saved, progress, self.config)
 
     def train(self) -> int:
         """Trains the stages that the newest sound checkpoint has not completed; returns the exit status."""
@@ -206,7 +184,7 @@ class Run:
                 break
         return status
 
-    def _train_stage(self, plan: StagePlan, resumed: _Resumed | None) -> tuple[int, int]:
+    def _train_stage(self, plan: StagePlan, resumed: Resumed | None) -> tuple[int, int]:
         """Trains a stage to its end, to `run.max_steps` or to a signal; returns its last step and the exit status."""
         state = self._begin_stage(plan, resumed)
         micro_batches = self._batches(plan, state)
@@ -231,7 +209,7 @@ class Run:
             self.beat()
         return status
 
-    def _begin_stage(self, plan: StagePlan, resumed: _Resumed | None) -> _StageState:
+    def _begin_stage(self, plan: StagePlan, resumed: Resumed | None) -> _StageState:
         """Prepares the model and a new optimizer, with the state of the checkpoint if the stage is resumed."""
         if self.config.parallel.overlap_tensor:
             make_overlap_buffers(self.config, plan.kind)
@@ -335,13 +313,13 @@ class Run:
         metrics = MetricTable(metric for hook in self.hooks for metric in hook.metrics)
         with file_errors(self.config.run.dir):
             on_every_rank(lambda: self._make_log(metrics))
-        self.log.print(self._first_line())
+        self.log.print(first_line(self.config, self.data_size, self.device, self._origin()))
         if self.device.type == "cuda":
             self.log.print(kernels_in_words(self.config, self.device))
         for line in self.data_facts:
             self.log.print(line)
-        if self.changed:
-            self.log.print(f"continues with changed settings: {', '.join(self.changed)}")
+        if self.resumed and self.resumed.changed:
+            self.log.print(f"continues with changed settings: {', '.join(self.resumed.changed)}")
         if self.config.data.tokenizer is not None:
             note = template_note(self.config, read_tokenizer(Path(self.config.data.tokenizer)))
             if note is not None:
@@ -350,28 +328,15 @@ class Run:
     def _make_log(self, metrics: MetricTable) -> None:
         self.log = RunLog(self.config, dist.get_rank(), total_steps(self.config), self._done, metrics)
 
-    def _first_line(self) -> str:
-        parallel = self.config.parallel
-        context = f" x CP {parallel.context}" if parallel.context > 1 else ""
-        layout = f"TP {parallel.tensor} x PP {parallel.pipeline}{context} x DP {self.data_size} on {self.device.type}"
+    def _origin(self) -> Path | str:
+        """Where the weights come from."""
+        if self.resumed:
+            return self.resumed.directory
         named = self.config.init.checkpoint
-        start = "random weights" if named is None else commit_of(named, self.initial_weights)
-        origin = self.resumed.directory if self.resumed else start
-        return f"{self.config.run.name}: {layout}, from {origin}, into {self.config.run.dir}"
+        return "random weights" if named is None else commit_of(named, self.initial_weights)
 
     def _close_log(self, status: int) -> None:
         """Writes the summary and the curves of all steps made so far."""
-        if status:
-            message = f"stopped by a signal, saved (exit code {status}); the same command continues it"
-        else:
-            message = (
-                "stopped at run.max_steps, saved; a larger value continues it" if self._stops_early() else "finished"
-            )
-        directory = self.config.run.dir
-        files = f"{directory}/summary.json and report.png"
-        page = f"nld-report {shlex.quote(directory)} writes a page with curves and texts being decoded"
-        self.log.close(f"{message}: {files}; {page}")
-
-    def _stops_early(self) -> bool:
         limit = self.config.run.max_steps
-        return limit is not None and limit < total_steps(self.config)
+        early = limit is not None and limit < total_steps(self.config)
+        self.log.close(last_line(self.config, status, early))
