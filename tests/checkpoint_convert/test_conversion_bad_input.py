@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import math
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from conversion_mistakes import MISTAKES
 from hugging_face_sources import (
     TEXT,
     change_config,
@@ -19,203 +17,14 @@ from hugging_face_sources import (
     named,
     read_tensors,
     write_source,
-    write_tensors,
 )
 from refusals import refused
-from safetensors.torch import save_file
 
 from checkpoint_convert.cli import main
 from checkpoint_convert.importing import import_checkpoint
-from checkpoint_convert.staging import staged
 from nld_train.errors import UserError
 from nld_train.printable import printable
 from nld_train.training.checkpoint.manifest import MANIFEST, write_manifest
-
-Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
-FP8_SCALE = "language_model.model.layers.1.self_attn.q_proj.weight_scale_inv"
-
-
-def remove(*names: str) -> Callable[[Path], None]:
-    return lambda source: [(source / name).unlink() for name in names] and None
-
-
-def tensors(**change: torch.Tensor | None) -> Callable[[Path], None]:
-    return lambda source: change_tensors(source, {name.replace("__", "."): value for name, value in change.items()})
-
-
-def config(inside: tuple[str, ...] = (), **changes: object) -> Callable[[Path], None]:
-    return lambda source: change_config(source, changes, inside)
-
-
-def pickled(source: Path) -> None:
-    """Weights whose reading would leave a mark."""
-    (source / "model.safetensors").unlink()
-    torch.save({"w": torch.ones(1)}, source / "pytorch_model.bin")
-
-
-def truncated(source: Path) -> None:
-    path = source / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def not_safetensors(source: Path) -> None:
-    torch.save({"w": torch.ones(100)}, source / "model.safetensors")
-
-
-def duplicated_in_two_shards(source: Path) -> None:
-    original = read_tensors(source)
-    (source / "model.safetensors").unlink()
-    write_tensors(source, original, shards=3)
-    first = source / "model-00001-of-00003.safetensors"
-    save_file({**read_tensors_of(first), Q_PROJ: original[Q_PROJ]}, first)
-    second = source / "model-00002-of-00003.safetensors"
-    save_file({**read_tensors_of(second), Q_PROJ: original[Q_PROJ]}, second)
-
-
-def read_tensors_of(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(file))
-
-
-def rewrite_header(source: Path, change: Callable[[str], str]) -> None:
-    """Changes the text of a file's header."""
-    path = source / "model.safetensors"
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    text = change(data[8 : 8 + size].decode().rstrip()).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
-
-
-def duplicated_in_one_file(source: Path) -> None:
-    """Two entries of one name, which JSON allows."""
-    k_proj, v_proj = (f"model.layers.1.self_attn.{name}_proj" for name in "kv")
-    rewrite_header(source, lambda header: header.replace(k_proj, v_proj, 1))
-
-
-def duplicated_in_one_file_alike(source: Path) -> None:
-    """Two entries that mean the same bytes, which the library opens."""
-    name = "model.norm.weight"
-    rewrite_header(source, lambda header: f'{header[:-1]},"{name}":{json.dumps(json.loads(header)[name])}}}')
-
-
-def missing_shard(source: Path) -> None:
-    original = read_tensors(source)
-    (source / "model.safetensors").unlink()
-    write_tensors(source, original, shards=2)
-    (source / "model-00002-of-00002.safetensors").unlink()
-
-
-def single_file_and_shards(source: Path) -> None:
-    write_tensors(source, read_tensors(source), shards=2)
-
-
-def index(weight_map: dict[str, str]) -> Callable[[Path], None]:
-    text = json.dumps({"weight_map": weight_map})
-    return lambda source: (source / "model.safetensors.index.json").write_text(text) and None
-
-
-ROPE = ("rope_parameters",)
-MISTAKES: dict[str, tuple[str, Callable[[Path], None], tuple[str, ...]]] = {
-    "no config": ("untied", remove("config.json"), ("has no config.json",)),
-    "no weights": ("untied", remove("model.safetensors"), ("has no weights",)),
-    "config is no JSON": (
-        "untied",
-        lambda s: (s / "config.json").write_text("{") and None,
-        ("config.json", "not JSON"),
-    ),
-    "config is a list": ("untied", lambda s: (s / "config.json").write_text("[]") and None, ("JSON object",)),
-    "generation config is no JSON": (
-        "untied",
-        lambda s: (s / "generation_config.json").write_text("x") and None,
-        ("generation_config.json",),
-    ),
-    "pickled weights": ("untied", pickled, ("pytorch_model.bin", "refused")),
-    "truncated shard": ("untied", truncated, ("model.safetensors", "not a complete safetensors file")),
-    "a shard that is a pickle": ("untied", not_safetensors, ("model.safetensors", "not a complete safetensors file")),
-    "missing shard": ("untied", missing_shard, ("model-00002-of-00002.safetensors", "missing")),
-    "index outside the directory": ("untied", index({"a": "../model.safetensors"}), ("../model.safetensors",)),
-    "empty index": ("untied", index({}), ("weight_map",)),
-    "index lists what is not there": (
-        "untied",
-        index({"model.none.weight": "model.safetensors"}),
-        ("model.none.weight", "lacks"),
-    ),
-    "missing tensor": ("untied", tensors(**{Q_PROJ.replace(".", "__"): None}), ("missing tensor", Q_PROJ)),
-    "missing embedding": ("untied", tensors(model__embed_tokens__weight=None), ("missing tensor", "embed_tokens")),
-    "missing head of ours": ("nld", lambda s: drop_head(s), ("missing tensor diffusion_head.weight",)),
-    "extra tensor": ("untied", tensors(model__layers__1__extra=torch.ones(2)), ("extra tensor", "layers.1.extra")),
-    "extra layer": (
-        "untied",
-        tensors(model__layers__2__input_layernorm__weight=torch.ones(40)),
-        ("extra tensor", "layers.2"),
-    ),
-    "misshapen tensor": (
-        "untied",
-        tensors(**{Q_PROJ.replace(".", "__"): torch.ones(40, 120)}),
-        (Q_PROJ, "[40, 120]", "[120, 40]"),
-    ),
-    "type": ("untied", tensors(model__norm__weight=torch.ones(40, dtype=torch.int32)), ("model.norm.weight", "I32")),
-    "duplicated in two shards": ("untied", duplicated_in_two_shards, (Q_PROJ, "duplicated")),
-    "duplicated in one file": ("untied", duplicated_in_one_file, ("layers.1.self_attn.v_proj.weight is duplicated",)),
-    "duplicated bytes": ("untied", duplicated_in_one_file_alike, ("model.norm.weight is duplicated",)),
-    "FP8 without scale": ("fp8", tensors(**{FP8_SCALE.replace(".", "__"): None}), ("missing tensor", FP8_SCALE)),
-    "FP8 in blocks": ("fp8", tensors(**{FP8_SCALE.replace(".", "__"): torch.ones(2, 2)}), (FP8_SCALE, "per tensor")),
-    "FP8 into nothing known": ("fp8", config(("text_config",), dtype="float8_e4m3fn"), ("float8_e4m3fn",)),
-    "architecture": ("untied", config(architectures=["LlamaForCausalLM"]), ("LlamaForCausalLM", "supported:")),
-    "no architecture": ("untied", config(architectures=None, model_type="llama"), ('"llama"', "supported:")),
-    "text model of the wrapper": ("wrapper_tied", config(("text_config",), model_type="mistral"), ('"mistral"',)),
-    "wrapper without text": ("wrapper_tied", config(text_config=None), ("text_config",)),
-    "rope type": ("untied", config(ROPE, rope_type="llama3"), ('rope_type "llama3"', "default, yarn")),
-    "rope setting": ("untied", config(ROPE, partial_rotary_factor=0.5), ("partial_rotary_factor",)),
-    "rope scaling that is off elsewhere": ("untied", config(ROPE, apply_yarn_scaling=False), ("apply_yarn_scaling",)),
-    "rope value": ("untied", config(ROPE, factor=None), ("factor",)),
-    "rope missing": ("untied", config(rope_parameters=None), ("rope_theta",)),
-    "activation": ("untied", config(hidden_act="gelu"), ("hidden_act", "gelu")),
-    "sliding window": ("untied", config(sliding_window=4096), ("sliding_window",)),
-    "no head_dim": ("untied", config(head_dim=None), ("head_dim", "missing")),
-    "groups": ("untied", config(num_key_value_heads=4), ("num_attention_heads=6", "num_key_value_heads=4")),
-    "size": ("untied", config(hidden_size="40"), ("hidden_size",)),
-    "mask token": ("nld", config(mask_token_id=67), ("mask_token_id 67", "correct it")),
-    "mask token that is a truth value": ("nld", config(mask_token_id=True), ("mask_token_id True",)),
-    "rope is a list": ("untied", config(rope_parameters=[1]), ("rope_parameters must be an object", "[1]")),
-    "rope scaling is a name": (
-        "untied",
-        config(rope_parameters=None, rope_theta=1e4, rope_scaling="yarn"),
-        ("rope_scaling must be an object", '"yarn"'),
-    ),
-    "rope factor": ("untied", config(ROPE, factor=0), ("factor must be a number above 0, but is 0",)),
-    "rope length": ("untied", config(ROPE, original_max_position_embeddings=16.5), ("integer above 0, but is 16.5",)),
-    "rope beta": ("untied", config(ROPE, beta_fast="a"), ('beta_fast must be a number above 0, but is "a"',)),
-    "rope multiplier": ("untied", config(ROPE, mscale=-1), ("mscale must be a number of 0 or more, but is -1",)),
-    "norm": ("untied", config(rms_norm_eps=math.nan), ("rms_norm_eps must be a number above 0, but is NaN",)),
-    "number beyond all floats": ("untied", config(rms_norm_eps=10**400), ("rms_norm_eps must be a number above 0",)),
-    "layer types": ("untied", config(layer_types=3), ("layer_types must be a list of names, but is 3",)),
-    "architectures": ("untied", config(architectures="Llama"), ("architectures must be a list", '"Llama"')),
-    "stop token": ("untied", config(eos_token_id=67), ("config.json: eos_token_id must be", "67, or a list", "is 67")),
-    "one of several stop tokens": ("untied", config(eos_token_id=[2, -1]), ("eos_token_id must be", "[2, -1]")),
-    "stop token of generation": (
-        "untied",
-        lambda s: (s / "generation_config.json").write_text('{"eos_token_id": "x"}') and None,
-        ("generation_config.json: eos_token_id must be", '"x"'),
-    ),
-    "deeply nested config": (
-        "untied",
-        lambda s: (s / "config.json").write_text("[" * 200_000 + "]" * 200_000) and None,
-        ("config.json: is nested too deeply",),
-    ),
-    "single file and shards": ("untied", single_file_and_shards, ("model.safetensors and", "model-00001-of-00002")),
-}
-
-
-def drop_head(source: Path) -> None:
-    for file in source.glob("*.safetensors"):
-        save_file({n: t for n, t in read_tensors_of(file).items() if n != "diffusion_head.weight"}, file)
-    index_path = source / "model.safetensors.index.json"
-    value = json.loads(index_path.read_text())
-    del value["weight_map"]["diffusion_head.weight"]
-    index_path.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -227,85 +36,6 @@ def test_a_mistake_in_the_source_is_named(mistake: str, tmp_path: Path, capsys: 
     for words in expected:
         assert words in message
     assert str(tmp_path / "source") in message
-
-
-@pytest.mark.parametrize("command", ["import", "export"])
-def test_a_destination_that_exists_is_refused_and_kept(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_source(tmp_path / "source", named("untied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("kept")
-    source = tmp_path / ("source" if command == "import" else "imported")
-    extra = ["--format", "nld"] if command == "export" else []
-    message = refused(capsys, [command, str(source), str(tmp_path / "out"), *extra], tmp_path / "out")
-    assert "exists" in message
-    assert (tmp_path / "out" / "mine").read_text() == "kept"
-
-
-def test_too_little_space_is_seen_before_anything_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A source of 8 TB that takes no space: its file is all hole."""
-    from hugging_face_sources import HEADS, PREFIXES, TEXT, shapes
-
-    text = {**TEXT, "vocab_size": 10**11}
-    write_source(tmp_path / "source", named("untied"))
-    change_config(tmp_path / "source", {"vocab_size": text["vocab_size"]})
-    header, start = {}, 0
-    for name, shape in shapes(text).items():
-        size = 2 * torch.Size(shape).numel()
-        full = HEADS["plain"] if name == "head.weight" else PREFIXES["plain"] + name
-        header[full] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, start + size]}
-        start += size
-    encoded = json.dumps(header).encode()
-    with (tmp_path / "source" / "model.safetensors").open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        file.truncate(8 + len(encoded) + start)
-    message = refused(capsys, ["import", str(tmp_path / "source"), str(tmp_path / "out")], tmp_path / "out")
-    assert "needs 16000.1 GB" in message
-    assert "are free" in message
-
-
-def test_too_little_space_for_any_conversion(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"needs 8000\.1 GB, but only"), staged(tmp_path / "out", 8 * 10**12):
-        pytest.fail("nothing may be written")
-    assert not list(tmp_path.iterdir())
-
-
-@contextmanager
-def files_of_at_most(count: int) -> Iterator[None]:
-    """Writing more bytes to a file fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_that_fails_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In the main thread or in the other one, whose errors torch's writer ignores."""
-    write_source(tmp_path / "source", named("untied"))
-    import_checkpoint(tmp_path / "source", tmp_path / "imported", report=lambda _: None)
-    small, large = sorted(path.stat().st_size for path in (tmp_path / "imported").glob("*.distcp"))
-    assert small + 100 < large
-    out = tmp_path / "out"
-    commands = [["import", str(tmp_path / "source"), str(out)]] * 4
-    commands.append(["export", str(tmp_path / "imported"), str(out), "--format", "nld"])
-    for command in commands:
-        with files_of_at_most(large - 50):
-            message = refused(capsys, command, out)
-        assert message == f"error: {out}: cannot be written (File too large)\n"
-
-
-def test_an_unwritable_destination(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_source(tmp_path / "source", named("untied"))
-    (tmp_path / "file").write_text("")
-    destination = tmp_path / "file" / "out"
-    assert main(["import", str(tmp_path / "source"), str(destination)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_what_export_and_verify_cannot_read(imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
