@@ -146,7 +146,7 @@ def two(settings: tuple[str, ...], sft_settings: tuple[str, ...], tmp_path_facto
     folder = tmp_path_factory.mktemp("two")
     settings = (*settings, *SMALL, "checkpoint.keep_last=null")
     train_here(folder / "damaged", *settings, "run.max_steps=3", "checkpoint.every=1")
-    shard = folder / "damaged" / "checkpoints" / "step_00000003" / "__0_1.distcp"
+    shard = folder / "damaged" / "checkpoints" / "step_00000003" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-9] + b"different")
     train_here(folder / "context", *settings, "run.max_steps=2")
     train_here(folder / "sft", *sft_settings, "run.max_steps=1")
@@ -281,7 +281,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(two: Path, small_whole
     lines = [line for line in (two / "said").read_text().splitlines() if "is damaged" in line]
     path = two / "damaged" / "checkpoints" / "step_00000003"
     assert lines == [
-        f"checkpoint {path} is damaged: __0_1.distcp does not have the content that was written (checksum); "
+        f"checkpoint {path} is damaged: __0_0.distcp does not have the content that was written (checksum); "
         "it is skipped"
     ]
     assert_same_losses(two / "damaged", small_whole, 6)
