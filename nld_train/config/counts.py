@@ -109,15 +109,18 @@ def training_flops(model: ModelConfig, positions: int, visible_pairs: int, head_
     )
 
 
-def lora_flops(model: ModelConfig, lora: LoraConfig, positions: int, visible_pairs: int, head_rows: float) -> float:
-    """The same where a LoRA is trained: products with frozen weights have no gradient of the weights.
+def frozen_flops(
+    model: ModelConfig, lora: LoraConfig | None, positions: int, visible_pairs: int, head_rows: float
+) -> float:
+    """The same where a LoRA or the projector is trained: products with frozen weights have no gradient of the weights.
 
     Their backward pass is one product more; that of attention, both of whose operands have gradients, and of the LoRA's
     own products stays two.
     """
     frozen = _products(model, positions, 0, head_rows)
     attention = _products(model, 0, visible_pairs, 0)
-    own = positions * model.num_hidden_layers * lora_layer_parameters(model, lora)
+    changes = 0 if lora is None else lora_layer_parameters(model, lora)
+    own = positions * model.num_hidden_layers * changes
     return float(_OPERATIONS_PER_PRODUCT * (_FROZEN * frozen + _FORWARD_AND_BACKWARD * (attention + own)))
 
 

@@ -36,6 +36,10 @@ class ImageTokenConfig(Protocol):
         """The token `[IMG_END]`."""
 
 
+# Patches that pass through a tower together. Its mask over them is dense, though each picture sees itself alone.
+PATCHES_TOGETHER = 4096
+
+
 def merged_grid(vision: ImageTokenConfig, size: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of `[IMG]` tokens of a picture.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nld_train.config.schema import Config, LoraConfig
+from nld_train.config.schema import Config, LoraConfig, TrainedWeights
 from nld_train.planner.buffers import bytes_per_number
+from nld_train.planner.tower import micro_batches_with_pictures, pictures_bytes, pictures_working_bytes
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -100,24 +101,41 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
 
 
 def kept_bytes(
-    config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int, lora: LoraConfig | None = None
+    config: Config,
+    kind: StageKind,
+    pipeline_rank: int,
+    micro_batches: int,
+    lora: LoraConfig | None = None,
+    trained: TrainedWeights = "all",
 ) -> int:
     """Peak activation memory of the layers of a process, in bytes, including the layer that is being computed.
 
-    With a LoRA its low-rank activations are added; inputs of frozen products that have no change, which need not be
-    stored, are counted all the same.
+    The first pipeline rank of a vision-language model stores activations of the tower too. A layer of the tower is
+    computed while the layers store nothing of the same micro-batch.
+
+    With a LoRA its low-rank activations are added; inputs of frozen products, which need not be stored, are counted all
+    the same.
     """
+    in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
+    stored, working = _stored_and_working_bytes(config, kind, lora)
+    if pipeline_rank > 0 or config.model.vision is None:
+        return in_flight * stored + working
+    trained = trained if lora is None else "text"
+    pictures = micro_batches_with_pictures(config, micro_batches) * pictures_bytes(config, trained)
+    return pictures + (in_flight - 1) * stored + max(stored + working, pictures_working_bytes(config, trained))
+
+
+def _stored_and_working_bytes(config: Config, kind: StageKind, lora: LoraConfig | None) -> tuple[int, int]:
+    """Of a chunk of layers for one micro-batch: what waits for the backward pass, and what that needs beside it."""
     chunks = config.parallel.virtual_pipeline or 1
     layers = config.model.num_hidden_layers // (config.parallel.pipeline * chunks)
-    in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
     layer = layer_bytes(config, kind)
     if lora is not None:
         layer += positions(config, kind) * lora.rank * len(lora.targets) * bytes_per_number(config)
     if config.execution.recompute != "full":
-        return in_flight * layers * layer + _working_bytes(config, kind)
+        return layers * layer, _working_bytes(config, kind)
     unit = min(config.execution.recompute_layers, layers)
-    kept = in_flight * -(-layers // unit) * residual_bytes(config, kind)
-    return kept + unit * layer + _working_bytes(config, kind)
+    return -(-layers // unit) * residual_bytes(config, kind), unit * layer + _working_bytes(config, kind)
 
 
 def _working_bytes(config: Config, kind: StageKind) -> int:

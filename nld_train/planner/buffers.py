@@ -17,8 +17,8 @@ from math import lcm, prod
 from nld_train.config.counts import bucket_elements, padded_vocabulary
 from nld_train.config.low_rank import layer_changes
 from nld_train.config.plan import replicas
-from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig
-from nld_train.config.vision_tensors import vision_tensors
+from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig, TrainedWeights
+from nld_train.config.vision_tensors import PROJECTOR, vision_tensors
 
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
@@ -45,7 +45,12 @@ class StateBytes:
 
 
 def state_bytes(
-    config: Config, world_size: int, pipeline_rank: int, data_rank: int = 0, lora: LoraConfig | None = None
+    config: Config,
+    world_size: int,
+    pipeline_rank: int,
+    data_rank: int = 0,
+    lora: LoraConfig | None = None,
+    trained: TrainedWeights = "all",
 ) -> StateBytes:
     """Bytes of one process; the same on each of its tensor-parallel ranks.
 
@@ -55,12 +60,14 @@ def state_bytes(
         pipeline_rank: of the process.
         data_rank: of the process, among the replicas. The shard of the first one has no padding at its end, so that no
             other is larger by more than the padding between weights.
-        lora: what is trained instead of the weights, which then are in no buffer; None: all weights.
+        lora: what is trained instead of the weights, which then are in no buffer; None: `trained`.
+        trained: which weights are trained; the others are in no buffer.
     """
     vocabulary = padded_vocabulary(config)
     size = replicas(config, world_size)
     weight_bytes = bytes_per_number(config)
-    return _state_bytes(config.model, config.parallel, vocabulary, weight_bytes, size, pipeline_rank, data_rank, lora)
+    shapes = config.model, config.parallel, vocabulary, weight_bytes
+    return _state_bytes(*shapes, size, pipeline_rank, data_rank, lora, trained)
 
 
 def bytes_per_number(config: Config) -> int:
@@ -79,15 +86,20 @@ def _state_bytes(
     pipeline_rank: int,
     data_rank: int,
     lora: LoraConfig | None,
+    trained: TrainedWeights,
 ) -> StateBytes:
     elements = shard = frozen = 0
     chunks = chunk_weights(model, parallel, vocabulary, pipeline_rank)
     if lora is not None:
         frozen = sum(map(sum, chunks))
         chunks = _chunk_changes(model, parallel, lora)
+    elif trained != "all":
+        whole = sum(map(sum, chunks))
+        chunks = _trained_alone(model, chunks, pipeline_rank, trained)
+        frozen = whole - sum(map(sum, chunks))
     most = bucket_elements(size // parallel.context)
     largest = 0
-    for weights in chunks:
+    for weights in filter(None, chunks):
         buckets = list(_buckets(weights, most, size))
         largest = max(largest, *(bucket.end - bucket.start for bucket in buckets))
         elements += buckets[-1].end
@@ -117,6 +129,17 @@ def chunk_weights(
     if pipeline_rank == 0:
         weights[0] += [prod(shape) for _, shape in vision_tensors(model)]
     return [tuple(chunk) for chunk in weights]
+
+
+def _trained_alone(
+    model: ModelConfig, chunks: list[tuple[int, ...]], pipeline_rank: int, trained: TrainedWeights
+) -> list[tuple[int, ...]]:
+    """Of the weights of `chunk_weights` those that are trained."""
+    vision = [name for name, _ in vision_tensors(model)] if pipeline_rank == 0 else []
+    if trained == "text":
+        return [chunks[0][: len(chunks[0]) - len(vision)], *chunks[1:]]
+    count = sum(name.startswith(PROJECTOR) for name in vision)
+    return [chunks[0][len(chunks[0]) - count :], *[() for _ in chunks[1:]]]
 
 
 def _chunk_changes(model: ModelConfig, parallel: ParallelConfig, lora: LoraConfig) -> list[tuple[int, ...]]:

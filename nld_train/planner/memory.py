@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nld_train.config.plan import micro_batches, stage_plans
-from nld_train.config.schema import Config, LoraConfig
+from nld_train.config.schema import Config, LoraConfig, TrainedWeights
+from nld_train.config.vision_tensors import trained_weights
 from nld_train.planner.activations import head_bytes, kept_bytes
 from nld_train.planner.buffers import state_bytes
 
@@ -22,7 +23,7 @@ class Memory:
         weights: of its shard of the model.
         gradients: in float32.
         optimizer: its shard of the state.
-        activations: what the layers store for the backward pass, and the layer that is being computed.
+        activations: what layers and vision tower store for the backward pass, and the layer that is being computed.
         head: head and loss; 0 where the process has no head.
         saving: for the optimizer's state while a checkpoint is saved, when there are no activations.
     """
@@ -42,16 +43,21 @@ class Memory:
 
 
 def rank_memory(
-    config: Config, world_size: int, pipeline_rank: int, kind: StageKind, lora: LoraConfig | None = None
+    config: Config,
+    world_size: int,
+    pipeline_rank: int,
+    kind: StageKind,
+    lora: LoraConfig | None = None,
+    trained: TrainedWeights = "all",
 ) -> Memory:
-    """Memory of the processes of a pipeline rank, in a stage of one kind, which trains all weights or a LoRA."""
-    state = state_bytes(config, world_size, pipeline_rank, lora=lora)
+    """Memory of the processes of a pipeline rank, in a stage of one kind, which trains a LoRA or these weights."""
+    state = state_bytes(config, world_size, pipeline_rank, lora=lora, trained=trained)
     last = pipeline_rank == config.parallel.pipeline - 1
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), lora),
+        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), lora, trained),
         head=head_bytes(config, kind) if last else 0,
         saving=state.gathered,
     )
@@ -59,10 +65,10 @@ def rank_memory(
 
 def largest_memory(config: Config, world_size: int) -> Memory:
     """Of the process that needs the most, in the stage that needs the most; of equal pipeline ranks, the first."""
-    stages = dict.fromkeys((plan.kind, plan.stage.lora) for plan in stage_plans(config))
+    stages = dict.fromkeys((plan.kind, plan.stage.lora, trained_weights(plan.stage)) for plan in stage_plans(config))
     found = (
-        rank_memory(config, world_size, rank, kind, lora)
+        rank_memory(config, world_size, rank, kind, lora, trained)
         for rank in range(config.parallel.pipeline)
-        for kind, lora in stages
+        for kind, lora, trained in stages
     )
     return max(found, key=lambda memory: memory.total)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nld_train.config.counts import step_flops
 from nld_train.config.plan import stage_plans, tokens_per_step
 from nld_train.config.schema import Config
+from nld_train.config.vision_tensors import trained_weights
 from nld_train.planner.hardware import Hardware
 from nld_train.planner.layouts import Choices
 from nld_train.planner.memory import Memory, largest_memory
@@ -47,7 +48,8 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
     steps, utilisation, speed = {}, {}, {}
     seconds = exposed = 0.0
     for plan in stage_plans(config):
-        time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size, plan.stage.lora)
+        run = config, choices.gpus, plan.kind, hardware, choices.node_size
+        time = step_time(*run, plan.stage.lora, trained_weights(plan.stage))
         flops = step_flops(config, plan.stage) / choices.gpus
         steps[plan.name] = time
         utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)

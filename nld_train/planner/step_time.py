@@ -9,22 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nld_train.config.counts import layer_matrix_parameters
-from nld_train.config.low_rank import lora_layer_parameters
 from nld_train.config.plan import micro_batches, replicas
-from nld_train.config.schema import Config, LoraConfig
+from nld_train.config.schema import Config, LoraConfig, TrainedWeights
 from nld_train.planner.activations import gathered_positions, positions
+from nld_train.planner.arithmetic import BACKWARD, arithmetic_seconds
 from nld_train.planner.buffers import bytes_per_number, state_bytes
 from nld_train.planner.hardware import Hardware
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
 
-_OPERATIONS_PER_PRODUCT = 2
 _FLOAT32 = 4
 _GIGA = 1e9
-# Forward; backward costs two forward passes.
-_BACKWARD = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,7 @@ def step_time(
     hardware: Hardware,
     node_size: int,
     lora: LoraConfig | None = None,
+    trained: TrainedWeights = "all",
 ) -> StepTime:
     """Expected seconds of a step of a stage.
 
@@ -76,10 +73,12 @@ def step_time(
         kind: of the stage.
         hardware: figures of the machines.
         node_size: devices of a node.
-        lora: what the stage trains instead of all weights; None: all weights.
+        lora: what the stage trains instead of its weights; None: `trained`.
+        trained: which weights the stage trains.
     """
+    trained = trained if lora is None else "text"
     count = micro_batches(config, world_size)
-    arithmetic = _arithmetic(config, kind, hardware, lora)
+    arithmetic = arithmetic_seconds(config, kind, hardware, lora, trained)
     tensor = _tensor_parallel(config, kind, hardware)
     context = _context_parallel(config, kind, hardware, node_size)
     transfer = _pipeline_transfer(config, kind, hardware, world_size, node_size)
@@ -91,42 +90,9 @@ def step_time(
         context=count * context,
         pipeline=count * transfer,
         bubble=idle * (arithmetic + tensor + context + transfer),
-        data=_data_parallel(config, world_size, hardware, node_size, arithmetic, lora),
-        update=_update(config, world_size, hardware, lora),
+        data=_data_parallel(config, world_size, hardware, node_size, arithmetic, lora, trained),
+        update=_update(config, world_size, hardware, lora, trained),
     )
-
-
-def _arithmetic(config: Config, kind: StageKind, hardware: Hardware, lora: LoraConfig | None) -> float:
-    """Seconds of one micro-batch on the slowest pipeline rank: the last one, which has the head."""
-    operations = _OPERATIONS_PER_PRODUCT * (_layer_products(config, kind, lora) + _head_products(config, kind, lora))
-    return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(kind))
-
-
-def _layer_products(config: Config, kind: StageKind, lora: LoraConfig | None) -> float:
-    """Multiplications of the layers of one process for one micro-batch, forward and backward, with recomputation.
-
-    A product with frozen weights has a backward pass of one product.
-    """
-    model, parallel, batch = config.model, config.parallel, config.batch
-    frozen = 0 if lora is None else positions(config, kind) * layer_matrix_parameters(model)
-    changes = 0 if lora is None else lora_layer_parameters(model, lora)
-    body = positions(config, kind) * (layer_matrix_parameters(model) + changes)
-    length = batch.sequence_length
-    pairs = kind.visible_pairs(length, config.diffusion)
-    # Context-parallel processes have equally many pairs each (`masking.context_parallel`).
-    attention = batch.micro_size * pairs * 2 * model.num_attention_heads * model.head_dim / parallel.context
-    forward = {"none": 0.0, "selective": attention, "full": body + attention}[config.execution.recompute]
-    layers = model.num_hidden_layers / parallel.pipeline
-    return layers * ((1 + _BACKWARD) * (body + attention) - frozen + forward) / parallel.tensor
-
-
-def _head_products(config: Config, kind: StageKind, lora: LoraConfig | None) -> float:
-    """The same for the head, which a LoRA leaves frozen; with more rows than a chunk its forward pass runs twice."""
-    model, batch = config.model, config.batch
-    samples = batch.micro_size / config.parallel.context
-    rows = samples * kind.head_rows(batch.sequence_length, config.diffusion)
-    passes = 1 + _BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0) - (0 if lora is None else 1)
-    return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor
 
 
 def _tensor_parallel(config: Config, kind: StageKind, hardware: Hardware) -> float:
@@ -184,6 +150,7 @@ def _data_parallel(
     node_size: int,
     micro_batch_seconds: float,
     lora: LoraConfig | None,
+    trained: TrainedWeights,
 ) -> float:
     """Reduce-scatter of float32 gradients and all-gather of trained weights, each (d - 1) / d of its buffer.
 
@@ -194,11 +161,11 @@ def _data_parallel(
     if size == 1:
         return 0.0
     ranks = range(config.parallel.pipeline)
-    gradients = max(state_bytes(config, world_size, rank, lora=lora).gradients for rank in ranks)
+    gradients = max(state_bytes(config, world_size, rank, lora=lora, trained=trained).gradients for rank in ranks)
     bandwidth = _ring_bandwidth(config, size, hardware, node_size)
     part = (size - 1) / size / bandwidth
     reduction, gathering = part * gradients, part * _trained_bytes(config, gradients)
-    forward = 1 / (1 + _BACKWARD)
+    forward = 1 / (1 + BACKWARD)
     hidden_forward = micro_batch_seconds * forward if config.parallel.overlap_param_gather else 0.0
     hidden_backward = micro_batch_seconds * (1 - forward) if config.parallel.overlap_grad_reduce else 0.0
     return max(0.0, reduction - hidden_backward) + max(0.0, gathering - hidden_forward)
@@ -221,8 +188,10 @@ def _trained_bytes(config: Config, gradients: int) -> float:
     return gradients * bytes_per_number(config) / _FLOAT32
 
 
-def _update(config: Config, world_size: int, hardware: Hardware, lora: LoraConfig | None) -> float:
+def _update(
+    config: Config, world_size: int, hardware: Hardware, lora: LoraConfig | None, trained: TrainedWeights
+) -> float:
     """Reads and writes of the optimizer's shard, and three passes over the gradients: zeroing, norm, clipping."""
-    state = state_bytes(config, world_size, 0, lora=lora)
+    state = state_bytes(config, world_size, 0, lora=lora, trained=trained)
     moved = 2 * state.optimizer + 3 * state.gradients + _trained_bytes(config, state.gradients)
     return moved / (hardware.memory_bandwidth * _GIGA * hardware.bandwidth_share)

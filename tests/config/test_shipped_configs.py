@@ -135,6 +135,12 @@ def test_fine_tuning_experiments_fit_into_80_gigabytes(size: str) -> None:
     assert stage_plans(control)[0].kind.stream_lengths(16384) == (16384,)
 
 
+def test_a_vision_language_model_fits_into_80_gigabytes_with_large_pictures() -> None:
+    config = compose_config(["experiment=vlm_8b", "run.dry=true", "execution.device=cuda"])
+    validate(config, config.run.plan_world_size)
+    assert largest_memory(config, config.run.plan_world_size).total <= 72 * GIBIBYTE
+
+
 def test_a_lora_of_the_8b_model_fits_onto_one_gpu() -> None:
     config = compose_config(["experiment=sft_8b_lora", "run.dry=true", "execution.device=cuda"])
     memory = largest_memory(config, 1)

@@ -178,7 +178,7 @@ def test_the_number_of_pictures_at_once_changes_no_feature(monkeypatch: pytest.M
     together = ours.vision(pictures)
     assert together.shape == (1 + 15 + 2 + 8, config.model.hidden_size)
     for limit, groups in ((1, 4), (60, 3), (72, 2)):
-        monkeypatch.setattr(encoder, "_PATCHES", limit)
+        monkeypatch.setattr(encoder, "PATCHES_TOGETHER", limit)
         assert len(list(ours.vision._groups(pictures))) == groups
         torch.testing.assert_close(ours.vision(pictures), together, atol=1e-5, rtol=1e-5)
 

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nld_train.config.image_tokens import patch_count
+from nld_train.config.image_tokens import PATCHES_TOGETHER, patch_count
 from nld_train.config.schema import ModelConfig
 from nld_train.config.vision_settings import projector_settings, vision_settings
 from nld_train.model.vision.pictures import CHANNELS, Pictures
-
-# Patches that pass through the tower together. Its mask over them is dense, though each picture sees itself alone.
-_PATCHES = 4096
 
 
 class VisionEncoder(torch.nn.Module):
@@ -62,11 +59,11 @@ class VisionEncoder(torch.nn.Module):
         return features
 
     def _groups(self, pictures: Pictures) -> Iterator[Pictures]:
-        """Pictures one after another that have no more than `_PATCHES` together, or a single larger one."""
+        """Pictures one after another that have no more than `PATCHES_TOGETHER`, or a single larger one."""
         begin, patches = 0, 0
         for number, size in enumerate(pictures.sizes.tolist()):
             more = patch_count(self.shape, size)
-            if number > begin and patches + more > _PATCHES:
+            if number > begin and patches + more > PATCHES_TOGETHER:
                 yield pictures.part(begin, number)
                 begin, patches = number, 0
             patches += more

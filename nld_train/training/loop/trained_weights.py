@@ -23,18 +23,19 @@ def train_weights(model: list[Any], trained: TrainedWeights = "all") -> list[Any
         trained: `text`: not the vision tower and the projector; `projector`: the projector alone.
     """
     own = [unwrap(chunk) for chunk in model]
-    wanted = {name: _is_trained(name, trained) for chunk in own for name, _ in chunk.named_parameters()}
+    wanted = {name: is_trained(name, trained) for chunk in own for name, _ in chunk.named_parameters()}
     as_wanted = all(weight.requires_grad == wanted[name] for chunk in own for name, weight in chunk.named_parameters())
     if as_wanted and adapter_shape(own, LORA) is None:
         return model
     chunks = _release(model)
     for chunk in chunks:
         for name, weight in chunk.named_parameters():
-            weight.requires_grad_(_is_trained(name, trained))
+            weight.requires_grad_(is_trained(name, trained))
     return chunks
 
 
-def _is_trained(name: str, trained: TrainedWeights) -> bool:
+def is_trained(name: str, trained: TrainedWeights) -> bool:
+    """Whether a stage trains the weight of this name of Megatron's model."""
     if trained == "all":
         return True
     return name.startswith(MODULE + PROJECTOR) if trained == "projector" else not is_vision_key(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from nld_train.config.checks import refuse_unless
-from nld_train.config.counts import lora_flops, training_flops
+from nld_train.config.counts import frozen_flops, training_flops
 from nld_train.config.schema import LORA_TARGETS, Config, DecodingMode, DiffusionConfig, StageConfig
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ class StageKind(ABC):
         length, diffusion = config.batch.sequence_length, config.diffusion
         pairs, rows = self.visible_pairs(length, diffusion), self.head_rows(length, diffusion)
         positions = max(self.stream_lengths(length))
-        if stage.lora is not None:
-            return lora_flops(config.model, stage.lora, positions, pairs, rows)
+        if stage.lora is not None or stage.trained_weights == "projector":
+            return frozen_flops(config.model, stage.lora, positions, pairs, rows)
         return training_flops(config.model, positions, pairs, rows)
 
     def objective(self, stage: StageConfig) -> str:
