@@ -51,7 +51,7 @@ _TOOLS = (
 )
 _SERVE = (
     "`python serve.py --decoding-mode linear` in its directory serves it, with an API like OpenAI's (it needs "
-    "`transformers[serving]`)."
+    "`transformers[serving]`{more})."
 )
 _WHAT = {
     "nld": "It decodes autoregressively, by block diffusion and by linear self-speculation.",
@@ -156,7 +156,8 @@ def _with_tools(record: Record, model: ModelConfig, export: Export, chat: bool) 
         tokens=_tokens(model),
         arguments=f", tokenizer_encode_kwargs={{{named}}}" if named else "",
     )
-    served = [_SERVE, ""] if chat and model.vision is None and record.clean_stream.block is None else []
+    serve = _SERVE.format(more="" if model.vision is None else " and torchvision")
+    served = [serve, ""] if chat and record.clean_stream.block is None else []
     return [_TOOLS, "", "```python", code, "```", "", *served]
 
 

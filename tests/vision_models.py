@@ -138,3 +138,11 @@ def encoded(width: int, height: int, seed: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
+
+
+def require_torchvision() -> None:
+    """Skips a test where it is not installed, or is one of another torch: the wheels for Linux need one for CUDA."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"torchvision does not load: {error}")

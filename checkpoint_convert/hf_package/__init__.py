@@ -14,9 +14,10 @@ from pathlib import Path
 PACKAGE = "checkpoint_convert.hf_package"
 _CONFIGURATION, _MODELING = "configuration_nemotron_labs_diffusion", "modeling_nemotron_labs_diffusion"
 # `auto_map` names the first two; the last is a command.
-ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py", "serve.py")
+_SERVER = "serve.py"
+ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py", _SERVER)
 # Of a vision-language model.
-VISION_ENTRY_FILES = (f"{_CONFIGURATION}_vlm.py", f"{_MODELING}_vlm.py")
+VISION_ENTRY_FILES = (f"{_CONFIGURATION}_vlm.py", f"{_MODELING}_vlm.py", _SERVER)
 
 # `auto_map` in `config.json` of an export.
 AUTO_MAP = {

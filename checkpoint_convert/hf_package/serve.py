@@ -1,19 +1,21 @@
 """`transformers serve` for the model in whose directory this file is: `python serve.py --help`.
 
-`transformers serve` looks the class of a model up among its own, and does not find that of this one. Here it does. All
-its options are options of this command; `--decoding-mode` is one more.
+`transformers serve` looks the class of a model up among its own, and does not find that of this one. Here it does, and
+passes pictures on to one that sees. All its options are options of this command; `--decoding-mode` is one more.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURE = "NemotronLabsDiffusionModel"
 MODES = ("ar", "diffusion", "linear", "quadratic")
+# Characters of a message, which may quote a picture.
+_LONGEST = 200
 
 
 def main(words: list[str] | None = None) -> None:
@@ -40,12 +42,38 @@ def main(words: list[str] | None = None) -> None:
 
     if not is_serve_available():
         parser.error("openai, fastapi or uvicorn is not installed: pip install 'transformers[serving]'")
+    config = json.loads((directory / "config.json").read_text())
+    if "vision_config" in config:
+        if not has_torchvision():
+            parser.error(
+                "torchvision, which the processor of pictures needs, does not load: install that of your torch"
+            )
+        # Before the server is imported: the import of a processor puts another module in the place of `transformers`.
+        take_pictures(config)
     import transformers
     from transformers.cli.transformers import app
 
-    setattr(transformers, ARCHITECTURE, loader(options.decoding_mode))
+    setattr(transformers, config["architectures"][0], loader(options.decoding_mode))
     print(f"model {directory}", flush=True)
     app(["serve", str(directory), "--trust-remote-code", *others])
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision is installed and loads, which one that was built for another torch does not."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def take_pictures(config: dict[str, Any]) -> None:
+    """Tells `transformers serve` that the model of a `config.json` takes pictures."""
+    from transformers import PixtralProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    PixtralProcessor.apply_chat_template = reading(PixtralProcessor.apply_chat_template)
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[config["model_type"]] = config["architectures"][0]
 
 
 def loader(mode: str | None) -> type:
@@ -75,12 +103,30 @@ def refusing(generate: Callable[..., Any]) -> Callable[..., Any]:
     def refused(*arguments: Any, **settings: Any) -> Any:
         from fastapi import HTTPException
 
+        # The server passes a processor of pictures on, which has no vocabulary for stop strings.
+        if (tokenizer := getattr(settings.get("tokenizer"), "tokenizer", None)) is not None:
+            settings["tokenizer"] = tokenizer
         try:
             return generate(*arguments, **settings)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
 
     return refused
+
+
+def reading(apply_chat_template: Callable[..., Any]) -> Callable[..., Any]:
+    """A processor's method, for which a picture that cannot be read is an error of the request (400)."""
+
+    def read(*arguments: Any, **settings: Any) -> Any:
+        from fastapi import HTTPException
+
+        try:
+            return apply_chat_template(*arguments, **settings)
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = str(error).partition("\n")[0][:_LONGEST]
+            raise HTTPException(400, f"messages: cannot be read with their pictures: {reason}") from error
+
+    return read
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +17,14 @@ from typing import Any, get_args
 import pytest
 from forked import Forked, free_port
 from instruct_runs import QUESTIONS
+from vision_models import encoded, require_torchvision, vision_folder
 
 from checkpoint_convert.hf_package.serve import MODES, main
 from nld_train.decoding.algorithms.options import Mode
 
 REASON = "the extra `serving` is not installed"
 TOKENS = 16
+PNG = base64.b64encode(encoded(37, 21, seed=1)).decode()
 MESSAGES = [{"role": "user", "content": QUESTIONS[2]}]
 
 
@@ -128,3 +133,75 @@ def test_the_plain_export_needs_no_command_of_its_own(
     with served(tmp_path, free_port(), *words) as client:
         answer = client.chat.completions.create(**asked(instruct["ministral3"]))
     assert answer.choices[0].message.content == expected["ar"]
+
+
+def about(picture: str) -> list[dict[str, Any]]:
+    """A question about a picture, as clients of OpenAI ask it."""
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]
+
+
+def answers_about(directory: Path) -> dict[str, str]:
+    """By `generate`, in each mode, of what the processor makes of the question."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(directory)
+    model = AutoModelForImageTextToText.from_pretrained(directory, trust_remote_code=True)
+    messages = about(PNG)
+    messages[0]["content"][0] = {"type": "image", "url": f"data:image/png;base64,{PNG}"}
+    form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(messages, **form)
+    found = {}
+    for mode in MODES:
+        ids = model.generate(**batch, max_new_tokens=TOKENS, decoding_mode=mode, do_sample=False)
+        found[mode] = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
+
+
+@pytest.mark.long
+def test_a_question_about_a_picture_in_every_mode(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """A picture in the request, whole and streamed; what cannot be read is an error of the request."""
+    import openai
+
+    require_torchvision()
+    directory = vision_folder(tmp_path_factory) / "exported"
+    expected = answers_about(directory)
+    assert expected["ar"] == expected["linear"] == expected["quadratic"] != expected["diffusion"]
+    with served(tmp_path, free_port(), str(directory / "serve.py"), "--decoding-mode", "linear") as client:
+        for mode in (None, *MODES):
+            request = asked(directory, **({} if mode is None else {"decoding_mode": mode})) | {"messages": about(PNG)}
+            whole = client.chat.completions.create(**request)
+            assert whole.choices[0].message.content == expected[mode or "linear"]
+            pieces = client.chat.completions.create(**request, stream=True)
+            streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+            # A character that is not whole yet is not streamed.
+            assert streamed.rstrip("\ufffd") == expected[mode or "linear"].rstrip("\ufffd") != ""
+        letter = next(filter(str.isalnum, expected["quadratic"][1:]))
+        stopped = client.chat.completions.create(**request, stop=[letter])
+        assert stopped.choices[0].message.content == expected["quadratic"].partition(letter)[0] + letter
+        assert client.chat.completions.create(**asked(directory)).choices[0].message.content
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**request | {"messages": about("AAAA")})
+        detail = refused.value.response.json()["detail"]
+        assert detail.startswith("messages: cannot be read with their pictures: ")
+        assert "\n" not in detail
+
+
+def test_an_export_that_sees_is_not_served_without_torchvision(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is installed for another torch, and does not load."""
+    for name in ("openai", "fastapi", "uvicorn"):
+        pytest.importorskip(name, reason=REASON)
+    script = vision_folder(tmp_path_factory) / "exported" / "serve.py"
+    spec = importlib.util.spec_from_file_location("serve_of_export", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(SystemExit) as ended:
+        module.main([])
+    assert ended.value.code == 2
+    assert "torchvision, which the processor of pictures needs, does not load" in capsys.readouterr().err
