@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,22 @@ def _for_servers(rope: dict[str, Any]) -> dict[str, Any]:
         length = {"original_max_position_embeddings": rope["original_max_position_embeddings"]}
         found |= {**length, "llama_4_scaling": {"beta": beta, **length}}
     return found
+
+
+def vllm_positions(model: ModelConfig) -> int | None:
+    """How many positions vLLM can serve, if they are fewer than the model has; else None.
+
+    Of yarn, vLLM 0.32.0 tabulates cosines and sines for `factor x original_max_position_embeddings` positions, and
+    reads past the end of that table (`YaRNScalingRotaryEmbedding`). `transformers` computes them for every position.
+    """
+    rope = model.rope_parameters
+    if rope.rope_type != "yarn":
+        return None
+    factor, length = rope.factor, rope.original_max_position_embeddings
+    assert factor is not None, "yarn has a factor"
+    assert length is not None, "yarn has a length"
+    positions = math.ceil(factor * length)
+    return positions if positions < model.max_position_embeddings else None
 
 
 def _begins_with(ids: Any, first: int) -> bool:

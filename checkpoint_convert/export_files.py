@@ -10,7 +10,7 @@ from typing import Any
 
 from checkpoint_convert.card_metadata import CARD, LICENSES, Origins, origins
 from checkpoint_convert.checkpoints import Record
-from checkpoint_convert.export_config import Export, export_config, generation_config
+from checkpoint_convert.export_config import Export, export_config, generation_config, vllm_positions
 from checkpoint_convert.model_card import model_card
 from checkpoint_convert.processor_files import write_processor
 from nld_train.config.schema import ModelConfig
@@ -72,6 +72,11 @@ def _notes(
         yield "the tokenizer has no chat template, and that of the training data does not exist any more"
     elif export.tokenizer is not None and own_template(files) != own_template(read_tokenizer(export.tokenizer)):
         yield f"the chat template is that of the training, and not that of --tokenizer {export.tokenizer}"
+    if export.output_format == "ministral3" and (positions := vllm_positions(model)) is not None:
+        yield (
+            f"vLLM has rotary angles for factor x original_max_position_embeddings = {positions} positions alone, and "
+            f"writes nonsense beyond them: start it with --max-model-len {positions}"
+        )
     made_of_others = record.origin is not None or record.chat_run is not None
     if made_of_others and export.license is None and "license" not in known.license:
         yield "the model card names no license: --license names one"

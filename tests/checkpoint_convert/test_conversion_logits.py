@@ -79,7 +79,8 @@ def test_servers_read_the_same_rotary_embedding(rope: str, tmp_path: Path) -> No
     """The keys of vLLM and SGLang agree with those of `transformers`; and our own import reads them."""
     write_source(tmp_path / "source", named("fp32"), copy.deepcopy(TEXT) | {"rope_parameters": ROPES[rope]})
     import_checkpoint(tmp_path / "source", tmp_path / "imported")
-    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3")
+    said: list[str] = []
+    export_checkpoint(tmp_path / "imported", tmp_path / "out", "ministral3", report=said.append)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     given, model = ROPES[rope], open_weights(tmp_path / "imported").model
     # Of yarn vLLM computes the paper's factor on cosines and sines, unless `apply_yarn_scaling` is false.
@@ -93,6 +94,11 @@ def test_servers_read_the_same_rotary_embedding(rope: str, tmp_path: Path) -> No
     assert config.get("llama_4_scaling") == query_scale
     assert config.get("original_max_position_embeddings") == (length if query_scale else None)
     assert open_weights(tmp_path / "out").model.rope_parameters == model.rope_parameters
+    # vLLM has a table of so many positions, of the model's 256.
+    positions = {"yarn": 64, "released factor 0.25": 4}.get(rope)
+    assert [line.rpartition(" ")[2] for line in said if line.startswith("vLLM")] == [str(positions)] * (
+        positions is not None
+    )
 
 
 def test_layer_by_layer_logits_are_those_of_transformers(tmp_path: Path) -> None:
