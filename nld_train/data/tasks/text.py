@@ -1,7 +1,7 @@
 """Text for the stages before conversations: random words, and the same words again in the forms that answers have.
 
-A tiny model learns to find something again in its context in a minute from text in which most can be found; from answers
-alone, most of whose tokens are prompt, it hardly learns to look things up in a table (docs/tasks.md).
+A tiny model learns to find something again in its context in a minute from text in which most can be found; from
+answers alone, most of whose tokens are prompt, it hardly learns to look things up in a table (docs/tasks.md).
 """
 
 from __future__ import annotations
