@@ -61,12 +61,14 @@ def test_each_format_is_recognised_by_its_keys(row: dict[str, Any], expected: li
     assert roles(row) == expected
 
 
-def test_reasoning_and_tools_reach_the_template() -> None:
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_and_tools_reach_the_template(key: str) -> None:
+    """Under the key that templates read, whatever release of transformers renders them."""
     tools = [{"type": "function", "function": {"name": "f"}}]
-    answer = ANSWERED | {"reasoning_content": "hm", "name": None, "loss": 1}
+    answer = ANSWERED | {key: "hm", "name": None, "loss": 1}
     row = {"messages": [ASKED, answer], "tools": tools, "chat_template_kwargs": {"date": "today"}}
     conversation = conversation_of(row, "messages", "row 7")
-    assert conversation.messages[1].content == ANSWERED | {"reasoning_content": "hm"}
+    assert conversation.messages[1].content == ANSWERED | {key: "hm", "reasoning_content": "hm", "thinking": "hm"}
     assert conversation.tools == tools
     assert conversation.template_arguments == {"date": "today"}
     assert conversation.text == "a\nhm\nb"

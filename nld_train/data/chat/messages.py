@@ -29,8 +29,8 @@ _ROLES = {
     "function_response": "tool",
     "observation": "tool",
 }
-# Keys of the reasoning, as transformers passes it to a template.
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+# Keys of the reasoning, in the order in which transformers looks for it. Templates read the first, gpt-oss the second.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 # Keys that say whether a message is learned.
 _LOSS = ("loss", "weight")
 
@@ -110,9 +110,10 @@ def _content(
         content["content"] = text
     if calls:
         content["tool_calls"] = _tool_calls(calls, where)
-    for key in _REASONING:
-        if key in content:
-            require_text(content[key], key, where)
+    reasoning = [require_text(content[key], key, where) for key in _REASONING if key in content]
+    if reasoning:
+        # Before 5.23 transformers passes keys on as they are, and a template would leave the others out.
+        content = {_REASONING[1]: reasoning[0], **content, _REASONING[0]: reasoning[0]}
     return content, references
 
 
