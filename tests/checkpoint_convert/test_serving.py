@@ -111,7 +111,7 @@ def test_the_servers_mode_decides_where_a_request_names_none(
     import openai
 
     refused = "RepetitionPenaltyLogitsProcessor: .* are not in decoding_mode 'diffusion'"
-    short = {"model": str(instruct["nld"]), "messages": MESSAGES, "max_completion_tokens": TOKENS, "temperature": 0}
+    short = {"model": str(instruct["nld"]), "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0}
     for request in (short, asked(instruct["nld"])):
         answer = client.chat.completions.create(**request)
         assert answer.choices[0].message.content == expected["diffusion"]
