@@ -7,7 +7,6 @@ passes pictures on to one that sees. All its options are options of this command
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +41,9 @@ def main(words: list[str] | None = None) -> None:
 
     if not is_serve_available():
         parser.error("openai, fastapi or uvicorn is not installed: pip install 'transformers[serving]'")
-    config = json.loads((directory / "config.json").read_text())
+    from transformers import PretrainedConfig
+
+    config, _ = PretrainedConfig.get_config_dict(directory)
     if "vision_config" in config:
         if not has_torchvision():
             parser.error(
