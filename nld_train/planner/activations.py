@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nld_train.config.schema import Config, LoraConfig, TrainedWeights
+from nld_train.config.schema import Config, LoraConfig
 from nld_train.planner.buffers import bytes_per_number
 from nld_train.planner.tower import micro_batches_with_pictures, pictures_bytes, pictures_working_bytes
+from nld_train.planner.trained import ALL, Trained
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -100,14 +101,7 @@ def micro_batches_in_flight(config: Config, pipeline_rank: int, micro_batches: i
     return min(warm_up + 1, micro_batches * chunks)
 
 
-def kept_bytes(
-    config: Config,
-    kind: StageKind,
-    pipeline_rank: int,
-    micro_batches: int,
-    lora: LoraConfig | None = None,
-    trained: TrainedWeights = "all",
-) -> int:
+def kept_bytes(config: Config, kind: StageKind, pipeline_rank: int, micro_batches: int, trained: Trained = ALL) -> int:
     """Peak activation memory of the layers of a process, in bytes, including the layer that is being computed.
 
     The first pipeline rank of a vision-language model stores activations of the tower too. A layer of the tower is
@@ -117,12 +111,11 @@ def kept_bytes(
     the same.
     """
     in_flight = micro_batches_in_flight(config, pipeline_rank, micro_batches)
-    stored, working = _stored_and_working_bytes(config, kind, lora)
+    stored, working = _stored_and_working_bytes(config, kind, trained.lora)
     if pipeline_rank > 0 or config.model.vision is None:
         return in_flight * stored + working
-    trained = trained if lora is None else "text"
-    pictures = micro_batches_with_pictures(config, micro_batches) * pictures_bytes(config, trained)
-    return pictures + (in_flight - 1) * stored + max(stored + working, pictures_working_bytes(config, trained))
+    pictures = micro_batches_with_pictures(config, micro_batches) * pictures_bytes(config, trained.weights)
+    return pictures + (in_flight - 1) * stored + max(stored + working, pictures_working_bytes(config, trained.weights))
 
 
 def _stored_and_working_bytes(config: Config, kind: StageKind, lora: LoraConfig | None) -> tuple[int, int]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from nld_train.config.counts import layer_matrix_parameters
 from nld_train.config.low_rank import lora_layer_parameters
-from nld_train.config.schema import Config, LoraConfig, TrainedWeights
+from nld_train.config.schema import Config, TrainedWeights
 from nld_train.config.vision_tensors import picture_products
 from nld_train.planner.activations import positions
 from nld_train.planner.hardware import Hardware
+from nld_train.planner.trained import Trained
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -19,21 +20,17 @@ _OPERATIONS_PER_PRODUCT = 2
 BACKWARD = 2
 
 
-def arithmetic_seconds(
-    config: Config, kind: StageKind, hardware: Hardware, lora: LoraConfig | None, trained: TrainedWeights
-) -> float:
+def arithmetic_seconds(config: Config, kind: StageKind, hardware: Hardware, trained: Trained) -> float:
     """Seconds of one micro-batch on the slowest pipeline rank: the last has the head, the first the vision tower.
 
     Args:
         config: the run.
         kind: of the stage.
         hardware: figures of the machines.
-        lora: what the stage trains instead of its weights; None: `trained`.
-        trained: which weights the stage trains; `text` with a LoRA.
+        trained: what the stage trains.
     """
-    frozen = lora is not None or trained == "projector"
-    layers, head = _layer_products(config, kind, lora, frozen), _head_products(config, kind, frozen)
-    pictures = _vision_products(config, trained)
+    layers, head = _layer_products(config, kind, trained), _head_products(config, kind, trained)
+    pictures = _vision_products(config, trained.weights)
     ends = pictures + head if config.parallel.pipeline == 1 else max(pictures, head)
     operations = _OPERATIONS_PER_PRODUCT * (layers + ends)
     return operations / (hardware.peak_tflops * 1e12 * hardware.utilisation(kind))
@@ -51,14 +48,14 @@ def _vision_products(config: Config, trained: TrainedWeights) -> float:
     return config.batch.micro_size * (tower + projector)
 
 
-def _layer_products(config: Config, kind: StageKind, lora: LoraConfig | None, is_frozen: bool) -> float:
+def _layer_products(config: Config, kind: StageKind, trained: Trained) -> float:
     """Multiplications of the layers of one process for one micro-batch, forward and backward, with recomputation.
 
     A product with frozen weights has a backward pass of one product.
     """
     model, parallel, batch = config.model, config.parallel, config.batch
-    frozen = positions(config, kind) * layer_matrix_parameters(model) if is_frozen else 0
-    changes = 0 if lora is None else lora_layer_parameters(model, lora)
+    frozen = positions(config, kind) * layer_matrix_parameters(model) if trained.freezes_text else 0
+    changes = 0 if trained.lora is None else lora_layer_parameters(model, trained.lora)
     body = positions(config, kind) * (layer_matrix_parameters(model) + changes)
     length = batch.sequence_length
     pairs = kind.visible_pairs(length, config.diffusion)
@@ -69,10 +66,10 @@ def _layer_products(config: Config, kind: StageKind, lora: LoraConfig | None, is
     return layers * ((1 + BACKWARD) * (body + attention) - frozen + forward) / parallel.tensor
 
 
-def _head_products(config: Config, kind: StageKind, is_frozen: bool) -> float:
-    """The same for the head, which a LoRA leaves frozen; with more rows than a chunk its forward pass runs twice."""
+def _head_products(config: Config, kind: StageKind, trained: Trained) -> float:
+    """The same for the head, frozen as the text model is; with more rows than a chunk its forward pass runs twice."""
     model, batch = config.model, config.batch
     samples = batch.micro_size / config.parallel.context
     rows = samples * kind.head_rows(batch.sequence_length, config.diffusion)
-    passes = 1 + BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0) - (1 if is_frozen else 0)
+    passes = 1 + BACKWARD + (1 if rows > config.execution.head_chunk_rows else 0) - (1 if trained.freezes_text else 0)
     return passes * rows * model.vocab_size * model.hidden_size / config.parallel.tensor

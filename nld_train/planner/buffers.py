@@ -19,6 +19,7 @@ from nld_train.config.low_rank import layer_changes
 from nld_train.config.plan import replicas
 from nld_train.config.schema import Config, LoraConfig, ModelConfig, ParallelConfig, TrainedWeights
 from nld_train.config.vision_tensors import PROJECTOR, vision_tensors
+from nld_train.planner.trained import ALL, Trained
 
 _START, _END = 64, 128
 # Gradients are reduced in float32; so are the optimizer's copy of the weights and its two averages.
@@ -49,8 +50,7 @@ def state_bytes(
     world_size: int,
     pipeline_rank: int,
     data_rank: int = 0,
-    lora: LoraConfig | None = None,
-    trained: TrainedWeights = "all",
+    trained: Trained = ALL,
 ) -> StateBytes:
     """Bytes of one process; the same on each of its tensor-parallel ranks.
 
@@ -60,14 +60,13 @@ def state_bytes(
         pipeline_rank: of the process.
         data_rank: of the process, among the replicas. The shard of the first one has no padding at its end, so that no
             other is larger by more than the padding between weights.
-        lora: what is trained instead of the weights, which then are in no buffer; None: `trained`.
-        trained: which weights are trained; the others are in no buffer.
+        trained: what has gradients; other weights are in no buffer.
     """
     vocabulary = padded_vocabulary(config)
     size = replicas(config, world_size)
     weight_bytes = bytes_per_number(config)
     shapes = config.model, config.parallel, vocabulary, weight_bytes
-    return _state_bytes(*shapes, size, pipeline_rank, data_rank, lora, trained)
+    return _state_bytes(*shapes, size, pipeline_rank, data_rank, trained)
 
 
 def bytes_per_number(config: Config) -> int:
@@ -85,17 +84,16 @@ def _state_bytes(
     size: int,
     pipeline_rank: int,
     data_rank: int,
-    lora: LoraConfig | None,
-    trained: TrainedWeights,
+    trained: Trained,
 ) -> StateBytes:
     elements = shard = frozen = 0
     chunks = chunk_weights(model, parallel, vocabulary, pipeline_rank)
-    if lora is not None:
+    if trained.lora is not None:
         frozen = sum(map(sum, chunks))
-        chunks = _chunk_changes(model, parallel, lora)
-    elif trained != "all":
+        chunks = _chunk_changes(model, parallel, trained.lora)
+    elif trained.weights != "all":
         whole = sum(map(sum, chunks))
-        chunks = _trained_alone(model, chunks, pipeline_rank, trained)
+        chunks = _trained_alone(model, chunks, pipeline_rank, trained.weights)
         frozen = whole - sum(map(sum, chunks))
     most = bucket_elements(size // parallel.context)
     largest = 0

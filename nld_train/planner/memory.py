@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nld_train.config.plan import micro_batches, stage_plans
-from nld_train.config.schema import Config, LoraConfig, TrainedWeights
-from nld_train.config.vision_tensors import trained_weights
+from nld_train.config.schema import Config
 from nld_train.planner.activations import head_bytes, kept_bytes
 from nld_train.planner.buffers import state_bytes
+from nld_train.planner.trained import ALL, Trained
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -42,22 +42,15 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + max(step, self.saving)
 
 
-def rank_memory(
-    config: Config,
-    world_size: int,
-    pipeline_rank: int,
-    kind: StageKind,
-    lora: LoraConfig | None = None,
-    trained: TrainedWeights = "all",
-) -> Memory:
-    """Memory of the processes of a pipeline rank, in a stage of one kind, which trains a LoRA or these weights."""
-    state = state_bytes(config, world_size, pipeline_rank, lora=lora, trained=trained)
+def rank_memory(config: Config, world_size: int, pipeline_rank: int, kind: StageKind, trained: Trained = ALL) -> Memory:
+    """Memory of the processes of a pipeline rank, in a stage of one kind."""
+    state = state_bytes(config, world_size, pipeline_rank, trained=trained)
     last = pipeline_rank == config.parallel.pipeline - 1
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), lora, trained),
+        activations=kept_bytes(config, kind, pipeline_rank, micro_batches(config, world_size), trained),
         head=head_bytes(config, kind) if last else 0,
         saving=state.gathered,
     )
@@ -65,10 +58,10 @@ def rank_memory(
 
 def largest_memory(config: Config, world_size: int) -> Memory:
     """Of the process that needs the most, in the stage that needs the most; of equal pipeline ranks, the first."""
-    stages = dict.fromkeys((plan.kind, plan.stage.lora, trained_weights(plan.stage)) for plan in stage_plans(config))
+    stages = dict.fromkeys((plan.kind, Trained.of(plan.stage)) for plan in stage_plans(config))
     found = (
-        rank_memory(config, world_size, rank, kind, lora, trained)
+        rank_memory(config, world_size, rank, kind, trained)
         for rank in range(config.parallel.pipeline)
-        for kind, lora, trained in stages
+        for kind, trained in stages
     )
     return max(found, key=lambda memory: memory.total)

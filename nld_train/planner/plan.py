@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from nld_train.config.counts import step_flops
 from nld_train.config.plan import stage_plans, tokens_per_step
 from nld_train.config.schema import Config
-from nld_train.config.vision_tensors import trained_weights
 from nld_train.planner.hardware import Hardware
 from nld_train.planner.layouts import Choices
 from nld_train.planner.memory import Memory, largest_memory
 from nld_train.planner.step_time import StepTime, step_time
+from nld_train.planner.trained import Trained
 
 _SECONDS_PER_DAY = 86400
 
@@ -48,8 +48,7 @@ def plan_layout(config: Config, choices: Choices, hardware: Hardware, device_gib
     steps, utilisation, speed = {}, {}, {}
     seconds = exposed = 0.0
     for plan in stage_plans(config):
-        run = config, choices.gpus, plan.kind, hardware, choices.node_size
-        time = step_time(*run, plan.stage.lora, trained_weights(plan.stage))
+        time = step_time(config, choices.gpus, plan.kind, hardware, choices.node_size, Trained.of(plan.stage))
         flops = step_flops(config, plan.stage) / choices.gpus
         steps[plan.name] = time
         utilisation[plan.name] = flops / time.total / (hardware.peak_tflops * 1e12)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nld_train.config.plan import micro_batches, replicas
-from nld_train.config.schema import Config, LoraConfig, TrainedWeights
+from nld_train.config.schema import Config
 from nld_train.planner.activations import gathered_positions, positions
 from nld_train.planner.arithmetic import BACKWARD, arithmetic_seconds
 from nld_train.planner.buffers import bytes_per_number, state_bytes
 from nld_train.planner.hardware import Hardware
+from nld_train.planner.trained import ALL, Trained
 
 if TYPE_CHECKING:
     from nld_train.training.stages.kind import StageKind
@@ -62,8 +63,7 @@ def step_time(
     kind: StageKind,
     hardware: Hardware,
     node_size: int,
-    lora: LoraConfig | None = None,
-    trained: TrainedWeights = "all",
+    trained: Trained = ALL,
 ) -> StepTime:
     """Expected seconds of a step of a stage.
 
@@ -73,12 +73,10 @@ def step_time(
         kind: of the stage.
         hardware: figures of the machines.
         node_size: devices of a node.
-        lora: what the stage trains instead of its weights; None: `trained`.
-        trained: which weights the stage trains.
+        trained: what the stage trains.
     """
-    trained = trained if lora is None else "text"
     count = micro_batches(config, world_size)
-    arithmetic = arithmetic_seconds(config, kind, hardware, lora, trained)
+    arithmetic = arithmetic_seconds(config, kind, hardware, trained)
     tensor = _tensor_parallel(config, kind, hardware)
     context = _context_parallel(config, kind, hardware, node_size)
     transfer = _pipeline_transfer(config, kind, hardware, world_size, node_size)
@@ -90,8 +88,8 @@ def step_time(
         context=count * context,
         pipeline=count * transfer,
         bubble=idle * (arithmetic + tensor + context + transfer),
-        data=_data_parallel(config, world_size, hardware, node_size, arithmetic, lora, trained),
-        update=_update(config, world_size, hardware, lora, trained),
+        data=_data_parallel(config, world_size, hardware, node_size, arithmetic, trained),
+        update=_update(config, world_size, hardware, trained),
     )
 
 
@@ -149,8 +147,7 @@ def _data_parallel(
     hardware: Hardware,
     node_size: int,
     micro_batch_seconds: float,
-    lora: LoraConfig | None,
-    trained: TrainedWeights,
+    trained: Trained,
 ) -> float:
     """Reduce-scatter of float32 gradients and all-gather of trained weights, each (d - 1) / d of its buffer.
 
@@ -161,7 +158,7 @@ def _data_parallel(
     if size == 1:
         return 0.0
     ranks = range(config.parallel.pipeline)
-    gradients = max(state_bytes(config, world_size, rank, lora=lora, trained=trained).gradients for rank in ranks)
+    gradients = max(state_bytes(config, world_size, rank, trained=trained).gradients for rank in ranks)
     bandwidth = _ring_bandwidth(config, size, hardware, node_size)
     part = (size - 1) / size / bandwidth
     reduction, gathering = part * gradients, part * _trained_bytes(config, gradients)
@@ -188,10 +185,8 @@ def _trained_bytes(config: Config, gradients: int) -> float:
     return gradients * bytes_per_number(config) / _FLOAT32
 
 
-def _update(
-    config: Config, world_size: int, hardware: Hardware, lora: LoraConfig | None, trained: TrainedWeights
-) -> float:
+def _update(config: Config, world_size: int, hardware: Hardware, trained: Trained) -> float:
     """Reads and writes of the optimizer's shard, and three passes over the gradients: zeroing, norm, clipping."""
-    state = state_bytes(config, world_size, 0, lora=lora, trained=trained)
+    state = state_bytes(config, world_size, 0, trained=trained)
     moved = 2 * state.optimizer + 3 * state.gradients + _trained_bytes(config, state.gradients)
     return moved / (hardware.memory_bandwidth * _GIGA * hardware.bandwidth_share)

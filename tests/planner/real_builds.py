@@ -11,8 +11,9 @@ import torch
 from tiny_runs import TINY_MODEL
 
 from nld_train.config.compose import compose_config
-from nld_train.config.schema import Config, LoraConfig, TrainedWeights
+from nld_train.config.schema import Config
 from nld_train.config.validate import validate
+from nld_train.planner.trained import ALL, Trained
 
 SHAPE = (*TINY_MODEL, "model.num_hidden_layers=8", "model.num_key_value_heads=4")
 
@@ -62,9 +63,7 @@ def rank_of(config: Config, rank: int, world: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def built_state_bytes(
-    config: Config, rank: int, world: int, lora: LoraConfig | None = None, trained: TrainedWeights = "all"
-) -> tuple[int, ...]:
+def built_state_bytes(config: Config, rank: int, world: int, trained: Trained = ALL) -> tuple[int, ...]:
     """Bytes of weights, gradients and optimizer state of a rank, after a step, and of what its save gathers at once."""
     from nld_train.model.adapter_files import AdapterShape
     from nld_train.model.adapters import LORA
@@ -79,21 +78,21 @@ def built_state_bytes(
         for chunk in chunks:
             for parameter in chunk.parameters():
                 torch.nn.init.ones_(parameter)
-        if lora is not None:
+        if (lora := trained.lora) is not None:
             chunks = train_adapter(chunks, LORA, AdapterShape(lora.rank, lora.lora_alpha, lora.targets), seed=1)
         else:
-            chunks = train_weights(chunks, trained)
+            chunks = train_weights(chunks, trained.weights)
         model = wrap_model(config, megatron, chunks)
         optimizer = build_optimizer(config, config.stages["joint"], model, resolve_dtype(config, device))
         optimizer.prepare_grads()
         optimizer.step_with_ready_grads()
         buffers = [buffer for chunk in model for buffer in chunk.buffers]
         frozen = [parameter for chunk in chunks for parameter in chunk.parameters() if not parameter.requires_grad]
-        assert bool(frozen) == (lora is not None or trained != "all")
+        assert bool(frozen) == (trained != ALL)
         weights = sum(_bytes(buffer.param_data) for buffer in buffers) + sum(map(_bytes, frozen))
         gradients = sum(_bytes(buffer.grad_data) for buffer in buffers)
-        trained = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
-        assert all(_inside(parameter, buffers) for parameter in trained)
+        with_gradients = [parameter for chunk in chunks for parameter in chunk.parameters() if parameter.requires_grad]
+        assert all(_inside(parameter, buffers) for parameter in with_gradients)
         return weights, gradients, _optimizer_bytes(optimizer, buffers), _gathered_bytes(model, optimizer)
 
 

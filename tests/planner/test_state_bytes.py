@@ -15,6 +15,7 @@ from nld_train.config.counts import rank_parameter_counts
 from nld_train.config.schema import LoraConfig
 from nld_train.planner import buffers
 from nld_train.planner.buffers import chunk_weights, state_bytes
+from nld_train.planner.trained import Trained
 
 LAYOUTS = {
     "one": (1, ()),
@@ -53,8 +54,8 @@ def test_bytes_with_a_lora_are_those_of_a_real_build(name: str) -> None:
         for rank in (0, world - 1):
             copies = world // (config.parallel.tensor * config.parallel.pipeline)
             pipeline_rank, data_rank = divmod(rank // config.parallel.tensor, copies)
-            counted = state_bytes(config, world, pipeline_rank, data_rank, lora)
-            found = built_state_bytes(config, rank, world, lora)
+            counted = state_bytes(config, world, pipeline_rank, data_rank, Trained("text", lora))
+            found = built_state_bytes(config, rank, world, Trained("text", lora))
             assert astuple(counted) == found, (lora, rank)
             assert counted.gradients < counted.weights
 

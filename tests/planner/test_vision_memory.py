@@ -27,6 +27,7 @@ from nld_train.planner.tower import (
     pictures_working_bytes,
     tower_layer_bytes,
 )
+from nld_train.planner.trained import Trained
 from nld_train.training.loop.trained_weights import is_trained
 from nld_train.training.stages.joint import JOINT
 
@@ -154,11 +155,11 @@ def test_only_the_first_stage_keeps_pictures() -> None:
     for rank in range(2):
         kept, of_text = (kept_bytes(config, JOINT, rank, 8) for config in (both, text))
         assert kept - of_text == (0 if rank else 2 * pictures_bytes(both, "all"))
-    frozen = kept_bytes(both, JOINT, 0, 8, trained="text")
+    frozen = kept_bytes(both, JOINT, 0, 8, Trained("text"))
     assert frozen == kept_bytes(text, JOINT, 0, 8)
     large = _config("model.num_hidden_layers=1", "batch.sequence_length=64", intermediate_size=4096)
     small = replace(large, model=replace(large.model, vision=None))
-    assert kept_bytes(large, JOINT, 0, 1, trained="text") == pictures_working_bytes(large, "text")
+    assert kept_bytes(large, JOINT, 0, 1, Trained("text")) == pictures_working_bytes(large, "text")
     assert kept_bytes(small, JOINT, 0, 1) < pictures_working_bytes(large, "text")
 
 
@@ -168,5 +169,5 @@ def test_bytes_of_trained_weights_are_those_of_a_real_build(
     trained: TrainedWeights, world: int, layout: tuple[str, ...]
 ) -> None:
     config = _config("execution.precision=bf16", *layout, world=world, device="auto")
-    counted = state_bytes(config, world, 0, trained=trained)
-    assert astuple(counted) == built_state_bytes(config, 0, world, trained=trained)
+    counted = state_bytes(config, world, 0, trained=Trained(trained))
+    assert astuple(counted) == built_state_bytes(config, 0, world, Trained(trained))

@@ -14,6 +14,7 @@ from nld_train.config.schema import Config, TrainedWeights
 from nld_train.config.vision_tensors import picture_products
 from nld_train.planner.hardware import assumptions
 from nld_train.planner.step_time import step_time
+from nld_train.planner.trained import Trained
 from nld_train.training.stages.joint import JOINT
 
 HARDWARE = replace(assumptions({}).hardware, peak_tflops=1.0, joint_utilisation=1.0)
@@ -25,7 +26,7 @@ def _config(*overrides: str, world: int = 1, **shape: object) -> Config:
 
 def _operations(config: Config, trained: TrainedWeights, world: int = 1) -> float:
     """Of a step on the slowest process."""
-    return step_time(config, world, JOINT, HARDWARE, 8, trained=trained).arithmetic * HARDWARE.peak_tflops * 1e12
+    return step_time(config, world, JOINT, HARDWARE, 8, Trained(trained)).arithmetic * HARDWARE.peak_tflops * 1e12
 
 
 @pytest.mark.parametrize("trained", get_args(TrainedWeights))
@@ -40,7 +41,7 @@ def test_a_lora_leaves_the_tower_frozen() -> None:
         "execution.recompute=none", "execution.head_chunk_rows=100000", "stages.joint.lora={rank: 2, lora_alpha: 4}"
     )
     stage = config.stages["joint"]
-    time = step_time(config, 1, JOINT, HARDWARE, 8, stage.lora)
+    time = step_time(config, 1, JOINT, HARDWARE, 8, Trained.of(stage))
     assert time.arithmetic * 1e12 == pytest.approx(step_flops(config, stage), rel=1e-12)
 
 
