@@ -19,6 +19,7 @@ from transformers import LogitsProcessorList, Mistral3Config, Mistral3ForConditi
 
 from checkpoint_convert.exporting import export_checkpoint
 from checkpoint_convert.hf_package.block_decoding import NoMaskToken
+from checkpoint_convert.hf_package.serve import has_torchvision
 from checkpoint_convert.importing import import_checkpoint
 from nld_train.data.tokenizer import SPECIAL_TOKENS, bytes_tokenizer
 from nld_train.model.vision.picture_prompt import pictures_of
@@ -142,7 +143,5 @@ def encoded(width: int, height: int, seed: int) -> bytes:
 
 def require_torchvision() -> None:
     """Skips a test where it is not installed, or is one of another torch: the wheels for Linux need one for CUDA."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        pytest.skip(f"torchvision does not load: {error}")
+    if not has_torchvision():
+        pytest.skip("torchvision is not installed, or does not load beside this torch")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 PACKAGE = "checkpoint_convert.hf_package"
 _CONFIGURATION, _MODELING = "configuration_nemotron_labs_diffusion", "modeling_nemotron_labs_diffusion"
-# `auto_map` names the first two; the last is a command.
 _SERVER = "serve.py"
+# `auto_map` names the first two; the last is a command.
 ENTRY_FILES = (f"{_CONFIGURATION}.py", f"{_MODELING}.py", _SERVER)
 # Of a vision-language model.
 VISION_ENTRY_FILES = (f"{_CONFIGURATION}_vlm.py", f"{_MODELING}_vlm.py", _SERVER)

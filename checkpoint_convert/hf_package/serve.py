@@ -7,6 +7,7 @@ passes pictures on to one that sees. All its options are options of this command
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(words: list[str] | None = None) -> None:
             parser.error(
                 "torchvision, which the processor of pictures needs, does not load: install that of your torch"
             )
-        # Before the server is imported: the import of a processor puts another module in the place of `transformers`.
+        # Before the server is imported: importing a processor replaces the module `transformers`.
         take_pictures(config)
     import transformers
     from transformers.cli.transformers import app
@@ -62,7 +63,7 @@ def main(words: list[str] | None = None) -> None:
 def has_torchvision() -> bool:
     """Whether torchvision is installed and loads, which one that was built for another torch does not."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, OSError, RuntimeError):
         return False
     return True

@@ -68,10 +68,15 @@ def expected(instruct: dict[str, Path]) -> dict[str, str]:
     model = AutoModelForCausalLM.from_pretrained(instruct["nld"], trust_remote_code=True)
     form = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
     batch = tokenizer.apply_chat_template(MESSAGES, **form)
+    return answers(model, batch, tokenizer)
+
+
+def answers(model: Any, batch: Any, decoder: Any) -> dict[str, str]:
+    """By `generate`, in each mode; `decoder` is a tokenizer or a processor."""
     found = {}
     for mode in MODES:
         ids = model.generate(**batch, max_new_tokens=TOKENS, decoding_mode=mode, do_sample=False)
-        found[mode] = tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        found[mode] = decoder.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return found
 
 
@@ -151,11 +156,7 @@ def answers_about(directory: Path) -> dict[str, str]:
     messages[0]["content"][0] = {"type": "image", "url": f"data:image/png;base64,{PNG}"}
     form = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     batch = processor.apply_chat_template(messages, **form)
-    found = {}
-    for mode in MODES:
-        ids = model.generate(**batch, max_new_tokens=TOKENS, decoding_mode=mode, do_sample=False)
-        found[mode] = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return found
+    return answers(model, batch, processor)
 
 
 @pytest.mark.long

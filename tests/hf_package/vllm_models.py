@@ -18,7 +18,7 @@ from nld_train.data.tokenizer import SPECIAL_TOKENS, bytes_tokenizer
 
 HEAD_DIM = 32
 _YARN = {**vision_models.TEXT["rope_parameters"], "original_max_position_embeddings": 32, "factor": 8.0}
-# Prompts and answers pass the original length of 32: the query scale and every kind of frequency are at work.
+# Prompts and answers pass the original length of 32, so that the query scale and every kind of frequency matter.
 ROPES: dict[str, dict[str, Any]] = {
     "yarn": _YARN,
     "lengthened": {**_YARN, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.5},

@@ -8,6 +8,7 @@ object a list of answers, or `{"error": ..}`.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ os.environ.update(
 def answers(case: dict[str, Any]) -> list[dict[str, Any]]:
     """Text, tokens and log-probabilities, one entry per prompt, or per conversation where there are `messages`."""
     if any(case["pictures"]):
-        import torchvision  # noqa: F401 vLLM needs it for pictures, and says so in its log only
+        importlib.import_module("torchvision")  # vLLM needs it for pictures, and says so in its log only
     from vllm import LLM, SamplingParams
 
     model = LLM(

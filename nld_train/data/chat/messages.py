@@ -113,7 +113,7 @@ def _content(
     reasoning = [require_text(content[key], key, where) for key in _REASONING if key in content]
     if reasoning:
         # Before 5.23 transformers passes keys on as they are, and a template would leave the others out.
-        content = {_REASONING[1]: reasoning[0], **content, _REASONING[0]: reasoning[0]}
+        content = {"thinking": reasoning[0], **content, "reasoning_content": reasoning[0]}
     return content, references
 
 
